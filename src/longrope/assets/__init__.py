@@ -1,0 +1,1 @@
+"""Package data: the embedded model, the shipped books, the published factor tables."""

@@ -1,0 +1,120 @@
+"""`longrope eval MODEL --suite perplexity --lengths 256,512 --scaling run/scaling.json`: measurements by length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longrope.cli.common import (
+    Attention,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    OriginalLength,
+    RemoteCode,
+    Seed,
+    number,
+    output,
+    print_json,
+    progress_bar,
+    quiet_libraries,
+    table,
+)
+from longrope.errors import LongRopeError
+from longrope.lengths import parse_length, parse_lengths
+
+if TYPE_CHECKING:
+    from longrope.evaluation.results import EvalRow
+
+
+def command(
+    model: Model,
+    lengths: Annotated[str, typer.Option("--lengths", help="Context lengths in tokens: 256,512,1k.")],
+    suite: Annotated[str, typer.Option("--suite", help="perplexity.")] = "perplexity",
+    data: Data = None,
+    scaling: Annotated[
+        Path | None, typer.Option("--scaling", help="A scaling.json; without it, the model as it is.")
+    ] = None,
+    against: Annotated[str, typer.Option("--against", help="Closed forms to compare with: none,pi,ntk,yarn,…")] = "",
+    target_length: Annotated[
+        str | None, typer.Option("--target-length", help="L' of the closed forms; default: the scaling's.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Texts per length, one per document first.")] = 10,
+    stride: Annotated[
+        int | None, typer.Option("--stride", min=1, help="Sliding window with this stride (the paper's is 256).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the results as a new JSON file here.")
+    ] = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    attn_implementation: Attention = None,
+    original_length: OriginalLength = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity by context length, with and without a scaling."""
+    parsed = parse_lengths(lengths)
+    target = parse_length(target_length) if target_length else None
+    if out is not None and out.exists():
+        raise LongRopeError(f"{out} exists; nothing is overwritten: choose another -o")
+    from longrope.files import write_json_atomic
+    from longrope.pipeline.evaluate import evaluate
+    from longrope.pipeline.subject import ModelOptions, open_model
+    from longrope.rope.scaling import RopeScaling
+
+    quiet_libraries()
+    loaded = RopeScaling.load(scaling) if scaling is not None else None
+    if loaded is not None and original_length is None:
+        original_length = str(loaded.geometry.original_length)
+    loading = ModelOptions(
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        original_length=parse_length(original_length) if original_length else None,
+    )
+    subject = open_model(model, loading)
+    with progress_bar() as progress:
+        task = progress.add_task("preparing", total=None, note="")
+        result = evaluate(
+            subject,
+            parsed,
+            data or [],
+            suites=suite.split(","),
+            scaling=loaded,
+            scaling_name=str(scaling) if scaling is not None else "checkpoint",
+            against=[name for name in against.split(",") if name],
+            target_length=target,
+            samples=samples,
+            seed=seed,
+            stride=stride,
+            on_start=lambda total: progress.update(task, description="eval", total=total),
+            on_sample=lambda: progress.advance(task),
+        )
+    if out is not None:
+        write_json_atomic(out, result.to_json())
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show(result.rows)
+
+
+def show(rows: Sequence[EvalRow]) -> None:
+    """Print perplexities as a table: one row per scaling, one column per length."""
+    lengths = list(dict.fromkeys(row.length for row in rows))
+    trials = max(row.trials for row in rows)
+    shown = table(
+        f"Perplexity by context length, {trials} held-out samples (± standard error)", ["scaling", *map(str, lengths)]
+    )
+    cells = {(row.scaling, row.length): row for row in rows}
+    for name in dict.fromkeys(row.scaling for row in rows):
+        values = [cells[name, length] for length in lengths]
+        shown.add_row(name, *(f"{number(row.value)} ± {number(row.stderr)}" for row in values))
+    output.print(shown)

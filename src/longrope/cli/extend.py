@@ -1,0 +1,148 @@
+"""`longrope extend [MODEL]`: inspect, search, compare, export, reload, prove, show. Without MODEL, the embedded one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longrope.cli import evaluate as evaluate_verb
+from longrope.cli import inspect as inspect_verb
+from longrope.cli import search as search_verb
+from longrope.cli.common import (
+    Attention,
+    Device,
+    Dtype,
+    Json,
+    OriginalLength,
+    RemoteCode,
+    Seed,
+    output,
+    print_json,
+    progress_bar,
+    quiet_libraries,
+)
+from longrope.cli.watch import SearchWatch
+from longrope.lengths import parse_length, parse_lengths
+
+if TYPE_CHECKING:
+    from longrope.pipeline.extend import Extension
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model folder, a hub name, or 'tiny'.")] = "tiny",
+    out: Annotated[Path, typer.Option("-o", "--output", help="A new folder for everything the run makes.")] = Path(
+        "run"
+    ),
+    target_length: Annotated[str | None, typer.Option("--target-length", help="L' in tokens; default: 8 L.")] = None,
+    search_data: Annotated[list[str] | None, typer.Option("--data", help="Text to search on. May be repeated.")] = None,
+    eval_data: Annotated[list[str] | None, typer.Option("--eval-data", help="Other text to compare on.")] = None,
+    lengths: Annotated[
+        str | None, typer.Option("--lengths", help="Lengths of the comparison; default: L, 2L, … L'.")
+    ] = None,
+    method: search_verb.Method = "longrope",
+    population: search_verb.Population = 32,
+    iterations: search_verb.Iterations = 12,
+    patience: search_verb.Patience = None,
+    samples: search_verb.Samples = 3,
+    eval_samples: Annotated[int, typer.Option("--eval-samples", min=1, help="Held-out texts per length.")] = 10,
+    start_tokens: search_verb.StartTokens = "0",
+    attention_factor: search_verb.AttentionFactor = "1",
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Export even what the runtime cannot express.")
+    ] = False,
+    seed: Seed = 0,
+    resume: search_verb.Resume = False,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    attn_implementation: Attention = None,
+    original_length: OriginalLength = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Extend a model's window without training, and prove it. The budget is a demonstration's; raise it for results."""
+    length = parse_length(target_length) if target_length else None
+    compared = parse_lengths(lengths) if lengths else None
+    from longrope.pipeline.extend import Listener, extend, summary
+    from longrope.pipeline.inspect import inspect
+    from longrope.pipeline.search import SearchOptions
+    from longrope.pipeline.subject import ModelOptions, open_model
+
+    quiet_libraries()
+    original = parse_length(original_length) if original_length else None
+    found = inspect(model, original_length=original, trust_remote_code=trust_remote_code)
+    if not as_json:
+        inspect_verb.show(found)
+        output.print()
+    loading = ModelOptions(
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        original_length=original,
+    )
+    subject = open_model(model, loading)
+    options = SearchOptions(
+        method=method,
+        population=population,
+        iterations=iterations,
+        patience=patience,
+        samples=samples,
+        seed=seed,
+        start_tokens=start_tokens,
+        attention_factor=attention_factor,
+    )
+    with progress_bar() as progress:
+        watch = SearchWatch(progress)
+        comparing = progress.add_task("compare", total=None, visible=False, note="")
+
+        def start_comparison(total: int) -> None:
+            progress.update(comparing, total=total, visible=True)
+
+        listener = Listener(
+            on_search_start=watch.start,
+            on_search_progress=watch.update,
+            on_evaluation_start=start_comparison,
+            on_evaluation_sample=lambda: progress.advance(comparing),
+        )
+        try:
+            extension = extend(
+                subject,
+                length or 8 * subject.geometry.original_length,
+                out,
+                search_data=search_data or [],
+                evaluation_data=eval_data or [],
+                lengths=compared,
+                evaluation_samples=eval_samples,
+                options=options,
+                allow_lossy=allow_lossy,
+                resume=resume,
+                listener=listener,
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            watch.say_interrupted(search_verb.resume_command())
+            raise
+    if as_json:
+        print_json(summary(extension))
+    else:
+        show(extension, out)
+
+
+def show(extension: Extension, out: Path) -> None:
+    """Print the search, the comparison, the proof, and where everything lies."""
+    search_verb.show(extension.search)
+    output.print()
+    evaluate_verb.show(extension.evaluation.rows)
+    output.print()
+    for proof in extension.proofs:
+        output.print(
+            f"reloaded with transformers, {proof.length} tokens: logits within {proof.max_logit_difference:.1e} of the "
+            f"searched model's, same most likely token at {100 * proof.top1_agreement:.2f} % of positions"
+        )
+    output.print()
+    output.print(f"checkpoint: {extension.export.path}")
+    output.print(f"scaling:    {extension.search.path}")
+    output.print(f"figures:    {', '.join(str(path) for path in extension.figures if path.suffix == '.png')}")
+    output.print(f"all of it:  {out}")

@@ -1,0 +1,63 @@
+"""`longrope <verb>`: the entry point. Errors a user can mend are one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from longrope.cli import evaluate, export, extend, inspect, presets, search
+from longrope.errors import LongRopeError, one_line
+
+app = typer.Typer(
+    name="longrope",
+    help="Extend the context window of a RoPE language model, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("inspect")(inspect.command)
+app.command("search")(search.command)
+app.command("extend")(extend.command)
+app.command("eval")(evaluate.command)
+app.command("export")(export.command)
+app.command("presets")(presets.command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from longrope import __version__
+
+        typer.echo(f"longrope {__version__}")
+        raise typer.Exit()
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line on `arguments` and return its exit code."""
+    try:
+        result = app(args=arguments, prog_name="longrope", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        print("longrope: interrupted", file=sys.stderr)
+        return 130
+    except LongRopeError as error:
+        return _fail(one_line(error))
+    except (OSError, MemoryError) as error:
+        return _fail(one_line(error))
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str) -> int:
+    print(f"longrope: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

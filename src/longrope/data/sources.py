@@ -1,0 +1,106 @@
+"""Text documents from what a user names: files, folders, shipped books, `datasets` names. Not tokens (tokens.py).
+
+| source | documents |
+|---|---|
+| `book.txt`, also `.txt.gz`, `.txt.xz` | the file |
+| `rows.jsonl`, also `.gz`, `.xz` | one per line, the text at `field` |
+| `rows.parquet` | one per row, the column `field` (needs `longrope[train]`) |
+| a folder | all of these files in it and below, sorted by path; hidden files and other suffixes are passed over |
+| `book:NAME` | a book shipped with the package |
+| `hf:NAME[:CONFIG][@SPLIT]` | the rows of a dataset over the network; split `train` if none is named |
+| `hf:NAME[:CONFIG]@SPLIT[:N]` | the first N of them |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from longrope.data.books import ShippedBook, read_book, shipped_books
+from longrope.data.documents import Document, Duplicate, drop_duplicates
+from longrope.data.hub import DatasetName, read_dataset
+from longrope.data.readers import known_suffixes, reader_for
+from longrope.errors import LongRopeError
+
+__all__ = [
+    "Document",
+    "Duplicate",
+    "ShippedBook",
+    "drop_duplicates",
+    "read_all",
+    "read_documents",
+    "shipped_books",
+]
+
+
+def read_documents(source: str | Path, *, field: str = "text", limit: int | None = None) -> list[Document]:
+    """The documents of one source, at most `limit` of them (what lies behind the limit is not read or checked).
+
+    A `Path` is always a file or folder; a string may also carry a prefix. Identical documents are all returned.
+    Raises LongRopeError, on one line with the path, for what is missing, unreadable, empty, binary or not UTF-8.
+    """
+    if limit is not None and limit < 1:
+        raise LongRopeError(f"expected a limit of at least 1 document, found {limit}")
+    return list(islice(_iterate(source, field), limit))
+
+
+def read_all(sources: Sequence[str | Path], *, field: str = "text", limit: int | None = None) -> list[Document]:
+    """The documents of several sources in their order, each text once: the first of identical ones is kept.
+
+    `limit` counts per source. Who wants to tell the user what was dropped calls `drop_duplicates` himself.
+    """
+    if not sources:
+        raise LongRopeError("expected at least one source of text, found none; give a file, a folder or book:NAME")
+    documents = [document for source in sources for document in read_documents(source, field=field, limit=limit)]
+    return drop_duplicates(documents)[0]
+
+
+def _iterate(source: str | Path, field: str) -> Iterator[Document]:
+    if isinstance(source, str):
+        prefix, _, rest = source.partition(":")
+        if prefix == "book":
+            return iter([read_book(rest)])
+        if prefix == "hf":
+            return read_dataset(DatasetName.parse(rest), field)
+    path = Path(source)
+    try:
+        if source != "" and path.is_dir():
+            return _folder(path, field)
+        if source != "" and path.exists():
+            return _file(path, path.name, field)
+    except OSError as error:  # a folder that may not be entered, a text given in place of its name
+        raise LongRopeError(f"cannot read {_short(str(source))}: {error.strerror}") from error
+    raise LongRopeError(
+        f"no text at {_short(str(source))}: there is no file or folder of that name, and it is neither book:NAME (a "
+        "shipped book) nor hf:NAME (a dataset)"
+    )
+
+
+def _file(path: Path, name: str, field: str) -> Iterator[Document]:
+    reader = reader_for(path)
+    if reader is None:
+        raise LongRopeError(f"expected a file ending in one of {', '.join(known_suffixes())}, found {path}")
+    return reader(path, name, field)
+
+
+def _folder(root: Path, field: str) -> Iterator[Document]:
+    """The documents of every readable file below `root`, by sorted path, named relative to it."""
+
+    def refuse(error: OSError) -> None:
+        raise LongRopeError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    paths: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+    texts = sorted((path.relative_to(root).as_posix(), path) for path in paths if reader_for(path) is not None)
+    if not texts:
+        raise LongRopeError(f"no texts in the folder {root}: expected files ending in {', '.join(known_suffixes())}")
+    for name, path in texts:
+        yield from _file(path, name, field)
+
+
+def _short(source: str, width: int = 200) -> str:
+    return repr(source if len(source) <= width else source[:width] + "…")

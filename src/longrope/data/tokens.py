@@ -1,0 +1,152 @@
+"""Documents as token ids, tokenised once and cached by hash. Not the choice of samples (samples.py).
+
+The text is data, never markup: a special token spelled out in a book stays ordinary text, and no BOS or EOS is added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.documents import Document
+from longrope.errors import LongRopeError
+from longrope.files import sha256_text
+
+Ids = npt.NDArray[np.int32]
+
+_FORMAT = "longrope-tokens-1"  # part of every cache key: raise it when the encoding options or the file's layout change
+_DIGEST_WORDS = 8  # a SHA-256 as int32 words in front of the ids, so that damage is seen
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedDocument:
+    """A document's token ids, int32 (n,), read-only, without BOS. `sha256` is that of the document's text."""
+
+    name: str
+    sha256: str
+    ids: Ids
+
+
+def tokenize(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path | None = None
+) -> list[TokenizedDocument]:
+    """The documents as token ids, from the cache where the same text met the same tokenizer before.
+
+    A damaged cache entry is computed again; a cache that cannot be written is done without. `cache_dir` is
+    `default_cache_dir()` where None. Raises LongRopeError where the tokenizer makes nothing of a text.
+    """
+    folder = cache_dir if cache_dir is not None else default_cache_dir()
+    identity = tokenizer_hash(tokenizer)
+    result = []
+    for document in documents:
+        path = None
+        if folder is not None and identity is not None:
+            path = folder / f"{sha256_text(f'{_FORMAT} {document.sha256} {identity}')}.npy"
+        ids = _load(path) if path is not None else None
+        if ids is None:
+            ids = _encode(document, tokenizer)
+            if path is not None:
+                _store(path, ids)
+        ids.flags.writeable = False
+        result.append(TokenizedDocument(document.name, document.sha256, ids))
+    return result
+
+
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The BOS id where the tokenizer really puts one in front of a text, else None.
+
+    Found by encoding, because a named `bos_token` says nothing: GPT-2 and Qwen name or lack one and add none.
+    """
+    bos = tokenizer.bos_token_id
+    if not isinstance(bos, int):
+        return None
+    with_special = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
+    without = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    added = with_special[:1] == [bos] and without[:1] != [bos]
+    return bos if added else None
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """SHA-256 over everything that decides the ids of a text; None where the tokenizer cannot be written out.
+
+    Fast tokenizers: the serialised backend, without truncation and padding, which earlier calls leave behind and
+    `tokenize` does not use. Slow ones: the files that `save_pretrained` writes.
+    """
+    parts = [type(tokenizer).__name__, tokenizers.__version__]
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts.append(json.dumps(backend | {"truncation": None, "padding": None}, sort_keys=True))
+        return sha256_text("\n".join(parts))
+    digest = sha256("\n".join(parts).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer.save_pretrained(folder)
+        except NotImplementedError:  # a custom class without save_vocabulary: tokenised anew each time
+            return None
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            digest.update(file.name.encode() + b"\0" + sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def default_cache_dir() -> Path | None:
+    """`longrope/tokens` in the user's cache folder, ~/.cache; None where the user has no home."""
+    try:
+        return Path.home() / ".cache" / "longrope" / "tokens"
+    except RuntimeError:
+        return None
+
+
+def _encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Ids:
+    encoded = tokenizer(
+        document.text,
+        add_special_tokens=False,
+        split_special_tokens=True,  # "<s>" written in a book is four characters, not a second BOS
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # a document is meant to be longer than the model's window
+    )
+    ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+    if ids.size == 0:
+        raise LongRopeError(f"the tokenizer makes no tokens of {document.name}; is it the model's own?")
+    return ids
+
+
+def _load(path: Path) -> Ids | None:
+    """The ids cached at `path`; None where there are none or they are damaged."""
+    try:
+        words = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(words, np.ndarray) or words.dtype != np.int32 or words.ndim != 1:
+        return None
+    ids: Ids = words[_DIGEST_WORDS:].copy()
+    return ids if ids.size and np.array_equal(words[:_DIGEST_WORDS], _digest(ids)) else None
+
+
+def _store(path: Path, ids: Ids) -> None:
+    """Cache `ids`, in full or not at all; where that cannot be, the next run tokenises again, nothing else is lost."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, np.concatenate([_digest(ids), ids]), allow_pickle=False)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _digest(ids: Ids) -> Ids:
+    return np.frombuffer(sha256(ids.astype("<i4").tobytes()).digest(), dtype="<i4").astype(np.int32)

@@ -1,0 +1,1 @@
+"""Measurements of a model under a scaling: typed rows, with everything needed to repeat them."""

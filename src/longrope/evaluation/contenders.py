@@ -1,0 +1,49 @@
+"""What is compared: a name, and the window it uses at each length. Closed forms, scalings, or no scaling at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from longrope.errors import LongRopeError
+from longrope.rope.factors import CLOSED_FORMS
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import RopeScaling, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A named choice of windows. `window(length)` is the window for a text of `length` tokens."""
+
+    name: str
+    window: Callable[[int], Window]
+
+
+def scaling_contender(name: str, scaling: RopeScaling) -> Contender:
+    """A scaling with its own windows, chosen by length; a length beyond its last window raises LongRopeError."""
+    return Contender(name, scaling.window_for)
+
+
+def closed_form_contender(name: str, geometry: RopeGeometry, target_length: int) -> Contender:
+    """A closed form of METHOD's table by name (`none`, `pi`, `ntk`, `ntk-critical`, `dynamic-ntk`, `yarn`).
+
+    All but `dynamic-ntk` have the factors of `target_length` at every length, as runtimes apply them; `dynamic-ntk`
+    follows the length. Raises LongRopeError for an unknown name.
+    """
+    if name not in CLOSED_FORMS:
+        raise LongRopeError(f"expected one of {', '.join(CLOSED_FORMS)} to compare with, found {name!r}")
+    form = CLOSED_FORMS[name]
+
+    def window(length: int) -> Window:
+        factors, attention_factor = form(geometry, length if name == "dynamic-ntk" else target_length)
+        return Window(
+            max_length=max(length, target_length), factors=tuple(factors.tolist()), attention_factor=attention_factor
+        )
+
+    return Contender(name, window)
+
+
+def closed_form_contenders(
+    geometry: RopeGeometry, target_length: int, names: Sequence[str] = tuple(CLOSED_FORMS)
+) -> list[Contender]:
+    return [closed_form_contender(name, geometry, target_length) for name in names]

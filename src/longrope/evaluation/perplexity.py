@@ -1,0 +1,90 @@
+"""Perplexity by length: exp(Σ NLL / Σ tokens), summed first and divided once, never a mean of per-window means.
+
+Two forms. *Prefix*: the first `length` tokens of every sample, one window each. *Sliding* (LongRoPE's evaluation, with
+stride 256): every token of the whole sample is scored once, with at most `length` tokens of context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from longrope.data.samples import Samples
+from longrope.errors import LongRopeError
+from longrope.evaluation.contenders import Contender
+from longrope.evaluation.results import EvalRow
+from longrope.models.install import Installed
+from longrope.models.scoring import token_nll
+
+SUITE = "perplexity"
+
+
+def perplexity(
+    installed: Installed,
+    samples: Samples,
+    lengths: Sequence[int],
+    contender: Contender,
+    *,
+    stride: int | None = None,
+    on_sample: Callable[[], None] = lambda: None,
+) -> list[EvalRow]:
+    """One row per length: perplexity, its standard error over samples (delta method), and the number of samples.
+
+    `lengths` are context windows in tokens; `samples` must be at least as long as the longest. `stride` chooses the
+    sliding form. `on_sample` is called after each sample of each length.
+
+    Raises LongRopeError for lengths the samples cannot give.
+    """
+    if not lengths or max(lengths) > samples.length or min(lengths) < 2:
+        raise LongRopeError(f"expected lengths from 2 to the samples' {samples.length} tokens, found {list(lengths)}")
+    if stride is not None and not 1 <= stride < min(lengths):
+        raise LongRopeError(f"expected a stride from 1 to below the shortest length {min(lengths)}, found {stride}")
+    rows = []
+    for length in lengths:
+        sums, counts = [], []
+        with installed.using(contender.window(length)), torch.inference_mode():
+            for ids in samples.ids.to(installed.model.device):
+                if stride is None:
+                    nll = token_nll(installed.model, ids[None, :length])[0]
+                else:
+                    nll = sliding_nll(installed, ids, length, stride, samples.has_bos)
+                sums.append(float(nll.sum(dtype=torch.float64)))
+                counts.append(nll.numel())
+                on_sample()
+        rows.append(_row(contender.name, length, sums, counts))
+    return rows
+
+
+def sliding_nll(installed: Installed, ids: Tensor, window: int, stride: int, has_bos: bool) -> Tensor:
+    """NLL in nats of every token of `ids` (T,) but the first, each with at most `window` tokens of context: (T − 1,).
+
+    The window moves by `stride` and scores only the tokens that are new. Where the tokenizer has a BOS, every window
+    begins with it, as every text the model was trained on does.
+    """
+    front, text = (ids[:1], ids[1:]) if has_bos else (ids[:0], ids)
+    room = window - len(front)
+    if stride >= room:
+        raise LongRopeError(f"expected a stride below the {room} text tokens of a window, found {stride}")
+    pieces, scored = [], 1 - len(front)  # text tokens scored so far; without BOS the first cannot be
+    end = min(room, len(text))
+    while True:
+        begin = end - min(room, end)
+        piece = torch.cat([front, text[begin:end]])
+        pieces.append(token_nll(installed.model, piece[None], start=len(front) + scored - begin - 1)[0])
+        scored = end
+        if end == len(text):
+            return torch.cat(pieces)
+        end = min(end + stride, len(text))
+
+
+def _row(name: str, length: int, sums: Sequence[float], counts: Sequence[int]) -> EvalRow:
+    total = sum(counts)
+    value = math.exp(sum(sums) / total) if sum(sums) / total < 700 else math.inf
+    stderr = None
+    if len(sums) > 1:
+        means = torch.tensor(sums, dtype=torch.float64) / torch.tensor(counts, dtype=torch.float64)
+        stderr = value * float(means.std() / math.sqrt(len(sums)))
+    return EvalRow(SUITE, name, length, "perplexity", value, stderr, len(sums))

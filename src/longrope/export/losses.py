@@ -1,0 +1,41 @@
+"""What a runtime cannot express of a scaling. Nothing is lost in silence: an export stops, or names the loss."""
+
+from __future__ import annotations
+
+from longrope.errors import LongRopeError
+from longrope.rope.scaling import RopeScaling
+
+
+def transformers_losses(scaling: RopeScaling) -> list[str]:
+    """What transformers' `longrope` cannot express of `scaling`, one phrase each; empty when it can express all.
+
+    It has two regimes, short up to the original length and long beyond, one list of factors each, one attention factor
+    for both, and no start tokens.
+    """
+    losses = []
+    windows, original = scaling.windows, scaling.geometry.original_length
+    if len(windows) > 2:
+        dropped = ", ".join(str(window.max_length) for window in windows[1:-1])
+        losses.append(f"the windows to {dropped} tokens: only the shortest and the longest window are kept")
+    if len(windows) > 1 and windows[0].max_length != original:
+        losses.append(f"the switch at {windows[0].max_length} tokens: the runtime switches at {original}")
+    start_tokens = {window.max_length: window.start_tokens for window in windows if window.start_tokens}
+    if start_tokens:
+        found = ", ".join(f"{n_hat} (window to {length})" for length, n_hat in start_tokens.items())
+        losses.append(f"the start tokens {found}: every position is rescaled")
+    factors = {window.attention_factor for window in (windows[0], windows[-1])}
+    if len(factors) > 1:
+        losses.append(
+            f"the attention factor {windows[0].attention_factor:g} of the short window: "
+            f"{windows[-1].attention_factor:g} is used in both"
+        )
+    return losses
+
+
+def require_lossless(losses: list[str], target: str, allow_lossy: bool) -> None:
+    """Raise LongRopeError when something would be lost and the user has not said that it may be."""
+    if losses and not allow_lossy:
+        raise LongRopeError(
+            f"{target} cannot express this scaling; it would lose {'; '.join(losses)}. "
+            "Add --allow-lossy to export all the same"
+        )

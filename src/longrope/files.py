@@ -1,0 +1,69 @@
+"""Writing without losing anything: atomic files, output folders never overwritten, SHA-256 of what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import LongRopeError
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hexadecimal SHA-256 of `text` as UTF-8."""
+    return sha256_bytes(text.encode())
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` to `path` in full or not at all: a reader never sees half a file, a full disk leaves the old one."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise LongRopeError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """`write_text_atomic` of `value` as indented JSON; NaN and infinity are refused because JSON has neither."""
+    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def new_output_folder(path: Path) -> Path:
+    """Create `path` for new output.
+
+    Raises LongRopeError when it exists with anything in it, is a file, or cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise LongRopeError(f"expected a folder for the output, found a file at {path}; choose another -o")
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            raise LongRopeError(f"the output folder {path} is not empty; nothing is overwritten: choose another -o")
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise LongRopeError(f"cannot write to the output folder {path}: {error.strerror}; choose another -o") from error
+    return path

@@ -1,0 +1,36 @@
+"""Lengths in tokens as people write them: `4096`, `128k`, `2M`, with k = 1024."""
+
+from __future__ import annotations
+
+import re
+
+from longrope.errors import LongRopeError
+
+_UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
+
+
+def parse_length(text: str | int) -> int:
+    """Tokens of a length such as `4096`, `128k` or `2M`.
+
+    Raises LongRopeError when `text` is not a positive whole number of tokens.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*([kKmM]?)\s*", str(text))
+    length = int(match[1]) * _UNITS[match[2].lower()] if match else 0
+    if length <= 0:
+        raise LongRopeError(
+            f"a length must be a positive whole number of tokens such as 4096, 128k or 2M; found {str(text)!r}"
+        )
+    return length
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Tokens of a comma-separated list of lengths, in the order given."""
+    return [parse_length(part) for part in text.split(",") if part.strip()] or [parse_length(text)]
+
+
+def format_length(length: int) -> str:
+    """The shortest exact form: 131072 -> `128k`, 2097152 -> `2M`, 1000 -> `1000`."""
+    for unit, size in (("M", _UNITS["m"]), ("k", _UNITS["k"])):
+        if length >= size and length % size == 0:
+            return f"{length // size}{unit}"
+    return str(length)

@@ -1,0 +1,137 @@
+"""Install a `RopeScaling` into any transformers model by replacing its rotary module, and take it out again.
+
+Install, not subclass: the model stays what it is, its weights and config are not touched. Installing proves on a
+forward pass that logits move with the factors, because patching a module that nobody calls (as the released code does
+with `layer.self_attn.rotary_emb`) changes nothing and says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.models.rotary import LongRopeRotary
+from longrope.rope.geometry import RopeGeometry, rope_layer_types
+from longrope.rope.scaling import RopeScaling, Window
+
+SCALED_LAYER_TYPE = "full_attention"
+_PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model with its installed rotary modules (one in current transformers, more in remote code)."""
+
+    model: PreTrainedModel
+    rotaries: tuple[LongRopeRotary, ...]
+
+    @property
+    def scaling(self) -> RopeScaling:
+        return self.rotaries[0].scaling
+
+    def fix(self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None) -> None:
+        """Use `window` in every forward (None: chosen by the longest position again).
+
+        `factors` (D,) and `attention_factor` replace the window's numbers by tensors that gradients flow through.
+        """
+        for rotary in self.rotaries:
+            rotary.fixed, rotary.factors, rotary.attention_factor = window, factors, attention_factor
+
+    @contextmanager
+    def using(
+        self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None
+    ) -> Iterator[PreTrainedModel]:
+        """`fix` for the length of a `with` block; what was fixed before is fixed again after it."""
+        first = self.rotaries[0]  # all are always fixed alike
+        before = (first.fixed, first.factors, first.attention_factor)
+        self.fix(window, factors, attention_factor)
+        try:
+            yield self.model
+        finally:
+            self.fix(*before)
+
+
+def geometry_of(model: PreTrainedModel, original_length: int | None = None) -> RopeGeometry:
+    """The geometry of a model's scaled RoPE (the full-attention layers' where a model has one per layer type)."""
+    return RopeGeometry.from_config(model.config, _scaled_layer_type(model), original_length)
+
+
+def install(model: PreTrainedModel, scaling: RopeScaling) -> Installed:
+    """Replace every rotary module of `model` so that it applies `scaling`; a scaling installed before is replaced.
+
+    Raises LongRopeError when the model has no rotary module, when the scaling was made for another geometry, or when
+    the model's logits do not move with the factors. The model is then as it was.
+    """
+    layer_type = _scaled_layer_type(model)
+    # The original length is the scaling's to choose; head size and base are the model's.
+    scaling.check_fits(RopeGeometry.from_config(model.config, layer_type, scaling.geometry.original_length))
+    uninstall(model)
+    places = _rotary_modules(model)
+    if not places:
+        raise LongRopeError(f"{type(model).__name__} has no rotary module to scale: longrope needs a model with RoPE")
+    # All are made before any is placed: a refusal leaves the model untouched.
+    rotaries = [(name, LongRopeRotary(module, scaling, layer_type)) for name, module in places]
+    for name, rotary in rotaries:
+        _place(model, name, rotary)
+    installed = Installed(model, tuple(rotary for _, rotary in rotaries))
+    if not _logits_move(installed):
+        uninstall(model)
+        raise LongRopeError(
+            f"{type(model).__name__} ignores its rotary module: logits are the same for different rescale factors, "
+            "so no scaling can be installed"
+        )
+    return installed
+
+
+def uninstall(model: PreTrainedModel) -> None:
+    """Put the model's own rotary modules back; without an installed scaling, nothing happens."""
+    places = [(name, module) for name, module in model.named_modules() if isinstance(module, LongRopeRotary)]
+    for name, module in places:
+        _place(model, name, module.original)
+
+
+def _scaled_layer_type(model: PreTrainedModel) -> str | None:
+    types = rope_layer_types(model.config)
+    if not types:
+        return None
+    if SCALED_LAYER_TYPE not in types:
+        raise LongRopeError(
+            f"{type(model).__name__} has one RoPE per layer type ({', '.join(types)}), none for {SCALED_LAYER_TYPE}; "
+            "only full-attention layers can be scaled"
+        )
+    return SCALED_LAYER_TYPE
+
+
+def _rotary_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if hasattr(module, "inv_freq")
+        or any(key.endswith("inv_freq") for key, _ in module.named_buffers(recurse=False))
+    ]
+
+
+def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _logits_move(installed: Installed) -> bool:
+    """Whether two very different windows give different logits on a few tokens."""
+    model, geometry = installed.model, installed.scaling.geometry
+    ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
+    training = model.training
+    model.eval()
+    logits = []
+    with torch.no_grad():
+        for factor in (1.0, 3.0):
+            with installed.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
+                logits.append(model(input_ids=ids, use_cache=False).logits)
+    model.train(training)
+    return not torch.equal(*logits)

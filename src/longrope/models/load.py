@@ -1,0 +1,100 @@
+"""Load a causal language model, its config or its tokenizer from a folder, a hub name, or `tiny`, the embedded model.
+
+Weights come from safetensors only; code that travels with a checkpoint runs only when the caller says so.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from longrope.errors import LongRopeError, one_line
+
+EMBEDDED = "tiny"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def embedded_model_path() -> Path:
+    """The folder of the embedded model in this installation."""
+    return Path(str(resources.files("longrope.assets"))) / EMBEDDED
+
+
+def resolve(name: str) -> str:
+    """A folder, or a hub name of the form `owner/model`.
+
+    Raises LongRopeError for anything else, before any network is touched.
+    """
+    if name == EMBEDDED:
+        return str(embedded_model_path())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LongRopeError(f"expected a model folder with a config.json, found none in {path}")
+        return str(path)
+    if path.exists():
+        raise LongRopeError(f"expected a model folder, found a file at {path}; give the folder that holds config.json")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+        return name
+    raise LongRopeError(f"there is no model folder at {name}; give a folder, a hub name (owner/model) or {EMBEDDED!r}")
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model. Raises LongRopeError when it cannot be loaded."""
+    return _loaded(AutoConfig.from_pretrained, name, "config", trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises LongRopeError when it cannot be loaded."""
+    return _loaded(AutoTokenizer.from_pretrained, name, "tokenizer", trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model in eval mode, on `device`.
+
+    `dtype`: float32, bfloat16, float16, float64, or auto: float32 on a CPU, the checkpoint's own elsewhere.
+    Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors.
+    """
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise LongRopeError(f"expected a dtype of auto, {', '.join(_DTYPES)}; found {dtype!r}")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise LongRopeError(f"the device {device!r} cannot be used here: {one_line(error)}") from error
+    wanted: Any = _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else "auto")
+    model: PreTrainedModel = _loaded(
+        AutoModelForCausalLM.from_pretrained,
+        name,
+        "model",
+        dtype=wanted,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+    return model.to(target).eval()
+
+
+def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
+    place = resolve(name)
+    try:
+        return load(place, local_files_only=Path(place).is_dir(), **options)
+    except Exception as error:  # transformers raises many kinds; what it said is passed on in one line
+        raise LongRopeError(f"cannot load the {what} of {name}: {one_line(error)}") from error

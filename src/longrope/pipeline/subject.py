@@ -1,0 +1,82 @@
+"""The model a verb works on: loaded once, with its tokenizer, geometry and the scaling it already carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longrope.data.samples import Samples, draw_samples
+from longrope.data.sources import read_all, shipped_books
+from longrope.data.tokens import bos_of, tokenize
+from longrope.errors import LongRopeError
+from longrope.models.install import geometry_of
+from longrope.models.load import EMBEDDED, load_config, load_model, load_tokenizer
+from longrope.rope.existing import existing_scaling
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import RopeScaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How to load a model. `original_length` overrides the window that the config states."""
+
+    dtype: str = "auto"
+    device: str = "cpu"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    original_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model. `existing` is the scaling its checkpoint carries, relative to its original RoPE."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    geometry: RopeGeometry
+    existing: RopeScaling | None
+
+
+def open_model(name: str, options: ModelOptions | None = None) -> Subject:
+    """Load a model for any verb. Raises LongRopeError when it cannot be loaded or has no RoPE."""
+    options = options or ModelOptions()
+    config = load_config(name, trust_remote_code=options.trust_remote_code)
+    RopeGeometry.from_config(config)  # a model without RoPE is refused before its weights are read
+    model = load_model(
+        name,
+        dtype=options.dtype,
+        device=options.device,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )
+    tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
+    return Subject(name, model, tokenizer, geometry_of(model, options.original_length), existing_scaling(model.config))
+
+
+def require_longer(geometry: RopeGeometry, target_length: int) -> None:
+    """Raise LongRopeError unless `target_length` is above the original window."""
+    if target_length <= geometry.original_length:
+        raise LongRopeError(
+            f"expected a target length above the model's window of {geometry.original_length} tokens, "
+            f"found {target_length}"
+        )
+
+
+def sources_or_books(name: str, sources: Sequence[str], role: str) -> list[str]:
+    """`sources`, or the shipped books of `role` for the embedded model. Raises LongRopeError when there are none."""
+    if sources:
+        return list(sources)
+    if name != EMBEDDED:
+        raise LongRopeError(
+            f"expected --data with a text file, folder, .jsonl, .parquet or hf:NAME for {name}; found none"
+        )
+    return [f"book:{book.name}" for book in shipped_books() if book.role == role]
+
+
+def prepare_samples(subject: Subject, sources: Sequence[str], *, length: int, count: int, seed: int) -> Samples:
+    """Samples of exactly `length` tokens from `sources` for the subject's tokenizer."""
+    documents = tokenize(read_all(sources), subject.tokenizer)
+    return draw_samples(documents, length=length, count=count, seed=seed, bos_token_id=bos_of(subject.tokenizer))

@@ -1,0 +1,101 @@
+"""The one frequency function: cosines and sines of a window at given positions. Everything that rotates uses it.
+
+Plain float32 angles are wrong by up to 0.07 at position 2,097,152: the product n·θ has an ulp of 0.125 there. Here the
+angle is counted in turns as a 32-bit fixed-point number whose overflow *is* the reduction modulo one turn, so the
+float32 angle that reaches cos and sin always lies in [−π, π) and is exact to about 3e-7 rad at every position.
+It costs two integer passes more than the plain product and saves cos and sin their own range reduction.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import Window
+
+_TURN = 2**32
+MAX_POSITION = 2**31 - 1
+
+
+class _FixedPoint(NamedTuple):
+    """Turns per token of every pair, split so that n·(steps/2³² + rest/2π) is exact to float64."""
+
+    steps_D: Tensor  # int32: whole 2⁻³² turns per token; n·steps wraps modulo one turn
+    rest_D: Tensor  # float32, radians per token: what rounding to whole steps left over (below 2⁻³³ turns)
+
+
+@lru_cache(maxsize=128)
+def _fixed_point(geometry: RopeGeometry, factors: tuple[float, ...], device: torch.device) -> _FixedPoint:
+    turns = geometry.inv_freq / np.asarray(factors, dtype=np.float64) / (2 * math.pi)
+    steps = np.rint(turns * _TURN)
+    rest = (turns - steps / _TURN) * 2 * math.pi
+    return _FixedPoint(
+        torch.from_numpy(steps.astype(np.int64).astype(np.int32)).to(device),
+        torch.from_numpy(rest.astype(np.float32)).to(device),
+    )
+
+
+@lru_cache(maxsize=16)
+def _plain_inv_freq(geometry: RopeGeometry, device: torch.device) -> Tensor:
+    # The arithmetic of transformers' default RoPE, in its order and its float32: identity must be bit-identical to it.
+    exponent = torch.arange(0, geometry.rotary_dim, 2, dtype=torch.int64).float() / geometry.rotary_dim
+    return (1.0 / (geometry.base**exponent)).to(device)
+
+
+def _reduced_angle(geometry: RopeGeometry, factors: tuple[float, ...], positions: Tensor) -> Tensor:
+    """n·θ_i/λ_i modulo 2π in [−π, π), float32. positions (...,) -> (..., D)."""
+    steps_D, rest_D = _fixed_point(geometry, factors, positions.device)
+    n = positions[..., None]
+    angle = torch.mul(n.to(torch.int32), steps_D).float()
+    return angle.mul_(2 * math.pi / _TURN).addcmul_(n.float(), rest_D)
+
+
+def _differentiable_angle(geometry: RopeGeometry, factors: Tensor, positions: Tensor) -> Tensor:
+    """The same angle in float64 before the reduction, so that gradients reach `factors` (D,)."""
+    inv_freq_D = torch.from_numpy(geometry.inv_freq).to(positions.device) / factors.double()
+    angle = positions.double()[..., None] * inv_freq_D
+    turns = (angle.detach() / (2 * math.pi)).round_()
+    return (angle - turns * (2 * math.pi)).float()
+
+
+def cos_sin(
+    geometry: RopeGeometry,
+    window: Window,
+    positions: Tensor,
+    *,
+    factors: Tensor | None = None,
+    attention_factor: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, times the attention factor, of every rotary pair (LongRoPE Eq. 2 and 3).
+
+    `positions` is an integer tensor (...,) of absolute positions in tokens, below 2³¹; the result is a pair of float32
+    tensors (..., D) on the same device. Positions n < n̂ keep the original angle n·θ_i, the others take n·θ_i/λ_i.
+
+    `factors` (D,) and `attention_factor` replace the window's numbers by tensors through which gradients flow.
+
+    A window whose factors are all 1 is the original RoPE: it is computed with the float32 arithmetic the model was
+    trained with, so that it is bit-identical to the untouched model. Every other window has angles exact to 1e-6 rad.
+    """
+    if attention_factor is None:
+        attention_factor = window.attention_factor
+    if factors is not None:
+        angle = _differentiable_angle(geometry, factors, positions)
+    elif all(factor == 1.0 for factor in window.factors):
+        angle = positions[..., None].float() * _plain_inv_freq(geometry, positions.device)
+    else:
+        angle = _reduced_angle(geometry, window.factors, positions)
+    if window.start_tokens > 0:
+        original = _reduced_angle(geometry, (1.0,) * geometry.pairs, positions)
+        angle = torch.where((positions < window.start_tokens)[..., None], original, angle)
+    if isinstance(attention_factor, Tensor) or angle.requires_grad:
+        return angle.cos() * attention_factor, angle.sin() * attention_factor
+    cos, sin = angle.cos(), angle.sin_()
+    if attention_factor != 1.0:
+        cos, sin = cos.mul_(attention_factor), sin.mul_(attention_factor)
+    return cos, sin

@@ -1,0 +1,161 @@
+"""Closed-form rescale factors: the baselines of every comparison and the seeds of every search.
+
+Every function takes a geometry and a target length and returns λ, float64 (D,): the angle of pair i at position n
+becomes n·θ_i/λ_i, so 1 extrapolates and s = L'/L interpolates linearly. A target length is in tokens and need not be
+whole (a checkpoint may state a ratio instead). Correct means: the frequencies of transformers' own functions.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from longrope.errors import LongRopeError
+from longrope.rope.checks import positive_number, whole_number
+from longrope.rope.geometry import FloatArray, RopeGeometry
+
+
+def pi(geometry: RopeGeometry, target_length: float) -> FloatArray:
+    """Position interpolation (Chen et al. 2023): λ_i = s for all pairs. Raises LongRopeError when L' < L."""
+    return np.full(geometry.pairs, _ratio(geometry, target_length))
+
+
+def ntk_aware(geometry: RopeGeometry, target_length: float) -> FloatArray:
+    """NTK-aware scaling: λ_i = s^(2i/(d-2)), that is base' = base·s^(d/(d-2)). Raises LongRopeError when L' < L."""
+    ratio = _ratio(geometry, target_length)
+    # A single pair (d = 2) has exponent 0/0; it turns with frequency 1 at any base, so its factor is 1.
+    exponent = 2 * np.arange(geometry.pairs) / max(geometry.rotary_dim - 2, 1)
+    return np.asarray(ratio**exponent, dtype=np.float64)
+
+
+def dynamic_ntk(geometry: RopeGeometry, current_length: float) -> FloatArray:
+    """NTK-aware scaling to the length that the sequence has now: all ones at or below L."""
+    length = positive_number("current_length", current_length)
+    return ntk_aware(geometry, max(length, geometry.original_length))
+
+
+def ntk_critical(geometry: RopeGeometry, target_length: float, critical_dim: int | None = None) -> FloatArray:
+    """NTK by critical dimension (Liu et al. 2023; "NTK" in LongRoPE2's tables): λ_i = s^(i/d_c), s at d_c, more beyond.
+
+    `critical_dim` is d_c, a pair index in 1 … D: the theoretical one when not given, a real one for NTK-rcd.
+    Raises LongRopeError when L' < L, or `critical_dim` is out of range or so low that a factor overflows.
+    """
+    ratio = _ratio(geometry, target_length)
+    critical = _critical_dim(geometry, geometry.critical_dim() if critical_dim is None else critical_dim)
+    exponent = np.arange(geometry.pairs) / critical
+    if exponent[-1] * math.log(ratio) > math.log(sys.float_info.max):
+        raise LongRopeError(f"critical_dim {critical} is too low for a ratio of {ratio:g}: the last factors overflow")
+    return np.asarray(ratio**exponent, dtype=np.float64)
+
+
+def yarn(
+    geometry: RopeGeometry,
+    target_length: float,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    critical_dim: int | None = None,
+    *,
+    truncate: bool = True,
+) -> FloatArray:
+    """YaRN (Peng et al. 2023, "NTK by parts"): 1/λ_i goes linearly in i from 1 down to 1/s between two bounds.
+
+    The lower bound is where a pair turns `beta_fast` times inside L, the upper where it turns `beta_slow` times;
+    `truncate` takes the floor of the lower and the ceiling of the upper, as transformers does by default. At or below
+    the lower bound nothing is interpolated, at or above the upper everything is.
+
+    `critical_dim` (YaRN-rcd, LongRoPE2) is a real critical dimension, a pair index in 1 … D that replaces the upper
+    bound: with the default `beta_slow` of 1 that bound *is* the theoretical critical dimension (Eq. 7), the first pair
+    which never finished a turn in training, so a lower real one moves exactly this end of the ramp and the pairs from
+    it on get the full s. The lower bound stays, since it speaks of pairs that turned often enough to be left alone; it
+    gives way only when the critical dimension lies at or below it. `beta_slow` then has no effect.
+
+    Raises LongRopeError when L' < L, beta_fast < beta_slow or `critical_dim` is out of range.
+    """
+    ratio = _ratio(geometry, target_length)
+    fast, slow = positive_number("beta_fast", beta_fast), positive_number("beta_slow", beta_slow)
+    if fast < slow:
+        raise LongRopeError(f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}")
+
+    def pair_of(turns: float) -> float:
+        log_length = math.log(geometry.original_length / (turns * 2 * math.pi))
+        return geometry.rotary_dim * log_length / (2 * math.log(geometry.base))
+
+    low, high = pair_of(fast), pair_of(slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    # transformers limits the upper bound by d - 1, not by the last pair D - 1.
+    low, high = max(low, 0), max(min(high, geometry.rotary_dim - 1), 0)
+    if critical_dim is not None:
+        high = _critical_dim(geometry, critical_dim)
+        low = min(low, high - 1)
+    if low == high:
+        high += 0.001  # a step, as in transformers
+    ramp = np.clip((np.arange(geometry.pairs) - low) / (high - low), 0.0, 1.0)
+    return np.asarray(1.0 / (ramp / ratio + (1.0 - ramp)), dtype=np.float64)
+
+
+def llama3(
+    geometry: RopeGeometry, factor: float, low_freq_factor: float = 1.0, high_freq_factor: float = 4.0
+) -> FloatArray:
+    """Llama 3's rule: 1/λ_i goes linearly in the turns inside L from 1/factor at `low_freq_factor` to 1 at the other.
+
+    Raises LongRopeError when `factor` < 1 or the frequency factors are not in order.
+    """
+    ratio = _ratio(geometry, positive_number("factor", factor) * geometry.original_length)
+    low, high = (
+        positive_number("low_freq_factor", low_freq_factor),
+        positive_number("high_freq_factor", high_freq_factor),
+    )
+    if low >= high:
+        raise LongRopeError(f"low_freq_factor must be below high_freq_factor; found {low:g} and {high:g}")
+    turns = geometry.original_length / geometry.periods
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return np.asarray(1.0 / ((1.0 - smooth) / ratio + smooth), dtype=np.float64)
+
+
+def su_attention_factor(geometry: RopeGeometry, target_length: float) -> float:
+    """√(1 + ln s / ln L): LongRoPE's attention factor and transformers' default for `longrope`; 1 where s ≤ 1."""
+    ratio = positive_number("target_length", target_length) / geometry.original_length
+    return math.sqrt(1 + math.log(ratio) / math.log(geometry.original_length)) if ratio > 1 else 1.0
+
+
+def yarn_attention_factor(geometry: RopeGeometry, target_length: float, mscale: float = 1.0) -> float:
+    """0.1·mscale·ln s + 1: YaRN's attention factor (Peng et al. 2023, §3.4); 1 where s ≤ 1."""
+    ratio = positive_number("target_length", target_length) / geometry.original_length
+    return 0.1 * mscale * math.log(ratio) + 1.0 if ratio > 1 else 1.0
+
+
+ClosedForm = Callable[[RopeGeometry, float], tuple[FloatArray, float]]
+
+CLOSED_FORMS: dict[str, ClosedForm] = {
+    "none": lambda geometry, target: (np.ones(geometry.pairs), 1.0),
+    "pi": lambda geometry, target: (pi(geometry, target), 1.0),
+    "ntk": lambda geometry, target: (ntk_aware(geometry, target), 1.0),
+    "ntk-critical": lambda geometry, target: (ntk_critical(geometry, target), 1.0),
+    "dynamic-ntk": lambda geometry, length: (dynamic_ntk(geometry, length), 1.0),
+    "yarn": lambda geometry, target: (yarn(geometry, target), yarn_attention_factor(geometry, target)),
+}
+"""Every baseline by name: (geometry, target length) -> (factors (D,), attention factor).
+
+`dynamic-ntk` takes the length of the sequence at hand; given the target length it equals `ntk`, so a comparison over
+several lengths must ask it once per length."""
+
+
+def _ratio(geometry: RopeGeometry, target_length: float) -> float:
+    """s = L'/L, at least 1."""
+    target = positive_number("target_length", target_length)
+    if target < geometry.original_length:
+        raise LongRopeError(
+            f"target_length must not be below the original window of {geometry.original_length} tokens;"
+            f" found {target:g}"
+        )
+    return target / geometry.original_length
+
+
+def _critical_dim(geometry: RopeGeometry, critical_dim: int) -> int:
+    if whole_number("critical_dim", critical_dim, 1) > geometry.pairs:
+        raise LongRopeError(f"critical_dim must be a pair index, 1 to {geometry.pairs}; found {critical_dim}")
+    return int(critical_dim)

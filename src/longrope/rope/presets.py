@@ -1,0 +1,113 @@
+"""The rescale factors that the authors published, by name: 30 LongRoPE tables and one of LongRoPE2.
+
+They are package data under the MIT licence of their authors, whose notice is in the file and travels with it. A table
+is for one model: LLaMA2-7B, Mistral-7B-v0.1 or Meta-Llama-3-8B. For any other model it is an example, not a result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from longrope.errors import LongRopeError
+from longrope.rope.factors import su_attention_factor
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import RopeScaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresetRow:
+    """What a listing says of one preset; lengths in tokens."""
+
+    name: str
+    model: str
+    original_length: int
+    """L that the factors are relative to."""
+    target_length: int
+    """L', the window the factors are for."""
+    ratio: float
+    """s = L'/L."""
+    finetuned_length: int
+    """The window the model had been fine-tuned to when the factors were searched."""
+    rotary_dim: int
+    base: float
+    role: str
+    """`fine-tuning factors`, `second interpolation` (without further training), `recovery` (of a short window), …"""
+    monotone: bool
+    """Whether no factor is below its predecessor; some of the Mistral tables are not monotone."""
+    note: str = ""
+
+
+def preset_names() -> list[str]:
+    """The names of all presets, in the order of the file."""
+    return [table["name"] for table in _file()["tables"]]
+
+
+def preset_table() -> list[PresetRow]:
+    """One row per preset, in the order of `preset_names`."""
+    return [
+        PresetRow(
+            name=table["name"],
+            model=table["model"],
+            original_length=table["original_length"],
+            target_length=table["window"],
+            ratio=table["window"] / table["original_length"],
+            finetuned_length=table["finetuned_length"],
+            rotary_dim=table["head_dim"],
+            base=table["rope_theta"],
+            role=table["role"],
+            monotone=table["monotone"],
+            note=table.get("note", ""),
+        )
+        for table in _file()["tables"]
+    ]
+
+
+def preset(name: str) -> RopeScaling:
+    """The published factors `name` as a scaling, relative to the original RoPE of their model.
+
+    A LongRoPE table is one window. The LongRoPE2 table keeps factors of 1 up to L, so it has two. The published files
+    state no attention factor; the one here is what the authors' code computes for them by default, √(1 + ln s/ln L)
+    at the length of the table (1 for a window of L tokens), in the LongRoPE2 table for both windows, as there.
+
+    Raises LongRopeError, with the names that come close, when there is no such preset.
+    """
+    tables = {table["name"]: table for table in _file()["tables"]}
+    if name not in tables:
+        close = difflib.get_close_matches(name, tables, n=3)
+        hint = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else f"there are {len(tables)}, from {min(tables)} to {max(tables)}"
+        )
+        raise LongRopeError(f"expected the name of a preset, found {name!r}: {hint}")
+    table = tables[name]
+    geometry = RopeGeometry(
+        rotary_dim=table["head_dim"], base=table["rope_theta"], original_length=table["original_length"]
+    )
+    make = RopeScaling.extended if table["role"].startswith("LongRoPE2") else RopeScaling.single
+    scaling = make(
+        geometry,
+        table["window"],
+        table["factors"],
+        attention_factor=su_attention_factor(geometry, table["window"]),
+    )
+    kept = ("model", "role", "finetuned_length", "note")
+    return scaling.with_provenance(
+        origin="published factors",
+        preset=name,
+        **{key: table[key] for key in kept if key in table},
+        **{key: _file()[key] for key in ("source", "licence", "copyright")},
+        attention_factor="not in the published file; the default of the authors' code (su)",
+    )
+
+
+@cache
+def _file() -> dict[str, Any]:
+    text = resources.files("longrope").joinpath("assets", "presets.json").read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content

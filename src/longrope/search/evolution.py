@@ -1,0 +1,167 @@
+"""LongRoPE's evolutionary search (2402.13753, Algorithm 1) as an ask/tell optimiser. Knows no model.
+
+    optimiser = Evolution(space, seeds, EvolutionSettings(seed=0))
+    while not optimiser.done:
+        generation = optimiser.ask()
+        optimiser.tell([loss(candidate) for candidate in generation])
+    optimiser.best
+
+Everything random comes from one generator that only `ask` advances: the same seed and the same losses give the same
+questions, which is what makes a log of questions and answers the whole state of a search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from longrope.errors import LongRopeError
+from longrope.search.space import Candidate, SearchSpace
+
+_TRIES = 100  # attempts at a candidate that has not been evaluated before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvolutionSettings:
+    """Algorithm 1's settings; the defaults are the paper's (64 + 40·32 = 1,344 evaluations).
+
+    `patience` stops after that many iterations without a better candidate (None: never).
+    """
+
+    population: int = 64  # P
+    mutations: int = 16  # N₁
+    crossovers: int = 16  # N₂
+    probability: float = 0.3  # p
+    iterations: int = 40  # T
+    top_k: int = 32  # k
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("population", "iterations", "top_k"):
+            if getattr(self, name) < (0 if name == "iterations" else 1):
+                raise LongRopeError(f"{name} must be positive; found {getattr(self, name)}")
+        if self.mutations < 0 or self.crossovers < 0 or self.mutations + self.crossovers < 1:
+            raise LongRopeError(
+                f"an iteration needs children; found {self.mutations} mutations, {self.crossovers} crossovers"
+            )
+        if not 0.0 < self.probability <= 1.0:
+            raise LongRopeError(f"the mutation probability must be in (0, 1]; found {self.probability}")
+        if self.patience is not None and self.patience < 1:
+            raise LongRopeError(f"patience must be at least 1 iteration; found {self.patience}")
+
+    @classmethod
+    def for_population(
+        cls, population: int, *, iterations: int = 40, patience: int | None = None, seed: int = 0
+    ) -> EvolutionSettings:
+        """The paper's proportions for another population: N₁ = N₂ = P/4, k = P/2 (its own halving beyond 512k)."""
+        quarter = max(1, population // 4)
+        return cls(
+            population=population,
+            mutations=quarter,
+            crossovers=quarter,
+            iterations=iterations,
+            top_k=max(1, population // 2),
+            patience=patience,
+            seed=seed,
+        )
+
+    @property
+    def evaluations(self) -> int:
+        """How many candidates a search without patience evaluates."""
+        return self.population + self.iterations * (self.mutations + self.crossovers)
+
+
+class Evolution:
+    """Algorithm 1. `ask` gives a generation that was never evaluated before, `tell` takes its losses."""
+
+    def __init__(self, space: SearchSpace, seeds: Sequence[Candidate], settings: EvolutionSettings) -> None:
+        if not seeds:
+            raise LongRopeError("an evolution needs at least one seed")
+        self.space, self.settings = space, settings
+        self._seeds = tuple(dict.fromkeys(seeds))
+        self._rng = np.random.default_rng(settings.seed)
+        self._seen: set[Candidate] = set()
+        self._ranked: list[tuple[float, int, Candidate]] = []  # (loss, order of asking, candidate), best first
+        self._asked: list[Candidate] | None = None
+        self._exhausted = False
+        self._stale = 0
+        self.iteration = 0  # generations told; the first is P₀
+
+    @property
+    def done(self) -> bool:
+        patience = self.settings.patience
+        stale = patience is not None and self._stale >= patience
+        return self.iteration > self.settings.iterations or stale or self._exhausted
+
+    @property
+    def best(self) -> tuple[Candidate, float]:
+        """The best candidate told so far and its loss. Raises LongRopeError when none had a finite loss."""
+        if not self._ranked or not math.isfinite(self._ranked[0][0]):
+            raise LongRopeError(
+                "no candidate had a finite loss: the model does not work at this length with any factors tried"
+            )
+        loss, _, candidate = self._ranked[0]
+        return candidate, loss
+
+    def ask(self) -> list[Candidate]:
+        """The generation to evaluate now; asking again before telling gives the same one."""
+        if self._asked is None:
+            generation = self._first_generation() if self.iteration == 0 else self._children()
+            self._exhausted = not generation
+            self._asked = generation
+        return list(self._asked)
+
+    def tell(self, losses: Sequence[float]) -> None:
+        """Losses of the generation asked last, in its order. NaN and infinity rank behind every number."""
+        if self._asked is None or len(losses) != len(self._asked):
+            raise ValueError(f"expected {len(self._asked or [])} losses for the generation asked, found {len(losses)}")
+        before = self._ranked[0][0] if self._ranked else math.inf
+        start = len(self._seen) - len(self._asked)
+        for order, (candidate, loss) in enumerate(zip(self._asked, losses, strict=True)):
+            self._ranked.append((loss if math.isfinite(loss) else math.inf, start + order, candidate))
+        self._ranked.sort(key=lambda entry: entry[:2])
+        self._stale = 0 if self._ranked[0][0] < before else self._stale + 1
+        self._asked = None
+        self.iteration += 1
+
+    def _first_generation(self) -> list[Candidate]:
+        """P₀: the seeds, and mutations of them in turn."""
+        generation: list[Candidate | None] = list(self._seeds[: self.settings.population])
+        self._seen.update(self._seeds[: self.settings.population])
+        for index in range(self.settings.population - len(generation)):
+            seed = self._seeds[index % len(self._seeds)]
+            generation.append(self._new(partial(self._mutation_of, seed)))
+        return [candidate for candidate in generation if candidate is not None]
+
+    def _children(self) -> list[Candidate]:
+        """N₁ mutations of Top-k members and N₂ crossovers of pairs of them."""
+        top = [candidate for _, _, candidate in self._ranked[: self.settings.top_k]]
+        children = [
+            self._new(lambda: self._mutation_of(top[self._rng.integers(len(top))]))
+            for _ in range(self.settings.mutations)
+        ]
+        children += [self._new(lambda: self._crossover_of(top)) for _ in range(self.settings.crossovers)]
+        return [candidate for candidate in children if candidate is not None]
+
+    def _mutation_of(self, parent: Candidate) -> Candidate:
+        return self.space.mutate(parent, self.settings.probability, self._rng)
+
+    def _crossover_of(self, top: list[Candidate]) -> Candidate:
+        if len(top) == 1:
+            return self._mutation_of(top[0])
+        first, second = self._rng.choice(len(top), 2, replace=False)
+        return self.space.cross(top[first], top[second], self._rng)
+
+    def _new(self, draw: Callable[[], Candidate]) -> Candidate | None:
+        """The first draw that was never asked before; None when there is none in 100 draws."""
+        for _ in range(_TRIES):
+            candidate = draw()
+            if candidate not in self._seen:
+                self._seen.add(candidate)
+                return candidate
+        return None

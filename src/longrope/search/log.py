@@ -1,0 +1,158 @@
+"""The search log: an append-only JSONL file of what was asked and told. It is the whole state of a search.
+
+The first line says what the search is (settings, samples, model); every further line is one evaluation. Each line is
+written in one piece and flushed, so a killed process leaves whole lines. No pickles: a log is safe to read from anyone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import LongRopeError
+from longrope.search.space import Candidate
+
+SCHEMA = "longrope.search/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One line of the log: candidate number `index`, in the order asked, and its loss (NaN and infinity are kept)."""
+
+    index: int
+    generation: int
+    candidate: Candidate
+    loss: float
+
+    def to_json(self) -> str:
+        # JSON has no NaN: a loss that is not a number is written as its name.
+        loss = self.loss if math.isfinite(self.loss) else str(self.loss)
+        return json.dumps(
+            {
+                "index": self.index,
+                "generation": self.generation,
+                "steps": self.candidate.steps,
+                "start_tokens": self.candidate.start_tokens,
+                "loss": loss,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, line: str) -> Evaluation:
+        row = json.loads(line)
+        candidate = Candidate(tuple(int(step) for step in row["steps"]), int(row["start_tokens"]))
+        return cls(int(row["index"]), int(row["generation"]), candidate, float(row["loss"]))
+
+
+class SearchLog:
+    """An open log. Use `create` or `resume`; close it, or use it in a `with` block."""
+
+    def __init__(self, path: Path, evaluations: list[Evaluation]) -> None:
+        self.path = path
+        self.evaluations = evaluations
+        try:
+            self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise LongRopeError(f"cannot write the search log {path}: {error.strerror}") from error
+
+    @classmethod
+    def create(cls, path: Path, header: dict[str, Any]) -> SearchLog:
+        """A new log. Raises LongRopeError when there is one already."""
+        if path.exists():
+            raise LongRopeError(f"{path} exists: add --resume to continue it, or choose another -o")
+        log = cls(path, [])
+        log._append(json.dumps({"schema": SCHEMA, **header}, allow_nan=False))
+        return log
+
+    @classmethod
+    def resume(cls, path: Path, header: dict[str, Any]) -> SearchLog:
+        """The log at `path`, ready to go on.
+
+        Raises LongRopeError when there is none, when a line is damaged or cut off, or when it belongs to another
+        search: resuming with other settings, samples or model would not be the same search.
+        """
+        found, evaluations = read_log(path)
+        wanted = json.loads(json.dumps(header))
+        differing = sorted(key for key in wanted if key not in ("record",) and found.get(key) != wanted[key])
+        if differing:
+            key = differing[0]
+            raise LongRopeError(
+                f"{path} is the log of another search: {', '.join(differing)} differ "
+                f"(log: {key} = {_short(found.get(key))}, now: {_short(wanted[key])}); "
+                "use the same settings or another -o"
+            )
+        return cls(path, evaluations)
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Write one evaluation. Raises LongRopeError when it cannot be written; what was logged before is kept."""
+        self._append(evaluation.to_json())
+        self.evaluations.append(evaluation)
+
+    def _append(self, line: str) -> None:
+        data = f"{line}\n".encode()
+        size = os.fstat(self._handle).st_size
+        try:
+            written = os.write(self._handle, data)
+            if written < len(data):
+                written += os.write(self._handle, data[written:])
+        except OSError as error:
+            os.ftruncate(self._handle, size)  # half a line is no line: the log stays valid
+            raise LongRopeError(
+                f"cannot write the search log {self.path}: {error.strerror}; the log is valid up to here, "
+                "make room and continue with --resume"
+            ) from error
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    def __enter__(self) -> SearchLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_log(path: Path) -> tuple[dict[str, Any], list[Evaluation]]:
+    """Header and evaluations of a log. Raises LongRopeError when it is missing, of another schema, or damaged."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise LongRopeError(f"there is no search log at {path} to resume; start without --resume") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise LongRopeError(f"cannot read the search log {path}: {error}") from error
+    lines = text.split("\n")
+    if lines.pop() != "":
+        raise LongRopeError(
+            f"{path} is cut off in line {len(lines) + 1}; delete that line to continue from the "
+            f"{max(0, len(lines) - 1)} whole evaluations before it"
+        )
+    try:
+        header = json.loads(lines[0]) if lines else {}
+    except json.JSONDecodeError as error:
+        raise LongRopeError(f"{path} is no search log: its first line is not JSON") from error
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        found = header.get("schema") if isinstance(header, dict) else None
+        raise LongRopeError(f"{path}: expected a search log of schema {SCHEMA}, found {found!r}")
+    evaluations: list[Evaluation] = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            evaluation = Evaluation.from_json(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LongRopeError(
+                f"{path} is damaged in line {number}: expected one evaluation, found {line[:40]!r}"
+            ) from error
+        if evaluation.index != len(evaluations):
+            raise LongRopeError(
+                f"{path} is damaged in line {number}: expected evaluation {len(evaluations)}, found {evaluation.index}"
+            )
+        evaluations.append(evaluation)
+    return header, evaluations
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,107 @@
+"""The space of LongRoPE's search (Table 4): rescale factors on a grid of 0.01, monotone, and start tokens.
+
+Factors are whole numbers of hundredths here, so that two candidates are equal exactly when their model is, a hash is
+exact, and a log replays bit for bit. Knows no model and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+
+from longrope.errors import LongRopeError
+from longrope.rope.scaling import Window
+
+STEPS = 100  # grid steps per unit of λ
+UPPER_RATIO = 1.25  # λ ≤ 1.25·s
+START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One point of the space: λ_i = steps[i]/100, and n̂."""
+
+    steps: tuple[int, ...]
+    start_tokens: int = 0
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        return tuple(step / STEPS for step in self.steps)
+
+    def window(self, max_length: int, attention_factor: float) -> Window:
+        return Window(
+            max_length=max_length,
+            factors=self.factors,
+            start_tokens=self.start_tokens,
+            attention_factor=attention_factor,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """λ_i ∈ [1, upper] with λ_i ≤ λ_{i+1} for `pairs` pairs, and n̂ from `start_tokens`.
+
+    Raises LongRopeError for an empty space.
+    """
+
+    pairs: int
+    upper: float
+    start_tokens: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1 or self.upper < 1.0 or not self.start_tokens:
+            raise LongRopeError(
+                "a search space needs at least one pair, an upper bound of at least 1 and a choice of start tokens; "
+                f"found {self.pairs}, {self.upper} and {self.start_tokens}"
+            )
+
+    @classmethod
+    def for_ratio(cls, pairs: int, ratio: float, start_tokens: tuple[int, ...] = (0,)) -> SearchSpace:
+        """Table 4's bounds for an extension by `ratio` = s."""
+        return cls(pairs=pairs, upper=UPPER_RATIO * ratio, start_tokens=start_tokens)
+
+    @property
+    def upper_steps(self) -> int:
+        return int(np.floor(self.upper * STEPS + 1e-9))
+
+    def snap(self, factors: Sequence[float] | np.ndarray, start_tokens: int | None = None) -> Candidate:
+        """The nearest candidate to `factors` (pairs,): rounded to the grid, inside the bounds, monotone."""
+        steps = np.rint(np.asarray(factors, dtype=np.float64) * STEPS).clip(STEPS, self.upper_steps)
+        steps = np.maximum.accumulate(steps).astype(np.int64)
+        n_hat = self.start_tokens[0] if start_tokens is None else start_tokens
+        return Candidate(tuple(steps.tolist()), n_hat)
+
+    def mutate(self, parent: Candidate, probability: float, rng: Generator) -> Candidate:
+        """Redraw each gene with `probability`, uniformly among the values that keep λ monotone.
+
+        A run of neighbouring genes that are redrawn together gets sorted uniform draws between the nearest genes that
+        stay: exactly a uniform draw from the monotone vectors that agree with the parent elsewhere.
+        """
+        steps = np.array(parent.steps, dtype=np.int64)
+        redrawn = rng.random(self.pairs) < probability
+        at = 0
+        while at < self.pairs:
+            if not redrawn[at]:
+                at += 1
+                continue
+            end = at
+            while end < self.pairs and redrawn[end]:
+                end += 1
+            low = steps[at - 1] if at > 0 else STEPS
+            high = steps[end] if end < self.pairs else self.upper_steps
+            steps[at:end] = np.sort(rng.integers(low, high + 1, end - at))
+            at = end
+        n_hat = parent.start_tokens
+        if len(self.start_tokens) > 1 and rng.random() < probability:
+            n_hat = int(rng.choice(self.start_tokens))
+        return Candidate(tuple(steps.tolist()), n_hat)
+
+    def cross(self, first: Candidate, second: Candidate, rng: Generator) -> Candidate:
+        """Uniform crossover: every gene from either parent with equal chance; sorting restores the monotone order."""
+        pick = rng.random(self.pairs) < 0.5
+        steps = np.sort(np.where(pick, first.steps, second.steps))
+        n_hat = first.start_tokens if rng.random() < 0.5 else second.start_tokens
+        return Candidate(tuple(steps.tolist()), n_hat)

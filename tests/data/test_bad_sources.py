@@ -1,0 +1,113 @@
+"""What is no text: each a LongRopeError of one line that names the path and says what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from longrope.data import read_documents
+from longrope.errors import LongRopeError
+
+WriteParquet = Callable[[Path, dict[str, list[str | None]]], None]
+
+FILES = {
+    "empty.txt": (b"", "empty"),
+    "blank.txt": (b" \n\t\n", "empty or blank"),
+    "mark.txt": (b"\xef\xbb\xbf", "empty or blank"),
+    "binary.txt": (b"\x7fELF\0\0\1text", "NUL"),
+    "utf16.txt": ("whale".encode("utf-16"), "NUL"),
+    "latin.txt": ("caf\xe9 au lait".encode("latin-1"), "0xe9 at offset 3"),
+    "cut.txt.gz": (gzip.compress(b"whale " * 1000)[:-20], "cannot read"),
+    "fake.txt.gz": (b"no gzip at all", "cannot read"),
+    "cut.txt.xz": (lzma.compress(b"whale " * 1000)[:-20], "cannot read"),
+    "fake.txt.xz": (b"no xz at all", "cannot read"),
+    "empty.jsonl": (b"", "found none"),
+    "blank.jsonl": (b'{"text": " "}\n', "found none"),
+    "bad.jsonl": (b'{"text": "one"}\n{"text": \n', "line 2"),
+    "cut.jsonl.gz": (gzip.compress(b'{"text": "one"}\n' * 1000)[:-20], "cannot read"),
+    "deep.jsonl": (b"[" * 200_000, "line 1"),
+    "array.jsonl": (b'["text"]\n', "line 1, found list"),
+    "missing.jsonl": (b'{"text": "one"}\n\n{"body": "two", "id": 1}\n', r"'text' in .* line 3; it has: body, id"),
+    "null.jsonl": (b'{"text": "one"}\n{"text": null}\n', "line 2, found NoneType"),
+    "latin.jsonl": ('{"text": "one"}\n{"text": "\xe9"}\n'.encode("latin-1"), "line 2, found byte 0xe9"),
+    "surrogate.jsonl": (b'{"text": "\\ud800"}\n', "lone surrogate"),
+    "nul.jsonl": (b'{"text": "a\\u0000"}\n', "NUL"),
+    "fake.parquet": (b"no parquet at all", "cannot read"),
+    "book.pdf": (b"%PDF", "ending in one of"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_file(tmp_path: Path, name: str) -> None:
+    content, said = FILES[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(LongRopeError, match=said) as caught:
+        read_documents(str(path))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "void.txt").write_bytes(b"")
+    with pytest.raises(LongRopeError, match=r"void\.txt"):
+        read_documents(tmp_path)
+
+
+def test_parquet_without_the_column_or_with_nulls(tmp_path: Path, write_parquet: WriteParquet) -> None:
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, {"id": ["1"], "body": ["x"]})
+    with pytest.raises(LongRopeError, match=r"no column 'text' in .*rows\.parquet; it has: id, body"):
+        read_documents(path)
+    write_parquet(path, {"text": ["one", None]})
+    with pytest.raises(LongRopeError, match="row 2, found NoneType"):
+        read_documents(path)
+
+
+def test_parquet_without_pyarrow_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_parquet: WriteParquet
+) -> None:
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, {"text": ["one"]})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(LongRopeError, match=r"longrope\[train\]"):
+        read_documents(path)
+
+
+def test_folder_without_texts(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("no")
+    with pytest.raises(LongRopeError, match=r"no texts in the folder .*\.parquet"):
+        read_documents(tmp_path)
+
+
+def test_missing_source_says_what_was_tried(tmp_path: Path) -> None:
+    for source in (str(tmp_path / "nowhere.txt"), "pg19", ""):
+        with pytest.raises(LongRopeError, match=r"no file or folder of that name.*book:NAME.*hf:NAME"):
+            read_documents(source)
+    with pytest.raises(LongRopeError, match="cannot read") as caught:
+        read_documents("It was the best of times. " * 1000)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_path_is_never_a_prefix() -> None:
+    with pytest.raises(LongRopeError, match="no file or folder"):
+        read_documents(Path("book:moby"))
+
+
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "locked.txt"
+    path.write_text("text")
+
+    def refuse(self: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # root reads every mode, so the mode itself cannot be the test
+    with pytest.raises(LongRopeError, match=r"cannot read .*locked\.txt: Permission denied"):
+        read_documents(path)

@@ -1,0 +1,149 @@
+"""Every form of source, and what is kept of identical documents."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from longrope.data import drop_duplicates, read_all, read_documents
+from longrope.errors import LongRopeError
+
+TEXT = "Call me Ishmael.\nÆon — 鯨.\n"
+
+
+WriteParquet = Callable[[Path, dict[str, list[str | None]]], None]
+
+
+def test_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "whale.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    (document,) = read_documents(str(path))
+    assert (document.name, document.text) == ("whale.txt", TEXT)
+    assert document.sha256 == sha256(TEXT.encode()).hexdigest()
+    assert read_documents(path) == [document]
+
+
+def test_byte_order_mark_and_line_ends_do_not_make_another_document(tmp_path: Path) -> None:
+    (tmp_path / "unix.txt").write_bytes(TEXT.encode())
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    (unix,), (windows,) = (read_documents(tmp_path / name) for name in ("unix.txt", "windows.txt"))
+    assert unix.sha256 == windows.sha256
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_compressed_files(tmp_path: Path, suffix: str, compress: object) -> None:
+    assert callable(compress)
+    (tmp_path / f"a.txt{suffix}").write_bytes(compress(TEXT.encode()))
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(compress(json.dumps({"text": TEXT}).encode() + b"\n"))
+    assert read_documents(tmp_path / f"a.txt{suffix}")[0].text == TEXT
+    assert read_documents(tmp_path / f"b.jsonl{suffix}")[0].text == TEXT
+
+
+def test_jsonl_field_line_numbers_and_blank_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"body": "first\u2028still first"}, {"body": " \n"}, {"body": "third", "text": "other"}]
+    path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    documents = read_documents(path, field="body")
+    assert [(document.name, document.text) for document in documents] == [
+        ("rows.jsonl:1", "first\u2028still first"),
+        ("rows.jsonl:5", "third"),
+    ]
+
+
+def test_parquet_reads_one_column(tmp_path: Path, write_parquet: WriteParquet) -> None:
+    path = tmp_path / "rows.parquet"
+    texts: list[str | None] = [f"text {number}" for number in range(150)]
+    texts[1] = "  "
+    write_parquet(path, {"id": [str(number) for number in range(150)], "body": texts})
+    documents = read_documents(path, field="body")
+    assert [document.text for document in documents] == [text for text in texts if text and text.strip()]
+    assert documents[1].name == "rows.parquet:3"
+
+
+def test_folder_is_sorted_recursive_and_passes_over_what_is_no_text(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "b" / "two.txt").write_text("two")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    write_parquet(tmp_path / "c.parquet", {"text": ["three"]})
+    for name in ("picture.png", ".hidden/x.txt", "._a.txt"):
+        (tmp_path / name).write_bytes(b"\0")
+    documents = read_documents(tmp_path)
+    assert [document.name for document in documents] == ["a.jsonl:1", "b/two.txt", "c.parquet:1"]
+
+
+def test_limit_stops_before_what_lies_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\nbroken\n')
+    assert [document.text for document in read_documents(path, limit=2)] == ["one", "two"]
+    with pytest.raises(LongRopeError, match="line 3"):
+        read_documents(path, limit=3)
+    with pytest.raises(LongRopeError, match="at least 1"):
+        read_documents(path, limit=0)
+
+
+def test_identical_documents_are_kept_once_and_named(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "same"), ("b.txt", "other"), ("c.txt", "same")):
+        (tmp_path / name).write_text(text)
+    assert [document.name for document in read_documents(tmp_path)] == ["a.txt", "b.txt", "c.txt"]
+    assert [document.name for document in read_all([tmp_path])] == ["a.txt", "b.txt"]
+    assert [document.name for document in read_all([tmp_path / "c.txt", tmp_path])] == ["c.txt", "b.txt"]
+    kept, dropped = drop_duplicates(read_documents(tmp_path))
+    assert [document.name for document in kept] == ["a.txt", "b.txt"]
+    assert [(duplicate.name, duplicate.same_as) for duplicate in dropped] == [("c.txt", "a.txt")]
+
+
+def test_read_all_wants_a_source() -> None:
+    with pytest.raises(LongRopeError, match="at least one source"):
+        read_all([])
+
+
+class TestDatasets:
+    """`hf:` on a local folder: the real `datasets` library, without the network."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "set"
+        folder.mkdir()
+        for split in ("train", "test"):
+            rows = [{"text": f"{split} {number}", "n": number} for number in range(3)]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        return folder
+
+    def test_splits_and_limits(self, folder: Path) -> None:
+        assert [document.text for document in read_documents(f"hf:{folder}")] == ["train 0", "train 1", "train 2"]
+        assert [document.text for document in read_documents(f"hf:{folder}@test[:2]")] == ["test 0", "test 1"]
+        assert [document.name for document in read_documents(f"hf:{folder}:default@test", limit=1)] == [
+            f"hf:{folder}:default@test:1"
+        ]
+
+    def test_errors_are_one_line(self, folder: Path) -> None:
+        for source, said in (
+            (f"hf:{folder}@absent", "absent"),
+            (f"hf:{folder}:noconfig", "noconfig"),
+            (f"hf:{folder}/nowhere", "nowhere"),
+            ("hf:", "hf:NAME"),
+            ("hf:a@b@c", "hf:NAME"),
+        ):
+            with pytest.raises(LongRopeError, match=said) as caught:
+                read_documents(source)
+            assert "\n" not in str(caught.value)
+        with pytest.raises(LongRopeError, match=r"no field 'body' in hf:.* row 1; it has: text, n"):
+            read_documents(f"hf:{folder}", field="body")
+        with pytest.raises(LongRopeError, match=r"field 'n' of hf:.* row 1, found int"):
+            read_documents(f"hf:{folder}", field="n")
+
+    def test_missing_library_names_the_extra(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        with pytest.raises(LongRopeError, match=r"longrope\[train\]"):
+            read_documents(f"hf:{folder}")
