@@ -37,7 +37,8 @@ WINDOW = 256
 VOCAB_SIZE = 2048
 BOS, EOS = "<s>", "</s>"
 COPY_LENGTH = 96
-COPY_NARROW = 700  # stage-1 steps on 512 tokens; the rest draws from the whole vocabulary
+COPY_BATCH = 32
+COPY_TOKENS = range(2, 514)  # the bytes, so all digits, and the most frequent merges: what retrieval will copy
 MIXTURE_RAMP = 600  # stage-2 steps over which copies fall from 60 % to 15 % of the rows
 ANSWER_WEIGHT = 4.0
 
@@ -174,11 +175,10 @@ class Rows:
         return np.array(row), np.array(weights[1:])
 
     def copying_batch(self, batch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Stage 1: a span of 8-32 random tokens repeated to COPY_LENGTH; from 512 tokens first, then from all."""
-        low, high = (258, 770) if step <= COPY_NARROW else (2, VOCAB_SIZE)
+        """Stage 1: a span of 8-32 random tokens, drawn from 512 of them, repeated to COPY_LENGTH."""
         rows, weights = [], []
         for _ in range(batch):
-            span = self.rng.integers(low, high, int(self.rng.integers(8, 33)))
+            span = self.rng.choice(COPY_TOKENS, int(self.rng.integers(8, 33)))
             rows.append(np.concatenate([[self.bos], np.resize(span, COPY_LENGTH)]))
             weights.append((np.arange(COPY_LENGTH) >= len(span)).astype(np.float64))
         return np.stack(rows), np.stack(weights)
@@ -233,6 +233,7 @@ def train(
     peak: float,
     floor: float,
     warmup: int,
+    batch: int,
     args: argparse.Namespace,
     log: list,
     name: str,
@@ -249,7 +250,7 @@ def train(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_of(model, *draw(args.batch, step), device)
+        loss = loss_of(model, *draw(batch, step), device)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -275,9 +276,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--books", type=Path, required=True, help="folder of .txt files, one complete work each")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=7000)
-    parser.add_argument("--copy-steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=32, help="rows of 256 tokens a step")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--copy-steps", type=int, default=700)
+    parser.add_argument("--batch", type=int, default=16, help="rows of 256 tokens a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -317,15 +318,15 @@ def main() -> None:
         return retrieval(model, Rows(tokenizer, texts, rows.words, args.seed + 1), 100)
 
     optimizer = make_optimizer(model)
-    train(model, optimizer, rows.copying_batch, args.copy_steps, 2e-3, 1e-3, 100, args, log, "copying")
-    train(model, optimizer, rows.mixture_batch, args.steps, 1.5e-3, 5e-5, 100, args, log, "mixture", check)
+    train(model, optimizer, rows.copying_batch, args.copy_steps, 2e-3, 1e-3, 100, COPY_BATCH, args, log, "copying")
+    train(model, optimizer, rows.mixture_batch, args.steps, 1.5e-3, 5e-5, 100, args.batch, args, log, "mixture", check)
 
     model.to("cpu", torch.bfloat16).save_pretrained(args.out)
     record = {
         "command": " ".join(["python", *sys.argv]),
         "seed": args.seed,
         "parameters": model.num_parameters(),
-        "tokens_seen": args.steps * args.batch * WINDOW + args.copy_steps * args.batch * COPY_LENGTH,
+        "tokens_seen": args.steps * args.batch * WINDOW + args.copy_steps * COPY_BATCH * COPY_LENGTH,
         "seconds": round(time.time() - began),
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, device {args.device}",
         "versions": {

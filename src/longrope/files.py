@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -51,16 +52,35 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def new_output_folder(path: Path) -> Path:
-    """Create `path` for new output.
+def json_ready(value: Any) -> Any:
+    """`value` as JSON can say it: numbers that are NaN or infinite, which JSON has not, become None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    return value
 
-    Raises LongRopeError when it exists with anything in it, is a file, or cannot be written.
-    """
+
+def check_output_folder(path: Path) -> None:
+    """Raise LongRopeError when `path` is a file or a folder with anything in it. Creates nothing."""
     if path.exists() and not path.is_dir():
         raise LongRopeError(f"expected a folder for the output, found a file at {path}; choose another -o")
     try:
         if path.is_dir() and any(path.iterdir()):
             raise LongRopeError(f"the output folder {path} is not empty; nothing is overwritten: choose another -o")
+    except OSError as error:
+        raise LongRopeError(f"cannot read the output folder {path}: {error.strerror}; choose another -o") from error
+
+
+def new_output_folder(path: Path) -> Path:
+    """Create `path` for new output.
+
+    Raises LongRopeError when it exists with anything in it, is a file, or cannot be written.
+    """
+    check_output_folder(path)
+    try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass

@@ -127,6 +127,21 @@ def test_version_4_namespace() -> None:
     assert rope_parameters_of(config) == {"rope_type": "default", "rope_theta": 500000.0}
 
 
+def test_original_length_of_two_places() -> None:
+    inside = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "rope_theta": 1e4}
+    config = SimpleNamespace(head_dim=64, original_max_position_embeddings=4096, rope_parameters=inside)
+    assert RopeGeometry.from_config(config).original_length == 4096
+    config.rope_parameters = {"full_attention": inside}
+    assert RopeGeometry.from_config(config).original_length == 2048
+
+
+def test_version_4_latent_attention() -> None:
+    config = SimpleNamespace(
+        hidden_size=7168, num_attention_heads=128, qk_rope_head_dim=64, rope_theta=1e4, max_position_embeddings=4096
+    )
+    assert RopeGeometry.from_config(config) == RopeGeometry(rotary_dim=64, base=1e4, original_length=4096)
+
+
 def test_version_4_names_of_partial_rotary() -> None:
     neox = SimpleNamespace(
         hidden_size=6144, num_attention_heads=64, rotary_pct=0.25, rotary_emb_base=10000, max_position_embeddings=2048

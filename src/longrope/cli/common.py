@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from longrope.files import json_ready
+
 # Tables are never cut: piped output is wide, a narrow terminal wraps.
 output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -47,17 +49,7 @@ def quiet_libraries() -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """One object on standard output. NaN and infinity, which JSON has not, become null."""
-    typer.echo(json.dumps(_finite(value), indent=1, ensure_ascii=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    typer.echo(json.dumps(json_ready(value), indent=1, ensure_ascii=False))
 
 
 @contextmanager

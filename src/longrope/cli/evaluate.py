@@ -71,8 +71,6 @@ def command(
 
     quiet_libraries()
     loaded = RopeScaling.load(scaling) if scaling is not None else None
-    if loaded is not None and original_length is None:
-        original_length = str(loaded.geometry.original_length)
     loading = ModelOptions(
         dtype=dtype,
         device=device,

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from longrope.cli.common import Json, Model, RemoteCode, output, print_json, quiet_libraries
+from longrope.cli.common import Json, Model, OriginalLength, RemoteCode, output, print_json, quiet_libraries
 from longrope.errors import LongRopeError
+from longrope.files import check_output_folder
+from longrope.lengths import parse_length
 
 TARGETS = ("hf",)
 
@@ -22,6 +24,7 @@ def command(
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Export what the runtime cannot express, and name the loss.")
     ] = False,
+    original_length: OriginalLength = None,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -31,9 +34,15 @@ def command(
     from longrope.export.hf import export_hf
     from longrope.rope.scaling import RopeScaling
 
+    check_output_folder(out)
     quiet_libraries()
     done = export_hf(
-        model, RopeScaling.load(scaling), out, allow_lossy=allow_lossy, trust_remote_code=trust_remote_code
+        model,
+        RopeScaling.load(scaling),
+        out,
+        allow_lossy=allow_lossy,
+        original_length=parse_length(original_length) if original_length else None,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         print_json({"checkpoint": str(done.path), "verification": asdict(done.verification), "losses": done.losses})

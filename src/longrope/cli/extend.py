@@ -24,6 +24,7 @@ from longrope.cli.common import (
     quiet_libraries,
 )
 from longrope.cli.watch import SearchWatch
+from longrope.files import check_output_folder
 from longrope.lengths import parse_length, parse_lengths
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def command(
     from longrope.pipeline.search import SearchOptions
     from longrope.pipeline.subject import ModelOptions, open_model
 
+    if not resume:
+        check_output_folder(out)
     quiet_libraries()
     original = parse_length(original_length) if original_length else None
     found = inspect(model, original_length=original, trust_remote_code=trust_remote_code)

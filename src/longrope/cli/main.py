@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 
 from longrope.cli import evaluate, export, extend, inspect, presets, search
 from longrope.errors import LongRopeError, one_line
 
+# Typer carries a click of its own and does not export this class.
+_UsageError: type[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
 app = typer.Typer(
     name="longrope",
     help="Extend the context window of a RoPE language model, and prove it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,19 +40,14 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def run(arguments: list[str]) -> int:
     """Run the command line on `arguments` and return its exit code."""
     try:
-        result = app(args=arguments, prog_name="longrope", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
-        return _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+        result = app(args=arguments or ["--help"], prog_name="longrope", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
         print("longrope: interrupted", file=sys.stderr)
         return 130
-    except LongRopeError as error:
+    except (LongRopeError, OSError, MemoryError) as error:
         return _fail(one_line(error))
-    except (OSError, MemoryError) as error:
-        return _fail(one_line(error))
+    except _UsageError as error:
+        return _fail(error.format_message())
     return result if isinstance(result, int) else 0
 
 

@@ -26,6 +26,7 @@ from longrope.cli.common import (
     table,
 )
 from longrope.cli.watch import SearchWatch
+from longrope.files import check_output_folder
 from longrope.lengths import parse_length
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def command(
     from longrope.pipeline.search import SearchOptions, search
     from longrope.pipeline.subject import ModelOptions, open_model
 
+    if not resume:
+        check_output_folder(out)
     quiet_libraries()
     options = SearchOptions(
         method=method,

@@ -42,6 +42,7 @@ def perplexity(
         raise LongRopeError(f"expected lengths from 2 to the samples' {samples.length} tokens, found {list(lengths)}")
     if stride is not None and not 1 <= stride < min(lengths):
         raise LongRopeError(f"expected a stride from 1 to below the shortest length {min(lengths)}, found {stride}")
+    installed.model.eval()
     rows = []
     for length in lengths:
         sums, counts = [], []
@@ -64,10 +65,10 @@ def sliding_nll(installed: Installed, ids: Tensor, window: int, stride: int, has
     The window moves by `stride` and scores only the tokens that are new. Where the tokenizer has a BOS, every window
     begins with it, as every text the model was trained on does.
     """
+    if not 1 <= stride < window:
+        raise LongRopeError(f"expected a stride from 1 to below the window of {window} tokens, found {stride}")
     front, text = (ids[:1], ids[1:]) if has_bos else (ids[:0], ids)
     room = window - len(front)
-    if stride >= room:
-        raise LongRopeError(f"expected a stride below the {room} text tokens of a window, found {stride}")
     pieces, scored = [], 1 - len(front)  # text tokens scored so far; without BOS the first cannot be
     end = min(room, len(text))
     while True:
@@ -81,8 +82,8 @@ def sliding_nll(installed: Installed, ids: Tensor, window: int, stride: int, has
 
 
 def _row(name: str, length: int, sums: Sequence[float], counts: Sequence[int]) -> EvalRow:
-    total = sum(counts)
-    value = math.exp(sum(sums) / total) if sum(sums) / total < 700 else math.inf
+    # torch's exponential: infinity where the perplexity is beyond float64, and NaN stays NaN.
+    value = float(torch.tensor(sum(sums) / sum(counts), dtype=torch.float64).exp())
     stderr = None
     if len(sums) > 1:
         means = torch.tensor(sums, dtype=torch.float64) / torch.tensor(counts, dtype=torch.float64)

@@ -22,6 +22,7 @@ from longrope.export.losses import require_lossless, transformers_losses
 from longrope.export.verify import Verification, verify_hf
 from longrope.files import new_output_folder, write_json_atomic, write_text_atomic
 from longrope.models.load import load_config, resolve
+from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 
 # What travels from the source. Pickled weights do not, and nothing else that could run.
@@ -57,17 +58,22 @@ def export_hf(
     *,
     allow_lossy: bool = False,
     evidence: list[EvalRow] | None = None,
+    original_length: int | None = None,
     trust_remote_code: bool = False,
 ) -> Export:
     """Write the checkpoint of `model_name` extended by `scaling` to the new folder `out`.
 
-    Raises LongRopeError when `out` is not empty or cannot be written, when transformers cannot express the scaling
-    (and `allow_lossy` is not set), or when the reloaded checkpoint differs. `out` is then as it was.
+    `original_length` overrides the window that the source's config states.
+
+    Raises LongRopeError when the scaling is for another rotary embedding, when `out` is not empty or cannot be
+    written, when transformers cannot express the scaling (and `allow_lossy` is not set), or when the reloaded
+    checkpoint differs. `out` is then as it was.
     """
     losses = transformers_losses(scaling)
     require_lossless(losses, "transformers", allow_lossy)
     source = _source_folder(model_name)
     config = load_config(model_name, trust_remote_code=trust_remote_code)
+    scaling.check_fits(RopeGeometry.from_config(config, original_length=original_length))
     existed = out.is_dir()
     new_output_folder(out)
     try:

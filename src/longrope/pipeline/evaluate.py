@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from longrope.data.samples import Samples, assert_disjoint, draw_samples
@@ -13,6 +14,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import Contender, closed_form_contender, scaling_contender
 from longrope.evaluation.perplexity import SUITE, perplexity
 from longrope.evaluation.results import EvalRow, rows_to_json
+from longrope.files import json_ready
 from longrope.models.install import install, uninstall
 from longrope.pipeline.subject import Subject, sources_or_books
 from longrope.provenance import record
@@ -29,7 +31,7 @@ class Evaluation:
     settings: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        return {"results": rows_to_json(self.rows), "settings": self.settings, **record()}
+        return {"results": json_ready(rows_to_json(self.rows)), "settings": self.settings, **record()}
 
 
 def evaluate(
@@ -62,7 +64,7 @@ def evaluate(
     documents = read_all(sources)
     if scaling is not None:
         scaling.check_fits(subject.geometry)
-        assert_disjoint(seen_documents(scaling), documents)
+    assert_disjoint(seen_documents(scaling or recorded_scaling(subject.name)), documents)
     contenders = _contenders(subject, scaling, scaling_name, against, target_length or _target(scaling, lengths))
     drawn = draw_samples(
         tokenize(documents, subject.tokenizer),
@@ -82,9 +84,15 @@ def evaluate(
     return Evaluation(rows, _settings(subject, drawn, lengths, seed, stride))
 
 
-def seen_documents(scaling: RopeScaling) -> list[str]:
+def recorded_scaling(model_name: str) -> RopeScaling | None:
+    """The `scaling.json` that an export leaves beside its weights, for what it says of its search."""
+    path = Path(model_name) / "scaling.json"
+    return RopeScaling.load(path) if path.is_file() else None
+
+
+def seen_documents(scaling: RopeScaling | None) -> list[str]:
     """Hashes of the documents that the search of `scaling` used, as its provenance says."""
-    data = scaling.provenance.get("data")
+    data = scaling.provenance.get("data") if scaling is not None else None
     hashes = data.get("document_sha256", []) if isinstance(data, dict) else []
     return [str(value) for value in hashes]
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from longrope.data.samples import assert_disjoint
+from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import closed_form_contender
 from longrope.export.hf import Export, export_hf
@@ -21,7 +23,7 @@ from longrope.files import write_json_atomic
 from longrope.models.install import install, uninstall
 from longrope.pipeline.evaluate import Evaluation, evaluate
 from longrope.pipeline.search import SearchOptions, SearchResult, search
-from longrope.pipeline.subject import Subject, prepare_samples, sources_or_books
+from longrope.pipeline.subject import Subject, prepare_samples, require_longer, sources_or_books
 from longrope.report.figures import factors_figure, perplexity_figure
 from longrope.rope.factors import CLOSED_FORMS
 from longrope.search.run import Progress
@@ -80,12 +82,20 @@ def extend(
     `lengths` are those of the comparison (default: L, 2L, … L'). Raises LongRopeError for what the user can mend.
     """
     listener, options = listener or Listener(), options or SearchOptions()
+    geometry = subject.geometry
+    require_longer(geometry, target_length)
+    if options.start_tokens != "0" and not allow_lossy:
+        raise LongRopeError("transformers cannot express start tokens; add --allow-lossy, or leave them at 0")
+    # What the later stages need is looked at now: an error after a long search would waste it.
+    search_sources = sources_or_books(subject.name, search_data, "search")
     evaluation_sources = sources_or_books(subject.name, evaluation_data, "evaluation")
+    assert_disjoint([document.sha256 for document in read_all(search_sources)], read_all(evaluation_sources))
+    prepare_samples(subject, evaluation_sources, length=target_length, count=evaluation_samples, seed=options.seed)
     listener.on_stage("search")
     found = search(
         subject,
         target_length,
-        search_data,
+        search_sources,
         out,
         options,
         resume=resume,
@@ -93,7 +103,7 @@ def extend(
         on_progress=listener.on_search_progress,
     )
     listener.on_stage("compare")
-    lengths = list(lengths or doubling_lengths(subject.geometry.original_length, target_length))
+    lengths = list(lengths or doubling_lengths(geometry.original_length, target_length))
     evaluation = evaluate(
         subject,
         lengths,
@@ -111,7 +121,14 @@ def extend(
     checkpoint = out / CHECKPOINT_FOLDER
     if resume and checkpoint.is_dir() and any(checkpoint.iterdir()):
         raise LongRopeError(f"this run is finished: {checkpoint} exists; nothing is overwritten")
-    exported = export_hf(subject.name, found.scaling, checkpoint, allow_lossy=allow_lossy, evidence=evaluation.rows)
+    exported = export_hf(
+        subject.name,
+        found.scaling,
+        checkpoint,
+        allow_lossy=allow_lossy,
+        evidence=evaluation.rows,
+        original_length=geometry.original_length,
+    )
     listener.on_stage("prove")
     proofs = prove(subject, found, checkpoint, evaluation_sources, options.seed)
     listener.on_stage("show")

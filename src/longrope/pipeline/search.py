@@ -14,7 +14,7 @@ import torch
 
 from longrope.data.samples import Samples
 from longrope.errors import LongRopeError
-from longrope.files import new_output_folder, write_json_atomic
+from longrope.files import json_ready, new_output_folder, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
 from longrope.objectives.perplexity import PerplexityObjective
@@ -108,10 +108,10 @@ def search(
     attention_factor = attention_factor_of(options.attention_factor, geometry, target_length)
     ratio = target_length / geometry.original_length
     space = SearchSpace.for_ratio(geometry.pairs, ratio, start_tokens_of(options.start_tokens))
-    if not resume:
-        new_output_folder(out)
     sources = sources_or_books(subject.name, data, "search")
     samples = prepare_samples(subject, sources, length=target_length, count=options.samples, seed=options.seed)
+    if not resume:
+        new_output_folder(out)
     installed = install(subject.model, RopeScaling.original(geometry))
     try:
         objective = PerplexityObjective(installed, samples)
@@ -151,7 +151,7 @@ def search(
         search={key: value for key, value in header.items() if key != "record"},
         data=_data_provenance(samples),
         best_loss=best_loss,
-        baselines=baselines,
+        baselines=json_ready(baselines),
         evaluations=evaluations,
         **record(),
     )
@@ -165,7 +165,7 @@ def search(
         scaling,
         out / SCALING,
     )
-    write_json_atomic(out / SUMMARY, result.to_json() | {"options": asdict(options), **record()})
+    write_json_atomic(out / SUMMARY, json_ready(result.to_json()) | {"options": asdict(options), **record()})
     return result
 
 

@@ -51,9 +51,10 @@ def _plain_inv_freq(geometry: RopeGeometry, device: torch.device) -> Tensor:
 def _reduced_angle(geometry: RopeGeometry, factors: tuple[float, ...], positions: Tensor) -> Tensor:
     """n·θ_i/λ_i modulo 2π in [−π, π), float32. positions (...,) -> (..., D)."""
     steps_D, rest_D = _fixed_point(geometry, factors, positions.device)
-    n = positions[..., None]
-    angle = torch.mul(n.to(torch.int32), steps_D).float()
-    return angle.mul_(2 * math.pi / _TURN).addcmul_(n.float(), rest_D)
+    n = positions.reshape(-1)
+    angle = torch.outer(n.to(torch.int32), steps_D).float()  # the integer product wraps: whole turns fall away
+    angle.addr_(n.float(), rest_D, beta=2 * math.pi / _TURN)  # to radians, and the rest, in one pass
+    return angle.view(*positions.shape, geometry.pairs)
 
 
 def _differentiable_angle(geometry: RopeGeometry, factors: Tensor, positions: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class RopeGeometry:
 
         The rotary dimension is `qk_rope_head_dim` (multi-head latent attention) or head_dim times the partial rotary
         factor. L is `original_length` when given, else `original_max_position_embeddings` (top level before the RoPE
-        dict, the order in which transformers looks), else `max_position_embeddings`. A multimodal configuration gives
+        dict, in the order of `rope_parameters_of`), else `max_position_embeddings`. A multimodal configuration gives
         the geometry of its text model, one with a RoPE per layer type that of `layer_type` (`full_attention` when
         not given).
 
@@ -124,8 +124,9 @@ def rope_parameters_of(config: Any, layer_type: str | None = None) -> dict[str, 
 
     Always has `rope_type` (`su` reads as `longrope`; `default` where nothing is said) and `rope_theta`; has
     `partial_rotary_factor` and `original_max_position_embeddings` where the dict or the configuration states them
-    (the top-level original length goes first, as in transformers). `layer_type` chooses among `rope_layer_types`,
-    `full_attention` when not given; it is ignored where all layers share one RoPE.
+    (as in transformers the top-level original length goes first, but the dict where there is one per layer type).
+    `layer_type` chooses among `rope_layer_types`, `full_attention` when not given; it is ignored where all layers
+    share one RoPE.
 
     Raises LongRopeError when the model has no RoPE, or none for `layer_type`.
     """
@@ -151,9 +152,8 @@ def rope_parameters_of(config: Any, layer_type: str | None = None) -> dict[str, 
     parameters |= {"rope_type": _RENAMED_TYPES.get(rope_type, rope_type), "rope_theta": theta}
     names = ("partial_rotary_factor", "rotary_pct", "rope_pct")
     partial = _first(parameters.get(names[0]), *(_stated(config, name) for name in names))
-    length = _first(
-        _stated(config, "original_max_position_embeddings"), parameters.get("original_max_position_embeddings")
-    )
+    lengths = _stated(config, "original_max_position_embeddings"), parameters.get("original_max_position_embeddings")
+    length = _first(*(reversed(lengths) if nested else lengths))
     stated = {"partial_rotary_factor": partial, "original_max_position_embeddings": length}
     return parameters | {key: value for key, value in stated.items() if value is not None}
 

@@ -42,9 +42,9 @@ class EvolutionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("population", "iterations", "top_k"):
-            if getattr(self, name) < (0 if name == "iterations" else 1):
-                raise LongRopeError(f"{name} must be positive; found {getattr(self, name)}")
+        for name, least in (("population", 1), ("iterations", 0), ("top_k", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise LongRopeError(f"{name} must be at least {least}; found {getattr(self, name)}")
         if self.mutations < 0 or self.crossovers < 0 or self.mutations + self.crossovers < 1:
             raise LongRopeError(
                 f"an iteration needs children; found {self.mutations} mutations, {self.crossovers} crossovers"

@@ -64,8 +64,16 @@ class SearchLog:
         """A new log. Raises LongRopeError when there is one already."""
         if path.exists():
             raise LongRopeError(f"{path} exists: add --resume to continue it, or choose another -o")
+        line = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
         log = cls(path, [])
-        log._append(json.dumps({"schema": SCHEMA, **header}, allow_nan=False))
+        try:
+            log._write(line)
+        except OSError as error:
+            log.close()
+            path.unlink()  # an empty log could be neither resumed nor created again
+            raise LongRopeError(
+                f"cannot write the search log {path}: {error.strerror}; nothing was kept, make room and start again"
+            ) from error
         return log
 
     @classmethod
@@ -77,7 +85,7 @@ class SearchLog:
         """
         found, evaluations = read_log(path)
         wanted = json.loads(json.dumps(header))
-        differing = sorted(key for key in wanted if key not in ("record",) and found.get(key) != wanted[key])
+        differing = sorted(key for key in wanted if key != "record" and found.get(key) != wanted[key])
         if differing:
             key = differing[0]
             raise LongRopeError(
@@ -89,22 +97,24 @@ class SearchLog:
 
     def append(self, evaluation: Evaluation) -> None:
         """Write one evaluation. Raises LongRopeError when it cannot be written; what was logged before is kept."""
-        self._append(evaluation.to_json())
-        self.evaluations.append(evaluation)
-
-    def _append(self, line: str) -> None:
-        data = f"{line}\n".encode()
-        size = os.fstat(self._handle).st_size
         try:
-            written = os.write(self._handle, data)
-            if written < len(data):
-                written += os.write(self._handle, data[written:])
+            self._write(evaluation.to_json())
         except OSError as error:
-            os.ftruncate(self._handle, size)  # half a line is no line: the log stays valid
             raise LongRopeError(
                 f"cannot write the search log {self.path}: {error.strerror}; the log is valid up to here, "
                 "make room and continue with --resume"
             ) from error
+        self.evaluations.append(evaluation)
+
+    def _write(self, line: str) -> None:
+        data = f"{line}\n".encode()
+        size = os.fstat(self._handle).st_size
+        try:
+            while data:
+                data = data[os.write(self._handle, data) :]
+        except BaseException:
+            os.ftruncate(self._handle, size)  # half a line is no line: the log stays valid
+            raise
 
     def close(self) -> None:
         os.close(self._handle)
@@ -125,14 +135,17 @@ def read_log(path: Path) -> tuple[dict[str, Any], list[Evaluation]]:
     except (OSError, UnicodeDecodeError) as error:
         raise LongRopeError(f"cannot read the search log {path}: {error}") from error
     lines = text.split("\n")
-    if lines.pop() != "":
+    rest = lines.pop()
+    if not lines:
+        raise LongRopeError(f"{path} ends before its first line does, so there is nothing to resume: start anew")
+    if rest:
         raise LongRopeError(
             f"{path} is cut off in line {len(lines) + 1}; delete that line to continue from the "
-            f"{max(0, len(lines) - 1)} whole evaluations before it"
+            f"{len(lines) - 1} whole evaluations before it"
         )
     try:
-        header = json.loads(lines[0]) if lines else {}
-    except json.JSONDecodeError as error:
+        header = json.loads(lines[0])
+    except (ValueError, RecursionError) as error:
         raise LongRopeError(f"{path} is no search log: its first line is not JSON") from error
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         found = header.get("schema") if isinstance(header, dict) else None
@@ -141,7 +154,7 @@ def read_log(path: Path) -> tuple[dict[str, Any], list[Evaluation]]:
     for number, line in enumerate(lines[1:], start=2):
         try:
             evaluation = Evaluation.from_json(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise LongRopeError(
                 f"{path} is damaged in line {number}: expected one evaluation, found {line[:40]!r}"
             ) from error

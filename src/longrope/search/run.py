@@ -6,6 +6,7 @@ without an answer is where work goes on. The end is bit-identical to that of an 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -52,7 +53,7 @@ def run_search(
     Raises LongRopeError when the log holds other questions than the optimiser asks.
     """
     replay = list(log.evaluations)
-    count, generation, best = 0, 0, float("inf")
+    count, generation, best = 0, 0, math.inf
     while not optimiser.done:
         asked = optimiser.ask()
         known = replay[count : count + len(asked)]
@@ -63,16 +64,21 @@ def run_search(
                     "the log was edited or made by another version: start anew with another -o"
                 )
         losses = [entry.loss for entry in known]
-        best = min([best, *(loss for loss in losses if loss == loss)])
+        best = min([best, *filter(math.isfinite, losses)])
         if known:
             on_progress(Progress(count + len(known), best, replayed=True))
         fresh = asked[len(known) :]
         for candidate, loss in zip(fresh, evaluator.evaluate([to_window(c) for c in fresh]), strict=True):
             log.append(Evaluation(count + len(losses), generation, candidate, loss))
             losses.append(loss)
-            best = min(best, loss) if loss == loss else best
+            best = min([best, *filter(math.isfinite, [loss])])
             on_progress(Progress(count + len(losses), best, replayed=False))
         optimiser.tell(losses)
         count += len(asked)
         generation += 1
+    if count < len(replay):
+        raise LongRopeError(
+            f"{log.path} holds {len(replay)} evaluations, this search ends after {count}: "
+            "the log was edited or made by another version: start anew with another -o"
+        )
     return count

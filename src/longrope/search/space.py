@@ -52,9 +52,9 @@ class SearchSpace:
     start_tokens: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        if self.pairs < 1 or self.upper < 1.0 or not self.start_tokens:
+        if self.pairs < 1 or not 1.0 <= self.upper < np.inf or not self.start_tokens:
             raise LongRopeError(
-                "a search space needs at least one pair, an upper bound of at least 1 and a choice of start tokens; "
+                "a search space needs at least one pair, a finite upper bound from 1 and a choice of start tokens; "
                 f"found {self.pairs}, {self.upper} and {self.start_tokens}"
             )
 
@@ -68,7 +68,10 @@ class SearchSpace:
         return int(np.floor(self.upper * STEPS + 1e-9))
 
     def snap(self, factors: Sequence[float] | np.ndarray, start_tokens: int | None = None) -> Candidate:
-        """The nearest candidate to `factors` (pairs,): rounded to the grid, inside the bounds, monotone."""
+        """The nearest candidate to monotone `factors` (pairs,): rounded to the grid, inside the bounds.
+
+        Where they are not monotone, a factor below its predecessor is raised to it.
+        """
         steps = np.rint(np.asarray(factors, dtype=np.float64) * STEPS).clip(STEPS, self.upper_steps)
         steps = np.maximum.accumulate(steps).astype(np.int64)
         n_hat = self.start_tokens[0] if start_tokens is None else start_tokens
@@ -78,7 +81,7 @@ class SearchSpace:
         """Redraw each gene with `probability`, uniformly among the values that keep λ monotone.
 
         A run of neighbouring genes that are redrawn together gets sorted uniform draws between the nearest genes that
-        stay: exactly a uniform draw from the monotone vectors that agree with the parent elsewhere.
+        stay: but for ties, a uniform draw from the monotone vectors that agree with the parent elsewhere.
         """
         steps = np.array(parent.steps, dtype=np.int64)
         redrawn = rng.random(self.pairs) < probability

@@ -1,0 +1,225 @@
+"""Every verb as a user runs it, on a tiny checkpoint: files, tables, and the one JSON object of `--json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from longrope.rope.presets import preset_names
+from longrope.rope.scaling import RopeScaling
+
+BUDGET = ("--population", 8, "--iterations", 2, "--samples", 2)
+
+
+@pytest.fixture(scope="module")
+def searched(checkpoint, texts, tmp_path_factory):
+    """A finished search run."""
+    from longrope.cli.main import run
+
+    out = tmp_path_factory.mktemp("searched") / "run"
+    arguments = ["search", checkpoint, "--target-length", 256, "--data", texts / "search.txt", "-o", out, *BUDGET]
+    assert run([str(argument) for argument in arguments]) == 0
+    return out
+
+
+def test_inspect(cli, checkpoint):
+    shown = cli("inspect", checkpoint)
+    assert shown.code == 0
+    assert "32 (16 pairs), base 10000" in shown.out
+    found = json.loads(cli("inspect", checkpoint, "--json").out)
+    assert (found["rotary_dim"], found["original_length"], found["existing_windows"]) == (32, 64, [])
+
+
+def test_search_writes_scaling_log_and_summary(searched, checkpoint):
+    scaling = RopeScaling.load(searched / "scaling.json")
+    assert [window.max_length for window in scaling.windows] == [64, 256]
+    assert scaling.windows[0].is_identity
+    factors = scaling.windows[1].factors
+    assert list(factors) == sorted(factors)
+    assert 1.0 <= factors[0] <= factors[-1] <= 1.25 * 4
+    assert len((searched / "search.jsonl").read_text().splitlines()) == 1 + 8 + 2 * 4
+    summary = json.loads((searched / "search.json").read_text())
+    assert summary["evaluations"] == 16
+    assert summary["token_passes"] == 16 * 2 * 256
+    assert set(summary["baselines"]) == {"none", "pi", "ntk", "ntk-critical", "dynamic-ntk", "yarn"}
+    provenance = scaling.provenance
+    assert provenance["versions"]["torch"]
+    assert provenance["command"]
+    assert len(provenance["data"]["document_sha256"]) == 1
+
+
+def test_search_json_is_one_object(cli, checkpoint, texts, tmp_path):
+    ran = cli(
+        "search",
+        checkpoint,
+        "--target-length",
+        "128",
+        "--data",
+        texts / "search.txt",
+        "-o",
+        tmp_path / "run",
+        *BUDGET,
+        "--json",
+    )
+    found = json.loads(ran.out)
+    assert {"method", "best_loss", "token_passes", "baselines", "scaling"} <= found.keys()
+    assert found["method"] == "longrope"
+    assert found["best_loss"] < min(found["baselines"][name] for name in ("pi", "ntk")) + 1e-9
+    assert Path(found["scaling"]).is_file()
+
+
+def test_same_seed_same_result(cli, checkpoint, texts, searched, tmp_path):
+    out = tmp_path / "again"
+    cli("search", checkpoint, "--target-length", 256, "--data", texts / "search.txt", "-o", out, *BUDGET)
+    lines = [(folder / "search.jsonl").read_text().splitlines()[1:] for folder in (searched, out)]
+    assert lines[0] == lines[1]
+    assert RopeScaling.load(out / "scaling.json").windows == RopeScaling.load(searched / "scaling.json").windows
+
+
+def test_resume_continues_to_the_same_end(cli, checkpoint, texts, searched, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    whole = (searched / "search.jsonl").read_text().splitlines(keepends=True)
+    (out / "search.jsonl").write_text("".join(whole[:11]))
+    ran = cli(
+        "search", checkpoint, "--target-length", 256, "--data", texts / "search.txt", "-o", out, *BUDGET, "--resume"
+    )
+    assert ran.code == 0
+    assert (out / "search.jsonl").read_text() == "".join(whole)
+    assert RopeScaling.load(out / "scaling.json").windows == RopeScaling.load(searched / "scaling.json").windows
+
+
+def test_interrupt_says_best_and_how_to_resume(cli, checkpoint, texts, tmp_path, monkeypatch):
+    from longrope.objectives.perplexity import PerplexityObjective
+
+    real, calls = PerplexityObjective.loss, []
+
+    def interrupted(self, window):
+        calls.append(window)
+        if len(calls) == 12:  # after the 6 baselines and 5 candidates
+            raise KeyboardInterrupt
+        return real(self, window)
+
+    monkeypatch.setattr(PerplexityObjective, "loss", interrupted)
+    monkeypatch.setattr("sys.argv", ["longrope", "search", "MODEL", "-o", "run"])
+    ran = cli(
+        "search", checkpoint, "--target-length", 256, "--data", texts / "search.txt", "-o", tmp_path / "run", *BUDGET
+    )
+    assert ran.code == 130
+    assert "after 5 evaluations" in ran.err
+    assert "best loss" in ran.err
+    assert "longrope search MODEL -o run --resume" in ran.err
+    assert len((tmp_path / "run" / "search.jsonl").read_text().splitlines()) == 6
+
+
+def test_start_tokens_can_be_searched(cli, checkpoint, texts, tmp_path):
+    ran = cli(
+        "search", checkpoint, "--target-length", 128, "--data", texts / "search.txt", "-o", tmp_path / "run", *BUDGET,
+        "--start-tokens", "search", "--attention-factor", "su", "--json",
+    )  # fmt: skip
+    assert ran.code == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()[1:]]
+    assert len({row["start_tokens"] for row in rows}) > 1
+    window = RopeScaling.load(tmp_path / "run" / "scaling.json").windows[-1]
+    assert window.attention_factor == pytest.approx(math.sqrt(1 + math.log(2) / math.log(64)))
+
+
+def test_eval_compares_the_same_samples(cli, checkpoint, texts, searched):
+    ran = cli(
+        "eval", checkpoint, "--suite", "perplexity", "--lengths", "64,128,256", "--scaling", searched / "scaling.json",
+        "--against", "none,pi,dynamic-ntk", "--data", texts / "other.txt", "--samples", 3, "--json",
+    )  # fmt: skip
+    rows = json.loads(ran.out)["results"]
+    assert len(rows) == 4 * 3
+    assert set(rows[0]) == {"suite", "scaling", "length", "metric", "value", "stderr", "trials"}
+    value = {(row["scaling"], row["length"]): row["value"] for row in rows}
+    name = str(searched / "scaling.json")
+    # Inside the original window a portable scaling and dynamic NTK are the original model, bit for bit.
+    assert value[name, 64] == value["none", 64] == value["dynamic-ntk", 64] != value["pi", 64]
+    assert value[name, 256] != value["none", 256]
+    assert all(row["trials"] == 3 and row["stderr"] > 0 for row in rows)
+
+
+def test_eval_slides_and_writes(cli, checkpoint, texts, tmp_path):
+    out = tmp_path / "eval.json"
+    ran = cli(
+        "eval",
+        checkpoint,
+        "--lengths",
+        "32,64",
+        "--data",
+        texts / "other.txt",
+        "--samples",
+        2,
+        "--stride",
+        16,
+        "-o",
+        out,
+    )
+    assert ran.code == 0
+    assert "none" in ran.out
+    assert json.loads(out.read_text())["settings"]["stride"] == 16
+    assert cli("eval", checkpoint, "--lengths", "32", "--data", texts / "other.txt", "-o", out).code == 2
+
+
+def test_export_and_evaluate_the_checkpoint(cli, checkpoint, texts, searched, tmp_path):
+    out = tmp_path / "exported"
+    ran = cli("export", checkpoint, "--scaling", searched / "scaling.json", "--to", "hf", "-o", out, "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["losses"] == []
+    rows = {}
+    for model, extra in ((out, ()), (checkpoint, ("--scaling", searched / "scaling.json"))):
+        shown = cli(
+            "eval", model, "--lengths", "64,256", "--data", texts / "other.txt", "--samples", 2, "--json", *extra
+        )
+        rows[model] = [row["value"] for row in json.loads(shown.out)["results"]]
+    assert rows[out] == pytest.approx(rows[checkpoint], rel=1e-6)
+    # The checkpoint remembers what its search has seen.
+    refused = cli("eval", out, "--lengths", "64", "--data", texts / "search.txt")
+    assert refused.code == 2
+    assert "search.txt" in refused.err
+
+
+def test_extend_makes_everything(cli, checkpoint, texts, tmp_path):
+    out = tmp_path / "run"
+    ran = cli(
+        "extend", checkpoint, "--target-length", 128, "--data", texts / "search.txt",
+        "--eval-data", texts / "other.txt", "-o", out, *BUDGET, "--eval-samples", 2, "--json",
+    )  # fmt: skip
+    assert ran.code == 0
+    found = json.loads(ran.out)
+    assert [row["length"] for row in found["results"] if row["scaling"] == "longrope"] == [64, 128]
+    assert all(proof["top1_agreement"] == 1.0 for proof in found["proofs"])
+    for name in ("search.jsonl", "scaling.json", "search.json", "eval.json", "factors.png", "perplexity.svg"):
+        assert (out / name).stat().st_size > 0
+    assert (out / "checkpoint" / "README.md").read_text().count("| longrope |") == 1
+
+
+def test_extend_prints_a_table_that_is_not_cut(cli, checkpoint, texts, tmp_path):
+    ran = cli(
+        "extend", checkpoint, "--target-length", 128, "--data", texts / "search.txt",
+        "--eval-data", texts / "other.txt", "-o", tmp_path / "run", *BUDGET, "--eval-samples", 2,
+    )  # fmt: skip
+    assert ran.code == 0
+    assert "dynamic-ntk" in ran.out
+    assert "…" not in ran.out.replace("…  ", "").partition("Perplexity by context length")[2]
+
+
+def test_presets(cli, tmp_path):
+    shown = cli("presets")
+    assert all(name in shown.out for name in preset_names())
+    assert len(json.loads(cli("presets", "--json").out)["presets"]) == len(preset_names())
+    name = preset_names()[0]
+    assert RopeScaling.from_json(cli("presets", name).out).windows
+    assert cli("presets", name, "-o", tmp_path / "scaling.json").code == 0
+    assert cli("presets", name, "-o", tmp_path / "scaling.json").code == 2
+
+
+def test_help_names_every_verb(cli):
+    for verb in ("inspect", "search", "extend", "eval", "export", "presets"):
+        assert verb in cli("--help").out
+        assert cli(verb, "--help").code == 0
+    assert cli("--version").out.startswith("longrope ")

@@ -1,0 +1,52 @@
+"""Fixtures that whole-tool tests share: checkpoints and texts on disk, and the command line in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from longrope.cli.main import run
+from tests.checkpoints import save_checkpoint, words
+
+torch.set_num_threads(1)  # two cores: tests that run side by side do not fight over them, and sums repeat bit for bit
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run of the command line left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama checkpoint with a window of 64 tokens."""
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `search.txt` and `other.txt`, different texts of some thousand tokens."""
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "search.txt").write_text(words(2000, 1), "utf-8")
+    (folder / "other.txt").write_text(words(2000, 2), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`cli("search", model, ...)` runs the command line in this process."""
+
+    def call(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return call

@@ -1,0 +1,149 @@
+"""The Hugging Face export: weights byte for byte, a config that transformers applies, and a proof that can fail."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from longrope.errors import LongRopeError
+from longrope.export import hf
+from longrope.export.hf import export_hf
+from longrope.export.hf_config import superset_config
+from longrope.models.install import geometry_of, install
+from longrope.rope.scaling import RopeScaling, Window
+from tests.checkpoints import WINDOW, save_checkpoint
+
+CLASSES = [
+    "LlamaConfig",
+    "MistralConfig",
+    "MixtralConfig",
+    "Qwen2Config",
+    "Phi3Config",
+    "StableLmConfig",
+    "GPTNeoXConfig",
+    "CohereConfig",
+    "Gemma3TextConfig",
+    "Olmo3Config",
+]
+
+
+def scaling_for(folder, *, start_tokens=0, attention_factor=1.0, windows=None):
+    geometry = geometry_of(AutoModelForCausalLM.from_pretrained(folder), 64)
+    factors = torch.linspace(1.0, 4.5, geometry.pairs, dtype=torch.float64)
+    if windows is not None:
+        return RopeScaling(geometry, windows(geometry.pairs))
+    return RopeScaling.extended(geometry, 256, factors, start_tokens, attention_factor)
+
+
+@pytest.mark.parametrize("config_class", CLASSES)
+def test_every_family_is_applied_on_both_sides_of_the_window(config_class, tmp_path):
+    source = save_checkpoint(tmp_path / "source", config_class)
+    scaling = scaling_for(source)
+    done = export_hf(str(source), scaling, tmp_path / "out")
+    assert done.losses == []
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    # An independent look, without the exporter's own check.
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ours = AutoModelForCausalLM.from_pretrained(source).eval()
+    install(ours, scaling)
+    for length in (64, 65, 256):
+        ids = torch.arange(length)[None] % 300
+        with torch.inference_mode():
+            torch.testing.assert_close(plain(ids).logits, ours(ids).logits, atol=2e-3, rtol=1e-3)
+    assert plain.config.max_position_embeddings == 256
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 256
+
+
+def test_short_texts_are_exactly_the_original_model(tmp_path):
+    source = save_checkpoint(tmp_path / "source", dtype=torch.bfloat16)
+    export_hf(str(source), scaling_for(source), tmp_path / "out")
+    before, after = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (source, tmp_path / "out"))
+    ids = torch.arange(64)[None]
+    with torch.inference_mode():
+        assert torch.equal(before(ids).logits, after(ids).logits)
+
+
+def test_config_says_everything_everywhere(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    scaling = scaling_for(source, attention_factor=1.125)
+    export_hf(str(source), scaling, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["max_position_embeddings"] == 256
+    assert config["original_max_position_embeddings"] == 64
+    assert (config["rope_theta"], config["head_dim"]) == (10000.0, 32)
+    assert config["rope_scaling"] == config["rope_parameters"]
+    entry = config["rope_parameters"]
+    assert (entry["type"], entry["rope_type"], entry["factor"]) == ("longrope", "longrope", 4.0)
+    assert entry["original_max_position_embeddings"] == 64
+    assert entry["attention_factor"] == entry["short_mscale"] == entry["long_mscale"] == 1.125
+    assert entry["short_factor"] == [1.0] * 16
+    assert entry["long_factor"] == list(scaling.windows[1].factors)
+    assert RopeScaling.load(tmp_path / "out" / "scaling.json") == scaling
+
+
+def test_card_tells_how_and_what_was_lost(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    export_hf(str(source), scaling_for(source, start_tokens=4), tmp_path / "out", allow_lossy=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    assert "start tokens 4 (window to 256)" in card
+    assert "--max-model-len 256" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"start_tokens": 4}, "start tokens"),
+        ({"windows": lambda d: (Window(64, (1.0,) * d), Window(256, (4.0,) * d, 0, 1.2))}, "attention factor"),
+        ({"windows": lambda d: tuple(Window(n, (n / 64,) * d) for n in (64, 128, 256))}, "windows to 128"),
+        ({"windows": lambda d: (Window(100, (1.0,) * d), Window(256, (4.0,) * d))}, "switch at 100"),
+    ],
+)
+def test_nothing_is_lost_in_silence(changes, named, tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    scaling = scaling_for(source, **changes)
+    with pytest.raises(LongRopeError, match=named):
+        export_hf(str(source), scaling, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    done = export_hf(str(source), scaling, tmp_path / "out", allow_lossy=True)
+    assert any(named in loss for loss in done.losses)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda config: config.update(
+            rope_scaling=None, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
+        ),
+        lambda config: [config[key].update(long_factor=[1.0] * 16) for key in ("rope_scaling", "rope_parameters")],
+        lambda config: [config[key].update(attention_factor=1.5) for key in ("rope_scaling", "rope_parameters")],
+        lambda config: config.update(original_max_position_embeddings=128),
+        lambda config: [config[key].update(rope_theta=5e5) for key in ("rope_scaling", "rope_parameters")],
+    ],
+    ids=["dropped", "no-op factors", "attention factor", "switch", "base"],
+)
+def test_a_wrong_config_fails_the_proof(damage, tmp_path, monkeypatch):
+    def damaged(*arguments):
+        config = superset_config(*arguments)
+        damage(config)
+        return config
+
+    monkeypatch.setattr(hf, "superset_config", damaged)
+    source = save_checkpoint(tmp_path / "source")
+    with pytest.raises(LongRopeError):
+        export_hf(str(source), scaling_for(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_checkpoint_that_carries_a_scaling_is_replaced(tmp_path):
+    rope = {"rope_type": "llama3", "rope_theta": 10000.0, "original_max_position_embeddings": WINDOW}
+    rope |= {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    source = save_checkpoint(tmp_path / "source", rope_parameters=rope, max_position_embeddings=128)
+    export_hf(str(source), scaling_for(source), tmp_path / "out")
+    entry = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
+    assert entry["rope_type"] == "longrope"
+    assert "low_freq_factor" not in entry

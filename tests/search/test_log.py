@@ -1,0 +1,305 @@
+"""The log file: what a line holds, what is refused, and that nothing is lost or overwritten."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from longrope.errors import LongRopeError
+from longrope.search.log import SCHEMA, Evaluation, SearchLog, read_log
+from longrope.search.space import Candidate
+from tests.search.targets import HEADER, evolve
+
+ROWS = [Evaluation(index, index // 2, Candidate((100, 100 + index), 4), 3.0 + index / 7) for index in range(4)]
+
+
+@pytest.fixture
+def log_path(tmp_path: Path) -> Path:
+    """A log with a header and four evaluations."""
+    path = tmp_path / "search.jsonl"
+    with SearchLog.create(path, HEADER) as log:
+        for row in ROWS:
+            log.append(row)
+    return path
+
+
+def refused(path: Path, header: dict[str, object] = HEADER) -> str:
+    """The one-line message that resuming `path` ends with; the file is untouched."""
+    before = path.read_bytes()
+    with pytest.raises(LongRopeError) as error:
+        SearchLog.resume(path, header)
+    assert path.read_bytes() == before
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_written_is_read(log_path: Path) -> None:
+    header, rows = read_log(log_path)
+    assert header == {"schema": SCHEMA, **HEADER}
+    assert rows == ROWS
+
+
+def test_every_line_is_plain_json(log_path: Path) -> None:
+    def no_constants(name: str) -> None:
+        raise AssertionError(name)
+
+    with SearchLog.resume(log_path, HEADER) as log:
+        log.append(Evaluation(4, 2, Candidate((100, 200)), math.nan))
+    lines = log_path.read_text().splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        json.loads(line, parse_constant=no_constants)
+    assert json.loads(lines[1]) == {"index": 0, "generation": 0, "steps": [100, 100], "start_tokens": 4, "loss": 3.0}
+
+
+@pytest.mark.parametrize("loss", [0.1 + 0.2, 1e-320, 12345.678901234567, math.nan, math.inf, -math.inf])
+def test_losses_come_back_bit_for_bit(tmp_path: Path, loss: float) -> None:
+    with SearchLog.create(tmp_path / "log", {}) as log:
+        log.append(Evaluation(0, 0, Candidate((100,)), loss))
+    _, rows = read_log(tmp_path / "log")
+    assert math.isnan(rows[0].loss) if math.isnan(loss) else rows[0].loss == loss
+
+
+def test_lines_reach_the_file_as_they_are_appended(tmp_path: Path) -> None:
+    with SearchLog.create(tmp_path / "log", HEADER) as log:
+        for row in ROWS:
+            log.append(row)
+            assert read_log(tmp_path / "log")[1] == log.evaluations == ROWS[: row.index + 1]
+
+
+def test_resume_appends_and_keeps_the_bytes(log_path: Path) -> None:
+    before = log_path.read_bytes()
+    with SearchLog.resume(log_path, HEADER) as log:
+        assert log.evaluations == ROWS
+        log.append(Evaluation(4, 2, Candidate((100, 200)), 2.0))
+    assert log_path.read_bytes().startswith(before)
+    assert len(read_log(log_path)[1]) == 5
+
+
+def test_create_over_a_log_is_refused(log_path: Path) -> None:
+    before = log_path.read_bytes()
+    with pytest.raises(LongRopeError, match=r"exists: add --resume to continue it, or choose another -o"):
+        SearchLog.create(log_path, HEADER)
+    assert log_path.read_bytes() == before
+
+
+def test_no_log_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="there is no search log at .* start without --resume"):
+        SearchLog.resume(tmp_path / "none.jsonl", HEADER)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="cannot write the search log .*No such file or directory"):
+        SearchLog.create(tmp_path / "none" / "log", HEADER)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("samples_sha256", "cd" * 32), ("target_length", 4096), ("settings", {"seed": 6, "population": 8}), ("new", 1)],
+)
+def test_another_search_is_refused_by_the_name_of_what_differs(log_path: Path, key: str, value: object) -> None:
+    message = refused(log_path, HEADER | {key: value})
+    assert f"is the log of another search: {key} differ (log: {key} = " in message
+    assert len(message) < 400
+
+
+def test_all_that_differs_is_named(log_path: Path) -> None:
+    assert "samples_sha256, target_length differ" in refused(
+        log_path, HEADER | {"target_length": 1, "samples_sha256": ""}
+    )
+
+
+def test_versions_and_machine_may_differ(tmp_path: Path) -> None:
+    with SearchLog.create(tmp_path / "log", HEADER | {"record": {"versions": 1}}):
+        pass
+    with SearchLog.resume(tmp_path / "log", HEADER | {"record": {"versions": 2}}) as log:
+        assert log.evaluations == []
+
+
+def test_header_values_are_compared_as_json_gives_them(tmp_path: Path) -> None:
+    header = {"seeds": ((1, 2), (3,)), "upper": 0.1 + 0.2}
+    with SearchLog.create(tmp_path / "log", header):
+        pass
+    SearchLog.resume(tmp_path / "log", header).close()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30])
+def test_a_cut_off_last_line_is_named_and_kept(log_path: Path, cut: int) -> None:
+    log_path.write_bytes(log_path.read_bytes()[:-cut])
+    assert "is cut off in line 5; delete that line to continue from the 3 whole evaluations before it" in refused(
+        log_path
+    )
+    # Doing what it says works.
+    text = log_path.read_text()
+    log_path.write_text(text[: text.rindex("\n") + 1])
+    with SearchLog.resume(log_path, HEADER) as log:
+        assert log.evaluations == ROWS[:3]
+
+
+@pytest.mark.parametrize("size", [0, 1, 40])
+def test_a_log_without_a_whole_first_line_is_nothing_to_resume(log_path: Path, size: int) -> None:
+    log_path.write_bytes(log_path.read_bytes()[:size])
+    assert "ends before its first line does, so there is nothing to resume: start anew" in refused(log_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "not json",
+        "[]",
+        "3",
+        "null",
+        '{"index": 1}',
+        '{"index": 1, "generation": 0, "steps": "x", "start_tokens": 0, "loss": 1.0}',
+        '{"index": 1, "generation": 0, "steps": [100, 100], "start_tokens": 0, "loss": "low"}',
+        '{"index": 1, "generation": 0, "steps": [100, 100], "start_tokens": 0, "loss": null}',
+        '{"index": Infinity, "generation": 0, "steps": [100, 100], "start_tokens": 0, "loss": 1.0}',
+        '{"index": 1, "generation": 0, "steps": [100, 100], "start_tokens": 0, "loss": 1' + "0" * 400 + "}",
+        "[" * 100_000,
+        '{"index": 2, "generation": 0, "steps": [100, 100], "start_tokens": 0, "loss": 1.0}',
+    ],
+)
+def test_a_damaged_line_is_named(log_path: Path, line: str) -> None:
+    lines = log_path.read_text().split("\n")
+    lines[2] = line
+    log_path.write_text("\n".join(lines))
+    message = refused(log_path)
+    assert "is damaged in line 3: expected" in message
+    assert len(message) < 400
+
+
+def test_a_missing_line_is_named(log_path: Path) -> None:
+    lines = log_path.read_text().split("\n")
+    log_path.write_text("\n".join(lines[:2] + lines[3:]))
+    assert "is damaged in line 3: expected evaluation 1, found 2" in refused(log_path)
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        (
+            '{"schema": "longrope.search/2"}',
+            "expected a search log of schema longrope.search/1, found 'longrope.search/2'",
+        ),
+        ('{"schema": 1}', "expected a search log of schema longrope.search/1, found 1"),
+        ("{}", "found None"),
+        ("[1, 2]", "found None"),
+        ("Call me Ishmael.", "is no search log: its first line is not JSON"),
+        ("{" * 3, "is no search log: its first line is not JSON"),
+        ("[" * 100_000, "is no search log: its first line is not JSON"),
+    ],
+)
+def test_another_file_is_refused(log_path: Path, first: str, says: str) -> None:
+    log_path.write_text(first + "\n")
+    assert says in refused(log_path)
+
+
+def test_binary_files_are_refused(log_path: Path) -> None:
+    log_path.write_bytes(b"\x80\x81\n" * 10)
+    assert "cannot read the search log" in refused(log_path)
+
+
+def test_a_folder_is_no_log(tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="cannot read the search log"):
+        SearchLog.resume(tmp_path, HEADER)
+
+
+class FullDisk:
+    """`os.write` on a disk with room for `room` bytes: what fits is written, then there is no space left."""
+
+    def __init__(self, room: int, most: int | None = None) -> None:
+        self.room, self.most, self.write = room, most, os.write
+
+    def __call__(self, handle: int, data: bytes) -> int:
+        if data and self.room <= 0:
+            raise OSError(28, "No space left on device")
+        written = self.write(handle, data[: min(self.room, self.most or len(data))])
+        self.room -= written
+        return written
+
+
+@pytest.mark.parametrize("room", [0, 1, 50, 81])
+def test_no_space_left_keeps_the_log_valid(log_path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = log_path.read_bytes()
+    row = Evaluation(4, 2, Candidate((100, 200)), 2.0)
+    assert room < len(row.to_json()) + 1 == 82 + 1
+    with SearchLog.resume(log_path, HEADER) as log:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", FullDisk(room))
+            with pytest.raises(
+                LongRopeError, match=r"No space left on device; the log is valid .* with --resume"
+            ) as error:
+                log.append(row)
+        assert "\n" not in str(error.value)
+        assert log.evaluations == ROWS
+        assert log_path.read_bytes() == before
+        log.append(row)  # there is room again
+    assert read_log(log_path)[1] == [*ROWS, row]
+
+
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_no_space_for_the_header_leaves_no_log(tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty log could be neither resumed nor created again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", FullDisk(room))
+        with pytest.raises(
+            LongRopeError, match=r"No space left on device; nothing was kept, make room and start again"
+        ):
+            SearchLog.create(tmp_path / "log", HEADER)
+    assert list(tmp_path.iterdir()) == []
+    SearchLog.create(tmp_path / "log", HEADER).close()
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_lines_written_in_pieces_are_whole(tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", FullDisk(10**6, most))
+        with SearchLog.create(tmp_path / "log", HEADER) as log:
+            for row in ROWS:
+                log.append(row)
+    assert read_log(tmp_path / "log") == ({"schema": SCHEMA, **HEADER}, ROWS)
+
+
+def test_ctrl_c_within_a_line_leaves_whole_lines(log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = log_path.read_bytes()
+
+    def interrupted(handle: int, data: bytes, write=os.write) -> int:
+        write(handle, data[:10])
+        raise KeyboardInterrupt
+
+    with SearchLog.resume(log_path, HEADER) as log, monkeypatch.context() as patch:
+        patch.setattr(os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            log.append(Evaluation(4, 2, Candidate((100, 200)), 2.0))
+    assert log_path.read_bytes() == before
+
+
+def test_a_search_that_runs_out_of_space_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evolve(tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    for room in (len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        path = tmp_path / str(room)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", FullDisk(room))
+            with pytest.raises(LongRopeError, match="continue with --resume"):
+                evolve(path)
+        assert whole.startswith(path.read_bytes())
+        evolve(path, resume=True)
+        assert path.read_bytes() == whole
+
+
+def test_an_unwritable_log_is_refused(log_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everything")
+    log_path.chmod(0o444)
+    assert re.search("cannot write the search log .*Permission denied", refused(log_path))
