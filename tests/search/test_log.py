@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -90,13 +89,13 @@ def test_create_over_a_log_is_refused(log_path: Path) -> None:
 
 
 def test_no_log_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match="there is no search log at .* start without --resume"):
+    with pytest.raises(LongRopeError, match=r"there is no search log at .* start without --resume"):
         SearchLog.resume(tmp_path / "none.jsonl", HEADER)
     assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match="cannot write the search log .*No such file or directory"):
+    with pytest.raises(LongRopeError, match=r"cannot write the search log .*No such file or directory"):
         SearchLog.create(tmp_path / "none" / "log", HEADER)
 
 
@@ -187,9 +186,9 @@ def test_a_missing_line_is_named(log_path: Path) -> None:
     [
         (
             '{"schema": "longrope.search/2"}',
-            "expected a search log of schema longrope.search/1, found 'longrope.search/2'",
+            "of schema longrope.search/1, found 'longrope.search/2'",
         ),
-        ('{"schema": 1}', "expected a search log of schema longrope.search/1, found 1"),
+        ('{"schema": 1}', "of schema longrope.search/1, found 1"),
         ("{}", "found None"),
         ("[1, 2]", "found None"),
         ("Call me Ishmael.", "is no search log: its first line is not JSON"),
@@ -230,13 +229,11 @@ class FullDisk:
 def test_no_space_left_keeps_the_log_valid(log_path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = log_path.read_bytes()
     row = Evaluation(4, 2, Candidate((100, 200)), 2.0)
-    assert room < len(row.to_json()) + 1 == 82 + 1
+    assert room < len(row.to_json() + "\n")
     with SearchLog.resume(log_path, HEADER) as log:
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", FullDisk(room))
-            with pytest.raises(
-                LongRopeError, match=r"No space left on device; the log is valid .* with --resume"
-            ) as error:
+            with pytest.raises(LongRopeError, match=r"No space left .* is valid .* --resume") as error:
                 log.append(row)
         assert "\n" not in str(error.value)
         assert log.evaluations == ROWS
@@ -250,9 +247,7 @@ def test_no_space_for_the_header_leaves_no_log(tmp_path: Path, room: int, monkey
     """An empty log could be neither resumed nor created again."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", FullDisk(room))
-        with pytest.raises(
-            LongRopeError, match=r"No space left on device; nothing was kept, make room and start again"
-        ):
+        with pytest.raises(LongRopeError, match=r"No space left .* nothing was kept, make room and start again"):
             SearchLog.create(tmp_path / "log", HEADER)
     assert list(tmp_path.iterdir()) == []
     SearchLog.create(tmp_path / "log", HEADER).close()
@@ -298,8 +293,10 @@ def test_a_search_that_runs_out_of_space_goes_on_to_the_same_end(
         assert path.read_bytes() == whole
 
 
-def test_an_unwritable_log_is_refused(log_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everything")
-    log_path.chmod(0o444)
-    assert re.search("cannot write the search log .*Permission denied", refused(log_path))
+def test_an_unwritable_log_is_refused(log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(LongRopeError, match=r"cannot write the search log .*: Permission denied"):
+        SearchLog(log_path, [])

@@ -87,9 +87,8 @@ def test_stopped_again_and_again(whole: Path, tmp_path: Path) -> None:
 
 
 def test_killed_process(whole: Path, tmp_path: Path) -> None:
-    """`kill -9` in mid-run, twice, at whatever moment it falls."""
+    """`kill -9` in mid-run, at whatever moment it falls."""
     path = tmp_path / "log"
-    evolve(path, evaluator=FunctionEvaluator(stop_after=None)) if False else None
     process = subprocess.Popen([sys.executable, "-m", "tests.search.targets", str(path), "0.02"], cwd=REPOSITORY)
     try:
         deadline = time.monotonic() + 30
@@ -120,19 +119,14 @@ def test_a_finished_search_is_replayed_without_evaluating(whole: Path, tmp_path:
 
 
 def test_replayed_losses_are_the_logs(whole: Path, tmp_path: Path) -> None:
-    """The answers come from the log, not from evaluating again: another best is found when the log says so."""
+    """The answers come from the log, not from evaluating again: another loss in it is another best."""
     path = tmp_path / "log"
-    lines = whole.read_text().splitlines(keepends=True)[:-3]
+    lines = whole.read_text().splitlines(keepends=True)[:21]  # within the third generation
     row = json.loads(lines[20])
-    lines[20] = json.dumps(row | {"loss": -1.0}) + "\n"
-    # A generation after the edited one is asked on other grounds, so the log ends with it.
-    path.write_text("".join(lines[: 1 + 20]))
+    path.write_text("".join([*lines[:20], json.dumps(row | {"loss": -1.0}) + "\n"]))
     optimiser, _ = evolve(path, resume=True)
-    assert optimiser.best[1] > 0
-    path.write_text("".join(lines[: 1 + 20]).replace(lines[20], "") + lines[20])
-    optimiser, _ = evolve(path, resume=True)
-    assert optimiser.best[1] == -1.0
-    assert list(optimiser.best[0].steps) == row["steps"]
+    best, loss = optimiser.best
+    assert (list(best.steps), best.start_tokens, loss) == (row["steps"], row["start_tokens"], -1.0)
 
 
 @pytest.mark.parametrize("line", [1, 5, 12, EVALUATIONS])

@@ -22,7 +22,7 @@ def inside(space: SearchSpace, candidate: Candidate) -> bool:
     return (
         len(steps) == space.pairs
         and all(type(step) is int for step in (*steps, candidate.start_tokens))
-        and STEPS <= steps[0]
+        and steps[0] >= STEPS
         and steps[-1] <= space.upper * STEPS + 1e-6
         and all(left <= right for left, right in pairwise(steps))
         and candidate.start_tokens in space.start_tokens

@@ -35,14 +35,15 @@ if TYPE_CHECKING:
 TargetLength = Annotated[str, typer.Option("--target-length", help="The new window L' in tokens: 4096, 128k, 2M.")]
 Method = Annotated[str, typer.Option("--method", help="longrope: the paper's evolutionary search.")]
 Population = Annotated[
-    int, typer.Option("--population", min=1, help="P; mutations and crossovers are P/4, top-k is P/2.")
+    int | None,
+    typer.Option("--population", min=1, help="P; mutations and crossovers are P/4, top-k P/2. Default: 64."),
 ]
 Iterations = Annotated[int, typer.Option("--iterations", min=0, help="Iterations of mutation and crossover.")]
 Patience = Annotated[
     int | None, typer.Option("--patience", min=1, help="Stop after this many iterations without improvement.")
 ]
 Samples = Annotated[
-    int, typer.Option("--samples", min=1, help="Texts of exactly L' tokens that every candidate is scored on.")
+    int | None, typer.Option("--samples", min=1, help="Texts of exactly L' tokens that score candidates. Default: 5.")
 ]
 StartTokens = Annotated[
     str, typer.Option("--start-tokens", help="0 (every runtime can express it), a number, or 'search'.")
@@ -61,10 +62,10 @@ def command(
     ],
     data: Data = None,
     method: Method = "longrope",
-    population: Population = 64,
+    population: Population = None,
     iterations: Iterations = 40,
     patience: Patience = None,
-    samples: Samples = 5,
+    samples: Samples = None,
     start_tokens: StartTokens = "0",
     attention_factor: AttentionFactor = "1",
     seed: Seed = 0,

@@ -10,6 +10,9 @@ from longrope.rope.factors import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 
+CHECKPOINT = "checkpoint"
+"""The name of the scaling that a checkpoint carries, among baselines and contenders."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contender:
@@ -22,6 +25,15 @@ class Contender:
 def scaling_contender(name: str, scaling: RopeScaling) -> Contender:
     """A scaling with its own windows, chosen by length; a length beyond its last window raises LongRopeError."""
     return Contender(name, scaling.window_for)
+
+
+def checkpoint_contender(scaling: RopeScaling) -> Contender:
+    """What a checkpoint does with the scaling it carries: as transformers does, its last window goes on for ever."""
+
+    def window(length: int) -> Window:
+        return scaling.window_for(min(length, scaling.target_length))
+
+    return Contender(CHECKPOINT, window)
 
 
 def closed_form_contender(name: str, geometry: RopeGeometry, target_length: int) -> Contender:

@@ -11,7 +11,13 @@ from longrope.data.samples import Samples, assert_disjoint, draw_samples
 from longrope.data.sources import read_all
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import Contender, closed_form_contender, scaling_contender
+from longrope.evaluation.contenders import (
+    CHECKPOINT,
+    Contender,
+    checkpoint_contender,
+    closed_form_contender,
+    scaling_contender,
+)
 from longrope.evaluation.perplexity import SUITE, perplexity
 from longrope.evaluation.results import EvalRow, rows_to_json
 from longrope.files import json_ready
@@ -50,7 +56,9 @@ def evaluate(
     on_start: Callable[[int], None] = lambda _: None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Perplexity by length of `scaling` (or of the model as it is) and of the closed forms named in `against`.
+    """Perplexity by length of `scaling` (or of the model as it is) and of what `against` names.
+
+    `against`: closed forms by name, and `checkpoint` for the scaling that the model's checkpoint carries.
 
     `data` are texts that the search of `scaling` has not seen, which is checked by hash; every contender gets the same
     `samples` of them. `target_length` is the L' of the closed forms (default: the scaling's, else the longest length).
@@ -105,14 +113,19 @@ def _contenders(
     subject: Subject, scaling: RopeScaling | None, name: str, against: Sequence[str], target_length: int
 ) -> list[Contender]:
     target = max(target_length, subject.geometry.original_length)
-    contenders = [closed_form_contender(form, subject.geometry, target) for form in against]
-    if scaling is not None:
-        return [*contenders, scaling_contender(name, scaling)]
-    if subject.existing is not None:
-        return [*contenders, scaling_contender("checkpoint", subject.existing)]
-    if "none" not in against:
-        contenders.append(closed_form_contender("none", subject.geometry, target))
-    return contenders
+    forms = list(dict.fromkeys(against))
+    if scaling is None:  # the model as it is
+        itself = "none" if subject.existing is None else CHECKPOINT
+        forms = [*(form for form in forms if form != itself), itself]
+    contenders = []
+    for form in forms:
+        if form != CHECKPOINT:
+            contenders.append(closed_form_contender(form, subject.geometry, target))
+        elif subject.existing is not None:
+            contenders.append(checkpoint_contender(subject.existing))
+        else:
+            raise LongRopeError(f"{subject.name} carries no scaling to compare with; leave {CHECKPOINT!r} out")
+    return contenders if scaling is None else [*contenders, scaling_contender(name, scaling)]
 
 
 def _settings(

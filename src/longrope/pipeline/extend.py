@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from longrope.data.samples import assert_disjoint
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import closed_form_contender
+from longrope.evaluation.contenders import CHECKPOINT, closed_form_contender
 from longrope.export.hf import Export, export_hf
 from longrope.files import write_json_atomic
 from longrope.models.install import install, uninstall
@@ -110,7 +110,7 @@ def extend(
         evaluation_sources,
         scaling=found.scaling,
         scaling_name=NAME,
-        against=list(CLOSED_FORMS),
+        against=[*CLOSED_FORMS, *([CHECKPOINT] if subject.existing is not None else [])],
         samples=evaluation_samples,
         seed=options.seed,
         on_start=listener.on_evaluation_start,

@@ -14,6 +14,7 @@ import torch
 
 from longrope.data.samples import Samples
 from longrope.errors import LongRopeError
+from longrope.evaluation.contenders import CHECKPOINT
 from longrope.files import json_ready, new_output_folder, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
@@ -29,25 +30,25 @@ from longrope.search.log import SearchLog
 from longrope.search.run import Progress, run_search
 from longrope.search.space import START_TOKENS, Candidate, SearchSpace
 
+FAR = 512 * 1024  # tokens; the paper halves its budget beyond
 METHODS = ("longrope",)
 SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
 LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
-CHECKPOINT = "checkpoint"  # the name of the scaling that a checkpoint carries, among the baselines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """What a search can be told. The defaults are LongRoPE's.
+    """What a search can be told. The defaults are LongRoPE's: P = 64 on 5 texts, beyond 512k tokens P = 32 on 3.
 
     `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search` (the paper's set as a
     gene). `attention_factor`: `su`, `yarn`, or a number; 1 keeps short sequences exactly those of the original model.
     """
 
     method: str = "longrope"
-    population: int = 64
+    population: int | None = None
     iterations: int = 40
     patience: int | None = None
-    samples: int = 5
+    samples: int | None = None
     seed: int = 0
     start_tokens: str = "0"
     attention_factor: str = "1"
@@ -102,14 +103,19 @@ def search(
     require_longer(geometry, target_length)
     if options.method not in METHODS:
         raise LongRopeError(f"expected a search method of {', '.join(METHODS)}; found {options.method!r}")
+    far = target_length > FAR
     settings = EvolutionSettings.for_population(
-        options.population, iterations=options.iterations, patience=options.patience, seed=options.seed
+        options.population or (32 if far else 64),
+        iterations=options.iterations,
+        patience=options.patience,
+        seed=options.seed,
     )
     attention_factor = attention_factor_of(options.attention_factor, geometry, target_length)
     ratio = target_length / geometry.original_length
     space = SearchSpace.for_ratio(geometry.pairs, ratio, start_tokens_of(options.start_tokens))
     sources = sources_or_books(subject.name, data, "search")
-    samples = prepare_samples(subject, sources, length=target_length, count=options.samples, seed=options.seed)
+    count = options.samples or (3 if far else 5)
+    samples = prepare_samples(subject, sources, length=target_length, count=count, seed=options.seed)
     if not resume:
         new_output_folder(out)
     installed = install(subject.model, RopeScaling.original(geometry))

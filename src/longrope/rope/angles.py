@@ -3,7 +3,8 @@
 Plain float32 angles are wrong by up to 0.07 at position 2,097,152: the product n·θ has an ulp of 0.125 there. Here the
 angle is counted in turns as a 32-bit fixed-point number whose overflow *is* the reduction modulo one turn, so the
 float32 angle that reaches cos and sin always lies in [−π, π) and is exact to about 3e-7 rad at every position.
-It costs two integer passes more than the plain product and saves cos and sin their own range reduction.
+It costs two passes over memory more than the plain product and saves cos and sin their own range reduction;
+benchmarks/angles.py measures both.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _reduced_angle(geometry: RopeGeometry, factors: tuple[float, ...], positions
     """n·θ_i/λ_i modulo 2π in [−π, π), float32. positions (...,) -> (..., D)."""
     steps_D, rest_D = _fixed_point(geometry, factors, positions.device)
     n = positions.reshape(-1)
-    angle = torch.outer(n.to(torch.int32), steps_D).float()  # the integer product wraps: whole turns fall away
+    turns = torch.outer(n.to(torch.int32), steps_D)  # the integer product wraps: whole turns fall away
+    angle = turns.view(torch.float32).copy_(turns)  # converted in the same memory: a second buffer costs a tenth
     angle.addr_(n.float(), rest_D, beta=2 * math.pi / _TURN)  # to radians, and the rest, in one pass
     return angle.view(*positions.shape, geometry.pairs)
 
@@ -85,13 +87,14 @@ def cos_sin(
     """
     if attention_factor is None:
         attention_factor = window.attention_factor
+    identity = factors is None and all(factor == 1.0 for factor in window.factors)
     if factors is not None:
         angle = _differentiable_angle(geometry, factors, positions)
-    elif all(factor == 1.0 for factor in window.factors):
+    elif identity:
         angle = positions[..., None].float() * _plain_inv_freq(geometry, positions.device)
     else:
         angle = _reduced_angle(geometry, window.factors, positions)
-    if window.start_tokens > 0:
+    if window.start_tokens > 0 and not identity:
         original = _reduced_angle(geometry, (1.0,) * geometry.pairs, positions)
         angle = torch.where((positions < window.start_tokens)[..., None], original, angle)
     if isinstance(attention_factor, Tensor) or angle.requires_grad:

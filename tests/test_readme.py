@@ -1,0 +1,48 @@
+"""The README's commands, run as written in an empty folder, on the embedded model with a small budget."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# The last value of an option counts, so these take the budget down without changing what is tested.
+SMALL = {
+    "search": ("--population", "4", "--iterations", "1", "--samples", "1"),
+    "extend": ("--population", "4", "--iterations", "1", "--samples", "1", "--eval-samples", "2"),
+    "eval": ("--samples", "2"),
+}
+
+
+def commands(page: str) -> list[list[str]]:
+    """Every command in the page's console and bash blocks."""
+    blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    lines = [line.removeprefix("$ ").partition("#")[0].strip() for line in "\n".join(blocks).splitlines()]
+    return [shlex.split(line) for line in lines if line]
+
+
+def test_readme_names_real_make_targets():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    named = {target for words in commands("README.md") if words[0] == "make" for target in words[1:]}
+    assert "demo" in named
+    assert all(f"\n{target}:" in makefile for target in named)
+
+
+def test_readme_commands_run(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = [words for words in commands("README.md") if words[0] == "longrope"]
+    assert {words[1] for words in ours} >= {"inspect", "search", "eval", "export", "extend"}
+    for words in ours:
+        ran = cli(*words[1:], *SMALL.get(words[1], ()))
+        assert ran.code == 0, (words, ran.err)
+        assert ran.out
+
+
+def test_readme_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf-8")
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
