@@ -321,7 +321,7 @@ def main() -> None:
     train(model, optimizer, rows.copying_batch, args.copy_steps, 2e-3, 1e-3, 100, COPY_BATCH, args, log, "copying")
     train(model, optimizer, rows.mixture_batch, args.steps, 1.5e-3, 5e-5, 100, args.batch, args, log, "mixture", check)
 
-    model.to("cpu", torch.bfloat16).save_pretrained(args.out)
+    model.to("cpu").save_pretrained(args.out)
     record = {
         "command": " ".join(["python", *sys.argv]),
         "seed": args.seed,

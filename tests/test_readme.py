@@ -6,8 +6,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 # The last value of an option counts, so these take the budget down without changing what is tested.
 SMALL = {
