@@ -86,8 +86,8 @@ for context extension that runs on a CPU, not a model to talk to.
 ## How it was made
 `{command}` (AdamW, bf16 autocast), then `scripts/ship_tiny.py` (float16 weights, this card). {record["tokens_seen"]:,}
 tokens in {record["seconds"] / 60:.0f} minutes on {record["hardware"]}, shared with other work. Last losses: copying
-{copying["loss"]} nats after {copying["step"]} steps, mixture {mixture["loss"]} after {mixture["step"]}. Settings, versions,
-the whole loss log and the SHA-256 of all {len(record["data_sha256"])} training books (public domain): `training.json`.
+{copying["loss"]} nats after {copying["step"]} steps, mixture {mixture["loss"]} after {mixture["step"]}. `training.json`
+has the settings, versions, the whole loss log and the SHA-256 of all {len(record["data_sha256"])} public-domain books.
 
 ## A fair test bed
 Measured on {found["books"]} books by authors it was not trained on: perplexity of the first N tokens of

@@ -76,11 +76,16 @@ def install(model: PreTrainedModel, scaling: RopeScaling) -> Installed:
     if not places:
         raise LongRopeError(f"{type(model).__name__} has no rotary module to scale: longrope needs a model with RoPE")
     # All are made before any is placed: a refusal leaves the model untouched.
-    rotaries = [(name, LongRopeRotary(module, scaling, layer_type)) for name, module in places]
-    for name, rotary in rotaries:
-        _place(model, name, rotary)
-    installed = Installed(model, tuple(rotary for _, rotary in rotaries))
-    if not _logits_move(installed):
+    rotaries = {module: LongRopeRotary(module, scaling, layer_type) for _, module in places}
+    for name, module in places:
+        _place(model, name, rotaries[module])
+    installed = Installed(model, tuple(rotaries.values()))
+    try:
+        moved = _logits_move(installed)
+    except BaseException:  # out of memory, interrupted, a forward that does not run
+        uninstall(model)
+        raise
+    if not moved:
         uninstall(model)
         raise LongRopeError(
             f"{type(model).__name__} ignores its rotary module: logits are the same for different rescale factors, "
@@ -91,9 +96,9 @@ def install(model: PreTrainedModel, scaling: RopeScaling) -> Installed:
 
 def uninstall(model: PreTrainedModel) -> None:
     """Put the model's own rotary modules back; without an installed scaling, nothing happens."""
-    places = [(name, module) for name, module in model.named_modules() if isinstance(module, LongRopeRotary)]
-    for name, module in places:
-        _place(model, name, module.original)
+    for name, module in list(_named_modules(model)):
+        if isinstance(module, LongRopeRotary):
+            _place(model, name, module.original)
 
 
 def _scaled_layer_type(model: PreTrainedModel) -> str | None:
@@ -111,10 +116,15 @@ def _scaled_layer_type(model: PreTrainedModel) -> str | None:
 def _rotary_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     return [
         (name, module)
-        for name, module in model.named_modules()
+        for name, module in _named_modules(model)
         if hasattr(module, "inv_freq")
         or any(key.endswith("inv_freq") for key, _ in module.named_buffers(recurse=False))
     ]
+
+
+def _named_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """Every name of every module: remote code may keep one rotary module under the name of each layer."""
+    return model.named_modules(remove_duplicate=False)
 
 
 def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:
@@ -126,12 +136,15 @@ def _logits_move(installed: Installed) -> bool:
     """Whether two very different windows give different logits on a few tokens."""
     model, geometry = installed.model, installed.scaling.geometry
     ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     logits = []
-    with torch.no_grad():
-        for factor in (1.0, 3.0):
-            with installed.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
-                logits.append(model(input_ids=ids, use_cache=False).logits)
-    model.train(training)
+    try:
+        with torch.no_grad():
+            for factor in (1.0, 3.0):
+                with installed.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
+                    logits.append(model(input_ids=ids, use_cache=False).logits)
+    finally:
+        for module in training:  # not model.train(): parts of it may be in eval mode
+            module.training = True
     return not torch.equal(*logits)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import model_info
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -70,7 +72,7 @@ def load_model(
     """A causal language model in eval mode, on `device`.
 
     `dtype`: float32, bfloat16, float16, float64, or auto: float32 on a CPU, the checkpoint's own elsewhere.
-    Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors.
+    Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors or not complete.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise LongRopeError(f"expected a dtype of auto, {', '.join(_DTYPES)}; found {dtype!r}")
@@ -80,7 +82,8 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         raise LongRopeError(f"the device {device!r} cannot be used here: {one_line(error)}") from error
     wanted: Any = _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else "auto")
-    model: PreTrainedModel = _loaded(
+    model: PreTrainedModel
+    model, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
         name,
         "model",
@@ -88,13 +91,36 @@ def load_model(
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        output_loading_info=True,
     )
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers
+        raise LongRopeError(
+            f"the checkpoint {name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]};"
+            " give a complete one"
+        )
     return model.to(target).eval()
 
 
 def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
     place = resolve(name)
+    local = Path(place).is_dir()
+    unreachable = "" if local else _why_unreachable(place)
     try:
-        return load(place, local_files_only=Path(place).is_dir(), **options)
+        return load(place, local_files_only=local or bool(unreachable), **options)
     except Exception as error:  # transformers raises many kinds; what it said is passed on in one line
-        raise LongRopeError(f"cannot load the {what} of {name}: {one_line(error)}") from error
+        reason = f"the hub cannot be reached: {unreachable}" if unreachable else one_line(error)
+        raise LongRopeError(f"cannot load the {what} of {name}: {reason}") from error
+
+
+def _why_unreachable(hub_name: str) -> str:
+    """Why the hub does not answer, or nothing; asked once, because transformers retries for half a minute.
+
+    Without the hub, what was downloaded before is used.
+    """
+    try:
+        model_info(hub_name, timeout=10)
+    except HfHubHTTPError:
+        return ""  # it did answer: what is wrong with the name is transformers' to say
+    except Exception as error:  # the HTTP client's own kinds: no common type
+        return one_line(error)
+    return ""

@@ -11,7 +11,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, one_line
 from longrope.rope.angles import cos_sin
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
@@ -87,7 +87,9 @@ def probe_layout(module: nn.Module, geometry: RopeGeometry, layer_type: str | No
             cos, sin = module(torch.zeros(1, 8, 1, dtype=torch.bfloat16, device=device), positions, *arguments)
             exact, _ = module(torch.zeros(1, 8, 1, dtype=torch.float32, device=device), positions, *arguments)
     except Exception as error:  # a foreign module may raise anything; what it said is passed on
-        raise LongRopeError(f"cannot scale {name}: it does not map (x, position_ids) to (cos, sin): {error}") from error
+        raise LongRopeError(
+            f"cannot scale {name}: it does not map (x, position_ids) to (cos, sin): {one_line(error)}"
+        ) from error
     if cos.is_complex() or cos.shape != sin.shape or cos.shape[:-1] != positions.shape:
         raise LongRopeError(
             f"cannot scale {name}: expected cos and sin of shape (1, 8, {2 * pairs}), found {tuple(cos.shape)}"

@@ -40,7 +40,9 @@ def token_nll(
     Raises LongRopeError when there is no next token to score.
     """
     batch, length = input_ids.shape
-    if not 0 <= start < length - 1:
+    if start < 0:
+        raise LongRopeError(f"expected a start of 0 or more, found {start}")
+    if start >= length - 1:
         raise LongRopeError(f"expected at least {start + 2} tokens to score, found {length}")
     base = _base_model(model)
     with ExitStack() as stack:
@@ -83,11 +85,12 @@ def _position_wise_modules(base: nn.Module) -> list[nn.Module]:
 
 
 def _in_chunks(forward: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """`forward` applied to pieces of `size` positions of its only argument (B, T, H)."""
+    """`forward` applied to pieces of `size` positions of its only argument (B, T, H); called otherwise, as it is."""
 
-    def chunked(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if hidden.dim() != 3 or hidden.shape[1] <= size or args or kwargs:
-            return forward(hidden, *args, **kwargs)
+    def chunked(*args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or args[0].dim() != 3 or args[0].shape[1] <= size:
+            return forward(*args, **kwargs)
+        hidden: Tensor = args[0]
         first = forward(hidden[:, :size])
         if not isinstance(first, Tensor):  # a router that returns more than its output: not for chunks
             return forward(hidden)

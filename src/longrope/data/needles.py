@@ -1,0 +1,143 @@
+"""Needle samples: a fact hidden in a long real text, and a question about it at the end (LongRoPE2, §3.2 and App. C).
+
+Everything is put together from token ids, never from characters: a sample is exactly L' tokens, the needle's tokens are
+the same wherever it lies, and the answer's tokens are the ones that are scored. Knows no model and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.samples import SampleOrigin, draw_places
+from longrope.data.tokens import TokenizedDocument, bos_of
+from longrope.errors import LongRopeError
+from longrope.files import sha256_bytes
+
+INSTRUCTION = (
+    "A special magic number is hidden within the following text. Make sure to memorize it. I will quiz you about the"
+    " number afterwards.\n"
+)
+NEEDLE = " One of the special magic numbers for {key} is: {number}."
+QUESTION = (
+    "\nWhat is the special magic number for {key} mentioned in the provided text?"
+    " The special magic number for {key} mentioned in the provided text is"
+)
+ANSWER = " {number}"
+
+# Keys are adjective-noun pairs, as in RULER: 40·40 of them, none of which a book holds.
+_ADJECTIVES = (
+    "abrupt amber ancient bitter brave brisk broken calm careful cheerful clever cold curious distant eager early faint"
+    " fierce fragile gentle golden hidden hollow humble idle jolly lonely lucky mellow narrow numerous patient plain"
+    " proud quiet rapid rusty silent slender wandering"
+).split()
+_NOUNS = (
+    "anchor arrow badger basket beacon bridge candle canyon castle cradle drum eagle engine falcon feather fiddle forest"
+    " garden glacier hammer harbor helmet island kettle kite ladder lantern meadow mirror needle orchard otter pebble"
+    " pillow raven saddle shovel sparrow thimble wagon"
+).split()
+
+
+@dataclass(frozen=True, eq=False)
+class NeedleSamples:
+    """Texts of one length that end in an answer.
+
+    ids: int64 (N, length). answer_tokens: N counts; the last `answer_tokens[j]` tokens of row j are its answer.
+    depths: N numbers in [0, 1], where the needle lies in the text: 0 directly behind the instruction, 1 directly before
+    the question. rows: the books' places.
+    """
+
+    ids: torch.Tensor
+    answer_tokens: tuple[int, ...]
+    depths: tuple[float, ...]
+    keys: tuple[str, ...]
+    numbers: tuple[str, ...]
+    rows: tuple[SampleOrigin, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of every sample: BOS, instruction, text, needle, question and answer."""
+        return self.ids.shape[1]
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over the ids and which of them are answers."""
+        head = f"{tuple(self.ids.shape)} {self.answer_tokens} ".encode()
+        return sha256_bytes(head + self.ids.cpu().numpy().astype("<i8").tobytes())
+
+    @property
+    def document_hashes(self) -> tuple[str, ...]:
+        """The documents that the text was taken from, sorted, each once."""
+        return tuple(sorted({row.document_sha256 for row in self.rows}))
+
+
+def draw_needles(
+    documents: Sequence[TokenizedDocument],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    count: int,
+    seed: int,
+    depth: str | float = "spread",
+    digits: int = 7,
+) -> NeedleSamples:
+    """`count` needle samples of exactly `length` tokens; text, keys and numbers are drawn by `seed`.
+
+    `depth`: `spread` puts the needles at evenly spaced depths from 0 to 1, `start` all directly behind the instruction
+    (the sample of App. C), a number in [0, 1] all there. The text comes from the places of `draw_places`: one per
+    document first.
+
+    Raises LongRopeError when the parts alone are longer than `length`, or the documents are too few or too short.
+    """
+    depths = _depths(depth, count)
+    rng = np.random.default_rng(seed)
+    bos = bos_of(tokenizer)
+    front = ([] if bos is None else [bos]) + _encode(tokenizer, INSTRUCTION)
+    keys = [f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}" for _ in range(count)]
+    numbers = ["".join(map(str, [rng.integers(1, 10), *rng.integers(0, 10, digits - 1)])) for _ in range(count)]
+    parts = []
+    for key, number in zip(keys, numbers, strict=True):
+        needle, question, answer = (
+            _encode(tokenizer, template.format(key=key, number=number)) for template in (NEEDLE, QUESTION, ANSWER)
+        )
+        parts.append((needle, question, answer))
+    longest = len(front) + max(sum(map(len, part)) for part in parts)
+    if longest >= length:
+        raise LongRopeError(
+            f"expected needle samples longer than instruction, needle, question and answer, which take {longest} "
+            f"tokens of this tokenizer; found a length of {length}"
+        )
+    # One span for all, the longest text any sample needs: places then do not depend on how keys are split.
+    span = length - len(front) - min(sum(map(len, part)) for part in parts)
+    rows = draw_places(documents, span=span, count=count, seed=seed)
+    by_hash = {document.sha256: document for document in documents}
+    ids = np.empty((count, length), dtype=np.int64)
+    for sample, row, (needle, question, answer), place in zip(ids, rows, parts, depths, strict=True):
+        room = length - len(front) - len(needle) - len(question) - len(answer)
+        text = by_hash[row.document_sha256].ids[row.offset : row.offset + room]
+        at = round(place * room)
+        sample[:] = np.concatenate([front, text[:at], needle, text[at:], question, answer])
+    answers = tuple(len(answer) for _, _, answer in parts)
+    return NeedleSamples(torch.from_numpy(ids), answers, depths, tuple(keys), tuple(numbers), rows)
+
+
+def _depths(depth: str | float, count: int) -> tuple[float, ...]:
+    if depth == "spread":
+        return tuple(np.linspace(0.0, 1.0, count).tolist()) if count > 1 else (0.5,)
+    try:
+        value = 0.0 if depth == "start" else float(depth)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise LongRopeError(f"expected a needle depth of 'spread', 'start' or a number from 0 to 1; found {depth!r}")
+    return (value,) * count
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
