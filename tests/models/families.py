@@ -57,7 +57,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "gpt_neox": {"num_attention_heads": 2, "rotary_pct": 0.5, "use_parallel_residual": True},
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, **_LAYER_TYPES},
     "olmo3": dict(_LAYER_TYPES),
-    # Beyond the list: cosines of D columns in float32 (gpt_oss), latent attention (deepseek_v3).
+    # Cosines of D columns only; MLPs that return their router's scores too.
     "gpt_oss": {
         "head_dim": 16,
         "num_local_experts": 4,

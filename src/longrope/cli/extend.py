@@ -43,6 +43,8 @@ def command(
         str | None, typer.Option("--lengths", help="Lengths of the comparison; default: L, 2L, … L'.")
     ] = None,
     method: search_verb.Method = "longrope",
+    objective: search_verb.ObjectiveName = "perplexity",
+    needle_depth: search_verb.NeedleDepth = "spread",
     population: search_verb.Population = 32,
     iterations: search_verb.Iterations = 12,
     patience: search_verb.Patience = None,
@@ -88,6 +90,8 @@ def command(
     subject = open_model(model, loading)
     options = SearchOptions(
         method=method,
+        objective=objective,
+        needle_depth=needle_depth,
         population=population,
         iterations=iterations,
         patience=patience,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 TargetLength = Annotated[str, typer.Option("--target-length", help="The new window L' in tokens: 4096, 128k, 2M.")]
 Method = Annotated[str, typer.Option("--method", help="longrope: the paper's evolutionary search.")]
+ObjectiveName = Annotated[
+    str,
+    typer.Option("--objective", help="perplexity, or needle: only the answer about a hidden fact counts."),
+]
+NeedleDepth = Annotated[str, typer.Option("--needle-depth", help="spread, start, or a number from 0 to 1.")]
 Population = Annotated[
     int | None,
     typer.Option("--population", min=1, help="P; mutations and crossovers are P/4, top-k P/2. Default: 64."),
@@ -43,7 +49,8 @@ Patience = Annotated[
     int | None, typer.Option("--patience", min=1, help="Stop after this many iterations without improvement.")
 ]
 Samples = Annotated[
-    int | None, typer.Option("--samples", min=1, help="Texts of exactly L' tokens that score candidates. Default: 5.")
+    int | None,
+    typer.Option("--samples", min=1, help="Texts of exactly L' tokens that are scored. Default: 5, needle 10."),
 ]
 StartTokens = Annotated[
     str, typer.Option("--start-tokens", help="0 (every runtime can express it), a number, or 'search'.")
@@ -62,6 +69,8 @@ def command(
     ],
     data: Data = None,
     method: Method = "longrope",
+    objective: ObjectiveName = "perplexity",
+    needle_depth: NeedleDepth = "spread",
     population: Population = None,
     iterations: Iterations = 40,
     patience: Patience = None,
@@ -87,6 +96,8 @@ def command(
     quiet_libraries()
     options = SearchOptions(
         method=method,
+        objective=objective,
+        needle_depth=needle_depth,
         population=population,
         iterations=iterations,
         patience=patience,
@@ -134,14 +145,16 @@ def resume_command() -> str:
     return shlex.join(["longrope", *arguments, "--resume"])
 
 
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 def show(result: SearchResult) -> None:
     """Print what a search found against the baselines."""
-    from math import exp
-
     rows = table("Loss on the search samples (nats per token) and perplexity", ["method", "loss", "perplexity"])
     for name, loss in sorted(result.baselines.items(), key=lambda item: -item[1]):
-        rows.add_row(name, number(loss, 4), number(exp(loss)))
-    rows.add_row(f"[bold]{result.method}[/bold]", number(result.best_loss, 4), number(exp(result.best_loss)))
+        rows.add_row(name, number(loss, 4), number(_perplexity(loss)))
+    rows.add_row(f"[bold]{result.method}[/bold]", number(result.best_loss, 4), number(_perplexity(result.best_loss)))
     output.print(rows)
     output.print(f"{result.evaluations} evaluations, {result.token_passes:,} token passes")
     output.print(f"scaling: {result.path}")

@@ -30,17 +30,17 @@ QUESTION = (
 )
 ANSWER = " {number}"
 
-# Keys are adjective-noun pairs, as in RULER: 40·40 of them, none of which a book holds.
+# Keys are adjective-noun pairs, as in RULER: 40·40 of them, enough that a book hardly holds one.
 _ADJECTIVES = (
     "abrupt amber ancient bitter brave brisk broken calm careful cheerful clever cold curious distant eager early faint"
     " fierce fragile gentle golden hidden hollow humble idle jolly lonely lucky mellow narrow numerous patient plain"
     " proud quiet rapid rusty silent slender wandering"
-).split()
+)
 _NOUNS = (
-    "anchor arrow badger basket beacon bridge candle canyon castle cradle drum eagle engine falcon feather fiddle forest"
-    " garden glacier hammer harbor helmet island kettle kite ladder lantern meadow mirror needle orchard otter pebble"
+    "anchor arrow badger basket beacon bridge candle canyon castle cradle drum eagle engine falcon feather fiddle"
+    " forest garden glacier hammer harbor helmet island kettle kite ladder lantern meadow mirror needle orchard otter pebble"
     " pillow raven saddle shovel sparrow thimble wagon"
-).split()
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,8 @@ def draw_needles(
     rng = np.random.default_rng(seed)
     bos = bos_of(tokenizer)
     front = ([] if bos is None else [bos]) + _encode(tokenizer, INSTRUCTION)
-    keys = [f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}" for _ in range(count)]
+    adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
+    keys = [f"{rng.choice(adjectives)}-{rng.choice(nouns)}" for _ in range(count)]
     numbers = ["".join(map(str, [rng.integers(1, 10), *rng.integers(0, 10, digits - 1)])) for _ in range(count)]
     parts = []
     for key, number in zip(keys, numbers, strict=True):

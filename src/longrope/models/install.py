@@ -96,7 +96,7 @@ def install(model: PreTrainedModel, scaling: RopeScaling) -> Installed:
 
 def uninstall(model: PreTrainedModel) -> None:
     """Put the model's own rotary modules back; without an installed scaling, nothing happens."""
-    for name, module in list(_named_modules(model)):
+    for name, module in _named_modules(model):
         if isinstance(module, LongRopeRotary):
             _place(model, name, module.original)
 
@@ -122,9 +122,9 @@ def _rotary_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def _named_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every name of every module: remote code may keep one rotary module under the name of each layer."""
-    return model.named_modules(remove_duplicate=False)
+    return list(model.named_modules(remove_duplicate=False))
 
 
 def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:

@@ -108,7 +108,8 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
     try:
         return load(place, local_files_only=local or bool(unreachable), **options)
     except Exception as error:  # transformers raises many kinds; what it said is passed on in one line
-        reason = f"the hub cannot be reached: {unreachable}" if unreachable else one_line(error)
+        not_here = unreachable and isinstance(error, OSError)
+        reason = f"the hub cannot be reached: {unreachable}" if not_here else one_line(error)
         raise LongRopeError(f"cannot load the {what} of {name}: {reason}") from error
 
 

@@ -1,4 +1,4 @@
-"""Needle-driven perplexity (LongRoPE2, §3.2): the loss of the answer's tokens alone, over samples shared by all candidates.
+"""Needle-driven perplexity (LongRoPE2, §3.2): the loss of the answer's tokens alone, over shared samples.
 
 Plain perplexity averages over tokens that hardly need the far context; the answer needs nothing else.
 """

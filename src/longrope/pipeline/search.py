@@ -12,19 +12,23 @@ from typing import Any
 
 import torch
 
+from longrope.data.needles import NeedleSamples, draw_needles
 from longrope.data.samples import Samples
+from longrope.data.sources import read_all
+from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import CHECKPOINT
 from longrope.files import json_ready, new_output_folder, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
+from longrope.objectives.needle import NeedleObjective
 from longrope.objectives.perplexity import PerplexityObjective
 from longrope.pipeline.subject import Subject, prepare_samples, require_longer, sources_or_books
 from longrope.provenance import record
 from longrope.rope.factors import CLOSED_FORMS, su_attention_factor, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.evaluators import SerialEvaluator
+from longrope.search.evaluators import Objective, SerialEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.log import SearchLog
 from longrope.search.run import Progress, run_search
@@ -40,11 +44,16 @@ LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
 class SearchOptions:
     """What a search can be told. The defaults are LongRoPE's: P = 64 on 5 texts, beyond 512k tokens P = 32 on 3.
 
+    `objective`: `perplexity`, or `needle` (LongRoPE2's, on 10 texts by default) with its `needle_depth`: `spread`,
+    `start`, or a number in [0, 1].
+
     `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search` (the paper's set as a
     gene). `attention_factor`: `su`, `yarn`, or a number; 1 keeps short sequences exactly those of the original model.
     """
 
     method: str = "longrope"
+    objective: str = "perplexity"
+    needle_depth: str = "spread"
     population: int | None = None
     iterations: int = 40
     patience: int | None = None
@@ -114,13 +123,16 @@ def search(
     ratio = target_length / geometry.original_length
     space = SearchSpace.for_ratio(geometry.pairs, ratio, start_tokens_of(options.start_tokens))
     sources = sources_or_books(subject.name, data, "search")
-    count = options.samples or (3 if far else 5)
-    samples = prepare_samples(subject, sources, length=target_length, count=count, seed=options.seed)
+    samples = _samples(subject, sources, target_length, options)
     if not resume:
         new_output_folder(out)
     installed = install(subject.model, RopeScaling.original(geometry))
     try:
-        objective = PerplexityObjective(installed, samples)
+        objective: Objective = (
+            NeedleObjective(installed, samples)
+            if isinstance(samples, NeedleSamples)
+            else PerplexityObjective(installed, samples)
+        )
         seeds = _seeds(subject, space, target_length)
         header = {
             "method": options.method,
@@ -175,6 +187,25 @@ def search(
     return result
 
 
+def _samples(
+    subject: Subject, sources: Sequence[str], target_length: int, options: SearchOptions
+) -> Samples | NeedleSamples:
+    """The texts that every candidate is scored on, for the objective that `options` name."""
+    if options.objective == "perplexity":
+        count = options.samples or (3 if target_length > FAR else 5)
+        return prepare_samples(subject, sources, length=target_length, count=count, seed=options.seed)
+    if options.objective == "needle":
+        return draw_needles(
+            tokenize(read_all(sources), subject.tokenizer),
+            subject.tokenizer,
+            length=target_length,
+            count=options.samples or 10,
+            seed=options.seed,
+            depth=options.needle_depth,
+        )
+    raise LongRopeError(f"expected an objective of perplexity or needle; found {options.objective!r}")
+
+
 def attention_factor_of(text: str, geometry: RopeGeometry, target_length: int) -> float:
     """The attention factor that `su`, `yarn` or a number names. Raises LongRopeError for anything else."""
     named = {"su": su_attention_factor, "yarn": yarn_attention_factor}
@@ -206,7 +237,7 @@ def _seeds(subject: Subject, space: SearchSpace, target_length: int) -> list[Can
     return seeds
 
 
-def _baselines(subject: Subject, objective: PerplexityObjective, target_length: int) -> dict[str, float]:
+def _baselines(subject: Subject, objective: Objective, target_length: int) -> dict[str, float]:
     """The loss of every closed form, with its own attention factor, and of the scaling the checkpoint carries."""
     losses = {}
     for name, form in CLOSED_FORMS.items():
@@ -218,7 +249,7 @@ def _baselines(subject: Subject, objective: PerplexityObjective, target_length: 
     return losses
 
 
-def _data_provenance(samples: Samples) -> dict[str, Any]:
+def _data_provenance(samples: Samples | NeedleSamples) -> dict[str, Any]:
     return {
         "samples_sha256": samples.sha256,
         "document_sha256": list(samples.document_hashes),
