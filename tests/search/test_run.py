@@ -15,9 +15,10 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
+from longrope.search.evaluators import Answer
 from longrope.search.log import read_log
 from longrope.search.run import Progress
-from tests.search.targets import HEADER, SETTINGS, FunctionEvaluator, distance, evolve
+from tests.search.targets import HEADER, SETTINGS, FunctionEvaluator, candidate_of, distance, evolve
 
 REPOSITORY = Path(__file__).parents[2]
 EVALUATIONS = SETTINGS.evaluations  # 32: generations of 8, 6, 6, 6, 6
@@ -41,15 +42,15 @@ def test_log_holds_every_evaluation_in_order(whole: Path) -> None:
     _, rows = read_log(whole)
     assert [row.index for row in rows] == list(range(EVALUATIONS))
     assert [row.generation for row in rows] == [0] * 8 + [1] * 6 + [2] * 6 + [3] * 6 + [4] * 6
-    assert all(row.loss == distance(row.candidate.window(2048, 1.0)) for row in rows)
+    assert all(row.answer.loss == distance(candidate_of(row).window(2048, 1.0)) for row in rows)
 
 
 def test_best_and_count(whole: Path, tmp_path: Path) -> None:
     optimiser, count = evolve(tmp_path / "log")
     _, rows = read_log(whole)
-    best = min(rows, key=lambda row: row.loss)
+    best = min(rows, key=lambda row: row.answer.loss)
     assert count == EVALUATIONS
-    assert optimiser.best == (best.candidate, best.loss)
+    assert optimiser.best == (candidate_of(best), best.answer.loss)
 
 
 @pytest.mark.parametrize("loss", [distance, broken])
@@ -162,7 +163,7 @@ def test_progress_follows_each_evaluation(tmp_path: Path) -> None:
     seen: list[Progress] = []
     evolve(tmp_path / "log", evaluator=FunctionEvaluator(broken), on_progress=seen.append)
     _, rows = read_log(tmp_path / "log")
-    finite = [row.loss if math.isfinite(row.loss) else math.inf for row in rows]
+    finite = [row.answer.loss if math.isfinite(row.answer.loss) else math.inf for row in rows]
     assert seen == [Progress(n, min(finite[:n]), replayed=False) for n in range(1, EVALUATIONS + 1)]
 
 
@@ -178,15 +179,15 @@ def test_progress_of_a_resumed_search_begins_with_what_is_known(tmp_path: Path) 
         (17, False),
         (18, False),
     ]
-    losses = [row.loss for row in read_log(tmp_path / "log")[1]]
+    losses = [row.answer.loss for row in read_log(tmp_path / "log")[1]]
     assert [one.best_loss for one in seen] == [min(losses[: one.evaluations]) for one in seen]
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
 def test_an_evaluator_of_another_count_is_refused(tmp_path: Path, wrong: int) -> None:
     class Wrong(FunctionEvaluator):
-        def evaluate(self, windows):
-            return iter([1.0] * (len(windows) + wrong))
+        def evaluate(self, questions):
+            return iter([Answer(1.0)] * (len(questions) + wrong))
 
     with pytest.raises(ValueError, match="zip"):
         evolve(tmp_path / "log", evaluator=Wrong())

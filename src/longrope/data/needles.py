@@ -38,8 +38,8 @@ _ADJECTIVES = (
 )
 _NOUNS = (
     "anchor arrow badger basket beacon bridge candle canyon castle cradle drum eagle engine falcon feather fiddle"
-    " forest garden glacier hammer harbor helmet island kettle kite ladder lantern meadow mirror needle orchard otter pebble"
-    " pillow raven saddle shovel sparrow thimble wagon"
+    " forest garden glacier hammer harbor helmet island kettle kite ladder lantern meadow mirror needle orchard"
+    " otter pebble pillow raven saddle shovel sparrow thimble wagon"
 )
 
 

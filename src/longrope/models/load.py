@@ -72,7 +72,7 @@ def load_model(
     """A causal language model in eval mode, on `device`.
 
     `dtype`: float32, bfloat16, float16, float64, or auto: float32 on a CPU, the checkpoint's own elsewhere.
-    Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors or not complete.
+    Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors or incomplete.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise LongRopeError(f"expected a dtype of auto, {', '.join(_DTYPES)}; found {dtype!r}")

@@ -68,8 +68,9 @@ class LongRopeRotary(nn.Module):
             position_ids.to(x.device),
             factors=self.factors,
             attention_factor=self.attention_factor,
+            dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
         )
-        dtype = x.dtype if self.casts else torch.float32
+        dtype = x.dtype if self.casts or x.dtype == torch.float64 else torch.float32
         return self.layout.spread(cos_BTD).to(dtype), self.layout.spread(sin_BTD).to(dtype)
 
 

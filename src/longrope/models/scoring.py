@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
@@ -32,7 +34,7 @@ def token_nll(
 ) -> Tensor:
     """Negative log-likelihood, in nats, of every next token.
 
-    `input_ids` (B, T) -> float32 (B, T − 1 − start): entry j is −log p(token start+j+1 | tokens 0 … start+j).
+    `input_ids` (B, T) -> float32 (float64 for a float64 model) (B, T − 1 − start): entry j is −log p(token start+j+1 | tokens 0 … start+j).
     `chunk_size` is the number of positions whose logits exist at once (by default what fits 128 MiB). The family's own
     code makes the logits, so tied heads, biases, soft-capping and logit scaling are right by construction. The model
     should be in eval mode; gradients flow if they are enabled.
@@ -45,21 +47,49 @@ def token_nll(
     if start >= length - 1:
         raise LongRopeError(f"expected at least {start + 2} tokens to score, found {length}")
     base = _base_model(model)
-    with ExitStack() as stack:
-        for module in _position_wise_modules(base):
-            stack.enter_context(_replaced_forward(module, lambda forward: _in_chunks(forward, MLP_CHUNK)))
+    with _chunked_modules(base):
         output = base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
     hidden_BTH = output.last_hidden_state[:, start:-1]
     targets = input_ids[:, start + 1 :]
     if chunk_size is None:
         chunk_size = max(1, _LOGITS_BUDGET // (batch * model.config.get_text_config().vocab_size))
-    pieces = []
-    for at in range(0, targets.shape[1], chunk_size):
-        logits = _head(model, base, output, hidden_BTH[:, at : at + chunk_size])
-        target = targets[:, at : at + chunk_size]
-        nll = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
-        pieces.append(nll.view_as(target))
-    return torch.cat(pieces, dim=1)
+
+    def piece(hidden: Tensor, target: Tensor) -> Tensor:
+        logits = _head(model, base, output, hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        return nll.view_as(target)
+
+    # With gradients, a piece's logits are made again in the backward pass instead of being kept.
+    scored = _checkpointed(piece) if torch.is_grad_enabled() else piece
+    starts = range(0, targets.shape[1], chunk_size)
+    return torch.cat(
+        [scored(hidden_BTH[:, at : at + chunk_size], targets[:, at : at + chunk_size]) for at in starts], dim=1
+    )
+
+
+@contextmanager
+def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Every decoder layer keeps only its input for the backward pass and computes the rest again.
+
+    transformers' own gradient checkpointing works in training mode only, where dropout would be on.
+    """
+    layers = [layer for stack in _base_model(model).modules() if isinstance(stack, nn.ModuleList) for layer in stack]
+    outermost = [layer for layer in layers if not any(layer is not other and _holds(other, layer) for other in layers)]
+    with ExitStack() as stack:
+        # A layer that is computed again must take the same steps, so its MLP stays in chunks until the block ends.
+        stack.enter_context(_chunked_modules(_base_model(model)))
+        for layer in outermost:
+            stack.enter_context(_replaced_forward(layer, _checkpointed))
+        yield
+
+
+def _holds(outer: nn.Module, inner: nn.Module) -> bool:
+    return any(module is inner for module in outer.modules())
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def _base_model(model: PreTrainedModel) -> nn.Module:
@@ -77,6 +107,16 @@ def _head(model: PreTrainedModel, base: nn.Module, output: Any, hidden: Tensor) 
     return logits
 
 
+@contextmanager
+def _chunked_modules(base: nn.Module) -> Iterator[None]:
+    """Every position-wise module runs on pieces of the sequence in the block."""
+    with ExitStack() as stack:
+        for module in _position_wise_modules(base):
+            if not isinstance(module.forward, _InChunks):  # a block around this one may have done it
+                stack.enter_context(_replaced_forward(module, lambda forward: _InChunks(forward, MLP_CHUNK)))
+        yield
+
+
 def _position_wise_modules(base: nn.Module) -> list[nn.Module]:
     """The MLPs of all layers and the final norm: modules that treat every position alone."""
     mlps = [module for name, module in base.named_modules() if name.rpartition(".")[2] in _POSITION_WISE]
@@ -84,26 +124,29 @@ def _position_wise_modules(base: nn.Module) -> list[nn.Module]:
     return mlps + final_norms
 
 
-def _in_chunks(forward: Callable[..., Any], size: int) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class _InChunks:
     """`forward` applied to pieces of `size` positions of its only argument (B, T, H); called otherwise, as it is."""
 
-    def chunked(*args: Any, **kwargs: Any) -> Any:
-        if len(args) != 1 or kwargs or args[0].dim() != 3 or args[0].shape[1] <= size:
-            return forward(*args, **kwargs)
-        hidden: Tensor = args[0]
-        first = forward(hidden[:, :size])
-        if not isinstance(first, Tensor):  # a router that returns more than its output: not for chunks
-            return forward(hidden)
-        if torch.is_grad_enabled():
-            rest = [forward(hidden[:, at : at + size]) for at in range(size, hidden.shape[1], size)]
-            return torch.cat([first, *rest], dim=1)
-        out = first.new_empty(*hidden.shape[:2], first.shape[-1])
-        out[:, :size] = first
-        for at in range(size, hidden.shape[1], size):
-            out[:, at : at + size] = forward(hidden[:, at : at + size])
-        return out
+    forward: Callable[..., Any]
+    size: int
 
-    return chunked
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or args[0].dim() != 3 or args[0].shape[1] <= self.size:
+            return self.forward(*args, **kwargs)
+        hidden: Tensor = args[0]
+        # Contiguous: with more than one row in the batch a piece is not, and some families call view() on it.
+        pieces = (piece.contiguous() for piece in torch.split(hidden, self.size, dim=1))
+        first = self.forward(next(pieces))
+        if not isinstance(first, Tensor):  # a router that returns more than its output: not for chunks
+            return self.forward(hidden)
+        if torch.is_grad_enabled():
+            return torch.cat([first, *(self.forward(piece) for piece in pieces)], dim=1)
+        out = first.new_empty(*hidden.shape[:2], first.shape[-1])
+        out[:, : self.size] = first
+        for at, piece in enumerate(pieces, start=1):
+            out[:, at * self.size : (at + 1) * self.size] = self.forward(piece)
+        return out
 
 
 @contextmanager

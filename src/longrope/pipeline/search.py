@@ -23,12 +23,13 @@ from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
 from longrope.objectives.needle import NeedleObjective
 from longrope.objectives.perplexity import PerplexityObjective
+from longrope.objectives.sampled import SampledObjective
 from longrope.pipeline.subject import Subject, prepare_samples, require_longer, sources_or_books
 from longrope.provenance import record
 from longrope.rope.factors import CLOSED_FORMS, su_attention_factor, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.evaluators import Objective, SerialEvaluator
+from longrope.search.evaluators import CandidateSearch, SerialEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.log import SearchLog
 from longrope.search.run import Progress, run_search
@@ -128,7 +129,7 @@ def search(
         new_output_folder(out)
     installed = install(subject.model, RopeScaling.original(geometry))
     try:
-        objective: Objective = (
+        objective: SampledObjective = (
             NeedleObjective(installed, samples)
             if isinstance(samples, NeedleSamples)
             else PerplexityObjective(installed, samples)
@@ -156,8 +157,10 @@ def search(
             def to_window(candidate: Candidate) -> Window:
                 return candidate.window(target_length, attention_factor)
 
-            evaluations = run_search(optimiser, SerialEvaluator(objective), log, to_window, on_progress)
-            best, best_loss = optimiser.best
+            evaluator = SerialEvaluator({("search", target_length): objective})
+            found = CandidateSearch(optimiser, to_window)
+            evaluations = len(run_search(found, evaluator, log, on_progress))
+            best, best_loss = found.best
     finally:
         uninstall(subject.model)
     scaling = RopeScaling.extended(
@@ -237,7 +240,7 @@ def _seeds(subject: Subject, space: SearchSpace, target_length: int) -> list[Can
     return seeds
 
 
-def _baselines(subject: Subject, objective: Objective, target_length: int) -> dict[str, float]:
+def _baselines(subject: Subject, objective: SampledObjective, target_length: int) -> dict[str, float]:
     """The loss of every closed form, with its own attention factor, and of the scaling the checkpoint carries."""
     losses = {}
     for name, form in CLOSED_FORMS.items():

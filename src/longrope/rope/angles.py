@@ -1,8 +1,8 @@
 """The one frequency function: cosines and sines of a window at given positions. Everything that rotates uses it.
 
-Plain float32 angles are wrong by up to 0.07 at position 2,097,152: the product n·θ has an ulp of 0.125 there. Here the
+Plain float32 angles are wrong by up to 0.12 at position 2,097,152: the product n·θ has an ulp of 0.125 there. Here the
 angle is counted in turns as a 32-bit fixed-point number whose overflow *is* the reduction modulo one turn, so the
-float32 angle that reaches cos and sin always lies in [−π, π) and is exact to about 3e-7 rad at every position.
+float32 angle that reaches cos and sin always lies in [−π, π) and is exact to about 4e-7 rad at every position.
 It costs two passes over memory more than the plain product and saves cos and sin their own range reduction;
 benchmarks/angles.py measures both.
 """
@@ -59,12 +59,22 @@ def _reduced_angle(geometry: RopeGeometry, factors: tuple[float, ...], positions
     return angle.view(*positions.shape, geometry.pairs)
 
 
-def _differentiable_angle(geometry: RopeGeometry, factors: Tensor, positions: Tensor) -> Tensor:
-    """The same angle in float64 before the reduction, so that gradients reach `factors` (D,)."""
+def _float64_angle(geometry: RopeGeometry, factors: Tensor, positions: Tensor) -> Tensor:
+    """The same angle in float64, so that gradients reach `factors` (D,)."""
     inv_freq_D = torch.from_numpy(geometry.inv_freq).to(positions.device) / factors.double()
     angle = positions.double()[..., None] * inv_freq_D
     turns = (angle.detach() / (2 * math.pi)).round_()
-    return (angle - turns * (2 * math.pi)).float()
+    return angle - turns * (2 * math.pi)
+
+
+def _angle(
+    geometry: RopeGeometry, factors: tuple[float, ...] | Tensor, positions: Tensor, dtype: torch.dtype
+) -> Tensor:
+    if isinstance(factors, Tensor):
+        return _float64_angle(geometry, factors, positions).to(dtype)
+    if dtype == torch.float64:
+        return _float64_angle(geometry, torch.tensor(factors, device=positions.device, dtype=dtype), positions)
+    return _reduced_angle(geometry, factors, positions)
 
 
 def cos_sin(
@@ -74,11 +84,13 @@ def cos_sin(
     *,
     factors: Tensor | None = None,
     attention_factor: Tensor | float | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines, times the attention factor, of every rotary pair (LongRoPE Eq. 2 and 3).
 
-    `positions` is an integer tensor (...,) of absolute positions in tokens, below 2³¹; the result is a pair of float32
-    tensors (..., D) on the same device. Positions n < n̂ keep the original angle n·θ_i, the others take n·θ_i/λ_i.
+    `positions` is an integer tensor (...,) of absolute positions in tokens, below 2³¹; the result is a pair of tensors
+    (..., D) of `dtype` (float32 or float64) on the same device. Positions n < n̂ keep the original angle n·θ_i, the
+    others take n·θ_i/λ_i.
 
     `factors` (D,) and `attention_factor` replace the window's numbers by tensors through which gradients flow.
 
@@ -88,14 +100,12 @@ def cos_sin(
     if attention_factor is None:
         attention_factor = window.attention_factor
     identity = factors is None and all(factor == 1.0 for factor in window.factors)
-    if factors is not None:
-        angle = _differentiable_angle(geometry, factors, positions)
-    elif identity:
-        angle = positions[..., None].float() * _plain_inv_freq(geometry, positions.device)
+    if identity:
+        angle = (positions[..., None].float() * _plain_inv_freq(geometry, positions.device)).to(dtype)
     else:
-        angle = _reduced_angle(geometry, window.factors, positions)
+        angle = _angle(geometry, window.factors if factors is None else factors, positions, dtype)
     if window.start_tokens > 0 and not identity:
-        original = _reduced_angle(geometry, (1.0,) * geometry.pairs, positions)
+        original = _angle(geometry, (1.0,) * geometry.pairs, positions, dtype)
         angle = torch.where((positions < window.start_tokens)[..., None], original, angle)
     if isinstance(attention_factor, Tensor) or angle.requires_grad:
         return angle.cos() * attention_factor, angle.sin() * attention_factor

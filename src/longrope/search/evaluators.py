@@ -1,38 +1,115 @@
-"""Evaluators: windows in, losses out, in the order given. The serial one runs in this process."""
+"""Questions, answers, and who answers: windows in, losses (and gradients) out, in the order asked.
+
+The serial evaluator answers in this process. An optimiser knows none of this; `CandidateSearch` stands between.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
+from longrope.objectives.sampled import SampledObjective
 from longrope.rope.scaling import Window
 
 
-class Objective(Protocol):
-    """What an evaluator minimises: the loss of one window over samples that are fixed."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a model: the loss of `window`, and with `gradient` also its gradient.
 
-    @property
-    def name(self) -> str: ...
+    `split` and `samples` choose the texts (all of the split where None). `row` is what the log records: the same
+    question has the same row, bit for bit.
+    """
 
-    @property
-    def token_passes(self) -> int:
-        """Tokens that one evaluation sends through the model."""
+    window: Window
+    row: dict[str, Any]
+    split: str = "search"
+    samples: tuple[int, ...] | None = None
+    gradient: bool = False
 
-    def loss(self, window: Window) -> float: ...
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The mean loss in nats per token, and for a gradient question d loss/d(λ_0 … λ_{D−1}, m)."""
+
+    loss: float
+    gradient: tuple[float, ...] | None = field(default=None)
 
 
 class Evaluator(Protocol):
-    """A source of losses. `evaluate` yields one loss per window, in order, each as soon as it is known."""
+    """A source of answers. `evaluate` yields one per question, in order, each as soon as it is known."""
 
-    def evaluate(self, windows: Sequence[Window]) -> Iterator[float]: ...
+    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]: ...
 
 
 class SerialEvaluator:
-    """One window after the other, in this process."""
+    """One question after the other, in this process.
 
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
+    `objectives` maps (split, window length) to what answers. `token_passes` counts the tokens sent through the model
+    since it was made: a forward counts 1 per token, a backward 2.
+    """
 
-    def evaluate(self, windows: Sequence[Window]) -> Iterator[float]:
-        for window in windows:
-            yield self.objective.loss(window)
+    def __init__(self, objectives: Mapping[tuple[str, int], SampledObjective]) -> None:
+        self.objectives = objectives
+        self.token_passes = 0
+
+    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
+        for question in questions:
+            objective = self.objectives[question.split, question.window.max_length]
+            count = objective.count if question.samples is None else len(question.samples)
+            self.token_passes += passes(question, count, objective.length)
+            if question.gradient:
+                yield Answer(*objective.loss_and_gradient(question.window, question.samples))
+            else:
+                yield Answer(objective.loss(question.window, question.samples))
+
+
+def passes(question: Question, samples: int, length: int) -> int:
+    """Token passes of one question: a forward counts 1 per token, a backward 2."""
+    return samples * length * (3 if question.gradient else 1)
+
+
+class Genome(Protocol):
+    """A point of a search space: hashable, and a row of a log."""
+
+    def to_row(self) -> dict[str, Any]: ...
+
+
+_G = TypeVar("_G", bound=Genome)
+
+
+class Optimiser(Protocol[_G]):
+    """Ask/tell over plain vectors; knows no model."""
+
+    @property
+    def done(self) -> bool: ...
+
+    @property
+    def best(self) -> tuple[_G, float]: ...
+
+    def ask(self) -> list[_G]: ...
+
+    def tell(self, losses: Sequence[float]) -> None: ...
+
+
+class CandidateSearch(Generic[_G]):
+    """An ask/tell optimiser as a search: its candidates become windows, the answers' losses are told."""
+
+    def __init__(self, optimiser: Optimiser[_G], to_window: Callable[[_G], Window]) -> None:
+        self.optimiser, self.to_window = optimiser, to_window
+
+    @property
+    def done(self) -> bool:
+        return self.optimiser.done
+
+    def ask(self) -> list[Question]:
+        return [Question(self.to_window(candidate), candidate.to_row()) for candidate in self.optimiser.ask()]
+
+    def tell(self, answers: Sequence[Answer]) -> None:
+        self.optimiser.tell([answer.loss for answer in answers])
+
+    @property
+    def best(self) -> tuple[Window, float]:
+        """The best window and its loss on the search samples. Raises LongRopeError when no loss was finite."""
+        candidate, loss = self.optimiser.best
+        return self.to_window(candidate), loss

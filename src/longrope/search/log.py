@@ -14,38 +14,43 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.search.space import Candidate
+from longrope.search.evaluators import Answer
 
 SCHEMA = "longrope.search/1"
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One line of the log: candidate number `index`, in the order asked, and its loss (NaN and infinity are kept)."""
+    """One line of the log: question number `index` in the order asked, as its `row`, and the answer.
+
+    Losses and gradients come back bit for bit, NaN and infinity too.
+    """
 
     index: int
     generation: int
-    candidate: Candidate
-    loss: float
+    row: dict[str, Any]
+    answer: Answer
 
     def to_json(self) -> str:
-        # JSON has no NaN: a loss that is not a number is written as its name.
-        loss = self.loss if math.isfinite(self.loss) else str(self.loss)
-        return json.dumps(
-            {
-                "index": self.index,
-                "generation": self.generation,
-                "steps": self.candidate.steps,
-                "start_tokens": self.candidate.start_tokens,
-                "loss": loss,
-            }
-        )
+        line = {"index": self.index, "generation": self.generation, **self.row, "loss": _named(self.answer.loss)}
+        if self.answer.gradient is not None:
+            line["gradient"] = [_named(value) for value in self.answer.gradient]
+        return json.dumps(line, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Evaluation:
         row = json.loads(line)
-        candidate = Candidate(tuple(int(step) for step in row["steps"]), int(row["start_tokens"]))
-        return cls(int(row["index"]), int(row["generation"]), candidate, float(row["loss"]))
+        if not isinstance(row, dict):
+            raise TypeError("a line of the log is a JSON object")
+        index, generation, loss = int(row.pop("index")), int(row.pop("generation")), float(row.pop("loss"))
+        gradient = row.pop("gradient", None)
+        answer = Answer(loss, None if gradient is None else tuple(float(value) for value in gradient))
+        return cls(index, generation, row, answer)
+
+
+def _named(value: float) -> float | str:
+    """JSON has no NaN and no infinity: they are written as their names."""
+    return value if math.isfinite(value) else str(value)
 
 
 class SearchLog:

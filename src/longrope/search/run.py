@@ -1,11 +1,12 @@
-"""Run an optimiser against an evaluator under a log: the loop that can be stopped at any moment and resumed.
+"""Run a search under a log: the loop that can be stopped at any moment and resumed.
 
-Resuming replays the log: the optimiser is asked the same questions, the logged answers are told, and the first question
+Resuming replays the log: the search asks the same questions, the logged answers are told, and the first question
 without an answer is where work goes on. The end is bit-identical to that of an uninterrupted run.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,23 +14,23 @@ from typing import Protocol
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import Evaluator
+from longrope.search.evaluators import Answer, Evaluator, Question
 from longrope.search.log import Evaluation, SearchLog
-from longrope.search.space import Candidate
 
 
-class Optimiser(Protocol):
-    """Ask/tell over candidates; knows no model."""
+class Search(Protocol):
+    """Asks questions until it is done. What it asks depends on its seed and the answers alone."""
 
     @property
     def done(self) -> bool: ...
 
     @property
-    def best(self) -> tuple[Candidate, float]: ...
+    def best(self) -> tuple[Window, float]:
+        """The best window and its loss."""
 
-    def ask(self) -> list[Candidate]: ...
+    def ask(self) -> list[Question]: ...
 
-    def tell(self, losses: Sequence[float]) -> None: ...
+    def tell(self, answers: Sequence[Answer]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,43 +43,44 @@ class Progress:
 
 
 def run_search(
-    optimiser: Optimiser,
-    evaluator: Evaluator,
-    log: SearchLog,
-    to_window: Callable[[Candidate], Window],
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> int:
-    """Ask, evaluate, log and tell until done. Returns the number of evaluations, replayed ones included.
+    search: Search, evaluator: Evaluator, log: SearchLog, on_progress: Callable[[Progress], None] = lambda _: None
+) -> list[Question]:
+    """Ask, evaluate, log and tell until done. Returns the questions asked, replayed ones included.
 
-    Raises LongRopeError when the log holds other questions than the optimiser asks.
+    Raises LongRopeError when the log holds other questions than the search asks.
     """
     replay = list(log.evaluations)
-    count, generation, best = 0, 0, math.inf
-    while not optimiser.done:
-        asked = optimiser.ask()
-        known = replay[count : count + len(asked)]
-        for candidate, entry in zip(asked, known, strict=False):
-            if candidate != entry.candidate:
+    questions: list[Question] = []
+    generation, best = 0, math.inf
+    while not search.done:
+        asked = search.ask()
+        known = replay[len(questions) : len(questions) + len(asked)]
+        for question, entry in zip(asked, known, strict=False):
+            if json.loads(json.dumps(question.row)) != entry.row:
                 raise LongRopeError(
                     f"{log.path}: evaluation {entry.index} is not the one this search would ask; "
                     "the log was edited or made by another version: start anew with another -o"
                 )
-        losses = [entry.loss for entry in known]
-        best = min([best, *filter(math.isfinite, losses)])
+        answers = [entry.answer for entry in known]
+        best = min([best, *_finite(answers)])
         if known:
-            on_progress(Progress(count + len(known), best, replayed=True))
+            on_progress(Progress(len(questions) + len(known), best, replayed=True))
         fresh = asked[len(known) :]
-        for candidate, loss in zip(fresh, evaluator.evaluate([to_window(c) for c in fresh]), strict=True):
-            log.append(Evaluation(count + len(losses), generation, candidate, loss))
-            losses.append(loss)
-            best = min([best, *filter(math.isfinite, [loss])])
-            on_progress(Progress(count + len(losses), best, replayed=False))
-        optimiser.tell(losses)
-        count += len(asked)
+        for question, answer in zip(fresh, evaluator.evaluate(fresh), strict=True):
+            log.append(Evaluation(len(questions) + len(answers), generation, question.row, answer))
+            answers.append(answer)
+            best = min([best, *_finite([answer])])
+            on_progress(Progress(len(questions) + len(answers), best, replayed=False))
+        search.tell(answers)
+        questions += asked
         generation += 1
-    if count < len(replay):
+    if len(questions) < len(replay):
         raise LongRopeError(
-            f"{log.path} holds {len(replay)} evaluations, this search ends after {count}: "
+            f"{log.path} holds {len(replay)} evaluations, this search ends after {len(questions)}: "
             "the log was edited or made by another version: start anew with another -o"
         )
-    return count
+    return questions
+
+
+def _finite(answers: Sequence[Answer]) -> list[float]:
+    return [answer.loss for answer in answers if math.isfinite(answer.loss)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -30,6 +31,10 @@ class Candidate:
     @property
     def factors(self) -> tuple[float, ...]:
         return tuple(step / STEPS for step in self.steps)
+
+    def to_row(self) -> dict[str, Any]:
+        """The candidate as the log records it."""
+        return {"steps": list(self.steps), "start_tokens": self.start_tokens}
 
     def window(self, max_length: int, attention_factor: float) -> Window:
         return Window(

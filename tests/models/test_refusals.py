@@ -1,0 +1,213 @@
+"""Models and scalings that cannot be installed: one clear line, and the model stays as it was."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, Llama4ForCausalLM, Llama4TextConfig, PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.models.install import geometry_of, install
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import RopeScaling
+from tests.models.families import logits, tiny_config, tiny_model, tokens
+
+GEOMETRY = RopeGeometry(rotary_dim=16, base=10000.0, original_length=64)
+
+
+def doubled(geometry: RopeGeometry = GEOMETRY) -> RopeScaling:
+    return RopeScaling.single(geometry, 128, np.full(geometry.pairs, 2.0))
+
+
+def assert_refused(model: PreTrainedModel, scaling: RopeScaling, match: str) -> None:
+    """One line, the same modules and the same logits as before."""
+    before = dict(model.named_modules())
+    ids = tokens(20)
+    then = logits(model, ids)
+    with pytest.raises(LongRopeError, match=match) as refusal:
+        install(model, scaling)
+    assert "\n" not in str(refusal.value)
+    assert dict(model.named_modules()) == before
+    assert torch.equal(logits(model, ids), then)
+    assert not model.training
+
+
+def with_rotary(rotary: nn.Module) -> PreTrainedModel:
+    """A llama whose rotary module is `rotary`, called but with the model's own cosines used in its place."""
+    model = tiny_model("llama")
+    own = model.model.rotary_emb
+    model.model.rotary_emb = rotary
+    rotary.__dict__["own"] = own  # not a child: the model must have no other rotary module
+    return model
+
+
+class Ignored(nn.Module):
+    """Answers like a rotary module; what it answers is not what the attention uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", torch.ones(8))
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+        return self.__dict__["own"](x, position_ids)
+
+
+def test_a_rotary_module_that_is_not_called() -> None:
+    """The released code's fault: `layer.self_attn.rotary_emb` is patched and nobody calls it."""
+    model = tiny_model("llama")
+    own = model.model.rotary_emb
+    del model.model.rotary_emb
+    model.model.__dict__["rotary_emb"] = own.forward  # what the model really uses
+    for layer in model.model.layers:
+        layer.self_attn.rotary_emb = type(own)(model.config)
+    assert_refused(model, doubled(), "LlamaForCausalLM ignores its rotary module")
+
+
+def test_a_forward_that_ignores_its_cosines() -> None:
+    model = tiny_model("llama")
+    ones, zeros = torch.ones(1, 1, 16), torch.zeros(1, 1, 16)
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, forward=forward, **kwargs: forward(
+            *args, **(kwargs | {"position_embeddings": (ones, zeros)})
+        )
+    assert_refused(model, doubled(), "ignores its rotary module")
+
+
+def test_a_model_without_rope() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=32, vocab_size=128, n_positions=64)).eval()
+    assert_refused(model, doubled(), "expected a model with rotary position embeddings .RoPE., found gpt2 without")
+    with pytest.raises(LongRopeError, match="gpt2 without"):
+        geometry_of(model)
+
+
+def test_a_config_that_promises_a_rotary_module_the_model_lacks() -> None:
+    model = tiny_model("llama")
+    own = model.model.rotary_emb
+    del model.model.rotary_emb
+    model.model.__dict__["rotary_emb"] = own.forward
+    assert_refused(model, doubled(), "LlamaForCausalLM has no rotary module")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"rotary_dim": 32}, "the scaling is for rotary_dim 32; this model has rotary_dim 16"),
+        ({"base": 500000.0}, "the scaling is for base 500000; this model has base 10000"),
+    ],
+)
+def test_a_scaling_for_another_model(change: dict[str, Any], match: str) -> None:
+    values = {"rotary_dim": 16, "base": 10000.0, "original_length": 64} | change
+    assert_refused(tiny_model("llama"), doubled(RopeGeometry(**values)), match)
+
+
+def test_a_refused_scaling_leaves_the_installed_one() -> None:
+    model = tiny_model("llama")
+    installed = install(model, doubled())
+    ids = tokens(20)
+    then = logits(model, ids)
+    with pytest.raises(LongRopeError, match="rotary_dim 32"):
+        install(model, doubled(RopeGeometry(rotary_dim=32, base=10000.0, original_length=64)))
+    assert model.model.rotary_emb is installed.rotaries[0]
+    assert torch.equal(logits(model, ids), then)
+
+
+def test_the_original_length_is_the_scalings_to_choose() -> None:
+    other = RopeGeometry(rotary_dim=16, base=10000.0, original_length=48)
+    assert install(tiny_model("llama"), doubled(other)).scaling.geometry == other
+    assert geometry_of(tiny_model("llama"), 48) == other
+
+
+def test_a_forward_that_fails_leaves_the_model_as_it_was() -> None:
+    model = tiny_model("llama")
+    own = model.model.rotary_emb
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError
+
+    model.lm_head.forward = failing
+    model.train()
+    with pytest.raises(MemoryError):
+        install(model, doubled())
+    assert model.model.rotary_emb is own
+    assert all(module.training for module in model.modules())
+
+
+# Rotary modules of other kinds.
+
+
+def test_complex_frequencies() -> None:
+    config = Llama4TextConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        intermediate_size_mlp=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = Llama4ForCausalLM(config).eval()
+    assert_refused(model, doubled(geometry_of(model)), r"cannot scale Llama4TextRotaryEmbedding")
+
+
+class ThreePositions(Ignored):
+    """Wants positions (3, B, T), as models of images and text have them."""
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+        if position_ids.dim() == 2:
+            position_ids = position_ids[None].expand(3, -1, -1)
+        freqs = position_ids[..., None].float() * self.inv_freq
+        angle = torch.cat((freqs, freqs), dim=-1)
+        return angle.cos(), angle.sin()
+
+
+class Columns(Ignored):
+    """Cosines of as many columns as it is told, in whatever order."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+        angle = position_ids[..., None].float() / torch.arange(1, self.columns + 1)
+        return angle.cos(), angle.sin()
+
+
+class Raising(Ignored):
+    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+        raise ValueError("two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("rotary", "match"),
+    [
+        (ThreePositions(), r"cannot scale ThreePositions: expected cos and sin of shape \(1, 8, 16\), found \(3, 1, 8"),
+        (Columns(12), r"cannot scale Columns: its config says 8 rotary pairs, but it gives 12 columns, not 16"),
+        (Columns(16), r"cannot scale Columns: its cosines are laid out neither in halves nor interleaved"),
+        (Raising(), r"cannot scale Raising: it does not map .* two lines"),
+    ],
+)
+def test_unknown_rotary_modules(rotary: nn.Module, match: str) -> None:
+    model = with_rotary(rotary)
+    with pytest.raises(LongRopeError, match=match) as refusal:
+        install(model, doubled())
+    assert "\n" not in str(refusal.value)
+    assert model.model.rotary_emb is rotary
+
+
+def test_rope_only_in_sliding_layers() -> None:
+    config = tiny_config("gemma3_text")
+    model = SimpleNamespace(config=config)
+    config.rope_parameters = {"sliding_attention": config.rope_parameters["sliding_attention"]}
+    with pytest.raises(LongRopeError, match="none for full_attention; only full-attention layers can be scaled"):
+        geometry_of(model)
