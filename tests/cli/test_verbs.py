@@ -97,11 +97,11 @@ def test_interrupt_says_best_and_how_to_resume(cli, checkpoint, texts, tmp_path,
 
     real, calls = PerplexityObjective.loss, []
 
-    def interrupted(self, window):
+    def interrupted(self, window, rows=None):
         calls.append(window)
         if len(calls) == 12:  # after the 6 baselines and 5 candidates
             raise KeyboardInterrupt
-        return real(self, window)
+        return real(self, window, rows)
 
     monkeypatch.setattr(PerplexityObjective, "loss", interrupted)
     monkeypatch.setattr("sys.argv", ["longrope", "search", "MODEL", "-o", "run"])

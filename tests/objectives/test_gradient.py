@@ -64,7 +64,8 @@ def test_against_central_differences(kind, config_class, tmp_path, monkeypatch):
     assert loss == pytest.approx(objective.loss(window), rel=1e-12)
     point = np.array([*window.factors, window.attention_factor])
     steps = 1e-5
-    tolerance = 1e-3 if config_class == "CohereConfig" else 1e-6  # Cohere rotates in float32 whatever the dtype
+    # Cohere rotates in float32 whatever the dtype, which is noise in the differences.
+    relative, absolute = (1e-2, 1e-6) if config_class == "CohereConfig" else (1e-6, 1e-9)
     for index in range(len(point)):
         sides = []
         for sign in (1, -1):
@@ -72,7 +73,7 @@ def test_against_central_differences(kind, config_class, tmp_path, monkeypatch):
             moved[index] += sign * steps
             sides.append(objective.loss(Window(LENGTH, tuple(moved[:-1].tolist()), 0, float(moved[-1]))))
         numerical = (sides[0] - sides[1]) / (2 * steps)
-        assert gradient[index] == pytest.approx(numerical, rel=tolerance, abs=1e-9), index
+        assert gradient[index] == pytest.approx(numerical, rel=relative, abs=absolute), index
 
 
 def test_start_tokens_take_no_part(tmp_path):

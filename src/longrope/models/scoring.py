@@ -34,10 +34,10 @@ def token_nll(
 ) -> Tensor:
     """Negative log-likelihood, in nats, of every next token.
 
-    `input_ids` (B, T) -> float32 (float64 for a float64 model) (B, T − 1 − start): entry j is −log p(token start+j+1 | tokens 0 … start+j).
-    `chunk_size` is the number of positions whose logits exist at once (by default what fits 128 MiB). The family's own
-    code makes the logits, so tied heads, biases, soft-capping and logit scaling are right by construction. The model
-    should be in eval mode; gradients flow if they are enabled.
+    `input_ids` (B, T) -> (B, T − 1 − start), float32, or float64 for a float64 model: entry j is
+    −log p(token start+j+1 | tokens 0 … start+j). `chunk_size` is the number of positions whose logits exist at once (by
+    default what fits 128 MiB). The family's own code makes the logits, so tied heads, biases, soft-capping and logit
+    scaling are right by construction. The model should be in eval mode; gradients flow if they are enabled.
 
     Raises LongRopeError when there is no next token to score.
     """
