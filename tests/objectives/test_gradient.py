@@ -63,9 +63,8 @@ def test_against_central_differences(kind, config_class, tmp_path, monkeypatch):
     loss, gradient = objective.loss_and_gradient(window)
     assert loss == pytest.approx(objective.loss(window), rel=1e-12)
     point = np.array([*window.factors, window.attention_factor])
-    steps = 1e-5
     # Cohere rotates in float32 whatever the dtype, which is noise in the differences.
-    relative, absolute = (1e-2, 1e-6) if config_class == "CohereConfig" else (1e-6, 1e-9)
+    steps, relative, absolute = (1e-3, 1e-3, 2e-6) if config_class == "CohereConfig" else (1e-5, 1e-6, 1e-9)
     for index in range(len(point)):
         sides = []
         for sign in (1, -1):

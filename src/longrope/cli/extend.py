@@ -69,7 +69,7 @@ def command(
     compared = parse_lengths(lengths) if lengths else None
     from longrope.pipeline.extend import Listener, extend, summary
     from longrope.pipeline.inspect import inspect
-    from longrope.pipeline.search import SearchOptions
+    from longrope.pipeline.options import SearchOptions
     from longrope.pipeline.subject import ModelOptions, open_model
 
     if not resume:

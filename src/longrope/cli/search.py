@@ -88,7 +88,8 @@ def command(
 ) -> None:
     """Search rescale factors for a longer window, without training."""
     length = parse_length(target_length)
-    from longrope.pipeline.search import SearchOptions, search
+    from longrope.pipeline.options import SearchOptions
+    from longrope.pipeline.search import search
     from longrope.pipeline.subject import ModelOptions, open_model
 
     if not resume:

@@ -22,7 +22,8 @@ from longrope.export.hf import Export, export_hf
 from longrope.files import write_json_atomic
 from longrope.models.install import install, uninstall
 from longrope.pipeline.evaluate import Evaluation, evaluate
-from longrope.pipeline.search import SearchOptions, SearchResult, search
+from longrope.pipeline.options import SearchOptions
+from longrope.pipeline.search import SearchResult, search
 from longrope.pipeline.subject import Subject, prepare_samples, require_longer, sources_or_books
 from longrope.report.figures import factors_figure, perplexity_figure
 from longrope.rope.factors import CLOSED_FORMS

@@ -12,82 +12,55 @@ from typing import Any
 
 import torch
 
-from longrope.data.needles import NeedleSamples, draw_needles
-from longrope.data.samples import Samples
-from longrope.data.sources import read_all
-from longrope.data.tokens import tokenize
-from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import CHECKPOINT
 from longrope.files import json_ready, new_output_folder, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
-from longrope.objectives.needle import NeedleObjective
-from longrope.objectives.perplexity import PerplexityObjective
 from longrope.objectives.sampled import SampledObjective
-from longrope.pipeline.subject import Subject, prepare_samples, require_longer, sources_or_books
+from longrope.pipeline.methods import Plan, Texts, plan, prepare_texts
+from longrope.pipeline.options import SearchOptions
+from longrope.pipeline.subject import Subject, require_longer, sources_or_books
 from longrope.provenance import record
-from longrope.rope.factors import CLOSED_FORMS, su_attention_factor, yarn_attention_factor
-from longrope.rope.geometry import RopeGeometry
+from longrope.rope.factors import CLOSED_FORMS, ntk_critical, yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.evaluators import CandidateSearch, SerialEvaluator
-from longrope.search.evolution import Evolution, EvolutionSettings
+from longrope.search.critical import CriticalCandidate
+from longrope.search.evaluators import CandidateSearch, SerialEvaluator, passes
+from longrope.search.gradient import SEARCH
 from longrope.search.log import SearchLog
 from longrope.search.run import Progress, run_search
-from longrope.search.space import START_TOKENS, Candidate, SearchSpace
 
-FAR = 512 * 1024  # tokens; the paper halves its budget beyond
-METHODS = ("longrope",)
-SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
 LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchOptions:
-    """What a search can be told. The defaults are LongRoPE's: P = 64 on 5 texts, beyond 512k tokens P = 32 on 3.
-
-    `objective`: `perplexity`, or `needle` (LongRoPE2's, on 10 texts by default) with its `needle_depth`: `spread`,
-    `start`, or a number in [0, 1].
-
-    `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search` (the paper's set as a
-    gene). `attention_factor`: `su`, `yarn`, or a number; 1 keeps short sequences exactly those of the original model.
-    """
-
-    method: str = "longrope"
-    objective: str = "perplexity"
-    needle_depth: str = "spread"
-    population: int | None = None
-    iterations: int = 40
-    patience: int | None = None
-    samples: int | None = None
-    seed: int = 0
-    start_tokens: str = "0"
-    attention_factor: str = "1"
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """The best scaling found and what it cost; `best_loss` and `baselines` in nats per token on the search samples.
 
-    `token_passes` counts the tokens of all candidates evaluated, a forward once; the baselines' are not in it.
+    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice; the baselines' are not in
+    it. `critical_dim` is d_rcd where the method finds one.
     """
 
     method: str
+    objective: str
     best_loss: float
     evaluations: int
     token_passes: int
     baselines: dict[str, float]
     scaling: RopeScaling
     path: Path
+    critical_dim: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        row = {
             "method": self.method,
+            "objective": self.objective,
             "best_loss": self.best_loss,
             "evaluations": self.evaluations,
             "token_passes": self.token_passes,
             "baselines": self.baselines,
             "scaling": str(self.path),
         }
+        return row if self.critical_dim is None else row | {"critical_dim": self.critical_dim}
 
 
 def search(
@@ -111,133 +84,53 @@ def search(
     options = options or SearchOptions()
     geometry = subject.geometry
     require_longer(geometry, target_length)
-    if options.method not in METHODS:
-        raise LongRopeError(f"expected a search method of {', '.join(METHODS)}; found {options.method!r}")
-    far = target_length > FAR
-    settings = EvolutionSettings.for_population(
-        options.population or (32 if far else 64),
-        iterations=options.iterations,
-        patience=options.patience,
-        seed=options.seed,
-    )
-    attention_factor = attention_factor_of(options.attention_factor, geometry, target_length)
-    ratio = target_length / geometry.original_length
-    space = SearchSpace.for_ratio(geometry.pairs, ratio, start_tokens_of(options.start_tokens))
     sources = sources_or_books(subject.name, data, "search")
-    samples = _samples(subject, sources, target_length, options)
-    if not resume:
-        new_output_folder(out)
+    texts = prepare_texts(subject, sources, target_length, options)
     installed = install(subject.model, RopeScaling.original(geometry))
     try:
-        objective: SampledObjective = (
-            NeedleObjective(installed, samples)
-            if isinstance(samples, NeedleSamples)
-            else PerplexityObjective(installed, samples)
-        )
-        seeds = _seeds(subject, space, target_length)
-        header = {
-            "method": options.method,
-            "target_length": target_length,
-            "geometry": asdict(geometry),
-            "model_fingerprint": fingerprint(subject.model),
-            "objective": objective.name,
-            "samples_sha256": samples.sha256,
-            "attention_factor": attention_factor,
-            "settings": asdict(settings),
-            "space": asdict(space),
-            "seeds": [[list(seed.steps), seed.start_tokens] for seed in seeds],
-            "record": record() | {"threads": torch.get_num_threads()},
-        }
-        opened = SearchLog.resume if resume else SearchLog.create
-        with opened(out / LOG, header) as log:
+        planned = plan(subject, installed, texts, target_length, options)
+        identity = planned.identity | {"model_fingerprint": fingerprint(subject.model)}
+        if not resume:
+            new_output_folder(out)
+        header = identity | {"record": record() | {"threads": torch.get_num_threads()}}
+        with (SearchLog.resume if resume else SearchLog.create)(out / LOG, header) as log:
+            objective = planned.objectives[SEARCH, target_length]
             baselines = _baselines(subject, objective, target_length)
-            optimiser = Evolution(space, seeds, settings)
-            on_start(settings.evaluations, baselines)
-
-            def to_window(candidate: Candidate) -> Window:
-                return candidate.window(target_length, attention_factor)
-
-            evaluator = SerialEvaluator({("search", target_length): objective})
-            found = CandidateSearch(optimiser, to_window)
-            evaluations = len(run_search(found, evaluator, log, on_progress))
-            best, best_loss = found.best
+            on_start(planned.questions, baselines)
+            questions = run_search(planned.search, SerialEvaluator(planned.objectives), log, on_progress)
+            best, best_loss = planned.search.best
+            critical_dim = _critical_dim(planned)
+            if critical_dim is not None:
+                baselines |= _with_critical_dim(subject, objective, target_length, critical_dim)
     finally:
         uninstall(subject.model)
-    scaling = RopeScaling.extended(
-        geometry, target_length, best.factors, best.start_tokens, attention_factor
-    ).with_provenance(
-        method=options.method,
-        model=subject.name,
-        options=asdict(options),
-        search={key: value for key, value in header.items() if key != "record"},
-        data=_data_provenance(samples),
-        best_loss=best_loss,
-        baselines=json_ready(baselines),
-        evaluations=evaluations,
-        **record(),
+    spent = sum(
+        passes(question, _count(question.samples, texts[question.split, question.window.max_length].rows), length)
+        for question in questions
+        for length in (question.window.max_length,)
     )
-    scaling.save(out / SCALING)
     result = SearchResult(
         options.method,
+        options.chosen_objective,
         best_loss,
-        evaluations,
-        evaluations * objective.token_passes,
+        len(questions),
+        spent,
         baselines,
-        scaling,
+        RopeScaling.extended(geometry, target_length, best.factors, best.start_tokens, best.attention_factor),
         out / SCALING,
+        critical_dim,
     )
-    write_json_atomic(out / SUMMARY, json_ready(result.to_json()) | {"options": asdict(options), **record()})
-    return result
+    summary = json_ready(result.to_json()) | {"options": asdict(options)}
+    scaling = result.scaling.with_provenance(
+        model=subject.name, search=identity, data=_data_provenance(texts), **summary, **record()
+    )
+    scaling.save(out / SCALING)
+    write_json_atomic(out / SUMMARY, summary | record())
+    return SearchResult(**{**vars(result), "scaling": scaling})
 
 
-def _samples(
-    subject: Subject, sources: Sequence[str], target_length: int, options: SearchOptions
-) -> Samples | NeedleSamples:
-    """The texts that every candidate is scored on, for the objective that `options` name."""
-    if options.objective == "perplexity":
-        count = options.samples or (3 if target_length > FAR else 5)
-        return prepare_samples(subject, sources, length=target_length, count=count, seed=options.seed)
-    if options.objective == "needle":
-        return draw_needles(
-            tokenize(read_all(sources), subject.tokenizer),
-            subject.tokenizer,
-            length=target_length,
-            count=options.samples or 10,
-            seed=options.seed,
-            depth=options.needle_depth,
-        )
-    raise LongRopeError(f"expected an objective of perplexity or needle; found {options.objective!r}")
-
-
-def attention_factor_of(text: str, geometry: RopeGeometry, target_length: int) -> float:
-    """The attention factor that `su`, `yarn` or a number names. Raises LongRopeError for anything else."""
-    named = {"su": su_attention_factor, "yarn": yarn_attention_factor}
-    if text in named:
-        return named[text](geometry, target_length)
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < float("inf"):
-        raise LongRopeError(f"expected an attention factor of su, yarn or a positive number; found {text!r}")
-    return value
-
-
-def start_tokens_of(text: str) -> tuple[int, ...]:
-    """The choices of n̂ that `search` or a number names. Raises LongRopeError for anything else."""
-    if text == "search":
-        return START_TOKENS
-    if text.isdecimal():
-        return (int(text),)
-    raise LongRopeError(f"expected start tokens of 'search' or a number of tokens, found {text!r}")
-
-
-def _seeds(subject: Subject, space: SearchSpace, target_length: int) -> list[Candidate]:
-    """P₀'s closed forms (PI, NTK, YaRN) on the grid, and the scaling that the checkpoint carries."""
-    seeds = [space.snap(CLOSED_FORMS[name](subject.geometry, target_length)[0]) for name in SEED_FORMS]
-    if subject.existing is not None:
-        seeds.append(space.snap(subject.existing.windows[-1].factors))
-    return seeds
+def _count(samples: tuple[int, ...] | None, rows: Sequence[object]) -> int:
+    return len(rows) if samples is None else len(samples)
 
 
 def _baselines(subject: Subject, objective: SampledObjective, target_length: int) -> dict[str, float]:
@@ -247,14 +140,41 @@ def _baselines(subject: Subject, objective: SampledObjective, target_length: int
         factors, attention_factor = form(subject.geometry, target_length)
         losses[name] = objective.loss(Window(target_length, tuple(factors.tolist()), 0, attention_factor))
     if subject.existing is not None:
-        window = subject.existing.windows[-1]
-        losses[CHECKPOINT] = objective.loss(window)
+        losses[CHECKPOINT] = objective.loss(subject.existing.windows[-1])
     return losses
 
 
-def _data_provenance(samples: Samples | NeedleSamples) -> dict[str, Any]:
+def _critical_dim(planned: Plan) -> int | None:
+    """d_rcd of the best candidate, where candidates have one."""
+    if not isinstance(planned.search, CandidateSearch):
+        return None
+    candidate, _ = planned.search.optimiser.best
+    return candidate.critical_dim if isinstance(candidate, CriticalCandidate) else None
+
+
+def _with_critical_dim(
+    subject: Subject, objective: SampledObjective, target_length: int, critical_dim: int
+) -> dict[str, float]:
+    """YaRN-rcd and NTK-rcd (LongRoPE2): the closed forms with the real critical dimension that was found."""
+    geometry = subject.geometry
+    _, attention_factor = CLOSED_FORMS["yarn"](geometry, target_length)
+    forms = {
+        "yarn-rcd": (yarn(geometry, target_length, critical_dim=critical_dim), attention_factor),
+        "ntk-rcd": (ntk_critical(geometry, target_length, critical_dim=critical_dim), 1.0),
+    }
     return {
-        "samples_sha256": samples.sha256,
-        "document_sha256": list(samples.document_hashes),
-        "samples": [asdict(row) for row in samples.rows],
+        name: objective.loss(Window(target_length, tuple(factors.tolist()), 0, m))
+        for name, (factors, m) in forms.items()
+    }
+
+
+def _data_provenance(texts: Texts) -> dict[str, Any]:
+    hashes = {digest for samples in texts.values() for digest in samples.document_hashes}
+    return {
+        "document_sha256": sorted(hashes),
+        "samples": [
+            {"split": split, "length": length, **asdict(row)}
+            for (split, length), samples in texts.items()
+            for row in samples.rows
+        ],
     }

@@ -13,14 +13,15 @@ questions, which is what makes a log of questions and answers the whole state of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.random import Generator
 
 from longrope.errors import LongRopeError
-from longrope.search.space import Candidate, SearchSpace
 
 _TRIES = 100  # attempts at a candidate that has not been evaluated before
 
@@ -76,18 +77,29 @@ class EvolutionSettings:
         return self.population + self.iterations * (self.mutations + self.crossovers)
 
 
-class Evolution:
+_C = TypeVar("_C", bound=Hashable)
+
+
+class Space(Protocol[_C]):
+    """Where candidates come from: mutations and crossovers that stay inside the space."""
+
+    def mutate(self, parent: _C, probability: float, rng: Generator) -> _C: ...
+
+    def cross(self, first: _C, second: _C, rng: Generator) -> _C: ...
+
+
+class Evolution(Generic[_C]):
     """Algorithm 1. `ask` gives a generation that was never evaluated before, `tell` takes its losses."""
 
-    def __init__(self, space: SearchSpace, seeds: Sequence[Candidate], settings: EvolutionSettings) -> None:
+    def __init__(self, space: Space[_C], seeds: Sequence[_C], settings: EvolutionSettings) -> None:
         if not seeds:
             raise LongRopeError("an evolution needs at least one seed")
         self.space, self.settings = space, settings
         self._seeds = tuple(dict.fromkeys(seeds))
         self._rng = np.random.default_rng(settings.seed)
-        self._seen: set[Candidate] = set()
-        self._ranked: list[tuple[float, int, Candidate]] = []  # (loss, order of asking, candidate), best first
-        self._asked: list[Candidate] | None = None
+        self._seen: set[_C] = set()
+        self._ranked: list[tuple[float, int, _C]] = []  # (loss, order of asking, candidate), best first
+        self._asked: list[_C] | None = None
         self._exhausted = False
         self._stale = 0
         self.iteration = 0  # generations told; the first is P₀
@@ -99,7 +111,7 @@ class Evolution:
         return self.iteration > self.settings.iterations or stale or self._exhausted
 
     @property
-    def best(self) -> tuple[Candidate, float]:
+    def best(self) -> tuple[_C, float]:
         """The best candidate told so far and its loss. Raises LongRopeError when none had a finite loss."""
         if not self._ranked or not math.isfinite(self._ranked[0][0]):
             raise LongRopeError(
@@ -108,7 +120,7 @@ class Evolution:
         loss, _, candidate = self._ranked[0]
         return candidate, loss
 
-    def ask(self) -> list[Candidate]:
+    def ask(self) -> list[_C]:
         """The generation to evaluate now; asking again before telling gives the same one."""
         if self._asked is None:
             generation = self._first_generation() if self.iteration == 0 else self._children()
@@ -129,16 +141,16 @@ class Evolution:
         self._asked = None
         self.iteration += 1
 
-    def _first_generation(self) -> list[Candidate]:
+    def _first_generation(self) -> list[_C]:
         """P₀: the seeds, and mutations of them in turn."""
-        generation: list[Candidate | None] = list(self._seeds[: self.settings.population])
+        generation: list[_C | None] = list(self._seeds[: self.settings.population])
         self._seen.update(self._seeds[: self.settings.population])
         for index in range(self.settings.population - len(generation)):
             seed = self._seeds[index % len(self._seeds)]
             generation.append(self._new(partial(self._mutation_of, seed)))
         return [candidate for candidate in generation if candidate is not None]
 
-    def _children(self) -> list[Candidate]:
+    def _children(self) -> list[_C]:
         """N₁ mutations of Top-k members and N₂ crossovers of pairs of them."""
         top = [candidate for _, _, candidate in self._ranked[: self.settings.top_k]]
         children = [
@@ -148,16 +160,16 @@ class Evolution:
         children += [self._new(lambda: self._crossover_of(top)) for _ in range(self.settings.crossovers)]
         return [candidate for candidate in children if candidate is not None]
 
-    def _mutation_of(self, parent: Candidate) -> Candidate:
+    def _mutation_of(self, parent: _C) -> _C:
         return self.space.mutate(parent, self.settings.probability, self._rng)
 
-    def _crossover_of(self, top: list[Candidate]) -> Candidate:
+    def _crossover_of(self, top: list[_C]) -> _C:
         if len(top) == 1:
             return self._mutation_of(top[0])
         first, second = self._rng.choice(len(top), 2, replace=False)
         return self.space.cross(top[first], top[second], self._rng)
 
-    def _new(self, draw: Callable[[], Candidate]) -> Candidate | None:
+    def _new(self, draw: Callable[[], _C]) -> _C | None:
         """The first draw that was never asked before; None when there is none in 100 draws."""
         for _ in range(_TRIES):
             candidate = draw()

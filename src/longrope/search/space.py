@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.random import Generator
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
+
+Steps = npt.NDArray[np.int64]
 
 STEPS = 100  # grid steps per unit of λ
 UPPER_RATIO = 1.25  # λ ≤ 1.25·s
@@ -43,6 +46,29 @@ class Candidate:
             start_tokens=self.start_tokens,
             attention_factor=attention_factor,
         )
+
+
+def redraw(steps: Steps, lowest: int, highest: int, probability: float, rng: Generator) -> Steps:
+    """`steps` (n,), non-decreasing in [lowest, highest], each gene redrawn with `probability`; still non-decreasing.
+
+    A run of neighbouring genes that are redrawn together gets sorted uniform draws between the nearest genes that stay:
+    but for ties a uniform draw from the monotone vectors that agree with the parent elsewhere.
+    """
+    redrawn = rng.random(len(steps)) < probability
+    steps = steps.copy()
+    at = 0
+    while at < len(steps):
+        if not redrawn[at]:
+            at += 1
+            continue
+        end = at
+        while end < len(steps) and redrawn[end]:
+            end += 1
+        low = steps[at - 1] if at > 0 else lowest
+        high = steps[end] if end < len(steps) else highest
+        steps[at:end] = np.sort(rng.integers(low, high + 1, end - at))
+        at = end
+    return steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,20 +114,7 @@ class SearchSpace:
         A run of neighbouring genes that are redrawn together gets sorted uniform draws between the nearest genes that
         stay: but for ties, a uniform draw from the monotone vectors that agree with the parent elsewhere.
         """
-        steps = np.array(parent.steps, dtype=np.int64)
-        redrawn = rng.random(self.pairs) < probability
-        at = 0
-        while at < self.pairs:
-            if not redrawn[at]:
-                at += 1
-                continue
-            end = at
-            while end < self.pairs and redrawn[end]:
-                end += 1
-            low = steps[at - 1] if at > 0 else STEPS
-            high = steps[end] if end < self.pairs else self.upper_steps
-            steps[at:end] = np.sort(rng.integers(low, high + 1, end - at))
-            at = end
+        steps = redraw(np.array(parent.steps, dtype=np.int64), STEPS, self.upper_steps, probability, rng)
         n_hat = parent.start_tokens
         if len(self.start_tokens) > 1 and rng.random() < probability:
             n_hat = int(rng.choice(self.start_tokens))

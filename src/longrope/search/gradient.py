@@ -1,0 +1,224 @@
+"""The gradient search: Adam on a monotone parametrisation of the factors. Beyond the papers; knows no model.
+
+The loss is differentiable in the factors, and one backward pass says more than dozens of evaluations. Low-frequency
+pairs follow the gradient well; high-frequency pairs wrap many times and have many local minima, so several seeds are
+raced first, and large ratios are reached by continuation: every stage doubles the window, starting from the last
+solution stretched to it (and from the closed forms, raced again).
+
+What is returned is the best *validated* vector: texts that no gradient was taken on decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from longrope.errors import LongRopeError
+from longrope.rope.scaling import Window
+from longrope.search.evaluators import Answer, Question
+from longrope.search.parametrise import KnotFactors, Vector
+
+_BETAS, _EPSILON = (0.9, 0.99), 1e-12
+SEARCH, VALIDATION = "search", "validation"
+
+_Dialogue = Generator[Question, Answer, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSettings:
+    """`steps` gradient steps per stage, each on one sample; `learning_rate` falls by a cosine to a tenth.
+
+    `knots`: number of knots (None: every pair). `race_samples`: texts that choose the seed. Every `validate_every`
+    steps the vector is validated; `patience` validations without improvement end a stage. `learn_attention_factor`
+    makes the attention factor a parameter too.
+    """
+
+    steps: int = 36
+    learning_rate: float = 0.2
+    knots: int | None = 8
+    race_samples: int = 2
+    validate_every: int = 6
+    patience: int = 3
+    learn_attention_factor: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "race_samples", "validate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise LongRopeError(f"{name} must be at least 1; found {getattr(self, name)}")
+        if not 0.0 < self.learning_rate < math.inf:
+            raise LongRopeError(f"the learning rate must be positive; found {self.learning_rate}")
+        if self.seed < 0:
+            raise LongRopeError(f"the seed must be 0 or more; found {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One window of the continuation: its length L·2^k, and named seeds, each D factors."""
+
+    length: int
+    seeds: Mapping[str, Vector]
+    samples: int
+
+
+class GradientSearch:
+    """Asks one question at a time: losses of seeds, gradients, validations. Use `ask` and `tell` until `done`."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        original_length: int,
+        settings: GradientSettings,
+        attention_factor: float = 1.0,
+        upper: float | None = None,
+    ) -> None:
+        if not stages:
+            raise LongRopeError("a gradient search needs at least one stage")
+        self.stages, self.original_length, self.settings = tuple(stages), original_length, settings
+        pairs = len(next(iter(stages[0].seeds.values())))
+        self.space = KnotFactors(pairs, pairs if settings.knots is None else settings.knots, upper)
+        self._start_attention_factor = attention_factor
+        self._rng = np.random.default_rng(settings.seed)
+        self._best: tuple[Window, float] | None = None
+        self.chosen_seeds: list[str] = []
+        self._dialogue = self._run()
+        self._question: Question | None = next(self._dialogue)
+
+    @property
+    def done(self) -> bool:
+        return self._question is None
+
+    @property
+    def best(self) -> tuple[Window, float]:
+        """The best validated window of the last stage and its loss on all search samples.
+
+        Raises LongRopeError when no loss was finite, or the search is not done.
+        """
+        if self._best is None or not math.isfinite(self._best[1]):
+            raise LongRopeError("no factors had a finite loss: the model does not work at this length with any tried")
+        return self._best
+
+    def ask(self) -> list[Question]:
+        return [] if self._question is None else [self._question]
+
+    def tell(self, answers: Sequence[Answer]) -> None:
+        if len(answers) != 1:
+            raise ValueError(f"expected 1 answer, found {len(answers)}")
+        try:
+            self._question = self._dialogue.send(answers[0])
+        except StopIteration:
+            self._question = None
+
+    def _run(self) -> _Dialogue:
+        """The whole search as a dialogue: yields questions, receives answers."""
+        attention_factor = self._start_attention_factor
+        factors: Vector | None = None
+        reached = self.original_length
+        for stage in self.stages:
+            seeds = dict(stage.seeds)
+            if factors is not None:
+                seeds["stretched"] = stretched(
+                    factors, reached / self.original_length, stage.length / self.original_length
+                )
+            start = yield from self._race(stage, seeds, attention_factor)
+            factors, attention_factor = yield from self._descend(stage, start, attention_factor)
+            reached = stage.length
+        assert factors is not None
+        window = Window(reached, tuple(factors.tolist()), 0, attention_factor)
+        answer = yield self._ask_loss(window, SEARCH)
+        self._best = (window, answer.loss)
+
+    def _race(
+        self, stage: Stage, seeds: Mapping[str, Vector], attention_factor: float
+    ) -> Generator[Question, Answer, Vector]:
+        """The seed with the lowest loss on the first few samples, as θ."""
+        samples = tuple(range(min(self.settings.race_samples, stage.samples)))
+        ranked = []
+        for order, (name, factors) in enumerate(seeds.items()):
+            theta = self.space.parameters(np.asarray(factors, dtype=np.float64))
+            answer = yield self._ask_loss(self._window(stage, theta, attention_factor), SEARCH, samples)
+            ranked.append((_rank(answer.loss), order, name, theta))
+        _, _, name, theta = min(ranked, key=lambda entry: entry[:2])
+        self.chosen_seeds.append(name)
+        return theta
+
+    def _descend(
+        self, stage: Stage, theta: Vector, attention_factor: float
+    ) -> Generator[Question, Answer, tuple[Vector, float]]:
+        """Adam from θ. Returns the best validated factors (D,) and attention factor."""
+        settings = self.settings
+        point = np.append(theta, math.log(attention_factor))
+        first, second = np.zeros_like(point), np.zeros_like(point)
+        answer = yield self._ask_loss(self._window(stage, theta, attention_factor), VALIDATION)
+        best_loss, best_point, stale = _rank(answer.loss), point, 0
+        scale = 1.0
+        for step in range(1, settings.steps + 1):
+            sample = self._draw(stage, step)
+            window = self._window(stage, point[:-1], math.exp(point[-1]))
+            answer = yield self._ask_gradient(window, sample)
+            gradient = self._gradient(point, answer)
+            if gradient is None:  # the model broke here: back to the best point, with smaller steps
+                point, first, second, scale = best_point, np.zeros_like(point), np.zeros_like(point), scale / 2
+            else:
+                first = _BETAS[0] * first + (1 - _BETAS[0]) * gradient
+                second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient**2
+                mean, variance = first / (1 - _BETAS[0] ** step), second / (1 - _BETAS[1] ** step)
+                rate = scale * settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * (step - 1) / settings.steps))
+                point = point - rate * mean / (np.sqrt(variance) + _EPSILON)
+            if step % settings.validate_every == 0 or step == settings.steps:
+                answer = yield self._ask_loss(self._window(stage, point[:-1], math.exp(point[-1])), VALIDATION)
+                better = _rank(answer.loss) < best_loss
+                best_loss, best_point = (answer.loss, point) if better else (best_loss, best_point)
+                stale = 0 if better else stale + 1
+                if stale >= settings.patience:
+                    break
+        return self.space.factors(best_point[:-1]), math.exp(best_point[-1])
+
+    def _draw(self, stage: Stage, step: int) -> int:
+        """The sample of a step: every sample once, in drawn order, before any comes again."""
+        place = (step - 1) % stage.samples
+        if place == 0:
+            self._order = self._rng.permutation(stage.samples)
+        return int(self._order[place])
+
+    def _gradient(self, point: Vector, answer: Answer) -> Vector | None:
+        """d loss/d(θ, log m), or None where it is not finite."""
+        assert answer.gradient is not None
+        by_factor, by_attention = np.array(answer.gradient[:-1]), answer.gradient[-1]
+        by_log = by_attention * math.exp(point[-1]) if self.settings.learn_attention_factor else 0.0
+        gradient = np.append(self.space.pull_back(point[:-1], by_factor), by_log)
+        return gradient if np.isfinite(gradient).all() and math.isfinite(answer.loss) else None
+
+    def _window(self, stage: Stage, theta: Vector, attention_factor: float) -> Window:
+        return Window(stage.length, tuple(self.space.factors(theta).tolist()), 0, attention_factor)
+
+    def _ask_loss(self, window: Window, split: str, samples: tuple[int, ...] | None = None) -> Question:
+        return Question(window, _row(window, split, samples), split, samples)
+
+    def _ask_gradient(self, window: Window, sample: int) -> Question:
+        return Question(window, _row(window, SEARCH, (sample,)), SEARCH, (sample,), gradient=True)
+
+
+def stretched(factors: Vector, ratio: float, target_ratio: float) -> Vector:
+    """The factors of an extension by `ratio`, stretched to `target_ratio` in log λ: λ^(ln s'/ln s).
+
+    PI and NTK forms of one ratio become those of the other.
+    """
+    return np.asarray(np.asarray(factors, dtype=np.float64) ** (math.log(target_ratio) / math.log(ratio)))
+
+
+def _row(window: Window, split: str, samples: tuple[int, ...] | None) -> dict[str, object]:
+    return {
+        "length": window.max_length,
+        "factors": list(window.factors),
+        "attention_factor": window.attention_factor,
+        "split": split,
+        "samples": None if samples is None else list(samples),
+    }
+
+
+def _rank(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
