@@ -120,6 +120,8 @@ def main() -> None:
     model.to(torch.float16).save_pretrained(args.out)
     for file in args.model.glob("tokenizer*"):
         shutil.copyfile(file, args.out / file.name)
+    for file in args.out.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600, which a wheel would carry
     # Measured as shipped: float16 weights, float32 arithmetic.
     found = measure(args.out, args.books, record)
     (args.out / "training.json").write_text(json.dumps(record | {"measured": found}, indent=1) + "\n", "utf-8")

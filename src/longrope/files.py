@@ -74,6 +74,17 @@ def check_output_folder(path: Path) -> None:
         raise LongRopeError(f"cannot read the output folder {path}: {error.strerror}; choose another -o") from error
 
 
+def check_output_file(path: Path) -> None:
+    """Raise LongRopeError when `path` exists, or a file could not be written there. Creates nothing."""
+    if path.exists():
+        raise LongRopeError(f"{path} exists; nothing is overwritten: choose another -o")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise LongRopeError(f"cannot write {path}: {error.strerror}; choose another -o") from error
+
+
 def new_output_folder(path: Path) -> Path:
     """Create `path` for new output.
 

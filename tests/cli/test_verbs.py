@@ -40,7 +40,7 @@ def test_search_writes_scaling_log_and_summary(searched, checkpoint):
     factors = scaling.windows[1].factors
     assert list(factors) == sorted(factors)
     assert 1.0 <= factors[0] <= factors[-1] <= 1.25 * 4
-    assert len((searched / "search.jsonl").read_text().splitlines()) == 1 + 8 + 2 * 4
+    assert len((searched / "search.jsonl").read_text().splitlines()) == 1 + 6 + 8 + 2 * 4
     summary = json.loads((searched / "search.json").read_text())
     assert summary["evaluations"] == 16
     assert summary["token_passes"] == 16 * 2 * 256
@@ -83,7 +83,7 @@ def test_resume_continues_to_the_same_end(cli, checkpoint, texts, searched, tmp_
     out = tmp_path / "run"
     out.mkdir()
     whole = (searched / "search.jsonl").read_text().splitlines(keepends=True)
-    (out / "search.jsonl").write_text("".join(whole[:11]))
+    (out / "search.jsonl").write_text("".join(whole[:15]))
     ran = cli(
         "search", checkpoint, "--target-length", 256, "--data", texts / "search.txt", "-o", out, *BUDGET, "--resume"
     )
@@ -112,7 +112,7 @@ def test_interrupt_says_best_and_how_to_resume(cli, checkpoint, texts, tmp_path,
     assert "after 5 evaluations" in ran.err
     assert "best loss" in ran.err
     assert "longrope search MODEL -o run --resume" in ran.err
-    assert len((tmp_path / "run" / "search.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "run" / "search.jsonl").read_text().splitlines()) == 1 + 6 + 5
 
 
 def test_start_tokens_can_be_searched(cli, checkpoint, texts, tmp_path):
@@ -121,7 +121,8 @@ def test_start_tokens_can_be_searched(cli, checkpoint, texts, tmp_path):
         "--start-tokens", "search", "--attention-factor", "su", "--json",
     )  # fmt: skip
     assert ran.code == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()[1:]]
+    lines = (tmp_path / "run" / "search.jsonl").read_text().splitlines()[1:]
+    rows = [json.loads(line) for line in lines if "steps" in line]
     assert len({row["start_tokens"] for row in rows}) > 1
     window = RopeScaling.load(tmp_path / "run" / "scaling.json").windows[-1]
     assert window.attention_factor == pytest.approx(math.sqrt(1 + math.log(2) / math.log(64)))

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import closed_form_contender, closed_form_contenders, scaling_contender
-from longrope.rope.factors import CLOSED_FORMS, ntk_aware, ntk_critical, pi, yarn, yarn_attention_factor
+from longrope.evaluation.contenders import (
+    checkpoint_contender,
+    closed_form_contender,
+    dynamic_contender,
+    scaling_contender,
+)
+from longrope.rope.factors import ntk_aware, ntk_critical, pi, yarn, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -53,9 +60,26 @@ def test_unknown_names_are_refused_with_those_there_are(name: str) -> None:
         closed_form_contender(name, GEOMETRY, TARGET)
 
 
-def test_all_closed_forms_by_default() -> None:
-    assert [contender.name for contender in closed_form_contenders(GEOMETRY, TARGET)] == list(CLOSED_FORMS)
-    assert [one.name for one in closed_form_contenders(GEOMETRY, TARGET, ["yarn", "pi"])] == ["yarn", "pi"]
+def test_checkpoint_goes_on_beyond_its_last_window() -> None:
+    windows = (Window(8192, (1.0,) * 64), Window(16_384, (2.0,) * 64))
+    contender = checkpoint_contender(RopeScaling(GEOMETRY, windows))
+    assert [contender.window(length) for length in (8192, 8193, TARGET)] == [windows[0], windows[1], windows[1]]
+
+
+def test_dynamic_checkpoint_is_what_transformers_computes() -> None:
+    config = LlamaConfig(
+        hidden_size=128,
+        num_attention_heads=1,
+        head_dim=128,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 500_000.0, "factor": 4.0},
+    )
+    contender = dynamic_contender(GEOMETRY, 4.0)
+    for length in (8192, 10_000, TARGET):
+        theirs, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, "cpu", seq_len=length)
+        ours = GEOMETRY.inv_freq / contender.window(length).factors
+        assert ours == pytest.approx(theirs.numpy(), rel=1e-5)
+    assert contender.window(100).is_identity
 
 
 def test_scaling_chooses_its_window_by_length() -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.errors import LongRopeError
@@ -99,7 +100,6 @@ def test_card_tells_how_and_what_was_lost(tmp_path):
         ({"start_tokens": 4}, "start tokens"),
         ({"windows": lambda d: (Window(64, (1.0,) * d), Window(256, (4.0,) * d, 0, 1.2))}, "attention factor"),
         ({"windows": lambda d: tuple(Window(n, (n / 64,) * d) for n in (64, 128, 256))}, "windows to 128"),
-        ({"windows": lambda d: (Window(100, (1.0,) * d), Window(256, (4.0,) * d))}, "switch at 100"),
     ],
 )
 def test_nothing_is_lost_in_silence(changes, named, tmp_path):
@@ -137,6 +137,71 @@ def test_a_wrong_config_fails_the_proof(damage, tmp_path, monkeypatch):
         export_hf(str(source), scaling_for(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_runtime_switches_where_the_first_window_ends(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    scaling = scaling_for(source, windows=lambda d: (Window(100, (1.5,) * d), Window(256, (4.0,) * d)))
+    assert export_hf(str(source), scaling, tmp_path / "out").losses == []
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["original_max_position_embeddings"] == 100
+    assert config["rope_parameters"]["factor"] == 2.56
+
+
+def test_a_scaling_that_goes_nowhere_is_refused(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    with pytest.raises(LongRopeError, match="reaches beyond the original window of 64 tokens"):
+        export_hf(str(source), scaling_for(source, windows=lambda d: (Window(32, (1.0,) * d),)), tmp_path / "out")
+
+
+def test_an_incomplete_source_is_refused(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    del weights["model.layers.0.self_attn.q_proj.weight"]
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LongRopeError, match="lacks 1 weights"):
+        export_hf(str(source), scaling_for(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_sources_are_one_line(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    scaling = scaling_for(source)
+    settings = source / "tokenizer_config.json"
+    for damage in ("{", "[]"):
+        settings.write_text(damage)
+        with pytest.raises(LongRopeError, match=r"tokenizer_config\.json"):
+            export_hf(str(source), scaling, tmp_path / "out")
+    settings.write_text("{}")
+    whole = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LongRopeError, match="cannot load the model"):
+        export_hf(str(source), scaling, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_the_weights_of_the_index_travel(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    for path in source.glob("tokenizer*"):
+        (tmp_path / "sharded" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "sharded" / "consolidated.safetensors").write_bytes(b"another copy of everything")
+    (tmp_path / "sharded" / "pytorch_model.bin").write_bytes(b"a pickle")
+    export_hf(str(tmp_path / "sharded"), scaling_for(source), tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert sum(name.startswith("model-") for name in names) > 1
+    assert "model.safetensors.index.json" in names
+    assert not names & {"consolidated.safetensors", "pytorch_model.bin"}
+
+
+def test_into_a_link_to_an_empty_folder(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export_hf(str(source), scaling_for(source), tmp_path / "link")
+    assert (tmp_path / "real" / "config.json").is_file()
+    assert not list((tmp_path / "real").glob(".partial*"))
 
 
 def test_a_checkpoint_that_carries_a_scaling_is_replaced(tmp_path):

@@ -18,7 +18,7 @@ from longrope.rope.scaling import Window
 from longrope.search.evaluators import Answer, CandidateSearch, Question
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.log import Evaluation, SearchLog
-from longrope.search.run import Progress, run_search
+from longrope.search.run import Conversation, Progress, run_search
 from longrope.search.space import START_TOKENS, Candidate, SearchSpace
 
 GEOMETRY = RopeGeometry(rotary_dim=64, base=10_000.0, original_length=256)
@@ -69,7 +69,9 @@ def evolve(
     optimiser = Evolution(SPACE, SEEDS, settings)
     with (SearchLog.resume if resume else SearchLog.create)(path, header) as log:
         search = CandidateSearch(optimiser, to_window)
-        questions = run_search(search, evaluator or FunctionEvaluator(), log, on_progress)
+        conversation = Conversation(evaluator or FunctionEvaluator(), log)
+        questions = run_search(search, conversation, on_progress)
+        conversation.finish()
     return optimiser, len(questions)
 
 

@@ -206,7 +206,7 @@ def test_binary_files_are_refused(log_path: Path) -> None:
 
 
 def test_a_folder_is_no_log(tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match="cannot read the search log"):
+    with pytest.raises(LongRopeError, match=r"cannot write the search log .*directory"):
         SearchLog.resume(tmp_path, HEADER)
 
 
@@ -298,4 +298,13 @@ def test_an_unwritable_log_is_refused(log_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(LongRopeError, match=r"cannot write the search log .*: Permission denied"):
-        SearchLog(log_path, [])
+        SearchLog(log_path, new=False)
+
+
+def test_a_second_process_is_refused(log_path: Path) -> None:
+    before = log_path.read_bytes()
+    with SearchLog.resume(log_path, HEADER), pytest.raises(LongRopeError, match="another process is writing"):
+        SearchLog.resume(log_path, HEADER)
+    with SearchLog.resume(log_path, HEADER):  # free again
+        pass
+    assert log_path.read_bytes() == before

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,10 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from longrope.files import json_ready
+from longrope.lengths import parse_length
+
+if TYPE_CHECKING:
+    from longrope.pipeline.subject import ModelOptions
 
 # Tables are never cut: piped output is wide, a narrow terminal wraps.
-output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a hub name (owner/model), or 'tiny'.")]
 Data = Annotated[
@@ -37,6 +41,25 @@ OriginalLength = Annotated[
     str | None,
     typer.Option("--original-length", help="The window the model was trained with, where its config is wrong."),
 ]
+
+
+def model_options(
+    dtype: str = "auto",
+    device: str = "cpu",
+    attn_implementation: str | None = None,
+    original_length: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelOptions:
+    """The options of loading a model, from those of the command line."""
+    from longrope.pipeline.subject import ModelOptions
+
+    return ModelOptions(
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        original_length=parse_length(original_length) if original_length else None,
+    )
 
 
 def quiet_libraries() -> None:
@@ -72,7 +95,7 @@ def table(title: str, columns: list[str]) -> Table:
     """An empty table; the first column is text, the others numbers."""
     result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return result
 
 

@@ -18,6 +18,7 @@ from longrope.cli.common import (
     OriginalLength,
     RemoteCode,
     Seed,
+    model_options,
     number,
     output,
     print_json,
@@ -25,7 +26,7 @@ from longrope.cli.common import (
     quiet_libraries,
     table,
 )
-from longrope.errors import LongRopeError
+from longrope.files import check_output_file, write_json_atomic
 from longrope.lengths import parse_length, parse_lengths
 
 if TYPE_CHECKING:
@@ -62,33 +63,25 @@ def command(
     """Measure perplexity by context length, with and without a scaling."""
     parsed = parse_lengths(lengths)
     target = parse_length(target_length) if target_length else None
-    if out is not None and out.exists():
-        raise LongRopeError(f"{out} exists; nothing is overwritten: choose another -o")
-    from longrope.files import write_json_atomic
+    if out is not None:
+        check_output_file(out)
     from longrope.pipeline.evaluate import evaluate
-    from longrope.pipeline.subject import ModelOptions, open_model
+    from longrope.pipeline.subject import open_model
     from longrope.rope.scaling import RopeScaling
 
     quiet_libraries()
     loaded = RopeScaling.load(scaling) if scaling is not None else None
-    loading = ModelOptions(
-        dtype=dtype,
-        device=device,
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-        original_length=parse_length(original_length) if original_length else None,
-    )
-    subject = open_model(model, loading)
+    subject = open_model(model, model_options(dtype, device, attn_implementation, original_length, trust_remote_code))
     with progress_bar() as progress:
         task = progress.add_task("preparing", total=None, note="")
         result = evaluate(
             subject,
             parsed,
             data or [],
-            suites=suite.split(","),
+            suites=[name.strip() for name in suite.split(",")],
             scaling=loaded,
             scaling_name=str(scaling) if scaling is not None else "checkpoint",
-            against=[name for name in against.split(",") if name],
+            against=[name.strip() for name in against.split(",") if name.strip()],
             target_length=target,
             samples=samples,
             seed=seed,
@@ -96,12 +89,12 @@ def command(
             on_start=lambda total: progress.update(task, description="eval", total=total),
             on_sample=lambda: progress.advance(task),
         )
-    if out is not None:
-        write_json_atomic(out, result.to_json())
     if as_json:
         print_json(result.to_json())
     else:
         show(result.rows)
+    if out is not None:
+        write_json_atomic(out, result.to_json())
 
 
 def show(rows: Sequence[EvalRow]) -> None:

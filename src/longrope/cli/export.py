@@ -55,4 +55,4 @@ def command(
         "the original window"
     )
     for loss in done.losses:
-        output.print(f"lost: {loss}", markup=False)
+        output.print(f"lost: {loss}")

@@ -18,6 +18,7 @@ from longrope.cli.common import (
     OriginalLength,
     RemoteCode,
     Seed,
+    model_options,
     output,
     print_json,
     progress_bar,
@@ -42,20 +43,25 @@ def command(
     lengths: Annotated[
         str | None, typer.Option("--lengths", help="Lengths of the comparison; default: L, 2L, … L'.")
     ] = None,
+    eval_samples: Annotated[int, typer.Option("--eval-samples", min=1, help="Held-out texts per length.")] = 10,
     method: search_verb.Method = "longrope",
-    objective: search_verb.ObjectiveName = "perplexity",
+    objective: search_verb.ObjectiveName = None,
     needle_depth: search_verb.NeedleDepth = "spread",
+    samples: search_verb.Samples = 3,
+    attention_factor: search_verb.AttentionFactor = None,
+    seed: Seed = 0,
     population: search_verb.Population = 32,
     iterations: search_verb.Iterations = 12,
     patience: search_verb.Patience = None,
-    samples: search_verb.Samples = 3,
-    eval_samples: Annotated[int, typer.Option("--eval-samples", min=1, help="Held-out texts per length.")] = 10,
     start_tokens: search_verb.StartTokens = "0",
-    attention_factor: search_verb.AttentionFactor = "1",
+    steps: search_verb.Steps = 36,
+    knots: search_verb.Knots = 8,
+    learning_rate: search_verb.LearningRate = 0.2,
+    continuation: search_verb.Continuation = True,
+    learn_attention_factor: search_verb.LearnAttention = False,
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Export even what the runtime cannot express.")
     ] = False,
-    seed: Seed = 0,
     resume: search_verb.Resume = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -67,53 +73,56 @@ def command(
     """Extend a model's window without training, and prove it. The budget is a demonstration's; raise it for results."""
     length = parse_length(target_length) if target_length else None
     compared = parse_lengths(lengths) if lengths else None
+    if not resume:
+        check_output_folder(out)
     from longrope.pipeline.extend import Listener, extend, summary
     from longrope.pipeline.inspect import inspect
     from longrope.pipeline.options import SearchOptions
-    from longrope.pipeline.subject import ModelOptions, open_model
+    from longrope.pipeline.subject import open_model
 
-    if not resume:
-        check_output_folder(out)
     quiet_libraries()
-    original = parse_length(original_length) if original_length else None
-    found = inspect(model, original_length=original, trust_remote_code=trust_remote_code)
-    if not as_json:
-        inspect_verb.show(found)
-        output.print()
-    loading = ModelOptions(
-        dtype=dtype,
-        device=device,
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-        original_length=original,
-    )
-    subject = open_model(model, loading)
+    loading = model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
     options = SearchOptions(
         method=method,
         objective=objective,
         needle_depth=needle_depth,
+        samples=samples,
+        attention_factor=attention_factor,
+        seed=seed,
         population=population,
         iterations=iterations,
         patience=patience,
-        samples=samples,
-        seed=seed,
         start_tokens=start_tokens,
-        attention_factor=attention_factor,
+        steps=steps,
+        knots=knots,
+        learning_rate=learning_rate,
+        continuation=continuation,
+        learn_attention_factor=learn_attention_factor,
     )
+    found = inspect(model, original_length=loading.original_length, trust_remote_code=trust_remote_code)
+    if not as_json:
+        inspect_verb.show(found)
+        output.print()
+    subject = open_model(model, loading)
     with progress_bar() as progress:
         watch = SearchWatch(progress)
         comparing = progress.add_task("compare", total=None, visible=False, note="")
+        stage = progress.add_task("", total=None, visible=False, note="")
 
         def start_comparison(total: int) -> None:
             progress.update(comparing, total=total, visible=True)
 
+        def show_stage(name: str) -> None:  # search and compare have bars of their own
+            progress.update(stage, description=name, visible=name not in ("search", "compare"))
+
         listener = Listener(
+            on_stage=show_stage,
             on_search_start=watch.start,
             on_search_progress=watch.update,
             on_evaluation_start=start_comparison,
             on_evaluation_sample=lambda: progress.advance(comparing),
         )
-        try:
+        with watch.interruptible(out):
             extension = extend(
                 subject,
                 length or 8 * subject.geometry.original_length,
@@ -127,10 +136,6 @@ def command(
                 resume=resume,
                 listener=listener,
             )
-        except KeyboardInterrupt:
-            progress.stop()
-            watch.say_interrupted(search_verb.resume_command())
-            raise
     if as_json:
         print_json(summary(extension))
     else:
@@ -145,11 +150,14 @@ def show(extension: Extension, out: Path) -> None:
     output.print()
     for proof in extension.proofs:
         output.print(
-            f"reloaded with transformers, {proof.length} tokens: logits within {proof.max_logit_difference:.1e} of the "
-            f"searched model's, same most likely token at {100 * proof.top1_agreement:.2f} % of positions"
+            f"reloaded with plain transformers, last {proof.positions} of {proof.length} tokens: logits within "
+            f"{proof.max_logit_difference:.1e} of the searched model's, same most likely token at "
+            f"{100 * proof.top1_agreement:.2f} % of positions"
         )
+    for loss in extension.losses:
+        output.print(f"lost: {loss}")
     output.print()
-    output.print(f"checkpoint: {extension.export.path}")
+    output.print(f"checkpoint: {extension.checkpoint}")
     output.print(f"scaling:    {extension.search.path}")
     output.print(f"figures:    {', '.join(str(path) for path in extension.figures if path.suffix == '.png')}")
     output.print(f"all of it:  {out}")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from longrope.cli.common import Json, Model, OriginalLength, RemoteCode, output, print_json, quiet_libraries, table
 from longrope.lengths import format_length, parse_length
+
+if TYPE_CHECKING:
+    from longrope.pipeline.inspect import Inspection
 
 
 def command(
@@ -24,11 +29,8 @@ def command(
         show(found)
 
 
-def show(found: object) -> None:
-    """Print an `Inspection` as a table."""
-    from longrope.pipeline.inspect import Inspection
-
-    assert isinstance(found, Inspection)
+def show(found: Inspection) -> None:
+    """Print an inspection as a table."""
     rows = table(f"{found.model} ({found.model_type})", ["", ""])
     rows.add_row("original window L", f"{found.original_length} tokens ({format_length(found.original_length)})")
     if found.context_window != found.original_length:

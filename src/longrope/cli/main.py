@@ -39,6 +39,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def run(arguments: list[str]) -> int:
     """Run the command line on `arguments` and return its exit code."""
+    if any(not argument.isprintable() for argument in arguments):  # bytes that are no text come in as surrogates
+        return _fail("expected printable text as arguments; found one that is not")
     try:
         result = app(args=arguments or ["--help"], prog_name="longrope", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -46,6 +48,10 @@ def run(arguments: list[str]) -> int:
         return 130
     except (LongRopeError, OSError, MemoryError) as error:
         return _fail(one_line(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for --help
+            raise
+        return _fail(f"out of memory: try a shorter length, another --dtype or another --device ({one_line(error)})")
     except _UsageError as error:
         return _fail(error.format_message())
     return result if isinstance(result, int) else 0

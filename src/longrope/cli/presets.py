@@ -10,6 +10,7 @@ import typer
 
 from longrope.cli.common import Json, output, print_json, table
 from longrope.errors import LongRopeError
+from longrope.files import check_output_file
 from longrope.lengths import format_length
 
 
@@ -49,8 +50,7 @@ def command(
     if out is None:
         typer.echo(scaling.to_json(), nl=False)
         return
-    if out.exists():
-        raise LongRopeError(f"{out} exists; nothing is overwritten: choose another -o")
+    check_output_file(out)
     scaling.save(out)
     if as_json:
         print_json({"scaling": str(out)})

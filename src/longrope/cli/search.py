@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +18,7 @@ from longrope.cli.common import (
     OriginalLength,
     RemoteCode,
     Seed,
+    model_options,
     number,
     output,
     print_json,
@@ -34,31 +34,49 @@ if TYPE_CHECKING:
     from longrope.pipeline.search import SearchResult
 
 TargetLength = Annotated[str, typer.Option("--target-length", help="The new window L' in tokens: 4096, 128k, 2M.")]
-Method = Annotated[str, typer.Option("--method", help="longrope: the paper's evolutionary search.")]
-ObjectiveName = Annotated[
+Method = Annotated[
     str,
-    typer.Option("--objective", help="perplexity, or needle: only the answer about a hidden fact counts."),
+    typer.Option(
+        "--method", help="longrope, longrope2 (evolution, as in the papers) or gradient (many times cheaper)."
+    ),
+]
+ObjectiveName = Annotated[
+    str | None,
+    typer.Option("--objective", help="perplexity, or needle: only the answer about a hidden fact counts (longrope2)."),
 ]
 NeedleDepth = Annotated[str, typer.Option("--needle-depth", help="spread, start, or a number from 0 to 1.")]
-Population = Annotated[
-    int | None,
-    typer.Option("--population", min=1, help="P; mutations and crossovers are P/4, top-k P/2. Default: 64."),
-]
-Iterations = Annotated[int, typer.Option("--iterations", min=0, help="Iterations of mutation and crossover.")]
-Patience = Annotated[
-    int | None, typer.Option("--patience", min=1, help="Stop after this many iterations without improvement.")
-]
 Samples = Annotated[
     int | None,
     typer.Option("--samples", min=1, help="Texts of exactly L' tokens that are scored. Default: 5, needle 10."),
 ]
-StartTokens = Annotated[
-    str, typer.Option("--start-tokens", help="0 (every runtime can express it), a number, or 'search'.")
-]
 AttentionFactor = Annotated[
-    str, typer.Option("--attention-factor", help="1 keeps short texts exactly as they were; su, yarn or a number.")
+    str | None,
+    typer.Option(
+        "--attention-factor", help="su, yarn or a number. Default: the checkpoint's, else 1: short texts stay exact."
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted search in the output folder.")]
+Population = Annotated[
+    int | None,
+    typer.Option("--population", min=1, help="Evolution: P; mutations and crossovers are P/4, top-k P/2. Default: 64."),
+]
+Iterations = Annotated[int, typer.Option("--iterations", min=0, help="Evolution: iterations.")]
+Patience = Annotated[
+    int | None,
+    typer.Option("--patience", min=1, help="Stop after this many iterations (validations) without improvement."),
+]
+StartTokens = Annotated[
+    str, typer.Option("--start-tokens", help="0 (every runtime can express it), a number, or 'search'; longrope only.")
+]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Gradient: steps per stage.")]
+Knots = Annotated[int, typer.Option("--knots", min=0, help="Gradient: knots of log λ; 0 for every pair.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", help="Gradient: step size in log λ's parameters.")]
+Continuation = Annotated[
+    bool, typer.Option("--continuation/--no-continuation", help="Gradient: reach L' over 2L, 4L, … or in one jump.")
+]
+LearnAttention = Annotated[
+    bool, typer.Option("--learn-attention-factor", help="Gradient: make the attention factor a parameter too.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")]
 
 
 def command(
@@ -69,15 +87,20 @@ def command(
     ],
     data: Data = None,
     method: Method = "longrope",
-    objective: ObjectiveName = "perplexity",
+    objective: ObjectiveName = None,
     needle_depth: NeedleDepth = "spread",
+    samples: Samples = None,
+    attention_factor: AttentionFactor = None,
+    seed: Seed = 0,
     population: Population = None,
     iterations: Iterations = 40,
     patience: Patience = None,
-    samples: Samples = None,
     start_tokens: StartTokens = "0",
-    attention_factor: AttentionFactor = "1",
-    seed: Seed = 0,
+    steps: Steps = 36,
+    knots: Knots = 8,
+    learning_rate: LearningRate = 0.2,
+    continuation: Continuation = True,
+    learn_attention_factor: LearnAttention = False,
     resume: Resume = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -88,36 +111,34 @@ def command(
 ) -> None:
     """Search rescale factors for a longer window, without training."""
     length = parse_length(target_length)
-    from longrope.pipeline.options import SearchOptions
-    from longrope.pipeline.search import search
-    from longrope.pipeline.subject import ModelOptions, open_model
-
     if not resume:
         check_output_folder(out)
+    from longrope.pipeline.options import SearchOptions
+    from longrope.pipeline.search import search
+    from longrope.pipeline.subject import open_model
+
     quiet_libraries()
     options = SearchOptions(
         method=method,
         objective=objective,
         needle_depth=needle_depth,
+        samples=samples,
+        attention_factor=attention_factor,
+        seed=seed,
         population=population,
         iterations=iterations,
         patience=patience,
-        samples=samples,
-        seed=seed,
         start_tokens=start_tokens,
-        attention_factor=attention_factor,
+        steps=steps,
+        knots=knots,
+        learning_rate=learning_rate,
+        continuation=continuation,
+        learn_attention_factor=learn_attention_factor,
     )
-    loading = ModelOptions(
-        dtype=dtype,
-        device=device,
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-        original_length=parse_length(original_length) if original_length else None,
-    )
-    subject = open_model(model, loading)
+    subject = open_model(model, model_options(dtype, device, attn_implementation, original_length, trust_remote_code))
     with progress_bar() as progress:
         watch = SearchWatch(progress)
-        try:
+        with watch.interruptible(out):
             result = search(
                 subject,
                 length,
@@ -128,22 +149,10 @@ def command(
                 on_start=watch.start,
                 on_progress=watch.update,
             )
-        except KeyboardInterrupt:
-            progress.stop()
-            watch.say_interrupted(resume_command())
-            raise
     if as_json:
         print_json(result.to_json())
     else:
         show(result)
-
-
-def resume_command() -> str:
-    """The command that continues this run."""
-    import shlex
-
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    return shlex.join(["longrope", *arguments, "--resume"])
 
 
 def _perplexity(loss: float) -> float:
@@ -152,10 +161,12 @@ def _perplexity(loss: float) -> float:
 
 def show(result: SearchResult) -> None:
     """Print what a search found against the baselines."""
-    rows = table("Loss on the search samples (nats per token) and perplexity", ["method", "loss", "perplexity"])
+    rows = table(f"Loss on the search samples ({result.objective}, nats per token)", ["method", "loss", "exp(loss)"])
     for name, loss in sorted(result.baselines.items(), key=lambda item: -item[1]):
         rows.add_row(name, number(loss, 4), number(_perplexity(loss)))
-    rows.add_row(f"[bold]{result.method}[/bold]", number(result.best_loss, 4), number(_perplexity(result.best_loss)))
+    rows.add_row(result.method, number(result.best_loss, 4), number(_perplexity(result.best_loss)), style="bold")
     output.print(rows)
+    if result.critical_dim is not None:
+        output.print(f"real critical dimension: pair {result.critical_dim}")
     output.print(f"{result.evaluations} evaluations, {result.token_passes:,} token passes")
     output.print(f"scaling: {result.path}")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import Progress as Bar
@@ -10,6 +15,8 @@ from longrope.cli.common import messages
 
 if TYPE_CHECKING:
     from longrope.search.run import Progress
+
+LOG = "search.jsonl"
 
 
 class SearchWatch:
@@ -32,19 +39,30 @@ class SearchWatch:
         self._latest = progress
         self._bar.update(self._task, completed=progress.evaluations, note=self._note(progress))
 
-    def say_interrupted(self, resume: str) -> None:
-        """What Ctrl-C leaves behind: the best so far and the command that goes on."""
-        if self._latest is None:
-            messages.print("interrupted before the first evaluation; nothing is lost", markup=False)
-            return
-        messages.print(
-            f"interrupted after {self._latest.evaluations} evaluations; the log is complete up to here. "
-            f"{self._note(self._latest)}\ncontinue with: {resume}",
-            markup=False,
-        )
+    @contextmanager
+    def interruptible(self, out: Path) -> Iterator[None]:
+        """On Ctrl-C, say what is left behind in `out`: the best so far and the command that goes on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._bar.stop()
+            if not (out / LOG).exists():
+                messages.print("interrupted before the first evaluation; nothing was written")
+                raise
+            done = self._latest
+            if done is not None:
+                messages.print(f"interrupted after {done.evaluations} evaluations; {self._note(done)}")
+            messages.print(f"the log is complete up to here; continue with: {resume_command()}")
+            raise
 
     def _note(self, progress: Progress) -> str:
         note = f"best loss {progress.best_loss:.4f}"
         if self._baseline is not None:
             note += f" ({self._baseline[0]} {self._baseline[1]:.4f})"
         return note
+
+
+def resume_command() -> str:
+    """The command that continues this run."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["longrope", *arguments, "--resume"])

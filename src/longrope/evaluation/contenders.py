@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from longrope.errors import LongRopeError
-from longrope.rope.factors import CLOSED_FORMS
+from longrope.rope.factors import CLOSED_FORMS, ntk_aware
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -36,6 +36,17 @@ def checkpoint_contender(scaling: RopeScaling) -> Contender:
     return Contender(CHECKPOINT, window)
 
 
+def dynamic_contender(geometry: RopeGeometry, factor: float) -> Contender:
+    """What a checkpoint of rope type `dynamic` does beyond L: NTK-aware with the ratio f·n/L − (f − 1) at length n."""
+
+    def window(length: int) -> Window:
+        original = geometry.original_length
+        ratio = max(1.0, factor * length / original - (factor - 1.0))
+        return Window(length, tuple(ntk_aware(geometry, ratio * original).tolist()))
+
+    return Contender(CHECKPOINT, window)
+
+
 def closed_form_contender(name: str, geometry: RopeGeometry, target_length: int) -> Contender:
     """A closed form of METHOD's table by name (`none`, `pi`, `ntk`, `ntk-critical`, `dynamic-ntk`, `yarn`).
 
@@ -53,9 +64,3 @@ def closed_form_contender(name: str, geometry: RopeGeometry, target_length: int)
         )
 
     return Contender(name, window)
-
-
-def closed_form_contenders(
-    geometry: RopeGeometry, target_length: int, names: Sequence[str] = tuple(CLOSED_FORMS)
-) -> list[Contender]:
-    return [closed_form_contender(name, geometry, target_length) for name in names]

@@ -38,10 +38,7 @@ def perplexity(
 
     Raises LongRopeError for lengths the samples cannot give.
     """
-    if not lengths or max(lengths) > samples.length or min(lengths) < 2:
-        raise LongRopeError(f"expected lengths from 2 to the samples' {samples.length} tokens, found {list(lengths)}")
-    if stride is not None and not 1 <= stride < min(lengths):
-        raise LongRopeError(f"expected a stride from 1 to below the shortest length {min(lengths)}, found {stride}")
+    check_lengths(lengths, samples.length, stride)
     installed.model.eval()
     rows = []
     for length in lengths:
@@ -57,6 +54,14 @@ def perplexity(
                 on_sample()
         rows.append(_row(contender.name, length, sums, counts))
     return rows
+
+
+def check_lengths(lengths: Sequence[int], longest: int, stride: int | None) -> None:
+    """Raise LongRopeError for context lengths that texts of `longest` tokens cannot give, or a stride too long."""
+    if not lengths or max(lengths) > longest or min(lengths) < 2:
+        raise LongRopeError(f"expected lengths from 2 to the samples' {longest} tokens, found {list(lengths)}")
+    if stride is not None and not 1 <= stride < min(lengths):
+        raise LongRopeError(f"expected a stride from 1 to below the shortest length {min(lengths)}, found {stride}")
 
 
 def sliding_nll(installed: Installed, ids: Tensor, window: int, stride: int, has_bos: bool) -> Tensor:

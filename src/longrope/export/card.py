@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from longrope.evaluation.results import EvalRow
 from longrope.export.verify import Verification
@@ -20,6 +21,7 @@ def model_card(
     evidence: Sequence[EvalRow],
 ) -> str:
     """Markdown with a Hugging Face front matter."""
+    title = model_name if not Path(model_name).exists() else Path(model_name).name  # not where it lay on one disk
     geometry, target = scaling.geometry, scaling.target_length
     original = geometry.original_length
     windows = "\n".join(
@@ -36,9 +38,9 @@ tags:
 - longrope
 - long-context
 ---
-# {model_name} with a context window of {format_length(target)} tokens
+# {title} with a context window of {format_length(target)} tokens
 
-The rotary position embedding of `{model_name}` ({config_class}) was rescaled from {original} to {target} tokens
+The rotary position embedding of `{title}` ({config_class}) was rescaled from {original} to {target} tokens
 ({target / original:g}×) with [longrope](https://arxiv.org/abs/2402.13753). The weights are the source's, byte for byte.
 
 | sequence length | rescale factors λ (first … last pair) | start tokens | attention factor |
@@ -52,7 +54,7 @@ Method: {method}. Command: `{command_line()}`. Versions: {used}.
 
 ## Evidence
 {_evidence(evidence)}
-Reloaded with plain transformers and compared with the searched model: largest relative frequency error
+Reloaded with plain transformers and compared with this scaling installed in the same weights: largest relative frequency error
 {verification.max_frequency_error:.1e}, largest logit difference {verification.max_logit_error_short:.1e} inside and
 {verification.max_logit_error_long:.1e} beyond {original} tokens.
 

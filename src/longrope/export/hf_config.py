@@ -10,57 +10,54 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from longrope.rope.geometry import rope_layer_types
+from longrope.errors import LongRopeError
+from longrope.rope.geometry import rope_layer_types, text_config
 from longrope.rope.scaling import RopeScaling
 
 
 def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> dict[str, Any]:
-    """`raw` (the source's config.json) extended by `scaling`, for the model that `config` describes.
+    """`raw` (the source's config.json) extended by a `scaling` of two windows, for the model that `config` describes.
 
-    Models with one RoPE per layer type get a nested `rope_parameters` alone: only transformers 5 can express them.
+    The length where runtimes switch, `original_max_position_embeddings`, is the first window's. Models with one RoPE
+    per layer type get a nested `rope_parameters` alone: only transformers 5 can express them.
+
+    Raises LongRopeError when the language model's part of a composite config is not found.
     """
     out = deepcopy(raw)
-    # Composite configs keep the language model's part under its own key.
-    text_config = config.get_text_config()
-    section = (
-        out
-        if text_config is config
-        else next(
-            value
-            for value in out.values()
-            if isinstance(value, dict) and value.get("model_type") == text_config.model_type
+    text = text_config(config)
+    section = out if text is config else out.get("text_config")
+    if not isinstance(section, dict):
+        raise LongRopeError(
+            f"expected the language model's config under text_config in {config.model_type}; found none"
         )
-    )
-    geometry, short, long = scaling.geometry, scaling.windows[0], scaling.windows[-1]
-    factor = scaling.target_length / geometry.original_length
+    geometry, (short, long) = scaling.geometry, scaling.windows
+    factor = long.max_length / short.max_length
     entry: dict[str, Any] = {
         "rope_type": "longrope",
         "type": "longrope",
         "rope_theta": geometry.base,
         "factor": factor,
-        "original_max_position_embeddings": geometry.original_length,
+        "original_max_position_embeddings": short.max_length,
         "attention_factor": long.attention_factor,
         "short_mscale": long.attention_factor,
         "long_mscale": long.attention_factor,
         "short_factor": list(short.factors),
         "long_factor": list(long.factors),
     }
-    partial = _partial_rotary_factor(text_config)
+    partial = _partial_rotary_factor(text)
     if partial is not None:
         entry["partial_rotary_factor"] = partial
     for key in ("rope_scaling", "rope_parameters"):
         section.pop(key, None)
     section["max_position_embeddings"] = scaling.target_length
-    section["original_max_position_embeddings"] = geometry.original_length
-    if getattr(text_config, "head_dim", None) is not None:
-        section["head_dim"] = (
-            text_config.head_dim
-        )  # Mixtral's config has None, which transformers' longrope cannot read
-    elif hasattr(text_config, "head_dim"):
-        section["head_dim"] = text_config.hidden_size // text_config.num_attention_heads
+    section["original_max_position_embeddings"] = short.max_length
+    if getattr(text, "head_dim", None) is not None:
+        section["head_dim"] = text.head_dim  # Mixtral's config has None, which transformers' longrope cannot read
+    elif hasattr(text, "head_dim"):
+        section["head_dim"] = text.hidden_size // text.num_attention_heads
     layer_types = rope_layer_types(config)
     if layer_types:
-        others = {name: dict(text_config.rope_parameters[name]) for name in layer_types if name != "full_attention"}
+        others = {name: dict(text.rope_parameters[name]) for name in layer_types if name != "full_attention"}
         section["rope_parameters"] = {"full_attention": entry, **others}
     else:
         section["rope_theta"] = geometry.base

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from longrope.errors import LongRopeError
-from longrope.rope.scaling import RopeScaling
+from longrope.rope.scaling import RopeScaling, Window
 
 
 def transformers_losses(scaling: RopeScaling) -> list[str]:
     """What transformers' `longrope` cannot express of `scaling`, one phrase each; empty when it can express all.
 
-    It has two regimes, short up to the original length and long beyond, one list of factors each, one attention factor
-    for both, and no start tokens.
+    It has two regimes, short up to one length and long beyond, one list of factors each, one attention factor for both,
+    and no start tokens.
     """
     losses = []
-    windows, original = scaling.windows, scaling.geometry.original_length
+    windows = scaling.windows
     if len(windows) > 2:
         dropped = ", ".join(str(window.max_length) for window in windows[1:-1])
         losses.append(f"the windows to {dropped} tokens: only the shortest and the longest window are kept")
-    if len(windows) > 1 and windows[0].max_length != original:
-        losses.append(f"the switch at {windows[0].max_length} tokens: the runtime switches at {original}")
     start_tokens = {window.max_length: window.start_tokens for window in windows if window.start_tokens}
     if start_tokens:
         found = ", ".join(f"{n_hat} (window to {length})" for length, n_hat in start_tokens.items())
@@ -30,6 +28,24 @@ def transformers_losses(scaling: RopeScaling) -> list[str]:
             f"{windows[-1].attention_factor:g} is used in both"
         )
     return losses
+
+
+def transformers_scaling(scaling: RopeScaling) -> RopeScaling:
+    """The part of `scaling` that transformers expresses: two windows, one attention factor, no start tokens.
+
+    Raises LongRopeError when the scaling does not reach beyond the original window.
+    """
+    short, long = scaling.windows[0], scaling.windows[-1]
+    original = scaling.geometry.original_length
+    if long.max_length <= original:
+        raise LongRopeError(
+            f"expected a scaling that reaches beyond the original window of {original} tokens; this one ends at "
+            f"{long.max_length}"
+        )
+    switch = short.max_length if len(scaling.windows) > 1 else original
+    m = long.attention_factor
+    windows = (Window(switch, short.factors, 0, m), Window(long.max_length, long.factors, 0, m))
+    return RopeScaling(scaling.geometry, windows, scaling.provenance)
 
 
 def require_lossless(losses: list[str], target: str, allow_lossy: bool) -> None:

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.install import install, uninstall
-from longrope.rope.scaling import RopeScaling, Window
+from longrope.models.load import load_model
+from longrope.rope.scaling import RopeScaling
 
-# transformers' angles are float32: at position n they are off by up to n·2⁻²⁴, ours are not.
-_FREQUENCY_TOLERANCE = 1e-5  # relative
-_LOGIT_TOLERANCE = 1e-3  # of the largest logit
-_PROBE = 64
+_FREQUENCY_TOLERANCE = 1e-5  # relative: theirs are float32
+_PROBE = 64  # tokens on each side of the switch
+_SMALL = 4 * 2**30  # bytes of weights up to which the comparison is made in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,42 +33,38 @@ class Verification:
 
 
 def verify_hf(path: Path, scaling: RopeScaling, *, trust_remote_code: bool = False) -> Verification:
-    """Reload `path` and compare with `scaling` installed in the same weights, on both sides of the original length.
+    """Reload `path` and compare with the two windows of `scaling` installed in the same weights, around the switch.
 
+    The comparison is made on the CPU, in float32 for checkpoints below 4 GiB, else in the checkpoint's own dtype.
     Raises LongRopeError when a frequency, an attention factor or a logit differs.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=trust_remote_code
-    ).eval()
-    original, target = scaling.geometry.original_length, scaling.target_length
-    inside = torch.arange(min(_PROBE, original))
-    beyond = torch.arange(max(0, original - _PROBE // 2), min(target, original + _PROBE // 2))
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    dtype = "float32" if size < _SMALL else "checkpoint"
+    model = load_model(str(path), dtype=dtype, trust_remote_code=trust_remote_code)
+    switch = scaling.windows[0].max_length
+    inside = torch.arange(min(_PROBE, switch))
+    beyond = torch.arange(max(0, switch - _PROBE), min(scaling.target_length, switch + _PROBE))
     theirs = [_logits(model, positions) for positions in (inside, beyond)]
     frequency_error = _compare_frequencies(model, scaling)
     # The reloaded weights with our module in place of theirs: only the rotary embedding can differ.
-    with _installed(model, exported(scaling)):
+    with _installed(model, scaling):
         ours = [_logits(model, positions) for positions in (inside, beyond)]
     errors = []
-    for regime, mine, reloaded in zip(("inside", "beyond"), ours, theirs, strict=True):
+    for regime, positions, mine, reloaded in zip(("inside", "beyond"), (inside, beyond), ours, theirs, strict=True):
         error = float((mine - reloaded).abs().max())
-        if not error <= _LOGIT_TOLERANCE * max(1.0, float(mine.abs().max())):
+        if not error <= _tolerance(model, positions) * max(1.0, float(mine.abs().max())):
             raise LongRopeError(
-                f"the reloaded checkpoint at {path} differs {regime} the original window: logits by {error:.3g}; "
+                f"the reloaded checkpoint differs {regime} the window of {switch} tokens: logits by {error:.3g}; "
                 "this model class does not apply the scaling"
             )
         errors.append(error)
     return Verification(frequency_error, *errors)
 
 
-def exported(scaling: RopeScaling) -> RopeScaling:
-    """The part of `scaling` that transformers expresses: two windows, one attention factor, no start tokens."""
-    short, long = scaling.windows[0], scaling.windows[-1]
-    original = scaling.geometry.original_length
-    windows = [
-        Window(max_length=length, factors=window.factors, attention_factor=long.attention_factor)
-        for length, window in ((original, short), (scaling.target_length, long))
-    ]
-    return RopeScaling(geometry=scaling.geometry, windows=tuple(windows), provenance=scaling.provenance)
+def _tolerance(model: PreTrainedModel, positions: Tensor) -> float:
+    """Of the largest logit. transformers' float32 angles at position n are off by up to n·2⁻²⁴, ours are not."""
+    rounding = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    return rounding + 4.0 * float(positions.max()) * 2.0**-24
 
 
 @contextmanager
@@ -81,7 +77,7 @@ def _installed(model: PreTrainedModel, scaling: RopeScaling) -> Iterator[None]:
 
 
 def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:
-    ids = (positions * 7919 + 13)[None] % model.config.get_text_config().vocab_size
+    ids = (positions * 7919 + 13)[None] % model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
         logits: Tensor = model(input_ids=ids, position_ids=positions[None], use_cache=False).logits
     return logits

@@ -29,7 +29,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def embedded_model_path() -> Path:
     """The folder of the embedded model in this installation."""
-    return Path(str(resources.files("longrope.assets"))) / EMBEDDED
+    return Path(str(resources.files("longrope"))) / "assets" / EMBEDDED
 
 
 def resolve(name: str) -> str:
@@ -71,17 +71,17 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model in eval mode, on `device`.
 
-    `dtype`: float32, bfloat16, float16, float64, or auto: float32 on a CPU, the checkpoint's own elsewhere.
+    `dtype`: float32, bfloat16, float16, float64, checkpoint (its own), or auto: float32 on a CPU, its own elsewhere.
     Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors or incomplete.
     """
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise LongRopeError(f"expected a dtype of auto, {', '.join(_DTYPES)}; found {dtype!r}")
+    if dtype not in ("auto", "checkpoint", *_DTYPES):
+        raise LongRopeError(f"expected a dtype of auto, checkpoint, {', '.join(_DTYPES)}; found {dtype!r}")
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
+        torch.zeros(1, device=target).item()
     except (RuntimeError, AssertionError) as error:
         raise LongRopeError(f"the device {device!r} cannot be used here: {one_line(error)}") from error
-    wanted: Any = _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else "auto")
+    wanted: Any = _DTYPES.get(dtype, torch.float32 if dtype == "auto" and target.type == "cpu" else "auto")
     model: PreTrainedModel
     model, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
@@ -98,7 +98,10 @@ def load_model(
             f"the checkpoint {name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]};"
             " give a complete one"
         )
-    return model.to(target).eval()
+    try:
+        return model.to(target).eval()
+    except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
+        raise LongRopeError(f"cannot put {name} on {device}: {one_line(error)}") from error
 
 
 def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:

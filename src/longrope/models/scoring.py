@@ -68,6 +68,14 @@ def token_nll(
     )
 
 
+def last_logits(model: PreTrainedModel, input_ids: Tensor, count: int) -> Tensor:
+    """Logits (B, count, V) of the last `count` positions of `input_ids` (B, T), made from the whole text."""
+    base = _base_model(model)
+    with _chunked_modules(base):
+        output = base(input_ids=input_ids, use_cache=False)
+    return _head(model, base, output, output.last_hidden_state[:, -count:])
+
+
 @contextmanager
 def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
     """Every decoder layer keeps only its input for the backward pass and computes the rest again.

@@ -1,43 +1,53 @@
 """The whole way for one model: inspect, search, compare on other books, export, reload, prove, and show.
 
-The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, `eval.json`, `checkpoint/`, and the
-figures `factors.png` and `perplexity.png`.
+The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, `eval.json`, `checkpoint/`, the figures
+`factors` and `perplexity`, and at the end `extend.json`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from longrope.data.samples import assert_disjoint
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import CHECKPOINT, closed_form_contender
-from longrope.export.hf import Export, export_hf
-from longrope.files import write_json_atomic
+from longrope.evaluation.perplexity import check_lengths
+from longrope.export.hf import export_hf
+from longrope.export.losses import transformers_losses, transformers_scaling
+from longrope.files import json_ready, write_json_atomic
 from longrope.models.install import install, uninstall
+from longrope.models.load import load_model
+from longrope.models.scoring import last_logits
 from longrope.pipeline.evaluate import Evaluation, evaluate
 from longrope.pipeline.options import SearchOptions
 from longrope.pipeline.search import SearchResult, search
 from longrope.pipeline.subject import Subject, prepare_samples, require_longer, sources_or_books
+from longrope.provenance import record
 from longrope.report.figures import factors_figure, perplexity_figure
 from longrope.rope.factors import CLOSED_FORMS
+from longrope.rope.scaling import RopeScaling
 from longrope.search.run import Progress
 
 NAME = "longrope"  # the searched scaling's name in tables and figures
-EVALUATION, CHECKPOINT_FOLDER = "eval.json", "checkpoint"
+EVALUATION, CHECKPOINT_FOLDER, FINISHED = "eval.json", "checkpoint", "extend.json"
+PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all positions at L' would not fit anywhere
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Reloaded by plain transformers against the searched model, on one held-out text of `length` tokens."""
+    """Reloaded by plain transformers against the searched model: the logits at the last `positions` of one held-out
+    text of `length` tokens."""
 
     length: int
+    positions: int
     max_logit_difference: float
     top1_agreement: float
 
@@ -48,14 +58,15 @@ class Extension:
 
     search: SearchResult
     evaluation: Evaluation
-    export: Export
+    checkpoint: Path
+    losses: list[str]
     proofs: list[Proof]
     figures: list[Path]
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What a display wants to hear while `extend` works."""
+    """What a display wants to hear while `extend` works; `on_stage` gets search, compare, export, prove and draw."""
 
     on_stage: Callable[[str], None] = lambda _: None
     on_search_start: Callable[[int, dict[str, float]], None] = lambda *_: None
@@ -80,18 +91,25 @@ def extend(
 ) -> Extension:
     """Extend `subject` to `target_length` tokens without training, and prove it; everything goes to `out`.
 
-    `lengths` are those of the comparison (default: L, 2L, … L'). Raises LongRopeError for what the user can mend.
+    `lengths` are those of the comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was
+    stopped. Raises LongRopeError for what the user can mend.
     """
     listener, options = listener or Listener(), options or SearchOptions()
-    geometry = subject.geometry
-    require_longer(geometry, target_length)
+    require_longer(subject, target_length)
+    lengths = list(lengths or doubling_lengths(subject.geometry.original_length, target_length))
+    # What the later stages need is looked at now: an error after a long search would waste it.
+    check_lengths(lengths, target_length, None)
     if options.start_tokens != "0" and not allow_lossy:
         raise LongRopeError("transformers cannot express start tokens; add --allow-lossy, or leave them at 0")
-    # What the later stages need is looked at now: an error after a long search would waste it.
     search_sources = sources_or_books(subject.name, search_data, "search")
     evaluation_sources = sources_or_books(subject.name, evaluation_data, "evaluation")
     assert_disjoint([document.sha256 for document in read_all(search_sources)], read_all(evaluation_sources))
-    prepare_samples(subject, evaluation_sources, length=target_length, count=evaluation_samples, seed=options.seed)
+    text = prepare_samples(
+        subject, evaluation_sources, length=target_length, count=evaluation_samples, seed=options.seed
+    )
+    if (out / FINISHED).exists():
+        raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
+
     listener.on_stage("search")
     found = search(
         subject,
@@ -104,7 +122,6 @@ def extend(
         on_progress=listener.on_search_progress,
     )
     listener.on_stage("compare")
-    lengths = list(lengths or doubling_lengths(geometry.original_length, target_length))
     evaluation = evaluate(
         subject,
         lengths,
@@ -120,21 +137,23 @@ def extend(
     write_json_atomic(out / EVALUATION, evaluation.to_json())
     listener.on_stage("export")
     checkpoint = out / CHECKPOINT_FOLDER
-    if resume and checkpoint.is_dir() and any(checkpoint.iterdir()):
-        raise LongRopeError(f"this run is finished: {checkpoint} exists; nothing is overwritten")
-    exported = export_hf(
-        subject.name,
-        found.scaling,
-        checkpoint,
-        allow_lossy=allow_lossy,
-        evidence=evaluation.rows,
-        original_length=geometry.original_length,
-    )
+    if not (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
+        export_hf(
+            subject.name,
+            found.scaling,
+            checkpoint,
+            allow_lossy=allow_lossy,
+            evidence=evaluation.rows,
+            original_length=subject.geometry.original_length,
+            trust_remote_code=subject.options.trust_remote_code,
+        )
     listener.on_stage("prove")
-    proofs = prove(subject, found, checkpoint, evaluation_sources, options.seed)
-    listener.on_stage("show")
+    proofs = prove(subject, found.scaling, checkpoint, text.ids[:1])
+    listener.on_stage("draw")
     figures = draw(subject, found, evaluation, out)
-    return Extension(found, evaluation, exported, proofs, figures)
+    extension = Extension(found, evaluation, checkpoint, transformers_losses(found.scaling), proofs, figures)
+    write_json_atomic(out / FINISHED, summary(extension) | record())
+    return extension
 
 
 def doubling_lengths(original_length: int, target_length: int) -> list[int]:
@@ -146,34 +165,49 @@ def doubling_lengths(original_length: int, target_length: int) -> list[int]:
     return [*lengths, target_length]
 
 
-def prove(subject: Subject, found: SearchResult, checkpoint: Path, sources: Sequence[str], seed: int) -> list[Proof]:
-    """Logits of the reloaded checkpoint against the searched model's, inside the original window and at L'.
+def prove(subject: Subject, scaling: RopeScaling, checkpoint: Path, ids: Tensor) -> list[Proof]:
+    """Logits of the reloaded checkpoint against the searched model's, inside the first window and at L'.
 
-    Raises LongRopeError when the most likely next token differs at more than 1 position in 1,000.
+    `ids` (1, L') is one text. Raises LongRopeError when the most likely next token differs at more than 1 position in
+    1,000 (1 in 20 in bfloat16 or float16, where near ties fall either way).
     """
-    model = subject.model
-    samples = prepare_samples(subject, sources, length=found.scaling.target_length, count=1, seed=seed)
-    reloaded = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=model.dtype, local_files_only=True)
-    reloaded = reloaded.to(model.device).eval()
+    model, options = subject.model, subject.options
+    allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    expressed = transformers_scaling(scaling)
+    lengths = [window.max_length for window in expressed.windows]
+    install(model, expressed)
+    try:
+        ours = [_last_logits(model, ids[:, :length]) for length in lengths]
+    finally:
+        uninstall(model)
+    device = model.device
+    model.to("cpu")  # room for the second copy
+    try:
+        reloaded = load_model(
+            str(checkpoint),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(device),
+            attn_implementation=model.config._attn_implementation,
+            trust_remote_code=options.trust_remote_code,
+        )
+        theirs = [_last_logits(reloaded, ids[:, :length]) for length in lengths]
+    finally:
+        model.to(device)
     proofs = []
-    for length in (subject.geometry.original_length, found.scaling.target_length):
-        ids = samples.ids[:, :length].to(model.device)
-        install(model, found.scaling)
-        try:
-            with torch.inference_mode():
-                ours = model(ids, use_cache=False).logits
-        finally:
-            uninstall(model)
-        with torch.inference_mode():
-            theirs = reloaded(ids, use_cache=False).logits
-        agreement = float((ours.argmax(-1) == theirs.argmax(-1)).double().mean())
-        proofs.append(Proof(length, float((ours - theirs).abs().max()), agreement))
-        if agreement < 0.999:
+    for length, mine, other in zip(lengths, ours, theirs, strict=True):
+        agreement = float((mine.argmax(-1) == other.argmax(-1)).double().mean())
+        proofs.append(Proof(length, mine.shape[1], float((mine - other).abs().max()), agreement))
+        if 1.0 - agreement > allowed:
             raise LongRopeError(
                 f"the reloaded checkpoint at {checkpoint} does not give the searched model's logits: "
                 f"top-1 agreement {agreement:.4f} at {length} tokens"
             )
     return proofs
+
+
+def _last_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return last_logits(model, ids.to(model.device), min(PROOF_POSITIONS, ids.shape[1])).float().cpu()
 
 
 def draw(subject: Subject, found: SearchResult, evaluation: Evaluation, out: Path) -> list[Path]:
@@ -191,12 +225,10 @@ def draw(subject: Subject, found: SearchResult, evaluation: Evaluation, out: Pat
 def summary(extension: Extension) -> dict[str, Any]:
     """What `longrope extend --json` prints."""
     return {
-        **extension.search.to_json(),
+        **json_ready(extension.search.to_json()),
         "results": extension.evaluation.to_json()["results"],
-        "checkpoint": str(extension.export.path),
-        "proofs": [
-            {"length": p.length, "max_logit_difference": p.max_logit_difference, "top1_agreement": p.top1_agreement}
-            for p in extension.proofs
-        ],
+        "checkpoint": str(extension.checkpoint),
+        "losses": extension.losses,
+        "proofs": [asdict(proof) for proof in extension.proofs],
         "figures": [str(path) for path in extension.figures],
     }

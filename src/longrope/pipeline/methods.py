@@ -17,7 +17,7 @@ from longrope.objectives.needle import NeedleObjective
 from longrope.objectives.perplexity import PerplexityObjective
 from longrope.objectives.sampled import SampledObjective
 from longrope.pipeline.options import SearchOptions, attention_factor_of, start_tokens_of
-from longrope.pipeline.subject import Subject
+from longrope.pipeline.subject import Subject, check_vocabulary
 from longrope.rope.factors import CLOSED_FORMS
 from longrope.search.critical import CriticalSpace
 from longrope.search.evaluators import CandidateSearch
@@ -57,19 +57,24 @@ def prepare_texts(subject: Subject, sources: Sequence[str], target_length: int, 
     documents = tokenize(read_all(sources), subject.tokenizer)
     far = target_length > FAR
     needle = options.chosen_objective == "needle"
-    count = options.samples or (10 if needle else 3 if far else 5)
+    count = (10 if needle else 3 if far else 5) if options.samples is None else options.samples
 
     def draw(length: int, count: int, seed: int) -> AnySamples:
+        samples: AnySamples
         if needle:
-            return draw_needles(
+            samples = draw_needles(
                 documents, subject.tokenizer, length=length, count=count, seed=seed, depth=options.needle_depth
             )
-        return draw_samples(documents, length=length, count=count, seed=seed, bos_token_id=bos_of(subject.tokenizer))
+        else:
+            bos = bos_of(subject.tokenizer)
+            samples = draw_samples(documents, length=length, count=count, seed=seed, bos_token_id=bos)
+        check_vocabulary(subject, samples.ids)
+        return samples
 
     if options.method != "gradient":
         return {(SEARCH, target_length): draw(target_length, count, options.seed)}
     texts: Texts = {}
-    for length in stage_lengths(subject.geometry.original_length, target_length, options.continuation):
+    for length in stage_lengths(subject.reach, target_length, options.continuation):
         if needle:  # other keys, numbers and places; the needle's depth is spread over each split
             texts[SEARCH, length] = draw(length, count, options.seed)
             texts[VALIDATION, length] = draw(length, VALIDATION_SAMPLES, options.seed + 1)
@@ -81,9 +86,9 @@ def prepare_texts(subject: Subject, sources: Sequence[str], target_length: int, 
     return texts
 
 
-def stage_lengths(original_length: int, target_length: int, continuation: bool) -> list[int]:
-    """The windows a gradient search goes through: 2L, 4L, … up to L', or L' alone."""
-    lengths, length = [], 2 * original_length
+def stage_lengths(reach: int, target_length: int, continuation: bool) -> list[int]:
+    """The windows a gradient search goes through: 2, 4, … times what the model reaches, up to L'; or L' alone."""
+    lengths, length = [], 2 * reach
     while continuation and length < target_length:
         lengths.append(length)
         length *= 2
@@ -93,7 +98,10 @@ def stage_lengths(original_length: int, target_length: int, continuation: bool) 
 def plan(subject: Subject, installed: Installed, texts: Texts, target_length: int, options: SearchOptions) -> Plan:
     """The search that `options` describe, over `texts`. Raises LongRopeError for settings that make none."""
     objectives = {key: _objective(installed, samples) for key, samples in texts.items()}
-    attention_factor = attention_factor_of(options.attention_factor, subject.geometry, target_length)
+    if options.attention_factor is not None:
+        attention_factor = attention_factor_of(options.attention_factor, subject.geometry, target_length)
+    else:
+        attention_factor = 1.0 if subject.existing is None else subject.existing.windows[-1].attention_factor
     build = {"longrope": _longrope, "longrope2": _longrope2, "gradient": _gradient}[options.method]
     search, questions, settings = build(subject, texts, target_length, options, attention_factor)
     identity = {
@@ -118,8 +126,10 @@ _Built = tuple[Search, int, dict[str, Any]]
 
 
 def _evolution_settings(target_length: int, options: SearchOptions) -> EvolutionSettings:
+    far = target_length > FAR
     return EvolutionSettings.for_population(
-        options.population or (32 if target_length > FAR else 64),
+        (32 if far else 64) if options.population is None else options.population,
+        top_k=32 if far and options.population is None else None,  # the paper halves P, N₁ and N₂, not k
         iterations=options.iterations,
         patience=options.patience,
         seed=options.seed,
@@ -172,7 +182,7 @@ def _gradient(
         steps=options.steps,
         learning_rate=options.learning_rate,
         knots=options.knots or None,
-        patience=options.patience or 3,
+        patience=3 if options.patience is None else options.patience,
         learn_attention_factor=options.learn_attention_factor,
         seed=options.seed,
     )

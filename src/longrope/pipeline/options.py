@@ -18,15 +18,17 @@ class SearchOptions:
     """What a search can be told; None is the method's own default.
 
     `method`: `longrope` (evolution over all pairs), `longrope2` (evolution over d_rcd and the pairs beyond it) or
-    `gradient`. `objective`: `perplexity`, or `needle` with its `needle_depth`: `spread`, `start`, or a number in [0, 1];
-    the default is `needle` for longrope2, else `perplexity`. `samples`: texts that are scored, by default the papers' 5
-    (3 beyond 512k tokens), 10 for needles.
+    `gradient`. `objective`: `perplexity`, or `needle` with its `needle_depth` (`spread`, `start`, or a number in
+    [0, 1]); by default `needle` for longrope2, else `perplexity`. `samples`: texts that are scored, by default the
+    papers' 5 (3 beyond 512k tokens), 10 for needles. `attention_factor`: `su`, `yarn`, or a number; by default that of
+    the scaling the checkpoint carries, else 1, which keeps short sequences exactly those of the original model.
 
-    Evolution: `population`, by default the papers' 64 (32 beyond 512k tokens), `iterations`, `patience`. `start_tokens`:
-    `0` (portable: no runtime but ours can express others), a number, or `search` (the paper's set as a gene; longrope
-    only). Gradient: `steps`, `knots` (0: every pair), `learning_rate`, `continuation` (reach L' over 2L, 4L, …),
-    `learn_attention_factor`. `attention_factor`: `su`, `yarn`, or a number; 1 keeps short sequences exactly those of
-    the original model.
+    Evolution: `population`, by default the papers' 64 (32 beyond 512k tokens), `iterations`, `patience`.
+    `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search` (the paper's set as a
+    gene; longrope only).
+
+    Gradient: `steps`, `knots` (0: every pair), `learning_rate`, `continuation` (reach L' over 2L, 4L, …),
+    `learn_attention_factor`.
     """
 
     method: str = "longrope"
@@ -34,7 +36,7 @@ class SearchOptions:
     needle_depth: str = "spread"
     samples: int | None = None
     seed: int = 0
-    attention_factor: str = "1"
+    attention_factor: str | None = None
     population: int | None = None
     iterations: int = 40
     patience: int | None = None
@@ -77,6 +79,6 @@ def start_tokens_of(text: str) -> tuple[int, ...]:
     """The choices of n̂ that `search` or a number names. Raises LongRopeError for anything else."""
     if text == "search":
         return START_TOKENS
-    if text.isdecimal():
+    if text.isdecimal() and len(text) <= 9:
         return (int(text),)
     raise LongRopeError(f"expected start tokens of 'search' or a number of tokens, found {text!r}")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,16 @@ from longrope.evaluation.contenders import CHECKPOINT
 from longrope.files import json_ready, new_output_folder, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
-from longrope.objectives.sampled import SampledObjective
 from longrope.pipeline.methods import Plan, Texts, plan, prepare_texts
 from longrope.pipeline.options import SearchOptions
 from longrope.pipeline.subject import Subject, require_longer, sources_or_books
-from longrope.provenance import record
-from longrope.rope.factors import CLOSED_FORMS, ntk_critical, yarn
+from longrope.provenance import record, versions
+from longrope.rope.factors import CLOSED_FORMS, ntk_critical, yarn, yarn_attention_factor
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.critical import CriticalCandidate
-from longrope.search.evaluators import CandidateSearch, SerialEvaluator, passes
-from longrope.search.gradient import SEARCH
+from longrope.search.evaluators import CandidateSearch, Question, SerialEvaluator, passes
 from longrope.search.log import SearchLog
-from longrope.search.run import Progress, run_search
+from longrope.search.run import Conversation, Progress, run_search
 
 LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
 
@@ -82,66 +80,95 @@ def search(
     Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
     """
     options = options or SearchOptions()
-    geometry = subject.geometry
-    require_longer(geometry, target_length)
+    require_longer(subject, target_length)
     sources = sources_or_books(subject.name, data, "search")
     texts = prepare_texts(subject, sources, target_length, options)
-    installed = install(subject.model, RopeScaling.original(geometry))
+    installed = install(subject.model, RopeScaling.original(subject.geometry))
     try:
         planned = plan(subject, installed, texts, target_length, options)
-        identity = planned.identity | {"model_fingerprint": fingerprint(subject.model)}
+        # Another model, other texts or settings are another search; another way to compute gives other last bits.
+        identity = planned.identity | {"model_fingerprint": fingerprint(subject.model), "numerics": _numerics(subject)}
         if not resume:
             new_output_folder(out)
-        header = identity | {"record": record() | {"threads": torch.get_num_threads()}}
-        with (SearchLog.resume if resume else SearchLog.create)(out / LOG, header) as log:
-            objective = planned.objectives[SEARCH, target_length]
-            baselines = _baselines(subject, objective, target_length)
+        with (SearchLog.resume if resume else SearchLog.create)(out / LOG, identity | {"record": record()}) as log:
+            evaluator = SerialEvaluator(planned.objectives)
+            conversation = Conversation(evaluator, log)
+            baselines = _losses(conversation, _baselines(subject, target_length))
             on_start(planned.questions, baselines)
-            questions = run_search(planned.search, SerialEvaluator(planned.objectives), log, on_progress)
+            questions = run_search(planned.search, conversation, on_progress)
             best, best_loss = planned.search.best
             critical_dim = _critical_dim(planned)
             if critical_dim is not None:
-                baselines |= _with_critical_dim(subject, objective, target_length, critical_dim)
+                baselines |= _losses(conversation, _with_critical_dim(subject, target_length, critical_dim))
+            conversation.finish()
     finally:
         uninstall(subject.model)
-    spent = sum(
-        passes(question, _count(question.samples, texts[question.split, question.window.max_length].rows), length)
-        for question in questions
-        for length in (question.window.max_length,)
-    )
     result = SearchResult(
-        options.method,
-        options.chosen_objective,
-        best_loss,
-        len(questions),
-        spent,
-        baselines,
-        RopeScaling.extended(geometry, target_length, best.factors, best.start_tokens, best.attention_factor),
-        out / SCALING,
-        critical_dim,
+        method=options.method,
+        objective=options.chosen_objective,
+        best_loss=best_loss,
+        evaluations=len(questions),
+        token_passes=sum(_passes(question, texts) for question in questions),
+        baselines=baselines,
+        scaling=_scaling(subject, best),
+        path=out / SCALING,
+        critical_dim=critical_dim,
     )
     summary = json_ready(result.to_json()) | {"options": asdict(options)}
     scaling = result.scaling.with_provenance(
         model=subject.name, search=identity, data=_data_provenance(texts), **summary, **record()
     )
-    scaling.save(out / SCALING)
-    write_json_atomic(out / SUMMARY, summary | record())
-    return SearchResult(**{**vars(result), "scaling": scaling})
+    if not result.path.exists():  # a finished search that is resumed comes to the same end: nothing is written again
+        scaling.save(result.path)
+        write_json_atomic(out / SUMMARY, summary | record())
+    return replace(result, scaling=scaling)
 
 
-def _count(samples: tuple[int, ...] | None, rows: Sequence[object]) -> int:
-    return len(rows) if samples is None else len(samples)
+def _numerics(subject: Subject) -> dict[str, Any]:
+    """What decides the last bits of a loss."""
+    model = subject.model
+    return {
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "attn_implementation": model.config._attn_implementation,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
 
 
-def _baselines(subject: Subject, objective: SampledObjective, target_length: int) -> dict[str, float]:
-    """The loss of every closed form, with its own attention factor, and of the scaling the checkpoint carries."""
-    losses = {}
+def _scaling(subject: Subject, best: Window) -> RopeScaling:
+    """The windows that the model was trained with, then the one found.
+
+    A checkpoint that carries a scaling was trained with it: within its reach it keeps it.
+    """
+    if subject.existing is None:
+        return RopeScaling.extended(
+            subject.geometry, best.max_length, best.factors, best.start_tokens, best.attention_factor
+        )
+    return RopeScaling(subject.geometry, (*subject.existing.windows, best))
+
+
+def _passes(question: Question, texts: Texts) -> int:
+    length = question.window.max_length
+    rows = texts[question.split, length].rows if question.samples is None else question.samples
+    return passes(question, len(rows), length)
+
+
+def _losses(conversation: Conversation, windows: dict[str, Window]) -> dict[str, float]:
+    """The loss of named windows on the search samples, through the log like every other question."""
+    questions = [Question(window, {"baseline": name}) for name, window in windows.items()]
+    return dict(zip(windows, (answer.loss for answer, _ in conversation.answers(questions)), strict=True))
+
+
+def _baselines(subject: Subject, target_length: int) -> dict[str, Window]:
+    """Every closed form, with its own attention factor, and the scaling the checkpoint carries."""
+    windows = {}
     for name, form in CLOSED_FORMS.items():
         factors, attention_factor = form(subject.geometry, target_length)
-        losses[name] = objective.loss(Window(target_length, tuple(factors.tolist()), 0, attention_factor))
+        windows[name] = Window(target_length, tuple(factors.tolist()), 0, attention_factor)
     if subject.existing is not None:
-        losses[CHECKPOINT] = objective.loss(subject.existing.windows[-1])
-    return losses
+        windows[CHECKPOINT] = replace(subject.existing.windows[-1], max_length=target_length)
+    return windows
 
 
 def _critical_dim(planned: Plan) -> int | None:
@@ -152,19 +179,19 @@ def _critical_dim(planned: Plan) -> int | None:
     return candidate.critical_dim if isinstance(candidate, CriticalCandidate) else None
 
 
-def _with_critical_dim(
-    subject: Subject, objective: SampledObjective, target_length: int, critical_dim: int
-) -> dict[str, float]:
+def _with_critical_dim(subject: Subject, target_length: int, critical_dim: int) -> dict[str, Window]:
     """YaRN-rcd and NTK-rcd (LongRoPE2): the closed forms with the real critical dimension that was found."""
     geometry = subject.geometry
-    _, attention_factor = CLOSED_FORMS["yarn"](geometry, target_length)
     forms = {
-        "yarn-rcd": (yarn(geometry, target_length, critical_dim=critical_dim), attention_factor),
-        "ntk-rcd": (ntk_critical(geometry, target_length, critical_dim=critical_dim), 1.0),
+        "yarn-rcd": (
+            yarn(geometry, target_length, critical_dim=critical_dim),
+            yarn_attention_factor(geometry, target_length),
+        ),
+        "ntk-rcd": (ntk_critical(geometry, target_length, critical_dim=max(critical_dim, 1)), 1.0),
     }
     return {
-        name: objective.loss(Window(target_length, tuple(factors.tolist()), 0, m))
-        for name, (factors, m) in forms.items()
+        name: Window(target_length, tuple(factors.tolist()), 0, attention_factor)
+        for name, (factors, attention_factor) in forms.items()
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.samples import Samples, draw_samples
@@ -38,6 +39,12 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     geometry: RopeGeometry
     existing: RopeScaling | None
+    options: ModelOptions
+
+    @property
+    def reach(self) -> int:
+        """The window of the checkpoint as it is: that of the scaling it carries, else the original window."""
+        return self.geometry.original_length if self.existing is None else self.existing.target_length
 
 
 def open_model(name: str, options: ModelOptions | None = None) -> Subject:
@@ -53,15 +60,15 @@ def open_model(name: str, options: ModelOptions | None = None) -> Subject:
         trust_remote_code=options.trust_remote_code,
     )
     tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
-    return Subject(name, model, tokenizer, geometry_of(model, options.original_length), existing_scaling(model.config))
+    geometry = geometry_of(model, options.original_length)
+    return Subject(name, model, tokenizer, geometry, existing_scaling(model.config), options)
 
 
-def require_longer(geometry: RopeGeometry, target_length: int) -> None:
-    """Raise LongRopeError unless `target_length` is above the original window."""
-    if target_length <= geometry.original_length:
+def require_longer(subject: Subject, target_length: int) -> None:
+    """Raise LongRopeError unless `target_length` is above the window that the checkpoint has."""
+    if target_length <= subject.reach:
         raise LongRopeError(
-            f"expected a target length above the model's window of {geometry.original_length} tokens, "
-            f"found {target_length}"
+            f"expected a target length above the model's window of {subject.reach} tokens, found {target_length}"
         )
 
 
@@ -78,5 +85,22 @@ def sources_or_books(name: str, sources: Sequence[str], role: str) -> list[str]:
 
 def prepare_samples(subject: Subject, sources: Sequence[str], *, length: int, count: int, seed: int) -> Samples:
     """Samples of exactly `length` tokens from `sources` for the subject's tokenizer."""
-    documents = tokenize(read_all(sources), subject.tokenizer)
-    return draw_samples(documents, length=length, count=count, seed=seed, bos_token_id=bos_of(subject.tokenizer))
+    samples = draw_samples(
+        tokenize(read_all(sources), subject.tokenizer),
+        length=length,
+        count=count,
+        seed=seed,
+        bos_token_id=bos_of(subject.tokenizer),
+    )
+    check_vocabulary(subject, samples.ids)
+    return samples
+
+
+def check_vocabulary(subject: Subject, ids: Tensor) -> None:
+    """Raise LongRopeError when the tokenizer makes ids that the model has no embedding for."""
+    size = subject.model.get_input_embeddings().num_embeddings
+    if int(ids.max()) >= size:
+        raise LongRopeError(
+            f"the tokenizer of {subject.name} makes token id {int(ids.max())}, its model knows {size}; "
+            "is it the model's own tokenizer?"
+        )

@@ -19,6 +19,8 @@ from longrope.rope.checks import positive_number, shown, whole_number
 from longrope.rope.geometry import RopeGeometry
 
 SCHEMA = "longrope.scaling/1"
+_FARTHEST = 2**31 - 1
+_FACTOR_BOUNDS = (1e-3, 1e9)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class Window:
         object.__setattr__(self, "max_length", whole_number("max_length", self.max_length, 1))
         object.__setattr__(self, "factors", factors)
         object.__setattr__(self, "start_tokens", whole_number("start_tokens", self.start_tokens, 0))
+        # Positions are 32-bit; a factor outside these bounds turns angles into noise and comes from a damaged file.
+        if max(self.max_length, self.start_tokens) > _FARTHEST:
+            raise LongRopeError(
+                f"max_length and start_tokens must be at most {_FARTHEST}; found {self.max_length}, {self.start_tokens}"
+            )
+        if not _FACTOR_BOUNDS[0] <= min(factors) <= max(factors) <= _FACTOR_BOUNDS[1]:
+            raise LongRopeError(
+                f"factors must lie in [{_FACTOR_BOUNDS[0]:g}, {_FACTOR_BOUNDS[1]:g}]; found {min(factors):g} to "
+                f"{max(factors):g}"
+            )
         object.__setattr__(self, "attention_factor", positive_number("attention_factor", self.attention_factor))
 
     @property

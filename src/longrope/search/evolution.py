@@ -57,16 +57,22 @@ class EvolutionSettings:
 
     @classmethod
     def for_population(
-        cls, population: int, *, iterations: int = 40, patience: int | None = None, seed: int = 0
+        cls,
+        population: int,
+        *,
+        top_k: int | None = None,
+        iterations: int = 40,
+        patience: int | None = None,
+        seed: int = 0,
     ) -> EvolutionSettings:
-        """The paper's proportions for another population: N₁ = N₂ = P/4, k = P/2 (its own halving beyond 512k)."""
+        """The paper's proportions for another population: N₁ = N₂ = P/4, k = P/2 unless `top_k` is given."""
         quarter = max(1, population // 4)
         return cls(
             population=population,
             mutations=quarter,
             crossovers=quarter,
             iterations=iterations,
-            top_k=max(1, population // 2),
+            top_k=max(1, population // 2) if top_k is None else top_k,
             patience=patience,
             seed=seed,
         )

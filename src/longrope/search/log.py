@@ -6,6 +6,7 @@ written in one piece and flushed, so a killed process leaves whole lines. No pic
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -54,23 +55,32 @@ def _named(value: float) -> float | str:
 
 
 class SearchLog:
-    """An open log. Use `create` or `resume`; close it, or use it in a `with` block."""
+    """An open log, locked against other processes. Use `create` or `resume`, in a `with` block."""
 
-    def __init__(self, path: Path, evaluations: list[Evaluation]) -> None:
+    def __init__(self, path: Path, *, new: bool) -> None:
+        """Open and lock. Raises LongRopeError when another process has the log, or there is (not) one already."""
         self.path = path
-        self.evaluations = evaluations
+        self.evaluations: list[Evaluation] = []
+        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0)
         try:
-            self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._handle = os.open(path, flags, 0o644)
+        except FileExistsError as error:
+            raise LongRopeError(f"{path} exists: add --resume to continue it, or choose another -o") from error
         except OSError as error:
+            if not new and isinstance(error, FileNotFoundError):
+                raise LongRopeError(f"there is no search log at {path} to resume; start without --resume") from error
             raise LongRopeError(f"cannot write the search log {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._handle)
+            raise LongRopeError(f"another process is writing {path}; wait for it or stop it") from error
 
     @classmethod
     def create(cls, path: Path, header: dict[str, Any]) -> SearchLog:
         """A new log. Raises LongRopeError when there is one already."""
-        if path.exists():
-            raise LongRopeError(f"{path} exists: add --resume to continue it, or choose another -o")
         line = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
-        log = cls(path, [])
+        log = cls(path, new=True)
         try:
             log._write(line)
         except OSError as error:
@@ -88,6 +98,16 @@ class SearchLog:
         Raises LongRopeError when there is none, when a line is damaged or cut off, or when it belongs to another
         search: resuming with other settings, samples or model would not be the same search.
         """
+        log = cls(path, new=False)
+        try:
+            log.evaluations = log._checked(header)
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def _checked(self, header: dict[str, Any]) -> list[Evaluation]:
+        path = self.path
         found, evaluations = read_log(path)
         wanted = json.loads(json.dumps(header))
         differing = sorted(key for key in wanted if key != "record" and found.get(key) != wanted[key])
@@ -98,7 +118,7 @@ class SearchLog:
                 f"(log: {key} = {_short(found.get(key))}, now: {_short(wanted[key])}); "
                 "use the same settings or another -o"
             )
-        return cls(path, evaluations)
+        return evaluations
 
     def append(self, evaluation: Evaluation) -> None:
         """Write one evaluation. Raises LongRopeError when it cannot be written; what was logged before is kept."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,45 +42,63 @@ class Progress:
     replayed: bool
 
 
+class Conversation:
+    """Questions and answers under a log: what the log knows is replayed, the rest is asked and logged."""
+
+    def __init__(self, evaluator: Evaluator, log: SearchLog) -> None:
+        self._evaluator, self._log = evaluator, log
+        self._replay = list(log.evaluations)
+        self._count = 0  # questions answered so far
+        self._generation = 0
+
+    def answers(self, questions: Sequence[Question]) -> Iterator[tuple[Answer, bool]]:
+        """The answers in order, each as soon as it is known, and whether it came from the log.
+
+        Raises LongRopeError when the log holds another question here.
+        """
+        known = self._replay[self._count : self._count + len(questions)]
+        for question, entry in zip(questions, known, strict=False):
+            if json.loads(json.dumps(question.row)) != entry.row:
+                raise LongRopeError(
+                    f"{self._log.path}: evaluation {entry.index} is not the one this search would ask; "
+                    "the log was edited or made by another version: start anew with another -o"
+                )
+        for entry in known:
+            self._count += 1
+            yield entry.answer, True
+        fresh = questions[len(known) :]
+        for question, answer in zip(fresh, self._evaluator.evaluate(fresh), strict=True):
+            self._log.append(Evaluation(self._count, self._generation, question.row, answer))
+            self._count += 1
+            yield answer, False
+        self._generation += 1
+
+    def finish(self) -> None:
+        """Raise LongRopeError when the log knows more than was asked."""
+        if self._count < len(self._replay):
+            raise LongRopeError(
+                f"{self._log.path} holds {len(self._replay)} evaluations, this search ends after {self._count}: "
+                "the log was edited or made by another version: start anew with another -o"
+            )
+
+
 def run_search(
-    search: Search, evaluator: Evaluator, log: SearchLog, on_progress: Callable[[Progress], None] = lambda _: None
+    search: Search, conversation: Conversation, on_progress: Callable[[Progress], None] = lambda _: None
 ) -> list[Question]:
-    """Ask, evaluate, log and tell until done. Returns the questions asked, replayed ones included.
+    """Ask and tell until done. Returns the questions asked, replayed ones included.
 
     Raises LongRopeError when the log holds other questions than the search asks.
     """
-    replay = list(log.evaluations)
     questions: list[Question] = []
-    generation, best = 0, math.inf
+    best = math.inf
     while not search.done:
         asked = search.ask()
-        known = replay[len(questions) : len(questions) + len(asked)]
-        for question, entry in zip(asked, known, strict=False):
-            if json.loads(json.dumps(question.row)) != entry.row:
-                raise LongRopeError(
-                    f"{log.path}: evaluation {entry.index} is not the one this search would ask; "
-                    "the log was edited or made by another version: start anew with another -o"
-                )
-        answers = [entry.answer for entry in known]
-        best = min([best, *_finite(answers)])
-        if known:
-            on_progress(Progress(len(questions) + len(known), best, replayed=True))
-        fresh = asked[len(known) :]
-        for question, answer in zip(fresh, evaluator.evaluate(fresh), strict=True):
-            log.append(Evaluation(len(questions) + len(answers), generation, question.row, answer))
+        answers = []
+        for answer, replayed in conversation.answers(asked):
             answers.append(answer)
-            best = min([best, *_finite([answer])])
-            on_progress(Progress(len(questions) + len(answers), best, replayed=False))
+            if math.isfinite(answer.loss):
+                best = min(best, answer.loss)
+            on_progress(Progress(len(questions) + len(answers), best, replayed))
         search.tell(answers)
         questions += asked
-        generation += 1
-    if len(questions) < len(replay):
-        raise LongRopeError(
-            f"{log.path} holds {len(replay)} evaluations, this search ends after {len(questions)}: "
-            "the log was edited or made by another version: start anew with another -o"
-        )
     return questions
-
-
-def _finite(answers: Sequence[Answer]) -> list[float]:
-    return [answer.loss for answer in answers if math.isfinite(answer.loss)]

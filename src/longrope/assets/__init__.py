@@ -1,1 +1,0 @@
-"""Package data: the embedded model, the shipped books, the published factor tables."""
