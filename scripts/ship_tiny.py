@@ -62,8 +62,8 @@ def measure(folder: Path, books: Path, record: dict) -> dict:
 def card(record: dict, found: dict) -> str:
     """The model card: what it is, how it was made, and the measurements that make it a test bed."""
     stages = {row["stage"]: row for row in record["log"]}
-    copying, mixture = stages["copying"], stages["mixture"]
-    command = record["command"]
+    copying, mixture, polish = (stages[name] for name in ("copying", "mixture", "polish"))
+    commands = "`, then `".join(record["commands"])
     rows = "\n".join(
         f"| {name} | " + " | ".join(f"{value:.2f} ± {error:.2f}" for value, error in cells.values()) + " |"
         for name, cells in found["perplexity"].items()
@@ -84,10 +84,11 @@ A Llama with {record["parameters"]:,} parameters and a context window of {WINDOW
 for context extension that runs on a CPU, not a model to talk to.
 
 ## How it was made
-`{command}` (AdamW, bf16 autocast), then `scripts/ship_tiny.py` (float16 weights, this card). {record["tokens_seen"]:,}
+`{commands}` (AdamW, bf16 autocast), then `scripts/ship_tiny.py` (float16 weights, this card). {record["tokens_seen"]:,}
 tokens in {record["seconds"] / 60:.0f} minutes on {record["hardware"]}, shared with other work. Last losses: copying
-{copying["loss"]} nats after {copying["step"]} steps, mixture {mixture["loss"]} after {mixture["step"]}. `training.json`
-has the settings, versions, the whole loss log and the SHA-256 of all {len(record["data_sha256"])} public-domain books.
+{copying["loss"]} nats after {copying["step"]} steps, mixture {mixture["loss"]} after {mixture["step"]}, polish
+{polish["loss"]} after {polish["step"]}. `training.json` has the settings, versions, the whole loss log and the SHA-256
+of all {len(record["data_sha256"])} public-domain books.
 
 ## A fair test bed
 Measured on {found["books"]} books by authors it was not trained on: perplexity of the first N tokens of
@@ -114,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     record = json.loads((args.model / "training.json").read_text("utf-8"))
     # Where the books lay on one machine is nobody's business.
-    record["command"] = re.sub(r"--books \S+", "--books BOOKS", record["command"])
+    record["commands"] = [re.sub(r"--books \S+", "--books BOOKS", command) for command in record["commands"]]
     args.out.mkdir(parents=True, exist_ok=True)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model.to(torch.float16).save_pretrained(args.out)

@@ -6,9 +6,11 @@ data hashes, losses and wall time. It is not the fine-tuning of an extended mode
     python scripts/train_tiny.py --books BOOKS_DIR --out runs/tiny            # the shipped model
     python scripts/train_tiny.py --books BOOKS_DIR --out runs/smoke --steps 20 --copy-steps 20 --batch 4
 
-Two stages, because retrieval does not appear from book text alone at this size:
+Three stages, because retrieval does not appear from book text alone at this size:
   1. *copying*: a random span repeated to 96 tokens. It makes induction heads in a few hundred steps.
   2. *mixture* at the full window: plain book text, book text with needles and questions, copies of shuffled spans.
+  3. *polish*: more needles, with numbers of few different digits, which a copy of the last token alone gets wrong.
+`--init FOLDER` begins with the weights that an earlier run left, at stage 3.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +112,8 @@ class Rows:
         self.texts, self.words = texts, words
         self.sizes = np.array([len(text) for text in texts], dtype=np.float64)
         self.rng = np.random.default_rng(seed)
+        self.few_digits = 0.0
+        self.needle_kinds = (0.5, 0.3, 0.2)
 
     def book(self, length: int) -> np.ndarray:
         text = self.texts[self.rng.choice(len(self.texts), p=self.sizes / self.sizes.sum())]
@@ -132,9 +138,8 @@ class Rows:
         `count=1` with a `depth` in [0, 1] makes the evaluation form: one needle, its question at the end.
         """
         rng, evaluation = self.rng, depth is not None
-        statement, question, answer = NEEDLES[
-            template if template is not None else int(rng.choice(3, p=[0.5, 0.3, 0.2]))
-        ]
+        kind = int(rng.choice(3, p=self.needle_kinds)) if template is None else template
+        statement, question, answer = NEEDLES[kind]
         count = count or int(rng.integers(1, 5))
         if "{key}" not in statement:
             count = 1
@@ -142,7 +147,10 @@ class Rows:
         for _ in range(count):
             fields = {
                 "key": "-".join(rng.choice(self.words, 2)),
-                "number": "".join(map(str, rng.integers(0, 10, 5 if evaluation else int(rng.integers(4, 8))))),
+                "number": self.number(
+                    5 if evaluation else int(rng.integers(4, 8)),
+                    few=not evaluation and self.few_digits > 0 and rng.random() < self.few_digits,
+                ),
             }
             needles.append(self.encode(statement.format(**fields)))
             questions.append((self.encode(question.format(**fields)), self.encode(answer.format(**fields))))
@@ -183,10 +191,25 @@ class Rows:
             weights.append((np.arange(COPY_LENGTH) >= len(span)).astype(np.float64))
         return np.stack(rows), np.stack(weights)
 
+    def number(self, digits: int, few: bool) -> str:
+        """`digits` random digits; with `few`, from only two to four different ones."""
+        if not few:
+            return "".join(map(str, self.rng.integers(0, 10, digits)))
+        alphabet = self.rng.choice(10, int(self.rng.integers(2, 5)), replace=False)
+        return "".join(map(str, self.rng.choice(alphabet, digits)))
+
     def mixture_batch(self, batch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Stage 2: plain text, needles and copies. Copies prevail at first, or learning to read undoes stage 1."""
         copies = 0.15 + 0.45 * max(0.0, 1.0 - step / MIXTURE_RAMP)
-        kinds = self.rng.choice(3, batch, p=[0.55 * (1 - copies), 0.45 * (1 - copies), copies])
+        return self._batch(batch, (0.55 * (1 - copies), 0.45 * (1 - copies), copies))
+
+    def polish_batch(self, batch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Stage 3: mostly needles, half of their numbers with few different digits."""
+        self.few_digits, self.needle_kinds = 0.5, (0.7, 0.2, 0.1)
+        return self._batch(batch, (0.4, 0.5, 0.1))
+
+    def _batch(self, batch: int, shares: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+        kinds = self.rng.choice(3, batch, p=shares)
         rows = [(self.plain, self.needles, self.copies)[kind]() for kind in kinds]
         size = WINDOW + 1
         tokens = np.stack([np.resize(row, size) if len(row) < size else row[:size] for row, _ in rows])
@@ -225,51 +248,72 @@ def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training; the learning rate warms up to `peak` and falls to `floor` by a cosine."""
+
+    name: str
+    draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+    steps: int
+    batch: int
+    peak: float
+    floor: float
+    warmup: int = 100
+
+    def rate(self, step: int) -> float:
+        if step <= self.warmup:
+            return self.peak * step / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def train(
     model: LlamaForCausalLM,
     optimizer: torch.optim.AdamW,
-    draw: Any,
-    steps: int,
-    peak: float,
-    floor: float,
-    warmup: int,
-    batch: int,
-    args: argparse.Namespace,
-    log: list,
-    name: str,
-    check: Any = None,
-) -> None:
+    stage: Stage,
+    check: Callable[[LlamaForCausalLM], dict[str, float]],
+    keep: Path,
+) -> list[dict[str, Any]]:
+    """Run one stage; the weights go to `keep` every 500 steps. Returns its log."""
     device = next(model.parameters()).device
-    began, recent = time.time(), []
-    for step in range(1, steps + 1):
-        progress = max(0, step - warmup) / max(1, steps - warmup)
-        rate = (
-            peak * step / warmup
-            if step <= warmup
-            else floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-        )
+    began, recent, log = time.time(), [], []
+    for step in range(1, stage.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of(model, *draw(batch, step), device)
+            group["lr"] = stage.rate(step)
+        loss = loss_of(model, *stage.draw(stage.batch, step), device)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         recent.append(loss.item())
-        if step % 100 == 0 or step == steps:
-            row = {
-                "stage": name,
-                "step": step,
-                "loss": round(sum(recent) / len(recent), 4),
-                "seconds": round(time.time() - began, 1),
-            }
-            if check and (step in (100, 200, 300) or step % 500 == 0 or step == steps):
+        if step % 100 == 0 or step == stage.steps:
+            mean, seconds = round(sum(recent) / len(recent), 4), round(time.time() - began, 1)
+            row = {"stage": stage.name, "step": step, "loss": mean, "seconds": seconds}
+            if stage.name != "copying" and (step <= 300 or step % 500 == 0 or step == stage.steps):
                 row |= check(model)
             print(json.dumps(row), flush=True)
             log.append(row)
             recent = []
         if step % 500 == 0:
-            model.save_pretrained(args.out / "last")
+            model.save_pretrained(keep)
+    return log
+
+
+def tiny_config(vocab_size: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=64,
+        max_position_embeddings=WINDOW,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
 
 
 def main() -> None:
@@ -278,6 +322,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--copy-steps", type=int, default=700)
+    parser.add_argument("--polish-steps", type=int, default=2000)
+    parser.add_argument("--init", type=Path, help="folder of an earlier run: begin with its weights, at the polish")
     parser.add_argument("--batch", type=int, default=16, help="rows of 256 tokens a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -295,39 +341,35 @@ def main() -> None:
     texts = [document.ids for document in tokenize(documents, tokenizer)]
     print(f"{len(books)} books, {sum(map(len, texts)):,} tokens, {time.time() - began:.0f} s", flush=True)
 
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        head_dim=64,
-        max_position_embeddings=WINDOW,
-        rope_theta=10000.0,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config).to(args.device)
-    print(f"{model.num_parameters():,} parameters", flush=True)
     rows = Rows(tokenizer, texts, frequent_words(books), args.seed)
-    log: list[dict[str, Any]] = []
+    copying = Stage("copying", rows.copying_batch, args.copy_steps, COPY_BATCH, 2e-3, 1e-3)
+    mixture = Stage("mixture", rows.mixture_batch, args.steps, args.batch, 1.5e-3, 5e-5)
+    polish = Stage("polish", rows.polish_batch, args.polish_steps, args.batch, 6e-4, 2e-5)
+    if args.init is not None:
+        model = LlamaForCausalLM.from_pretrained(args.init, dtype=torch.float32)
+        before = json.loads((args.init / "training.json").read_text("utf-8"))
+        stages = [polish]
+    else:
+        model = LlamaForCausalLM(tiny_config(len(tokenizer)))
+        before = {"commands": [], "tokens_seen": 0, "seconds": 0, "log": []}
+        stages = [copying, mixture, polish]
+    model.to(args.device)
+    print(f"{model.num_parameters():,} parameters", flush=True)
 
     def check(model: LlamaForCausalLM) -> dict[str, float]:
         return retrieval(model, Rows(tokenizer, texts, rows.words, args.seed + 1), 100)
 
     optimizer = make_optimizer(model)
-    train(model, optimizer, rows.copying_batch, args.copy_steps, 2e-3, 1e-3, 100, COPY_BATCH, args, log, "copying")
-    train(model, optimizer, rows.mixture_batch, args.steps, 1.5e-3, 5e-5, 100, args.batch, args, log, "mixture", check)
-
+    log = [row for stage in stages for row in train(model, optimizer, stage, check, args.out / "last")]
     model.to("cpu").save_pretrained(args.out)
+    lengths = {"copying": COPY_LENGTH}
+    seen = sum(stage.steps * stage.batch * lengths.get(stage.name, WINDOW) for stage in stages)
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "commands": [*before["commands"], " ".join(["python", *sys.argv])],
         "seed": args.seed,
         "parameters": model.num_parameters(),
-        "tokens_seen": args.steps * args.batch * WINDOW + args.copy_steps * COPY_BATCH * COPY_LENGTH,
-        "seconds": round(time.time() - began),
+        "tokens_seen": before["tokens_seen"] + seen,
+        "seconds": before["seconds"] + round(time.time() - began),
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, device {args.device}",
         "versions": {
             "torch": torch.__version__,
@@ -336,7 +378,7 @@ def main() -> None:
             "python": platform.python_version(),
         },
         "data_sha256": {document.name: document.sha256 for document in documents},
-        "log": log,
+        "log": before["log"] + log,
     }
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from longrope.cli.main import run
 from tests.checkpoints import save_checkpoint, words
@@ -22,6 +23,13 @@ class Ran:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True)
+def transformers_speaks() -> None:
+    """The command line quiets transformers for its process; every test begins as a new process would."""
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def scalings(draw: st.DrawFn) -> RopeScaling:
     windows = tuple(
         Window(
             length,
-            tuple(draw(st.lists(positive, min_size=pairs, max_size=pairs))),
+            tuple(draw(st.lists(st.floats(1e-3, 1e9), min_size=pairs, max_size=pairs))),
             draw(st.integers(0, 256)),
             draw(positive),
         )

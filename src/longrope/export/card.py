@@ -54,9 +54,9 @@ Method: {method}. Command: `{command_line()}`. Versions: {used}.
 
 ## Evidence
 {_evidence(evidence)}
-Reloaded with plain transformers and compared with this scaling installed in the same weights: largest relative frequency error
-{verification.max_frequency_error:.1e}, largest logit difference {verification.max_logit_error_short:.1e} inside and
-{verification.max_logit_error_long:.1e} beyond {original} tokens.
+Reloaded with plain transformers and compared with this scaling installed in the same weights: largest relative
+frequency error {verification.max_frequency_error:.1e}, largest logit difference
+{verification.max_logit_error_short:.1e} inside and {verification.max_logit_error_long:.1e} beyond the first window.
 
 ## Limits and what was lost
 {lost}

@@ -51,7 +51,7 @@ class CriticalSpace:
     last: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first <= self.last < self.pairs or self.ratio <= 1.0:
+        if not 0 <= self.first <= self.last < self.pairs or not 1.0 < self.ratio < np.inf:
             raise LongRopeError(
                 "LongRoPE2 needs an extension ratio above 1 and critical dimensions among the pairs; found ratio "
                 f"{self.ratio:g} and dimensions {self.first} to {self.last} of {self.pairs} pairs"
@@ -63,8 +63,11 @@ class CriticalSpace:
         return int(np.ceil(self.ratio * STEPS - 1e-9)), int(np.floor(2 * self.ratio * STEPS + 1e-9))
 
     def initial(self, count: int, rng: Generator) -> list[CriticalCandidate]:
-        """Algorithm 1: for each d_rcd in turn, one s' ~ U[s, 2s] for all pairs from d_rcd on; different candidates."""
-        dims = range(self.first, self.last + 1)
+        """Algorithm 1: for each d_rcd in turn, one s' ~ U[s, 2s] for all pairs from d_rcd on; different candidates.
+
+        A `count` below the number of d_rcd takes some, evenly spaced from the first to the last.
+        """
+        dims = np.unique(np.linspace(self.first, self.last, count).round().astype(int)).tolist()
         low, high = self.bounds
         drawn: dict[CriticalCandidate, None] = {}
         for index in range(50 * count):

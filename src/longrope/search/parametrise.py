@@ -20,7 +20,7 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KnotFactors:
-    """θ (knots,) ↔ λ (pairs,). `upper` (None: no bound) is approached by λ and never reached.
+    """θ (knots,) ↔ λ (pairs,). `upper` (None: no bound) is approached by λ and never exceeded.
 
     Raises LongRopeError for fewer than 2 knots, more knots than pairs, or an upper bound that is not above 1.
     """
@@ -48,7 +48,8 @@ class KnotFactors:
 
     def factors(self, theta: Vector) -> Vector:
         """λ (pairs,) of θ (knots,): non-decreasing and at least 1."""
-        return np.maximum(np.exp(self.interpolation @ self._bounded(np.cumsum(_softplus(theta)))), 1.0)
+        levels = self._bounded(np.cumsum(_softplus(theta)))
+        return np.clip(np.exp(self.interpolation @ levels), 1.0, self.upper)
 
     def pull_back(self, theta: Vector, gradient: Vector) -> Vector:
         """d loss/dθ (knots,) from d loss/dλ (pairs,) by the chain rule."""
