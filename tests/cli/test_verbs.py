@@ -11,7 +11,7 @@ import pytest
 from longrope.rope.presets import preset_names
 from longrope.rope.scaling import RopeScaling
 
-BUDGET = ("--population", 8, "--iterations", 2, "--samples", 2)
+BUDGET = ("--population", 8, "--iterations", 2, "--samples", 2, "--attention-factor", 1)
 
 
 @pytest.fixture(scope="module")

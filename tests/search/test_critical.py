@@ -182,7 +182,10 @@ def test_critical_dimension_zero_has_nothing_below_it() -> None:
     assert (whole.critical_dim, part.critical_dim) == (0, 1)
     assert whole.factors == (whole.steps[0] / 100,) * 4
     assert part.factors == (1.0,) + (part.steps[0] / 100,) * 3
-    for child in (space.mutate(whole, 1.0, np.random.default_rng(0)), space.cross(whole, part, np.random.default_rng(0))):
+    for child in (
+        space.mutate(whole, 1.0, np.random.default_rng(0)),
+        space.cross(whole, part, np.random.default_rng(0)),
+    ):
         check_inside(space, child)
 
 
@@ -196,7 +199,15 @@ def test_rows_and_windows_are_the_candidate() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ratio": 1.0}, {"ratio": 0.5}, {"ratio": math.nan}, {"ratio": math.inf}, {"first": -1}, {"first": 7}, {"last": 16}],
+    [
+        {"ratio": 1.0},
+        {"ratio": 0.5},
+        {"ratio": math.nan},
+        {"ratio": math.inf},
+        {"first": -1},
+        {"first": 7},
+        {"last": 16},
+    ],
 )
 def test_spaces_that_are_none_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(LongRopeError, match="ratio above 1 and critical dimensions among the pairs") as error:

@@ -52,7 +52,7 @@ Samples = Annotated[
 AttentionFactor = Annotated[
     str | None,
     typer.Option(
-        "--attention-factor", help="su, yarn or a number. Default: the checkpoint's, else 1: short texts stay exact."
+        "--attention-factor", help="su (default; every runtime's own), yarn, or a number; 1 keeps short texts exact."
     ),
 ]
 Population = Annotated[

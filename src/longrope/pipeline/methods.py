@@ -74,15 +74,18 @@ def prepare_texts(subject: Subject, sources: Sequence[str], target_length: int, 
     if options.method != "gradient":
         return {(SEARCH, target_length): draw(target_length, count, options.seed)}
     texts: Texts = {}
-    for length in stage_lengths(subject.reach, target_length, options.continuation):
-        if needle:  # other keys, numbers and places; the needle's depth is spread over each split
+    lengths = stage_lengths(subject.reach, target_length, options.continuation)
+    if needle:  # other keys, numbers and places; the needle's depth is spread over each split
+        for length in lengths:
             texts[SEARCH, length] = draw(length, count, options.seed)
             texts[VALIDATION, length] = draw(length, VALIDATION_SAMPLES, options.seed + 1)
-        else:  # one draw, so that no validation text overlaps a search text
-            both = draw(length, count + VALIDATION_SAMPLES, options.seed)
-            assert isinstance(both, Samples)
-            texts[SEARCH, length] = Samples(both.ids[:count], both.rows[:count], both.has_bos)
-            texts[VALIDATION, length] = Samples(both.ids[count:], both.rows[count:], both.has_bos)
+        return texts
+    # One draw, cut for the shorter stages: a validation text overlaps no search text of any stage.
+    both = draw(target_length, count + VALIDATION_SAMPLES, options.seed)
+    assert isinstance(both, Samples)
+    for length in lengths:
+        texts[SEARCH, length] = Samples(both.ids[:count, :length], both.rows[:count], both.has_bos)
+        texts[VALIDATION, length] = Samples(both.ids[count:, :length], both.rows[count:], both.has_bos)
     return texts
 
 
@@ -98,10 +101,10 @@ def stage_lengths(reach: int, target_length: int, continuation: bool) -> list[in
 def plan(subject: Subject, installed: Installed, texts: Texts, target_length: int, options: SearchOptions) -> Plan:
     """The search that `options` describe, over `texts`. Raises LongRopeError for settings that make none."""
     objectives = {key: _objective(installed, samples) for key, samples in texts.items()}
-    if options.attention_factor is not None:
-        attention_factor = attention_factor_of(options.attention_factor, subject.geometry, target_length)
+    if options.attention_factor is None and subject.existing is not None:
+        attention_factor = subject.existing.windows[-1].attention_factor  # what the model was trained with
     else:
-        attention_factor = 1.0 if subject.existing is None else subject.existing.windows[-1].attention_factor
+        attention_factor = attention_factor_of(options.attention_factor or "su", subject.geometry, target_length)
     build = {"longrope": _longrope, "longrope2": _longrope2, "gradient": _gradient}[options.method]
     search, questions, settings = build(subject, texts, target_length, options, attention_factor)
     identity = {

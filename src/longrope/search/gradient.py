@@ -97,7 +97,9 @@ class GradientSearch:
 
         Raises LongRopeError when no loss was finite, or the search is not done.
         """
-        if self._best is None or not math.isfinite(self._best[1]):
+        if self._best is None:
+            raise LongRopeError("the gradient search is not done: it has no validated result yet")
+        if not math.isfinite(self._best[1]):
             raise LongRopeError("no factors had a finite loss: the model does not work at this length with any tried")
         return self._best
 
@@ -105,8 +107,8 @@ class GradientSearch:
         return [] if self._question is None else [self._question]
 
     def tell(self, answers: Sequence[Answer]) -> None:
-        if len(answers) != 1:
-            raise ValueError(f"expected 1 answer, found {len(answers)}")
+        if len(answers) != len(self.ask()):
+            raise ValueError(f"expected answers to {len(self.ask())} questions, found {len(answers)}")
         try:
             self._question = self._dialogue.send(answers[0])
         except StopIteration:
@@ -148,34 +150,39 @@ class GradientSearch:
     def _descend(
         self, stage: Stage, theta: Vector, attention_factor: float
     ) -> Generator[Question, Answer, tuple[Vector, float]]:
-        """Adam from θ. Returns the best validated factors (D,) and attention factor."""
+        """Adam from θ and m. Returns the best validated factors (D,) and attention factor."""
         settings = self.settings
-        point = np.append(theta, math.log(attention_factor))
+
+        def window_at(point: Vector) -> Window:
+            # The last number is the logarithm of m's change: exactly 0, and m what it was, unless it is learned.
+            return self._window(stage, point[:-1], attention_factor * math.exp(point[-1]))
+
+        point = np.append(theta, 0.0)
         first, second = np.zeros_like(point), np.zeros_like(point)
-        answer = yield self._ask_loss(self._window(stage, theta, attention_factor), VALIDATION)
+        answer = yield self._ask_loss(window_at(point), VALIDATION)
         best_loss, best_point, stale = _rank(answer.loss), point, 0
-        scale = 1.0
+        scale, age = 1.0, 0  # age: steps in the moments
         for step in range(1, settings.steps + 1):
-            sample = self._draw(stage, step)
-            window = self._window(stage, point[:-1], math.exp(point[-1]))
-            answer = yield self._ask_gradient(window, sample)
-            gradient = self._gradient(point, answer)
+            window = window_at(point)
+            answer = yield self._ask_gradient(window, self._draw(stage, step))
+            gradient = self._gradient(point, window, answer)
             if gradient is None:  # the model broke here: back to the best point, with smaller steps
-                point, first, second, scale = best_point, np.zeros_like(point), np.zeros_like(point), scale / 2
+                point, first, second, age, scale = best_point, np.zeros_like(point), np.zeros_like(point), 0, scale / 2
             else:
+                age += 1
                 first = _BETAS[0] * first + (1 - _BETAS[0]) * gradient
                 second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient**2
-                mean, variance = first / (1 - _BETAS[0] ** step), second / (1 - _BETAS[1] ** step)
+                mean, variance = first / (1 - _BETAS[0] ** age), second / (1 - _BETAS[1] ** age)
                 rate = scale * settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * (step - 1) / settings.steps))
                 point = point - rate * mean / (np.sqrt(variance) + _EPSILON)
             if step % settings.validate_every == 0 or step == settings.steps:
-                answer = yield self._ask_loss(self._window(stage, point[:-1], math.exp(point[-1])), VALIDATION)
+                answer = yield self._ask_loss(window_at(point), VALIDATION)
                 better = _rank(answer.loss) < best_loss
                 best_loss, best_point = (answer.loss, point) if better else (best_loss, best_point)
                 stale = 0 if better else stale + 1
                 if stale >= settings.patience:
                     break
-        return self.space.factors(best_point[:-1]), math.exp(best_point[-1])
+        return self.space.factors(best_point[:-1]), window_at(best_point).attention_factor
 
     def _draw(self, stage: Stage, step: int) -> int:
         """The sample of a step: every sample once, in drawn order, before any comes again."""
@@ -184,13 +191,13 @@ class GradientSearch:
             self._order = self._rng.permutation(stage.samples)
         return int(self._order[place])
 
-    def _gradient(self, point: Vector, answer: Answer) -> Vector | None:
-        """d loss/d(θ, log m), or None where it is not finite."""
+    def _gradient(self, point: Vector, window: Window, answer: Answer) -> Vector | None:
+        """d loss/d(θ, log m) at `point`, or None where the loss or a derivative is not finite."""
         assert answer.gradient is not None
-        by_factor, by_attention = np.array(answer.gradient[:-1]), answer.gradient[-1]
-        by_log = by_attention * math.exp(point[-1]) if self.settings.learn_attention_factor else 0.0
-        gradient = np.append(self.space.pull_back(point[:-1], by_factor), by_log)
-        return gradient if np.isfinite(gradient).all() and math.isfinite(answer.loss) else None
+        if not np.isfinite((answer.loss, *answer.gradient)).all():
+            return None
+        by_log = answer.gradient[-1] * window.attention_factor if self.settings.learn_attention_factor else 0.0
+        return np.append(self.space.pull_back(point[:-1], np.array(answer.gradient[:-1])), by_log)
 
     def _window(self, stage: Stage, theta: Vector, attention_factor: float) -> Window:
         return Window(stage.length, tuple(self.space.factors(theta).tolist()), 0, attention_factor)

@@ -37,8 +37,8 @@ class KnotFactors:
 
     @cached_property
     def places(self) -> Vector:
-        """The pair index of every knot, evenly spaced, (knots,)."""
-        return np.linspace(0.0, self.pairs - 1.0, self.knots)
+        """The pair of every knot, (knots,): evenly spaced, and whole, so that `parameters` undoes `factors`."""
+        return np.linspace(0.0, self.pairs - 1.0, self.knots).round()
 
     @cached_property
     def interpolation(self) -> Vector:

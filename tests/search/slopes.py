@@ -1,0 +1,81 @@
+"""Gradient searches without a model: a smooth loss with a known minimum and its derivative, and whoever answers by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from longrope.rope.factors import ntk_aware, pi, yarn
+from longrope.rope.scaling import Window
+from longrope.search.evaluators import Answer, Question
+from longrope.search.gradient import GradientSearch, GradientSettings, Stage
+from longrope.search.parametrise import KnotFactors
+from tests.search.targets import GEOMETRY, TARGET_LENGTH
+
+ORIGINAL, SAMPLES = GEOMETRY.original_length, 4
+SEEDS = {
+    "pi": pi(GEOMETRY, TARGET_LENGTH),
+    "yarn": yarn(GEOMETRY, TARGET_LENGTH),
+    "ntk": ntk_aware(GEOMETRY, TARGET_LENGTH),
+}
+STAGE = Stage(length=TARGET_LENGTH, seeds=SEEDS, samples=SAMPLES)
+EASY = KnotFactors(GEOMETRY.pairs, 8).factors(np.array([-4.0, -3.0, -2.0, -1.0, 0.0, -2.0, -4.0, -4.0]))
+"""An optimum that 8 knots can express."""
+
+Reply = Callable[[Question], Answer]
+
+
+class Quadratic:
+    """Mean squared distance of log λ to an optimum, plus that of log m; every search sample has its own optimum."""
+
+    def __init__(self, optimum: np.ndarray = EASY, attention_factor: float = 1.0, noise: float = 0.02) -> None:
+        self.goal, self.attention_goal = np.log(optimum), math.log(attention_factor)
+        offsets = noise * np.random.default_rng(0).standard_normal((SAMPLES, len(optimum)))
+        self.offsets = offsets - offsets.mean(axis=0)  # the mean of all samples has its minimum at `optimum`
+
+    def __call__(self, question: Question) -> Answer:
+        samples = range(SAMPLES) if question.samples is None else question.samples
+        goal = self.goal + (self.offsets[list(samples)].mean(axis=0) if question.split == "search" else 0.0)
+        factors = np.array(question.window.factors)
+        away = np.log(factors) - goal
+        far = math.log(question.window.attention_factor) - self.attention_goal
+        gradient = (*(2 * away / factors / len(away)).tolist(), 2 * far / question.window.attention_factor)
+        return Answer(float(np.mean(away**2) + far**2), gradient if question.gradient else None)
+
+
+class ReplyEvaluator:
+    """Answers by a function of the question; Ctrl-C instead of an answer after `stop_after` of them."""
+
+    def __init__(self, reply: Reply, stop_after: int | None = None) -> None:
+        self.reply, self.stop_after, self.asked = reply, stop_after, 0
+
+    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
+        for question in questions:
+            if self.asked == self.stop_after:
+                raise KeyboardInterrupt
+            self.asked += 1
+            yield self.reply(question)
+
+
+def search_of(*stages: Stage, attention_factor: float = 1.0, **settings: object) -> GradientSearch:
+    return GradientSearch(stages or (STAGE,), ORIGINAL, GradientSettings(**settings), attention_factor)  # type: ignore[arg-type]
+
+
+def complete(search: GradientSearch, reply: Reply) -> list[tuple[Question, Answer]]:
+    """Run `search` to its end without a log. Everything it asked, and the answers."""
+    said: list[tuple[Question, Answer]] = []
+    while not search.done:
+        (question,) = search.ask()
+        said.append((question, reply(question)))
+        search.tell([said[-1][1]])
+    return said
+
+
+def error_of(window: Window, optimum: np.ndarray) -> float:
+    return float(np.mean((np.log(window.factors) - np.log(optimum)) ** 2))
+
+
+def validations(said: list[tuple[Question, Answer]]) -> list[tuple[Question, Answer]]:
+    return [(question, answer) for question, answer in said if question.split == "validation"]

@@ -1,0 +1,215 @@
+"""The gradient search when losses are no numbers, and when it is stopped: its log is its whole state."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from longrope.errors import LongRopeError
+from longrope.rope.factors import pi, yarn
+from longrope.rope.scaling import Window
+from longrope.search.evaluators import Answer, Question
+from longrope.search.gradient import GradientSearch, Stage
+from longrope.search.log import SearchLog, read_log
+from longrope.search.run import Conversation, run_search
+from tests.search.slopes import (
+    EASY,
+    ORIGINAL,
+    SAMPLES,
+    SEEDS,
+    Quadratic,
+    Reply,
+    ReplyEvaluator,
+    complete,
+    error_of,
+    search_of,
+    validations,
+)
+from tests.search.targets import GEOMETRY, HEADER
+
+# --- losses that are no numbers
+
+
+def broken_at(kind: str, bad: float, every: int) -> Reply:
+    """`Quadratic`, but every n-th answer of a kind has a loss, a factor's derivative or that of m that is no number."""
+    count, inner = 0, Quadratic()
+
+    def reply(question: Question) -> Answer:
+        nonlocal count
+        answer = inner(question)
+        if question.gradient != (kind != "validation") or (kind == "validation" and question.split == "search"):
+            return answer
+        count += 1
+        if count % every:
+            return answer
+        if kind in ("loss", "validation"):
+            return replace(answer, loss=bad)
+        assert answer.gradient is not None
+        at = 3 if kind == "factor" else -1
+        gradient = list(answer.gradient)
+        gradient[at] = bad
+        return replace(answer, gradient=tuple(gradient))
+
+    return reply
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("kind", "every"), [("loss", 8), ("factor", 8), ("attention", 8), ("validation", 2)])
+def test_what_is_no_number_is_survived(kind: str, every: int, bad: float) -> None:
+    search = search_of(learn_attention_factor=True)
+    said = complete(search, broken_at(kind, bad, every))
+    window, loss = search.best
+    assert math.isfinite(loss)
+    assert all(np.isfinite(question.window.factors).all() for question, _ in said)
+    finite = [(answer.loss, question.window) for question, answer in validations(said) if math.isfinite(answer.loss)]
+    assert window == min(finite, key=lambda pair: pair[0])[1]
+    assert error_of(window, EASY) < 0.5 * error_of(validations(said)[0][0].window, EASY)
+
+
+def test_a_step_that_breaks_goes_back_to_the_best_point_with_half_the_step() -> None:
+    """Adam begins anew there, so that its first step has the full length of the halved rate."""
+    count = 0
+
+    def reply(question: Question) -> Answer:
+        nonlocal count
+        if not question.gradient:
+            return Answer(1.0)
+        count += 1
+        slope = math.nan if count == 5 else 1.0 / question.window.attention_factor
+        return Answer(1.0, (*[0.0] * GEOMETRY.pairs, slope))
+
+    said = complete(search_of(steps=8, patience=99, learn_attention_factor=True, learning_rate=0.1), reply)
+    logs = [math.log(question.window.attention_factor) for question, _ in said if question.gradient]
+    assert len(logs) == 8
+    assert logs[5] == 0.0  # the start: nothing was validated as better
+    rate = 0.5 * 0.1 * (0.55 + 0.45 * np.cos(math.pi * np.array([5, 6]) / 8))
+    np.testing.assert_allclose(-np.diff(logs[5:]), rate, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_finite_at_all_is_an_error_of_best(bad: float) -> None:
+    search = search_of()
+    said = complete(search, lambda _: Answer(bad, (bad,) * (GEOMETRY.pairs + 1)))
+    assert all(np.isfinite(question.window.factors).all() for question, _ in said)
+    with pytest.raises(LongRopeError, match="no factors had a finite loss") as error:
+        _ = search.best
+    assert "\n" not in str(error.value)
+
+
+def test_best_before_the_end_is_an_error() -> None:
+    with pytest.raises(LongRopeError, match="not done"):
+        _ = search_of().best
+
+
+def test_a_seed_that_is_no_number_loses_its_race() -> None:
+    def reply(question: Question) -> Answer:
+        nearest = min(SEEDS, key=lambda name: error_of(question.window, SEEDS[name]))
+        return Answer(math.nan) if nearest == "ntk" and question.samples == (0, 1) else Quadratic()(question)
+
+    search, usual = search_of(steps=1), search_of(steps=1)
+    complete(search, reply)
+    complete(usual, Quadratic())
+    assert (usual.chosen_seeds, search.chosen_seeds) == (["ntk"], ["yarn"])
+
+
+# --- a conversation that can be stopped
+
+
+def test_asking_twice_and_reading_changes_nothing() -> None:
+    quiet, curious, reply = search_of(steps=6), search_of(steps=6), Quadratic()
+    while not quiet.done:
+        asked = quiet.ask()
+        assert curious.ask() == curious.ask() == asked
+        assert not curious.done
+        for search in (quiet, curious):
+            search.tell([reply(asked[0])])
+    assert curious.done
+    assert quiet.ask() == curious.ask() == []
+    assert curious.best == quiet.best
+
+
+def test_same_seed_same_questions_other_seed_others() -> None:
+    def rows(seed: int) -> str:
+        return json.dumps([question.row for question, _ in complete(search_of(seed=seed), Quadratic())])
+
+    assert rows(0) == rows(0)
+    assert len({rows(seed) for seed in range(4)}) > 2
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_tell_of_another_count_is_refused(count: int) -> None:
+    search = search_of()
+    asked = search.ask()
+    with pytest.raises(ValueError, match=f"expected answers to 1 questions, found {count}"):
+        search.tell([Answer(1.0)] * count)
+    assert search.ask() == asked
+
+
+def test_tell_after_the_end_is_refused() -> None:
+    search = search_of(steps=1)
+    complete(search, Quadratic())
+    with pytest.raises(ValueError, match="expected answers to 0 questions, found 1"):
+        search.tell([Answer(1.0)])
+
+
+def descend(path: Path, evaluator: ReplyEvaluator, *, resume: bool = False) -> GradientSearch:
+    """A small search over two stages with its log at `path`."""
+    stages = [
+        Stage(
+            length=k * ORIGINAL,
+            seeds={"pi": pi(GEOMETRY, k * ORIGINAL), "yarn": yarn(GEOMETRY, k * ORIGINAL)},
+            samples=SAMPLES,
+        )
+        for k in (4, 8)
+    ]
+    search = search_of(*stages, steps=6, validate_every=2, knots=5, learn_attention_factor=True)
+    with (SearchLog.resume if resume else SearchLog.create)(path, HEADER) as log:
+        conversation = Conversation(evaluator, log)
+        run_search(search, conversation)
+        conversation.finish()
+    return search
+
+
+def broken(question: Question) -> Answer:
+    """`Quadratic`, but NaN and infinite in a third of the gradients and losses, by the question alone."""
+    answer, kind = Quadratic()(question), round(sum(question.window.factors) * 1e6) % 6
+    if answer.gradient is None:
+        return replace(answer, loss=math.nan) if kind == 0 and question.split == "validation" else answer
+    if kind == 1:
+        return Answer(math.inf, (math.nan, *answer.gradient[1:-1], -math.inf))
+    return Answer(answer.loss, (math.nan, *answer.gradient[1:])) if kind == 2 else answer
+
+
+@pytest.mark.parametrize("reply", [Quadratic(), broken], ids=["smooth", "broken"])
+def test_stopped_after_any_question_and_resumed(tmp_path: Path, reply: Reply) -> None:
+    whole = ReplyEvaluator(reply)
+    expected = descend(tmp_path / "whole", whole)
+    log = (tmp_path / "whole").read_bytes()
+    assert len(read_log(tmp_path / "whole")[1]) == whole.asked > 20
+    assert (b'"nan"' in log) == (reply is broken)
+    for stop in range(whole.asked):
+        path = tmp_path / f"{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            descend(path, ReplyEvaluator(reply, stop))
+        assert log.startswith(path.read_bytes())
+        resumed = ReplyEvaluator(reply)
+        search = descend(path, resumed, resume=True)
+        assert path.read_bytes() == log
+        assert resumed.asked == whole.asked - stop
+        assert search.best == expected.best
+        assert search.chosen_seeds == expected.chosen_seeds
+
+
+def test_the_log_is_what_was_asked_and_told(tmp_path: Path) -> None:
+    reply = Quadratic()
+    descend(tmp_path / "log", ReplyEvaluator(reply))
+    for entry in read_log(tmp_path / "log")[1]:
+        row, gradient = entry.row, entry.answer.gradient is not None
+        samples = None if row["samples"] is None else tuple(row["samples"])
+        window = Window(row["length"], tuple(row["factors"]), 0, row["attention_factor"])
+        assert reply(Question(window, {}, row["split"], samples, gradient)) == entry.answer

@@ -1,0 +1,269 @@
+"""The gradient search on losses without a model: where it ends, what it asks, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from longrope.errors import LongRopeError
+from longrope.rope.factors import CLOSED_FORMS, ntk_aware, ntk_critical, pi, yarn
+from longrope.rope.scaling import Window
+from longrope.search.evaluators import Answer, Question
+from longrope.search.gradient import GradientSearch, GradientSettings, Stage, stretched
+from tests.search.slopes import (
+    EASY,
+    ORIGINAL,
+    SAMPLES,
+    SEEDS,
+    STAGE,
+    Quadratic,
+    complete,
+    error_of,
+    search_of,
+    validations,
+)
+from tests.search.targets import GEOMETRY, OPTIMUM, TARGET_LENGTH
+
+# --- where it ends
+
+
+@pytest.mark.parametrize(
+    ("knots", "optimum", "left"), [(8, EASY, 0.05), (8, OPTIMUM, 0.25), (None, EASY, 0.05), (None, OPTIMUM, 0.12)]
+)
+def test_comes_near_the_optimum_in_few_questions(knots: int | None, optimum: np.ndarray, left: float) -> None:
+    search = search_of(knots=knots)
+    said = complete(search, Quadratic(optimum))
+    window, loss = search.best
+    start = min(error_of(replace(window, factors=tuple(seed)), optimum) for seed in SEEDS.values())
+    assert len(said) <= 3 + 1 + 36 + 6 + 1
+    assert error_of(window, optimum) < left * start
+    assert loss == said[-1][1].loss == pytest.approx(Quadratic(optimum)(Question(window, {})).loss)
+    assert window.max_length == TARGET_LENGTH
+    assert window.start_tokens == 0
+
+
+def test_an_upper_bound_holds() -> None:
+    search = GradientSearch([STAGE], ORIGINAL, GradientSettings(knots=None), upper=6.0)
+    said = complete(search, Quadratic(OPTIMUM))  # rises to 9
+    assert all(max(question.window.factors) <= 6.0 for question, _ in said)
+    assert search.best[0].factors[-1] > 5.0
+    assert error_of(search.best[0], np.minimum(OPTIMUM, 6.0)) < 0.02
+
+
+def test_every_window_is_monotone_and_from_1() -> None:
+    for question, _ in complete(search_of(learning_rate=2.0), Quadratic(OPTIMUM)):
+        assert question.window.factors[0] >= 1.0
+        assert (np.diff(question.window.factors) >= -1e-12).all()
+
+
+@pytest.mark.parametrize("best", list(CLOSED_FORMS))
+def test_the_race_starts_from_the_best_seed(best: str) -> None:
+    seeds = {name: form(GEOMETRY, TARGET_LENGTH)[0] for name, form in CLOSED_FORMS.items() if name != "dynamic-ntk"}
+    if best not in seeds:
+        return
+    search = search_of(replace(STAGE, seeds=seeds), steps=1)
+    said = complete(search, Quadratic(seeds[best]))
+    raced = {tuple(question.window.factors): answer.loss for question, answer in said[: len(seeds)]}
+    assert search.chosen_seeds == [best]
+    assert all(question.samples == (0, 1) and question.split == "search" for question, _ in said[: len(seeds)])
+    first_step = said[len(seeds) + 1][0]
+    assert first_step.gradient
+    assert raced[first_step.window.factors] == min(raced.values())
+
+
+def test_of_equal_seeds_the_first_is_taken() -> None:
+    search = search_of(steps=1)
+    complete(search, lambda question: replace(Quadratic()(question), loss=1.0))
+    assert search.chosen_seeds == ["pi"]
+
+
+def test_the_best_validated_window_is_returned_where_search_and_validation_disagree() -> None:
+    """The search pulls to the optimum, and validation begins to suffer half the way there: overfitting."""
+    start = np.log(SEEDS["yarn"])
+    middle = np.exp(0.6 * start + 0.4 * np.log(EASY))
+    search = search_of(replace(STAGE, seeds={"yarn": SEEDS["yarn"]}), validate_every=2, patience=18)
+
+    def reply(question: Question) -> Answer:
+        return Quadratic(middle if question.split == "validation" else EASY)(question)
+
+    said = complete(search, reply)
+    window, loss = search.best
+    losses = [answer.loss for _, answer in validations(said)]
+    at = int(np.argmin(losses))
+    assert 0 < at < len(losses) - 1
+    assert window == validations(said)[at][0].window
+    assert losses[at] < 0.5 * losses[-1]
+    assert loss > Quadratic(EASY)(Question(validations(said)[-1][0].window, {})).loss  # search alone would go on
+
+
+def test_where_no_step_helps_the_seed_is_returned() -> None:
+    search = search_of()
+    said = complete(search, lambda question: replace(Quadratic()(question), loss=1.0))
+    assert search.best == (validations(said)[0][0].window, 1.0)
+
+
+def test_patience_ends_a_stage() -> None:
+    """Constant losses: no validation is better than the first."""
+    for patience in (1, 2, 3):
+        said = complete(
+            search_of(patience=patience, validate_every=5), lambda question: replace(Quadratic()(question), loss=1.0)
+        )
+        assert sum(question.gradient for question, _ in said) == 5 * patience
+    improving = iter(range(1000, 0, -1))
+
+    def better(question: Question) -> Answer:
+        return replace(Quadratic()(question), loss=float(next(improving)))
+
+    assert sum(question.gradient for question, _ in complete(search_of(patience=1), better)) == 36
+
+
+def test_patience_begins_again_after_a_better_validation() -> None:
+    losses = iter([5.0, 6.0, 6.0, 4.0, 6.0, 6.0, 3.0, 6.0, 6.0, 6.0])
+
+    def reply(question: Question) -> Answer:
+        return replace(Quadratic()(question), loss=next(losses) if question.split == "validation" else 1.0)
+
+    search = search_of(patience=3, validate_every=1)
+    said = complete(search, reply)
+    assert len(validations(said)) == 10
+    assert search.best[0] == validations(said)[6][0].window
+
+
+# --- what it asks
+
+
+def test_one_sample_a_step_and_all_before_any_repeats() -> None:
+    said = complete(search_of(steps=14, patience=99, validate_every=5), Quadratic())
+    steps = [question for question, _ in said if question.gradient]
+    assert all(question.split == "search" and len(question.samples or ()) == 1 for question in steps)
+    drawn = [question.samples[0] for question in steps if question.samples]
+    assert len(drawn) == 14
+    for at in range(0, 12, SAMPLES):
+        assert sorted(drawn[at : at + SAMPLES]) == [0, 1, 2, 3]
+    assert len({tuple(drawn[at : at + SAMPLES]) for at in range(0, 12, SAMPLES)}) > 1  # drawn anew each round
+    at = [index for index, (question, _) in enumerate(said) if question.split == "validation"]
+    assert [sum(question.gradient for question, _ in said[:index]) for index in at] == [0, 5, 10, 14]
+    assert all(said[index][0].samples is None for index in at)
+    last = said[-1][0]
+    assert (last.split, last.samples, last.gradient) == ("search", None, False)
+
+
+def test_the_learning_rate_falls() -> None:
+    """A gradient that is always the same makes Adam's steps the learning rate: 1 to 0.1 of it, by a cosine."""
+    search = search_of(steps=20, learning_rate=0.05, patience=99, knots=2, learn_attention_factor=True)
+    pull = Answer(1.0, (*[0.0] * GEOMETRY.pairs, 1.0))
+
+    def constant(question: Question) -> Answer:
+        # d loss/dm = 1/m: in log m the slope is 1 everywhere.
+        return replace(pull, gradient=(*[0.0] * GEOMETRY.pairs, 1.0 / question.window.attention_factor))
+
+    said = complete(search, constant)
+    logs = [math.log(question.window.attention_factor) for question, _ in said if question.gradient]
+    lengths = -np.diff(logs)
+    expected = 0.05 * (0.55 + 0.45 * np.cos(math.pi * np.arange(19) / 20))
+    np.testing.assert_allclose(lengths, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("start", [1.0, 1.1386294361119891, 3.3])
+def test_the_attention_factor_moves_only_where_it_is_learned(learn: bool, start: float) -> None:
+    """Where it is not, it stays to the last bit: all windows of a checkpoint must have the same one."""
+    stages = [Stage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4, 8)]
+    search = search_of(*stages, attention_factor=start, learn_attention_factor=learn)
+    said = complete(search, Quadratic(attention_factor=1.3))
+    found = search.best[0].attention_factor
+    if learn:
+        assert abs(found - 1.3) < 0.25 * abs(start - 1.3)
+    else:
+        assert {question.window.attention_factor for question, _ in said} == {start}
+
+
+def test_the_learned_attention_factor_is_carried_to_the_next_stage() -> None:
+    stages = [Stage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4)]
+    said = complete(search_of(*stages, learn_attention_factor=True), Quadratic(attention_factor=1.3))
+    first_of_second = next(question for question, _ in said if question.window.max_length == 4 * ORIGINAL)
+    assert abs(first_of_second.window.attention_factor - 1.3) < 0.15
+
+
+# --- continuation
+
+
+@pytest.mark.parametrize("form", [pi, ntk_aware, ntk_critical])
+@pytest.mark.parametrize(("ratio", "target"), [(2, 4), (2, 8), (4, 6), (8, 2), (3, 4.6875)])
+def test_stretched_turns_the_form_of_one_ratio_into_that_of_the_other(
+    form: Callable[..., np.ndarray], ratio: float, target: float
+) -> None:
+    np.testing.assert_allclose(
+        stretched(form(GEOMETRY, ratio * ORIGINAL), ratio, target), form(GEOMETRY, target * ORIGINAL), rtol=1e-12
+    )
+
+
+def test_continuation_starts_each_stage_from_the_last_solution_stretched() -> None:
+    """λ of every stage is best at OPTIMUM^(ln s/ln 8): the stretched solution wins every race but the first."""
+
+    def reply(question: Question) -> Answer:
+        ratio = question.window.max_length / ORIGINAL
+        return Quadratic(stretched(EASY, 8, ratio), noise=0.0)(question)
+
+    stages = [
+        Stage(
+            length=k * ORIGINAL,
+            seeds={"pi": pi(GEOMETRY, k * ORIGINAL), "yarn": yarn(GEOMETRY, k * ORIGINAL)},
+            samples=2,
+        )
+        for k in (2, 4, 8)
+    ]
+    search = search_of(*stages, steps=24)
+    said = complete(search, reply)
+    assert search.chosen_seeds == ["yarn", "stretched", "stretched"]
+    lengths = [question.window.max_length for question, _ in said]
+    assert lengths == sorted(lengths)
+    solution: dict[int, Window] = {}
+    for k in (2, 4, 8):
+        of_stage = [(question, answer) for question, answer in said if question.window.max_length == k * ORIGINAL]
+        race = [question for question, _ in of_stage if question.samples == (0, 1) and not question.gradient]
+        assert len(race) == (2 if k == 2 else 3)
+        if k > 2:
+            expected = stretched(np.array(solution[k // 2].factors), k // 2, k)
+            np.testing.assert_allclose(race[-1].window.factors, expected, rtol=0.06)
+        question, _ = min(validations(of_stage), key=lambda pair: pair[1].loss)
+        solution[k] = question.window
+    assert search.best[0] == solution[8]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"steps": 0}, "steps must be at least 1; found 0"),
+        ({"race_samples": 0}, "race_samples must be at least 1"),
+        ({"validate_every": 0}, "validate_every must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"learning_rate": 0.0}, "learning rate must be positive; found 0.0"),
+        ({"learning_rate": -1.0}, "found -1.0"),
+        ({"learning_rate": math.nan}, "found nan"),
+        ({"learning_rate": math.inf}, "found inf"),
+        ({"seed": -1}, "seed must be 0 or more; found -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(LongRopeError, match=says) as error:
+        GradientSettings(**wrong)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("knots", [1, GEOMETRY.pairs + 1])
+def test_knots_that_the_pairs_do_not_have_are_refused(knots: int) -> None:
+    with pytest.raises(LongRopeError, match=f"2 to 32 knots for 32 rotary pairs, found {knots}"):
+        search_of(knots=knots)
+
+
+def test_no_stages_are_refused() -> None:
+    with pytest.raises(LongRopeError, match="at least one stage"):
+        GradientSearch([], ORIGINAL, GradientSettings())
