@@ -109,6 +109,7 @@ def test_interrupt_says_best_and_how_to_resume(cli, checkpoint, texts, tmp_path,
         "search", checkpoint, "--target-length", 256, "--data", texts / "search.txt", "-o", tmp_path / "run", *BUDGET
     )
     assert ran.code == 130
+    assert ran.err.endswith("longrope: interrupted\n")
     assert "after 5 evaluations" in ran.err
     assert "best loss" in ran.err
     assert "longrope search MODEL -o run --resume" in ran.err

@@ -1,4 +1,4 @@
-"""Gradient searches without a model: a smooth loss with a known minimum and its derivative, and whoever answers by it."""
+"""Gradient searches without a model: a smooth loss with a known minimum, its derivative, and who answers by it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from longrope.errors import LongRopeError, one_line
 # Typer carries a click of its own and does not export this class.
 _UsageError: type[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
 app = typer.Typer(
     name="longrope",
     help="Extend the context window of a RoPE language model, and prove it.",
@@ -44,8 +46,7 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(args=arguments or ["--help"], prog_name="longrope", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        print("longrope: interrupted", file=sys.stderr)
-        return 130
+        result = _INTERRUPTED
     except (LongRopeError, OSError, MemoryError) as error:
         return _fail(one_line(error))
     except RuntimeError as error:
@@ -54,6 +55,8 @@ def run(arguments: list[str]) -> int:
         return _fail(f"out of memory: try a shorter length, another --dtype or another --device ({one_line(error)})")
     except _UsageError as error:
         return _fail(error.format_message())
+    if result == _INTERRUPTED:  # typer returns it for Ctrl-C, and says nothing
+        print("longrope: interrupted", file=sys.stderr)
     return result if isinstance(result, int) else 0
 
 
