@@ -286,13 +286,12 @@ def test_identity_changes_with_length_texts_and_model(
     assert planned(512, samples=2).identity != before
     other = prepare_texts(subject, [str(texts / "other.txt")], 256, options)
     assert plan(subject, installed, other, 256, options).identity != before
-    shorter = replace(subject, geometry=replace(subject.geometry, original_length=48))
-    assert (
-        plan(
-            shorter, installed, prepare_texts(shorter, [str(texts / "search.txt")], 256, options), 256, options
-        ).identity
-        != before
-    )
+    # Another base leaves texts, settings and stages of a gradient search as they are.
+    chosen = SearchOptions(method="gradient", samples=1)
+    found = prepare_texts(subject, [str(texts / "search.txt")], 256, chosen)
+    rebased = replace(subject, geometry=replace(subject.geometry, base=20_000.0))
+    identities = [plan(one, installed, found, 256, chosen).identity for one in (subject, rebased)]
+    assert identities[0] != identities[1]
 
 
 def test_identity_keeps_where_an_option_of_another_method_changes(planned: Callable[..., Plan]) -> None:

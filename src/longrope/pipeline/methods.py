@@ -199,7 +199,7 @@ def _gradient(
         stages.append(Stage(length=length, seeds=seeds, samples=len(samples.rows)))
     search = GradientSearch(stages, geometry.original_length, settings, attention_factor)
     questions = 1 + sum(
-        len(stage.seeds) + (index > 0) + 1 + settings.steps + -(-settings.steps // settings.validate_every)
+        len(stage.seeds) + (index > 0) + 2 + settings.steps + -(-settings.steps // settings.validate_every)
         for index, stage in enumerate(stages)
     )
     return search, questions, {"gradient": asdict(settings), "stages": [stage.length for stage in stages]}

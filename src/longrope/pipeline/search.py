@@ -184,7 +184,7 @@ def _with_critical_dim(subject: Subject, target_length: int, critical_dim: int) 
     geometry = subject.geometry
     forms = {
         "yarn-rcd": (
-            yarn(geometry, target_length, critical_dim=critical_dim),
+            yarn(geometry, target_length, critical_dim=max(critical_dim, 1)),
             yarn_attention_factor(geometry, target_length),
         ),
         "ntk-rcd": (ntk_critical(geometry, target_length, critical_dim=max(critical_dim, 1)), 1.0),

@@ -125,8 +125,8 @@ class GradientSearch:
                 seeds["stretched"] = stretched(
                     factors, reached / self.original_length, stage.length / self.original_length
                 )
-            start = yield from self._race(stage, seeds, attention_factor)
-            factors, attention_factor = yield from self._descend(stage, start, attention_factor)
+            start, seed = yield from self._race(stage, seeds, attention_factor)
+            factors, attention_factor = yield from self._descend(stage, start, seed, attention_factor)
             reached = stage.length
         assert factors is not None
         window = Window(reached, tuple(factors.tolist()), 0, attention_factor)
@@ -135,8 +135,8 @@ class GradientSearch:
 
     def _race(
         self, stage: Stage, seeds: Mapping[str, Vector], attention_factor: float
-    ) -> Generator[Question, Answer, Vector]:
-        """The seed with the lowest loss on the first few samples, as θ."""
+    ) -> Generator[Question, Answer, tuple[Vector, Vector]]:
+        """The seed with the lowest loss on the first few samples: as θ, and as it is, off the knots."""
         samples = tuple(range(min(self.settings.race_samples, stage.samples)))
         ranked = []
         for order, (name, factors) in enumerate(seeds.items()):
@@ -145,12 +145,12 @@ class GradientSearch:
             ranked.append((_rank(answer.loss), order, name, theta))
         _, _, name, theta = min(ranked, key=lambda entry: entry[:2])
         self.chosen_seeds.append(name)
-        return theta
+        return theta, np.asarray(seeds[name], dtype=np.float64)
 
     def _descend(
-        self, stage: Stage, theta: Vector, attention_factor: float
+        self, stage: Stage, theta: Vector, seed: Vector, attention_factor: float
     ) -> Generator[Question, Answer, tuple[Vector, float]]:
-        """Adam from θ and m. Returns the best validated factors (D,) and attention factor."""
+        """Adam from θ and m. Returns the best validated factors (D,) and attention factor, the seed itself included."""
         settings = self.settings
 
         def window_at(point: Vector) -> Window:
@@ -182,6 +182,12 @@ class GradientSearch:
                 stale = 0 if better else stale + 1
                 if stale >= settings.patience:
                     break
+        # The knots cannot hold every seed exactly: the result is never worse than the seed it began with.
+        if self.space.upper is None or seed.max() <= self.space.upper:
+            seed_window = Window(stage.length, tuple(seed.tolist()), 0, attention_factor)
+            answer = yield self._ask_loss(seed_window, VALIDATION)
+            if _rank(answer.loss) < best_loss:
+                return seed, attention_factor
         return self.space.factors(best_point[:-1]), window_at(best_point).attention_factor
 
     def _draw(self, stage: Stage, step: int) -> int:

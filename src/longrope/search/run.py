@@ -35,7 +35,10 @@ class Search(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a progress display needs after each evaluation: `best_loss` in nats per token over all told so far."""
+    """What a progress display needs after each evaluation.
+
+    `best_loss`: the lowest loss, in nats per token, on all samples of a split at the window length asked about now.
+    """
 
     evaluations: int
     best_loss: float
@@ -90,15 +93,16 @@ def run_search(
     Raises LongRopeError when the log holds other questions than the search asks.
     """
     questions: list[Question] = []
-    best = math.inf
+    best: dict[int, float] = {}  # by window length: losses of different windows do not compare
     while not search.done:
         asked = search.ask()
         answers = []
-        for answer, replayed in conversation.answers(asked):
+        for question, (answer, replayed) in zip(asked, conversation.answers(asked), strict=True):
             answers.append(answer)
-            if math.isfinite(answer.loss):
-                best = min(best, answer.loss)
-            on_progress(Progress(len(questions) + len(answers), best, replayed))
+            length = question.window.max_length
+            if question.samples is None and math.isfinite(answer.loss):
+                best[length] = min(best.get(length, math.inf), answer.loss)
+            on_progress(Progress(len(questions) + len(answers), best.get(length, math.inf), replayed))
         search.tell(answers)
         questions += asked
     return questions
