@@ -51,7 +51,7 @@ def command(
     attention_factor: search_verb.AttentionFactor = None,
     seed: Seed = 0,
     population: search_verb.Population = 32,
-    iterations: search_verb.Iterations = 12,
+    iterations: search_verb.Iterations = 20,
     patience: search_verb.Patience = None,
     start_tokens: search_verb.StartTokens = "0",
     steps: search_verb.Steps = 36,

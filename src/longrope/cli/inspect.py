@@ -29,12 +29,19 @@ def command(
         show(found)
 
 
+def _tokens(length: int) -> str:
+    """`8192 tokens (8k)`; the short form only where it is one."""
+    short = format_length(length)
+    return f"{length} tokens" + ("" if short == str(length) else f" ({short})")
+
+
 def show(found: Inspection) -> None:
     """Print an inspection as a table."""
     rows = table(f"{found.model} ({found.model_type})", ["", ""])
-    rows.add_row("original window L", f"{found.original_length} tokens ({format_length(found.original_length)})")
+    rows.show_header = False
+    rows.add_row("original window L", _tokens(found.original_length))
     if found.context_window != found.original_length:
-        rows.add_row("window of the checkpoint", f"{found.context_window} tokens")
+        rows.add_row("window of the checkpoint", _tokens(found.context_window))
     rows.add_row("rotary dimension", f"{found.rotary_dim} ({found.pairs} pairs), base {found.base:g}")
     rows.add_row("periods", f"{found.fastest_period:.2f} … {found.slowest_period:,.0f} tokens")
     rows.add_row(
