@@ -33,8 +33,8 @@ from longrope.rope.scaling import RopeScaling, Window
 
 TRIALS = 100
 RUNS = {
-    "longrope, m = 1": SearchOptions(attention_factor="1", population=64, iterations=8, samples=3),
-    "longrope": SearchOptions(population=64, iterations=8, samples=3),
+    "longrope, m = 1": SearchOptions(attention_factor="1", population=64, iterations=8, samples=4),
+    "longrope": SearchOptions(population=64, iterations=8, samples=4),
     "gradient, m = 1": SearchOptions(method="gradient", attention_factor="1", samples=4),
     "gradient": SearchOptions(method="gradient", samples=4),
     "gradient, one jump": SearchOptions(method="gradient", samples=4, continuation=False),
