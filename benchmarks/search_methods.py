@@ -65,7 +65,7 @@ def measure(subject: Subject, target: int, windows: dict[str, Window], seed: int
     """Held-out perplexity at L and L', and retrieval at L', of each named window."""
     length = subject.geometry.original_length
     sources = sources_or_books(subject.name, [], "evaluation")
-    samples = prepare_samples(subject, sources, length=target, count=20, seed=seed)
+    samples = prepare_samples(subject, read_all(sources), length=target, count=20, seed=seed)
     installed = install(subject.model, RopeScaling.original(subject.geometry))
     found = {}
     for name, window in windows.items():

@@ -78,10 +78,9 @@ def evaluate(
     contenders = _contenders(subject, scaling, scaling_name, against, target)
     for contender in contenders:  # a length that no window reaches is refused before anything is measured
         contender.window(max(lengths))
-    sources = sources_or_books(subject.name, data, "evaluation")
-    seen = seen_documents(scaling or recorded_scaling(subject.name))
-    assert_disjoint(seen, read_all(sources))
-    drawn = prepare_samples(subject, sources, length=max(lengths), count=samples, seed=seed)
+    documents = read_all(sources_or_books(subject.name, data, "evaluation"))
+    assert_disjoint(seen_documents(scaling or recorded_scaling(subject.name)), documents)
+    drawn = prepare_samples(subject, documents, length=max(lengths), count=samples, seed=seed)
     on_start(len(contenders) * len(lengths) * samples)
     rows: list[EvalRow] = []
     installed = install(subject.model, RopeScaling.original(subject.geometry))

@@ -103,10 +103,9 @@ def extend(
         raise LongRopeError("transformers cannot express start tokens; add --allow-lossy, or leave them at 0")
     search_sources = sources_or_books(subject.name, search_data, "search")
     evaluation_sources = sources_or_books(subject.name, evaluation_data, "evaluation")
-    assert_disjoint([document.sha256 for document in read_all(search_sources)], read_all(evaluation_sources))
-    text = prepare_samples(
-        subject, evaluation_sources, length=target_length, count=evaluation_samples, seed=options.seed
-    )
+    held_out = read_all(evaluation_sources)
+    assert_disjoint([document.sha256 for document in read_all(search_sources)], held_out)
+    text = prepare_samples(subject, held_out, length=target_length, count=evaluation_samples, seed=options.seed)
     if (out / FINISHED).exists():
         raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.samples import Samples, draw_samples
-from longrope.data.sources import read_all, shipped_books
+from longrope.data.sources import Document, shipped_books
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError
 from longrope.models.install import geometry_of
@@ -83,10 +83,10 @@ def sources_or_books(name: str, sources: Sequence[str], role: str) -> list[str]:
     return [f"book:{book.name}" for book in shipped_books() if book.role == role]
 
 
-def prepare_samples(subject: Subject, sources: Sequence[str], *, length: int, count: int, seed: int) -> Samples:
-    """Samples of exactly `length` tokens from `sources` for the subject's tokenizer."""
+def prepare_samples(subject: Subject, documents: Sequence[Document], *, length: int, count: int, seed: int) -> Samples:
+    """Samples of exactly `length` tokens of `documents` for the subject's tokenizer."""
     samples = draw_samples(
-        tokenize(read_all(sources), subject.tokenizer),
+        tokenize(documents, subject.tokenizer),
         length=length,
         count=count,
         seed=seed,
