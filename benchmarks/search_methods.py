@@ -41,6 +41,7 @@ RUNS = {
     "gradient, every pair": SearchOptions(method="gradient", samples=4, knots=0),
     "gradient, m learnt": SearchOptions(method="gradient", samples=4, learn_attention_factor=True),
     "gradient-needle": SearchOptions(method="gradient", objective="needle", samples=6),
+    "gradient-needle, one jump": SearchOptions(method="gradient", objective="needle", samples=6, continuation=False),
     "gradient-needle, m learnt": SearchOptions(
         method="gradient", objective="needle", samples=6, learn_attention_factor=True
     ),

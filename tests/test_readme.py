@@ -22,6 +22,11 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines if line]
 
 
+def programs(page: str) -> list[str]:
+    """Every Python block of the page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+
+
 def test_readme_names_real_make_targets():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     named = {target for words in commands("README.md") if words[0] == "make" for target in words[1:]}
@@ -37,6 +42,10 @@ def test_readme_commands_run(cli, tmp_path, monkeypatch):
         ran = cli(*words[1:], *SMALL.get(words[1], ()))
         assert ran.code == 0, (words, ran.err)
         assert ran.out
+    # The Python of the page goes on with what its commands left.
+    assert programs("README.md")
+    for program in programs("README.md"):
+        exec(compile(program, "README.md", "exec"), {})
 
 
 def test_readme_links_lead_somewhere():

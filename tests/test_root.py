@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -244,3 +246,18 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 def test_the_command_line_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/usr/bin/longrope", "search", "tiny", "--data", "my book.txt"])
     assert command_line() == "longrope search tiny --data 'my book.txt'"
+
+
+def test_names_of_the_package() -> None:
+    import longrope
+
+    for name in longrope.__all__:
+        assert getattr(longrope, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'magic'"):
+        longrope.magic  # noqa: B018
+
+
+def test_import_is_light() -> None:
+    code = "import sys, longrope, longrope.cli.main; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -14,7 +14,7 @@ def parse_length(text: str | int) -> int:
 
     Raises LongRopeError when `text` is not a positive whole number of tokens.
     """
-    match = re.fullmatch(r"\s*([0-9]{1,12})\s*([kKmM]?)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9]{1,15})\s*([kKmM]?)\s*", str(text))
     length = int(match[1]) * _UNITS[match[2].lower()] if match else 0
     if length <= 0:
         raise LongRopeError(

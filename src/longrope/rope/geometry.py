@@ -23,7 +23,7 @@ FULL_ATTENTION = "full_attention"
 """The layer type that is scaled in a model with one rotary embedding per layer type."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RopeGeometry:
     """Rotary dimension d, base and original window L of one model (METHOD: d, base, L; pairs i = 0 … D-1, D = d/2).
 
