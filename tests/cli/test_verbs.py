@@ -220,6 +220,21 @@ def test_presets(cli, tmp_path):
     assert cli("presets", name, "-o", tmp_path / "scaling.json").code == 2
 
 
+def test_a_factor_file_of_the_authors(cli, checkpoint, tmp_path):
+    factors = [1.0 + pair / 5 for pair in range(16)]
+    (tmp_path / "result_final.csv").write_text("\n".join(map(str, factors)) + "\n")
+    arguments = ("presets", "--from-file", tmp_path / "result_final.csv", "--target-length", 256)
+    assert cli(*arguments, "--model", checkpoint, "-o", tmp_path / "scaling.json").code == 0
+    scaling = RopeScaling.load(tmp_path / "scaling.json")
+    assert scaling.windows[-1].factors == tuple(factors)
+    assert scaling.geometry.original_length == 64
+    exported = cli("export", checkpoint, "--scaling", tmp_path / "scaling.json", "-o", tmp_path / "out")
+    assert exported.code == 0
+    assert "needs --model" in cli(*arguments).err
+    (tmp_path / "result_final.csv").write_text("1.0\n2.0\n")
+    assert cli(*arguments, "--model", checkpoint).code == 2
+
+
 def test_help_names_every_verb(cli):
     for verb in ("inspect", "search", "extend", "eval", "export", "presets"):
         assert verb in cli("--help").out
