@@ -107,5 +107,10 @@ def show(rows: Sequence[EvalRow]) -> None:
     cells = {(row.scaling, row.length): row for row in rows}
     for name in dict.fromkeys(row.scaling for row in rows):
         values = [cells[name, length] for length in lengths]
-        shown.add_row(name, *(f"{number(row.value)} ± {number(row.stderr)}" for row in values))
+        shown.add_row(name, *(_cell(row) for row in values))
     output.print(shown)
+
+
+def _cell(row: EvalRow) -> str:
+    """The value, and its standard error where several texts give one."""
+    return number(row.value) if row.stderr is None else f"{number(row.value)} ± {number(row.stderr)}"
