@@ -34,3 +34,12 @@ def format_length(length: int) -> str:
         if length >= size and length % size == 0:
             return f"{length // size}{unit}"
     return str(length)
+
+
+def doubling_lengths(shortest: int, longest: int) -> list[int]:
+    """`shortest`, twice, four times, … as long as that is below `longest`, and `longest`."""
+    lengths, length = [], shortest
+    while length < longest:
+        lengths.append(length)
+        length *= 2
+    return [*lengths, longest]

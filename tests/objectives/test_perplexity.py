@@ -91,17 +91,18 @@ def test_token_passes_are_the_tokens_of_all_samples() -> None:
 def test_serial_evaluator_answers_in_order_as_soon_as_it_knows() -> None:
     windows = [IDENTITY, ramp(64), ramp(64, 2.0)]
     evaluator = SerialEvaluator({("search", 64): OBJECTIVE})
-    answers = evaluator.evaluate([Question(window, {}) for window in windows])
-    assert evaluator.token_passes == 0
+    questions = [Question(window, {}) for window in windows]
+    answers = evaluator.evaluate(questions)
     assert next(answers) == Answer(OBJECTIVE.loss(IDENTITY))
-    assert evaluator.token_passes == 3 * 64
+    assert [evaluator.token_passes(question) for question in questions] == [3 * 64] * 3
     assert [answer.loss for answer in answers] == [OBJECTIVE.loss(window) for window in windows[1:]]
 
 
 def test_serial_evaluator_chooses_samples_and_gradients() -> None:
     evaluator = SerialEvaluator({("search", 64): OBJECTIVE})
-    (answer,) = evaluator.evaluate([Question(ramp(64), {}, samples=(2,), gradient=True)])
+    question = Question(ramp(64), {}, samples=(2,), gradient=True)
+    (answer,) = evaluator.evaluate([question])
     assert answer.loss == pytest.approx(OBJECTIVE.loss(ramp(64), [2]), rel=1e-6)
     assert answer.gradient is not None
     assert len(answer.gradient) == GEOMETRY.pairs + 1
-    assert evaluator.token_passes == 3 * 64  # one sample: a forward and a backward that counts 2
+    assert evaluator.token_passes(question) == 3 * 64  # one sample: a forward and a backward that counts 2

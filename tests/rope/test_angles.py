@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from longrope.rope.angles import MAX_POSITION, cos_sin
+from longrope.rope.angles import cos_sin
 from longrope.rope.factors import ntk_aware, pi, su_attention_factor, yarn
 from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.presets import preset, preset_names
-from longrope.rope.scaling import Window
+from longrope.rope.scaling import MAX_POSITION, Window
 
 FARTHEST = 2_097_152
 ALLOWED = 1e-4  # radians, at FARTHEST

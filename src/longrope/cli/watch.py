@@ -16,8 +16,6 @@ from longrope.cli.common import messages
 if TYPE_CHECKING:
     from longrope.search.run import Progress
 
-LOG = "search.jsonl"
-
 
 class SearchWatch:
     """Follows one search on a progress bar, and knows the best loss when it is interrupted."""
@@ -45,6 +43,8 @@ class SearchWatch:
         try:
             yield
         except KeyboardInterrupt:
+            from longrope.pipeline.search import LOG
+
             self._bar.stop()
             if not (out / LOG).exists():
                 messages.print("interrupted before the first evaluation; nothing was written")

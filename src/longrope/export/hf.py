@@ -78,7 +78,8 @@ def export_hf(
     expressed = transformers_scaling(scaling)
     config = load_config(model_name, trust_remote_code=trust_remote_code)
     scaling.check_fits(RopeGeometry.from_config(config, original_length=original_length))
-    source = _source_folder(model_name, ("*.py",) if trust_remote_code else ())
+    code = ("*.py",) if trust_remote_code else ()
+    source = _source_folder(model_name, code)
     existed = out.is_dir()
     new_output_folder(out)
     try:
@@ -86,7 +87,7 @@ def export_hf(
         # without it is no checkpoint.
         with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as temporary:
             folder = Path(temporary)
-            _copy(source, folder, ("*.py",) if trust_remote_code else ())
+            _copy(source, folder, code)
             write_json_atomic(
                 folder / "config.json", superset_config(_read_json(source / "config.json"), config, expressed)
             )

@@ -11,7 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.rope.geometry import rope_layer_types, text_config
+from longrope.rope.geometry import FULL_ATTENTION, rope_layer_types, rope_parameters_of, text_config
 from longrope.rope.scaling import RopeScaling
 
 
@@ -44,9 +44,9 @@ def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> d
         "short_factor": list(short.factors),
         "long_factor": list(long.factors),
     }
-    partial = _partial_rotary_factor(text)
-    if partial is not None:
-        entry["partial_rotary_factor"] = partial
+    parameters = rope_parameters_of(config)
+    if "partial_rotary_factor" in parameters:
+        entry["partial_rotary_factor"] = float(parameters["partial_rotary_factor"])
     for key in ("rope_scaling", "rope_parameters"):
         section.pop(key, None)
     section["max_position_embeddings"] = scaling.target_length
@@ -57,17 +57,10 @@ def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> d
         section["head_dim"] = text.hidden_size // text.num_attention_heads
     layer_types = rope_layer_types(config)
     if layer_types:
-        others = {name: dict(text.rope_parameters[name]) for name in layer_types if name != "full_attention"}
-        section["rope_parameters"] = {"full_attention": entry, **others}
+        others = {name: dict(text.rope_parameters[name]) for name in layer_types if name != FULL_ATTENTION}
+        section["rope_parameters"] = {FULL_ATTENTION: entry, **others}
     else:
         section["rope_theta"] = geometry.base
         section["rope_scaling"] = entry
         section["rope_parameters"] = dict(entry)
     return out
-
-
-def _partial_rotary_factor(config: Any) -> float | None:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    inner = parameters.get("full_attention", parameters)
-    value = inner.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
-    return None if value is None else float(value)

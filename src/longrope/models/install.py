@@ -17,10 +17,9 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.rotary import LongRopeRotary
-from longrope.rope.geometry import RopeGeometry, rope_layer_types
+from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_types
 from longrope.rope.scaling import RopeScaling, Window
 
-SCALED_LAYER_TYPE = "full_attention"
 _PROBE_TOKENS = 16
 
 
@@ -105,12 +104,12 @@ def _scaled_layer_type(model: PreTrainedModel) -> str | None:
     types = rope_layer_types(model.config)
     if not types:
         return None
-    if SCALED_LAYER_TYPE not in types:
+    if FULL_ATTENTION not in types:
         raise LongRopeError(
-            f"{type(model).__name__} has one RoPE per layer type ({', '.join(types)}), none for {SCALED_LAYER_TYPE}; "
+            f"{type(model).__name__} has one RoPE per layer type ({', '.join(types)}), none for {FULL_ATTENTION}; "
             "only full-attention layers can be scaled"
         )
-    return SCALED_LAYER_TYPE
+    return FULL_ATTENTION
 
 
 def _rotary_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:

@@ -46,16 +46,14 @@ def token_nll(
         raise LongRopeError(f"expected a start of 0 or more, found {start}")
     if start >= length - 1:
         raise LongRopeError(f"expected at least {start + 2} tokens to score, found {length}")
-    base = _base_model(model)
-    with _chunked_modules(base):
-        output = base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    output = _base_output(model, input_ids, position_ids)
     hidden_BTH = output.last_hidden_state[:, start:-1]
     targets = input_ids[:, start + 1 :]
     if chunk_size is None:
         chunk_size = max(1, _LOGITS_BUDGET // (batch * model.config.get_text_config().vocab_size))
 
     def piece(hidden: Tensor, target: Tensor) -> Tensor:
-        logits = _head(model, base, output, hidden)
+        logits = _head(model, output, hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
         return nll.view_as(target)
@@ -70,10 +68,8 @@ def token_nll(
 
 def last_logits(model: PreTrainedModel, input_ids: Tensor, count: int) -> Tensor:
     """Logits (B, count, V) of the last `count` positions of `input_ids` (B, T), made from the whole text."""
-    base = _base_model(model)
-    with _chunked_modules(base):
-        output = base(input_ids=input_ids, use_cache=False)
-    return _head(model, base, output, output.last_hidden_state[:, -count:])
+    output = _base_output(model, input_ids)
+    return _head(model, output, output.last_hidden_state[:, -count:])
 
 
 @contextmanager
@@ -82,18 +78,19 @@ def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
 
     transformers' own gradient checkpointing works in training mode only, where dropout would be on.
     """
-    layers = [layer for stack in _base_model(model).modules() if isinstance(stack, nn.ModuleList) for layer in stack]
-    outermost = [layer for layer in layers if not any(layer is not other and _holds(other, layer) for other in layers)]
+    base = _base_model(model)
     with ExitStack() as stack:
         # A layer that is computed again must take the same steps, so its MLP stays in chunks until the block ends.
-        stack.enter_context(_chunked_modules(_base_model(model)))
-        for layer in outermost:
+        stack.enter_context(_chunked_modules(base))
+        for layer in _layers(base):
             stack.enter_context(_replaced_forward(layer, _checkpointed))
         yield
 
 
-def _holds(outer: nn.Module, inner: nn.Module) -> bool:
-    return any(module is inner for module in outer.modules())
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost module lists: a layer's own lists (of experts, say) are inside it."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _layers(child)
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,10 +104,17 @@ def _base_model(model: PreTrainedModel) -> nn.Module:
     return base
 
 
-def _head(model: PreTrainedModel, base: nn.Module, output: Any, hidden: Tensor) -> Tensor:
+def _base_output(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Any:
+    """What the model below the head returns for `input_ids` (B, T), its MLPs and final norm run in chunks."""
+    base = _base_model(model)
+    with _chunked_modules(base):
+        return base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+
+
+def _head(model: PreTrainedModel, output: Any, hidden: Tensor) -> Tensor:
     """Hidden states (B, C, H) -> logits (B, C, V), by the model's own forward around a base model that returns them."""
     given = type(output)(last_hidden_state=hidden)
-    with _replaced_forward(base, lambda _: lambda *args, **kwargs: given):
+    with _replaced_forward(_base_model(model), lambda _: lambda *args, **kwargs: given):
         logits: Tensor = model(inputs_embeds=hidden, use_cache=False).logits
     return logits
 

@@ -23,6 +23,7 @@ from longrope.evaluation.perplexity import check_lengths
 from longrope.export.hf import export_hf
 from longrope.export.losses import transformers_losses, transformers_scaling
 from longrope.files import json_ready, write_json_atomic
+from longrope.lengths import doubling_lengths
 from longrope.models.install import install, uninstall
 from longrope.models.load import load_model
 from longrope.models.scoring import last_logits
@@ -153,15 +154,6 @@ def extend(
     extension = Extension(found, evaluation, checkpoint, transformers_losses(found.scaling), proofs, figures)
     write_json_atomic(out / FINISHED, summary(extension) | record())
     return extension
-
-
-def doubling_lengths(original_length: int, target_length: int) -> list[int]:
-    """L, 2L, 4L, … and L'."""
-    lengths, length = [], original_length
-    while length < target_length:
-        lengths.append(length)
-        length *= 2
-    return [*lengths, target_length]
 
 
 def prove(subject: Subject, scaling: RopeScaling, checkpoint: Path, ids: Tensor) -> list[Proof]:

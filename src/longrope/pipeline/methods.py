@@ -12,6 +12,7 @@ from longrope.data.needles import NeedleSamples, draw_needles
 from longrope.data.samples import Samples, draw_samples
 from longrope.data.sources import read_all
 from longrope.data.tokens import bos_of, tokenize
+from longrope.lengths import doubling_lengths
 from longrope.models.install import Installed
 from longrope.objectives.needle import NeedleObjective
 from longrope.objectives.perplexity import PerplexityObjective
@@ -39,14 +40,13 @@ Texts = dict[tuple[str, int], AnySamples]
 class Plan:
     """A search that is ready to run. `identity` is what makes it this search: a log of another one is refused.
 
-    `questions` is how many it asks at most; `objectives` and `texts` are by (split, length).
+    `questions` is how many it asks at most; `objectives` are by (split, length).
     """
 
     search: Search
     questions: int
     identity: dict[str, Any]
     objectives: dict[tuple[str, int], SampledObjective]
-    texts: Texts
 
 
 def prepare_texts(subject: Subject, sources: Sequence[str], target_length: int, options: SearchOptions) -> Texts:
@@ -91,11 +91,7 @@ def prepare_texts(subject: Subject, sources: Sequence[str], target_length: int, 
 
 def stage_lengths(reach: int, target_length: int, continuation: bool) -> list[int]:
     """The windows a gradient search goes through: 2, 4, … times what the model reaches, up to L'; or L' alone."""
-    lengths, length = [], 2 * reach
-    while continuation and length < target_length:
-        lengths.append(length)
-        length *= 2
-    return [*lengths, target_length]
+    return doubling_lengths(reach, target_length)[1:] if continuation else [target_length]
 
 
 def plan(subject: Subject, installed: Installed, texts: Texts, target_length: int, options: SearchOptions) -> Plan:
@@ -116,7 +112,7 @@ def plan(subject: Subject, installed: Installed, texts: Texts, target_length: in
         "attention_factor": attention_factor,
         "settings": settings,
     }
-    return Plan(search, questions, identity, objectives, texts)
+    return Plan(search, questions, identity, objectives)
 
 
 def _objective(installed: Installed, samples: AnySamples) -> SampledObjective:

@@ -23,7 +23,7 @@ from longrope.provenance import record, versions
 from longrope.rope.factors import CLOSED_FORMS, ntk_critical, yarn, yarn_attention_factor
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.critical import CriticalCandidate
-from longrope.search.evaluators import CandidateSearch, Question, SerialEvaluator, passes
+from longrope.search.evaluators import CandidateSearch, Question, SerialEvaluator
 from longrope.search.log import SearchLog
 from longrope.search.run import Conversation, Progress, run_search
 
@@ -108,7 +108,7 @@ def search(
         objective=options.chosen_objective,
         best_loss=best_loss,
         evaluations=len(questions),
-        token_passes=sum(_passes(question, texts) for question in questions),
+        token_passes=sum(map(evaluator.token_passes, questions)),
         baselines=baselines,
         scaling=_scaling(subject, best),
         path=out / SCALING,
@@ -146,12 +146,6 @@ def _scaling(subject: Subject, best: Window) -> RopeScaling:
             subject.geometry, best.max_length, best.factors, best.start_tokens, best.attention_factor
         )
     return RopeScaling(subject.geometry, (*subject.existing.windows, best))
-
-
-def _passes(question: Question, texts: Texts) -> int:
-    length = question.window.max_length
-    rows = texts[question.split, length].rows if question.samples is None else question.samples
-    return passes(question, len(rows), length)
 
 
 def _losses(conversation: Conversation, windows: dict[str, Window]) -> dict[str, float]:

@@ -21,7 +21,6 @@ from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 
 _TURN = 2**32
-MAX_POSITION = 2**31 - 1
 
 
 class _FixedPoint(NamedTuple):

@@ -19,7 +19,7 @@ from longrope.rope.checks import positive_number, shown, whole_number
 from longrope.rope.geometry import RopeGeometry
 
 SCHEMA = "longrope.scaling/1"
-_FARTHEST = 2**31 - 1
+MAX_POSITION = 2**31 - 1
 _FACTOR_BOUNDS = (1e-3, 1e9)
 
 
@@ -50,9 +50,10 @@ class Window:
         object.__setattr__(self, "factors", factors)
         object.__setattr__(self, "start_tokens", whole_number("start_tokens", self.start_tokens, 0))
         # Positions are 32-bit; a factor outside these bounds turns angles into noise and comes from a damaged file.
-        if max(self.max_length, self.start_tokens) > _FARTHEST:
+        if max(self.max_length, self.start_tokens) > MAX_POSITION:
             raise LongRopeError(
-                f"max_length and start_tokens must be at most {_FARTHEST}; found {self.max_length}, {self.start_tokens}"
+                f"max_length and start_tokens must be at most {MAX_POSITION}; "
+                f"found {self.max_length}, {self.start_tokens}"
             )
         if not _FACTOR_BOUNDS[0] <= min(factors) <= max(factors) <= _FACTOR_BOUNDS[1]:
             raise LongRopeError(

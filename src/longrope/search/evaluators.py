@@ -45,28 +45,28 @@ class Evaluator(Protocol):
 class SerialEvaluator:
     """One question after the other, in this process.
 
-    `objectives` maps (split, window length) to what answers. `token_passes` counts the tokens sent through the model
-    since it was made: a forward counts 1 per token, a backward 2.
+    `objectives` maps (split, window length) to what answers.
     """
 
     def __init__(self, objectives: Mapping[tuple[str, int], SampledObjective]) -> None:
         self.objectives = objectives
-        self.token_passes = 0
 
     def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
         for question in questions:
-            objective = self.objectives[question.split, question.window.max_length]
-            count = objective.count if question.samples is None else len(question.samples)
-            self.token_passes += passes(question, count, objective.length)
+            objective = self._objective(question)
             if question.gradient:
                 yield Answer(*objective.loss_and_gradient(question.window, question.samples))
             else:
                 yield Answer(objective.loss(question.window, question.samples))
 
+    def token_passes(self, question: Question) -> int:
+        """Tokens that answering `question` sends through the model: a forward counts 1 per token, a backward 2."""
+        objective = self._objective(question)
+        rows = objective.count if question.samples is None else len(question.samples)
+        return rows * objective.length * (3 if question.gradient else 1)
 
-def passes(question: Question, samples: int, length: int) -> int:
-    """Token passes of one question: a forward counts 1 per token, a backward 2."""
-    return samples * length * (3 if question.gradient else 1)
+    def _objective(self, question: Question) -> SampledObjective:
+        return self.objectives[question.split, question.window.max_length]
 
 
 class Genome(Protocol):
