@@ -1,26 +1,47 @@
-"""`longrope export MODEL --scaling run/scaling.json --to hf -o folder/`: a checkpoint that runtimes really apply."""
+"""`longrope export RUN_OR_MODEL --to hf|hf-unified|phi3|gguf -o OUT`: a checkpoint that runtimes really apply."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from longrope.cli.common import Json, Model, OriginalLength, RemoteCode, output, print_json, quiet_libraries
-from longrope.errors import LongRopeError
-from longrope.files import check_output_folder
+from longrope.cli.common import Json, OriginalLength, RemoteCode, output, print_json, quiet_libraries
 from longrope.lengths import parse_length
-
-TARGETS = ("hf",)
 
 
 def command(
-    model: Model,
-    scaling: Annotated[Path, typer.Option("--scaling", help="The scaling.json to apply.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="A new folder for the checkpoint.")],
-    to: Annotated[str, typer.Option("--to", help="hf: a plain transformers folder.")] = "hf",
+    run_or_model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL",
+            help="The folder of a search or extend run, or a model (folder, hub name or 'tiny') with --scaling.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", help="A new folder for the checkpoint; for gguf a new file.")],
+    scaling: Annotated[
+        Path | None, typer.Option("--scaling", help="The scaling.json to apply; a run folder brings its own.")
+    ] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="hf: a plain transformers folder. hf-unified: the long factors at every length, so that every runtime "
+            "computes the same. phi3: a Llama or Mistral model relabelled as Phi-3. gguf: a file for llama.cpp.",
+        ),
+    ] = "hf",
+    gguf: Annotated[
+        Path | None,
+        typer.Option("--gguf", help="With --to gguf: a GGUF file of the model to add the factors to."),
+    ] = None,
+    fold_attention_factor: Annotated[
+        bool,
+        typer.Option(
+            "--fold-attention-factor",
+            help="Fold the attention factor into the queries, for runtimes that compute their own.",
+        ),
+    ] = False,
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Export what the runtime cannot express, and name the loss.")
     ] = False,
@@ -29,30 +50,34 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint with the longer window, reload it and prove that it is applied."""
-    if to not in TARGETS:
-        raise LongRopeError(f"expected --to {' or '.join(TARGETS)}; found {to!r}")
-    from longrope.export.hf import export_hf
-    from longrope.rope.scaling import RopeScaling
+    from longrope.export.targets import export
 
-    check_output_folder(out)
     quiet_libraries()
-    done = export_hf(
-        model,
-        RopeScaling.load(scaling),
+    done = export(
+        run_or_model,
         out,
+        to=to,
+        scaling_path=scaling,
+        gguf=gguf,
+        fold_attention_factor=fold_attention_factor,
         allow_lossy=allow_lossy,
         original_length=parse_length(original_length) if original_length else None,
         trust_remote_code=trust_remote_code,
     )
     if as_json:
-        print_json({"checkpoint": str(done.path), "verification": asdict(done.verification), "losses": done.losses})
+        print_json(done.to_json())
         return
-    check = done.verification
-    output.print(f"wrote {done.path}")
-    output.print(
-        f"reloaded with transformers: frequencies equal to {check.max_frequency_error:.1e}, "
-        f"logits to {check.max_logit_error_short:.1e} inside and {check.max_logit_error_long:.1e} beyond "
-        "the original window"
-    )
+    output.print(f"wrote {done.path} from {done.model} and {done.scaling_path}")
+    if check := done.verification:
+        output.print(
+            f"reloaded with transformers: frequencies equal to {check.max_frequency_error:.1e}, "
+            f"logits to {check.max_logit_error_short:.1e} inside and {check.max_logit_error_long:.1e} beyond "
+            "the original window"
+        )
     for loss in done.losses:
         output.print(f"lost: {loss}")
+    for note in done.notes:
+        output.print(note)
+    for serving in done.servings:
+        for line in serving.lines():
+            output.print(line)

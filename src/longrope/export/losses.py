@@ -16,7 +16,7 @@ def transformers_losses(scaling: RopeScaling) -> list[str]:
     windows = scaling.windows
     if len(windows) > 2:
         dropped = ", ".join(str(window.max_length) for window in windows[1:-1])
-        losses.append(f"the windows to {dropped} tokens: only the shortest and the longest window are kept")
+        losses.append(f"the windows to {dropped} tokens: transformers has two regimes and one switch")
     start_tokens = {window.max_length: window.start_tokens for window in windows if window.start_tokens}
     if start_tokens:
         found = ", ".join(f"{n_hat} (window to {length})" for length, n_hat in start_tokens.items())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.export.forms import Expression
+from longrope.export.tensors import Change
 from longrope.models.install import install, uninstall
-from longrope.models.load import load_model
+from longrope.models.load import load_config, load_model, load_tokenizer
+from longrope.rope.geometry import text_config
 from longrope.rope.scaling import RopeScaling
 
 _FREQUENCY_TOLERANCE = 1e-5  # relative: theirs are float32
+_EXACT, _LOW = 1e-3, 5e-2  # of the largest logit: computed in float32, or with bfloat16 or float16 somewhere
+_TEXT = "It's 3.14159 — don't  WAIT:\n\tif x_1 != 2048: print('Grüße, 世界! 🙂')\n  [INST] <s> </s>"
 _PROBE = 64  # tokens on each side of the switch
 _SMALL = 4 * 2**30  # bytes of weights up to which the comparison is made in float32
 
@@ -32,27 +36,42 @@ class Verification:
     max_logit_error_long: float
 
 
-def verify_hf(path: Path, scaling: RopeScaling, *, trust_remote_code: bool = False) -> Verification:
-    """Reload `path` and compare with the two windows of `scaling` installed in the same weights, around the switch.
+def verify_hf(
+    path: Path,
+    expression: Expression,
+    *,
+    source: str | None = None,
+    changes: Mapping[str, Change] | None = None,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """Reload `path` and compare with `expression.effective` installed in the source's weights, around the switch.
 
-    The comparison is made on the CPU, in float32 for checkpoints below 4 GiB, else in the checkpoint's own dtype.
+    `source` names the model that the weights were made from, `changes` what was folded into which of them; without, the
+    weights are the source's own. The comparison is made on the CPU, in float32 for checkpoints below 4 GiB, else in the
+    checkpoint's own dtype.
+
     Raises LongRopeError when a frequency, an attention factor or a logit differs.
     """
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    dtype = "float32" if size < _SMALL else "checkpoint"
-    model = load_model(str(path), dtype=dtype, trust_remote_code=trust_remote_code)
-    switch = scaling.windows[0].max_length
+    options: dict[str, Any] = {
+        "dtype": "float32" if size < _SMALL else "checkpoint",
+        "trust_remote_code": trust_remote_code,
+    }
+    switch, target = expression.switch, expression.stated.target_length
     inside = torch.arange(min(_PROBE, switch))
-    beyond = torch.arange(max(0, switch - _PROBE), min(scaling.target_length, switch + _PROBE))
-    theirs = [_logits(model, positions) for positions in (inside, beyond)]
-    frequency_error = _compare_frequencies(model, scaling)
-    # The reloaded weights with our module in place of theirs: only the rotary embedding can differ.
-    with _installed(model, scaling):
-        ours = [_logits(model, positions) for positions in (inside, beyond)]
+    beyond = torch.arange(max(0, switch - _PROBE), min(target, switch + _PROBE))
+    probes = (inside, beyond)
+    ours = None if source is None else _source_logits(load_model(source, **options), expression, changes or {}, probes)
+    model = load_model(str(path), **options)
+    theirs = [_logits(model, positions) for positions in probes]
+    frequency_error = compare_frequencies(model, expression.stated)
+    # Without a source, the reloaded weights with our module in place of theirs: only the rotary embedding can differ.
+    ours = ours or _installed_logits(model, expression.effective, probes)
     errors = []
-    for regime, positions, mine, reloaded in zip(("inside", "beyond"), (inside, beyond), ours, theirs, strict=True):
+    for regime, positions, mine, reloaded in zip(("inside", "beyond"), probes, ours, theirs, strict=True):
         error = float((mine - reloaded).abs().max())
-        if not error <= _tolerance(model, positions) * max(1.0, float(mine.abs().max())):
+        # Folded weights are rounded to their dtype, which may be a short one whatever is computed in.
+        if not error <= (_LOW if changes else _tolerance(model, positions)) * float(mine.abs().max()):
             raise LongRopeError(
                 f"the reloaded checkpoint differs {regime} the window of {switch} tokens: logits by {error:.3g}; "
                 "this model class does not apply the scaling"
@@ -61,17 +80,54 @@ def verify_hf(path: Path, scaling: RopeScaling, *, trust_remote_code: bool = Fal
     return Verification(frequency_error, *errors)
 
 
+def verify_tokenizer(path: Path, source: str, *, trust_remote_code: bool = False) -> None:
+    """Raise LongRopeError when the relabelled checkpoint in `path` splits a text otherwise than `source` does.
+
+    transformers chooses tokenizer classes, and mends some, by the model type in config.json.
+    """
+    if not any(path.glob("tokenizer*")):
+        return
+    theirs, ours = (load_tokenizer(name, trust_remote_code=trust_remote_code) for name in (source, str(path)))
+    if theirs(_TEXT).input_ids != ours(_TEXT).input_ids:
+        raise LongRopeError(
+            f"as {load_config(str(path)).model_type} the tokenizer of {source} gives other tokens; use --to hf"
+        )
+
+
+def _source_logits(
+    model: PreTrainedModel, expression: Expression, changes: Mapping[str, Change], probes: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """Logits of the source with the effective scaling; the stated one with `changes` must give the same.
+
+    The changes are made in memory, where nothing is rounded to the dtype of the file: what differs is a mistake.
+    """
+    ours = _installed_logits(model, expression.effective, probes)
+    if not changes:
+        return ours
+    for name, change in changes.items():
+        parameter = model.get_parameter(name)
+        parameter.data = change(parameter.data.double()).to(parameter.dtype)
+    folded = _installed_logits(model, expression.stated, probes)
+    for positions, mine, other in zip(probes, ours, folded, strict=True):
+        error = float((mine - other).abs().max())
+        if not error <= _tolerance(model, positions) * float(mine.abs().max()):
+            raise LongRopeError(
+                f"folding the attention factor changes the logits of {type(model).__name__} by {error:.3g}; "
+                "leave out --fold-attention-factor"
+            )
+    return ours
+
+
 def _tolerance(model: PreTrainedModel, positions: Tensor) -> float:
     """Of the largest logit. transformers' float32 angles at position n are off by up to n·2⁻²⁴, ours are not."""
-    rounding = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    rounding = _EXACT if model.dtype in (torch.float32, torch.float64) else _LOW
     return rounding + 4.0 * float(positions.max()) * 2.0**-24
 
 
-@contextmanager
-def _installed(model: PreTrainedModel, scaling: RopeScaling) -> Iterator[None]:
+def _installed_logits(model: PreTrainedModel, scaling: RopeScaling, probes: tuple[Tensor, ...]) -> list[Tensor]:
     install(model, scaling)
     try:
-        yield
+        return [_logits(model, positions) for positions in probes]
     finally:
         uninstall(model)
 
@@ -83,35 +139,43 @@ def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:
     return logits
 
 
-def _compare_frequencies(model: PreTrainedModel, scaling: RopeScaling) -> float:
-    """Largest relative error of the reloaded rotary's two frequency lists; its attention factor must agree too."""
-    rotary = _longrope_module(model)
-    prefix = "full_attention_" if hasattr(rotary, "full_attention_inv_freq") else ""
-    worst = 0.0
-    for name, window in (("original_inv_freq", scaling.windows[0]), ("long_inv_freq", scaling.windows[-1])):
-        found = getattr(rotary, prefix + name, None)
-        if found is None:
-            raise LongRopeError(f"the reloaded {type(model).__name__} has no {name}: it does not apply longrope")
-        expected = scaling.geometry.inv_freq / np.asarray(window.factors)
-        if found.shape != expected.shape:
-            raise LongRopeError(f"the reloaded {name} has {tuple(found.shape)} pairs, expected {expected.shape}")
-        worst = max(worst, float(np.abs(found.double().cpu().numpy() / expected - 1.0).max()))
-    if worst > _FREQUENCY_TOLERANCE:
-        raise LongRopeError(f"the reloaded checkpoint's frequencies differ by {worst:.3g} from the scaling's")
-    attention = float(getattr(rotary, f"{prefix}attention_scaling"))
-    if abs(attention - scaling.windows[-1].attention_factor) > 1e-6:
-        raise LongRopeError(
-            f"the reloaded attention factor is {attention}, expected {scaling.windows[-1].attention_factor}"
-        )
-    return worst
+def compare_frequencies(model: PreTrainedModel, scaling: RopeScaling) -> float:
+    """Largest relative error of the two frequency lists of every rotary module, whose attention factors must agree too.
 
-
-def _longrope_module(model: PreTrainedModel) -> Any:
-    modules: list[nn.Module] = [
-        module
-        for module in model.modules()
-        if any(key.endswith("original_inv_freq") for key, _ in module.named_buffers(recurse=False))
+    Raises LongRopeError where one differs, and where no module, or not every one, is rescaled.
+    """
+    text = text_config(model.config)
+    modules: list[tuple[str, Any]] = [
+        (name, module)
+        for name, module in model.named_modules()
+        if _longrope_prefix(module) is not None and getattr(module, "config", text).model_type == text.model_type
     ]
     if not modules:
         raise LongRopeError(f"the reloaded {type(model).__name__} has no rotary module that transformers can rescale")
-    return modules[0]
+    return max(_compare(name, module, scaling) for name, module in modules)
+
+
+def _longrope_prefix(module: nn.Module) -> str | None:
+    """What precedes the names of a rotary module's buffers of scaled layers: a layer type where there are several."""
+    names = [name for name, _ in module.named_buffers(recurse=False)]
+    prefixes = ("full_attention_", "")
+    return next((prefix for prefix in prefixes if f"{prefix}original_inv_freq" in names), None)
+
+
+def _compare(name: str, module: Any, scaling: RopeScaling) -> float:
+    prefix = _longrope_prefix(module)
+    worst = 0.0
+    for buffer, window in (("original_inv_freq", scaling.windows[0]), ("long_inv_freq", scaling.windows[-1])):
+        found = getattr(module, f"{prefix}{buffer}", None)
+        if found is None:
+            raise LongRopeError(f"the reloaded {name} has no {buffer}: it does not apply longrope")
+        expected = scaling.geometry.inv_freq / np.asarray(window.factors)
+        if found.shape != expected.shape:
+            raise LongRopeError(f"the reloaded {name} has {found.shape[0]} pairs in {buffer}, expected {len(expected)}")
+        worst = max(worst, float(np.abs(found.double().cpu().numpy() / expected - 1.0).max()))
+    if worst > _FREQUENCY_TOLERANCE:
+        raise LongRopeError(f"the reloaded frequencies of {name} differ by {worst:.3g} from the scaling's")
+    attention, expected_m = float(getattr(module, f"{prefix}attention_scaling")), scaling.windows[-1].attention_factor
+    if abs(attention - expected_m) > 1e-6:
+        raise LongRopeError(f"the reloaded attention factor of {name} is {attention}, expected {expected_m}")
+    return worst

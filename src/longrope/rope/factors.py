@@ -125,7 +125,7 @@ def su_attention_factor(geometry: RopeGeometry, target_length: float) -> float:
 def yarn_attention_factor(geometry: RopeGeometry, target_length: float, mscale: float = 1.0) -> float:
     """0.1·mscale·ln s + 1: YaRN's attention factor (Peng et al. 2023, §3.4); 1 where s ≤ 1."""
     ratio = positive_number("target_length", target_length) / geometry.original_length
-    return 0.1 * mscale * math.log(ratio) + 1.0 if ratio > 1 else 1.0
+    return 0.1 * positive_number("mscale", mscale) * math.log(ratio) + 1.0 if ratio > 1 else 1.0
 
 
 ClosedForm = Callable[[RopeGeometry, float], tuple[FloatArray, float]]

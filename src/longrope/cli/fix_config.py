@@ -1,0 +1,37 @@
+"""`longrope fix-config DIR`: the superset config of an export again, after another tool's `save_pretrained`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longrope.cli.common import Json, output, print_json, quiet_libraries
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an exported checkpoint.")],
+    scaling: Annotated[
+        Path | None, typer.Option("--scaling", help="The scaling that was exported, where DIR has no scaling.json.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="How it was exported, where config.json does not say it any more.")
+    ] = None,
+    fold_attention_factor: Annotated[
+        bool, typer.Option("--fold-attention-factor", help="It was exported with --fold-attention-factor.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write every key that some runtime reads into config.json again; weights are not touched."""
+    from longrope.export.fix_config import fix_config
+
+    quiet_libraries()
+    fixed = fix_config(folder, scaling, form=to, folded=fold_attention_factor or None)
+    if as_json:
+        print_json({"config": str(fixed.path), "form": fixed.form, "changes": fixed.changes})
+        return
+    for change in fixed.changes:
+        output.print(change)
+    verdict = f"wrote {fixed.path}" if fixed.changes else f"nothing to change in {fixed.path}"
+    output.print(f"{verdict} (exported --to {fixed.form})")

@@ -1,0 +1,146 @@
+"""The table of runtimes: what each reads of a checkpoint and by which rules it computes; `assets/runtimes.json`, typed.
+
+The rules themselves are in `readings.py` and `rules.py`; here are only their names, with version and source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+SCHEMA = "longrope.runtimes/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesRule:
+    """Where a runtime that reads config.json by itself looks for each value, in its order."""
+
+    dict: list[str]
+    """Keys of the RoPE dictionary."""
+    type: list[str]
+    """Keys of its type."""
+    base: list[str]
+    """`top` for a top-level rope_theta, else the dictionary that holds it."""
+    original_length: list[Literal["top", "dict"]]
+    needs: list[str] = field(default_factory=list)
+    """Keys without which the dictionary is an error."""
+    base_required: bool = False
+    default_original_length: int | None = None
+    su: bool = False
+    """Whether `su`, the old name of `longrope`, is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """One row of the table.
+
+    Texts may hold {path}, {family}, {repair} (how its config.json is mended), {switch} (L), {target} (L') and {engine}.
+    """
+
+    name: str
+    label: str
+    version: str
+    evidence: Literal["executed", "read"]
+    source: str
+    counted: bool
+    """Whether a verdict counts for the exit code when no runtime is named."""
+    reads: Literal["transformers-5", "transformers-4", "files", "gguf"]
+    switch: Literal["forward", "past", "engine", "context", "always"]
+    switch_says: str
+    advice: str
+    """What to do where it applies a window at lengths that are not its own."""
+    repair: str = "{repair}"
+    """What to do where it drops, changes or refuses the scaling."""
+    types: list[str] = field(default_factory=list)
+    """RoPE types whose rules are known; nothing is said about others."""
+    attention: Literal["stated", "stated-4", "mscale", "lengths", "none"] = "stated"
+    yarn_attention: Literal["stated", "formula"] = "stated"
+    yarn_factor: Literal["stated", "lengths"] = "stated"
+    engine: Literal["target", "original", "default"] = "target"
+    """The length that an engine or context is started with."""
+    limits: list[Literal["config", "tokenizer"]] = field(default_factory=list)
+    """What caps the length it serves: max_position_embeddings, the tokenizer's model_max_length."""
+    files: FilesRule | None = None
+    files_families: Mapping[str, FilesRule] = field(default_factory=dict)
+    needs: list[str] = field(default_factory=list)
+    only: list[str] | None = None
+    """Families it has LongRoPE for; None for all."""
+    otherwise: Literal["dropped", "refused"] = "dropped"
+    otherwise_says: str = ""
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    nested_elsewhere: Literal["error", "default", "refused"] = "error"
+    """What becomes of a dictionary per layer type in a class that has one RoPE for all."""
+    renames_su: bool = False
+    multiplies: bool = False
+    crossing: str = ""
+    """What happens to cached keys when a text grows past the switch."""
+    crossing_families: Mapping[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def needs_of(self, family: str) -> list[str]:
+        """The keys without which the RoPE dictionary of `family` is an error."""
+        return self.needs if self.files is None else self.files_rule(family).needs
+
+    def files_rule(self, family: str) -> FilesRule:
+        """Where this runtime looks for the RoPE of `family`."""
+        rule = self.files_families.get(family, self.files)
+        if rule is None:
+            raise ValueError(f"the table says nothing about where {self.name} looks in config.json")
+        return rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelClass:
+    """How the transformers class of a model type differs from Llama's, where the RoPE is read."""
+
+    base: float = 10_000.0
+    base_4: float | None = None
+    partial: float = 1.0
+    head_dim: int | Literal["none"] | None = None
+    head_dim_4: Literal["none"] | None = None
+    original_length: int | None = None
+    layers: Literal["flat", "declared", "nested"] = "flat"
+    keys_4: int | None = None
+    only_5: bool = False
+    mscale: bool = False
+    short_only_5: bool = False
+
+
+@cache
+def runtimes() -> dict[str, Runtime]:
+    """All runtimes by name, in the order of the table."""
+    return {row["name"]: _runtime(row) for row in _file()["runtimes"]}
+
+
+def as_of() -> str:
+    """The day of the table, ISO 8601."""
+    return str(_file()["as_of"])
+
+
+def model_class(family: str) -> ModelClass:
+    """The class of a model type; one that is not in the table is taken to be like Llama's."""
+    return ModelClass(**_file()["classes"].get(family, {}))
+
+
+def known_families() -> frozenset[str]:
+    """The model types in the table."""
+    return frozenset(_file()["classes"])
+
+
+def _runtime(row: dict[str, Any]) -> Runtime:
+    files = row.get("files")
+    families = {family: FilesRule(**files | changes) for family, changes in row.get("files_families", {}).items()}
+    return Runtime(**row | {"files": FilesRule(**files) if files else None, "files_families": families})
+
+
+@cache
+def _file() -> dict[str, Any]:
+    text = resources.files("longrope").joinpath("assets", "runtimes.json").read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"assets/runtimes.json has schema {content['schema']!r}, this code reads {SCHEMA!r}")
+    return content

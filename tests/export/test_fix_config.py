@@ -1,0 +1,164 @@
+"""fix-config: the superset again after another tool's save, nothing where nothing is lost, and never a guess."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from longrope.errors import LongRopeError
+from longrope.export.fix_config import fix_config
+from longrope.export.hf import export_hf
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import RopeScaling, Window
+from tests.export.sources import SU, TARGET, WINDOW, plain_logits, save_model, scaled_logits, scaling_of
+
+ROPE_KEYS = (
+    "rope_scaling",
+    "rope_parameters",
+    "rope_theta",
+    "rope_local_base_freq",
+    "partial_rotary_factor",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "head_dim",
+    "longrope",
+)
+
+
+def read(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def rope(folder):
+    return {key: value for key, value in read(folder).items() if key in ROPE_KEYS}
+
+
+def edit(folder, **changes):
+    config = {key: value for key, value in (read(folder) | changes).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A plain hf export."""
+    source = save_model(tmp_path / "source", "llama")
+    return export_hf(str(source), scaling_of(source, SU), tmp_path / "out").path
+
+
+@pytest.mark.parametrize(
+    ("family", "form", "m", "fold"),
+    [
+        ("llama", "hf", 1.0, False),
+        ("llama", "hf", 1.0, True),
+        ("llama", "hf-unified", SU, False),
+        ("llama", "phi3", SU, False),
+        ("llama", "phi3", 1.0, True),
+        ("stablelm", "hf", SU, False),
+        ("gemma3_text", "hf", 1.0, True),
+    ],
+)
+def test_save_pretrained_is_undone(family, form, m, fold, tmp_path):
+    source = save_model(tmp_path / "source", family)
+    scaling = scaling_of(source, m)
+    out = export_hf(str(source), scaling, tmp_path / "out", form=form, fold_attention_factor=fold).path
+    before = rope(out)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    model.save_pretrained(out)
+    assert "rope_scaling" not in read(out)  # what fix-config is for
+    fixed = fix_config(out)
+    assert fixed.form == form
+    assert any(change.startswith("rope_scaling: added") for change in fixed.changes)
+    assert rope(out) == before
+    content = (out / "config.json").read_bytes()
+    assert fix_config(out).changes == []
+    assert (out / "config.json").read_bytes() == content
+    if form != "hf-unified":
+        found, expected = plain_logits(out, WINDOW, TARGET), scaled_logits(source, scaling, WINDOW, TARGET)
+        for mine, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=2e-5 * float(other.abs().max()))
+
+
+def test_another_folder_with_the_scaling_given(exported, tmp_path):
+    AutoModelForCausalLM.from_pretrained(exported).save_pretrained(tmp_path / "merged")
+    with pytest.raises(LongRopeError, match="there is no scaling at"):
+        fix_config(tmp_path / "merged")
+    fix_config(tmp_path / "merged", exported / "scaling.json")
+    assert rope(tmp_path / "merged") == rope(exported)
+
+
+def test_what_changed_is_said(exported):
+    edit(exported, rope_theta=5e5, max_position_embeddings=512, rope_scaling=None)
+    changes = fix_config(exported).changes
+    assert "max_position_embeddings: 512 -> 256" in changes
+    assert "rope_theta: 500000.0 -> 10000.0" in changes
+    assert any(change.startswith("rope_scaling: added, {rope_type, type,") for change in changes)
+    assert read(exported)["rope_scaling"]["rope_theta"] == 10000.0
+
+
+def test_a_lost_base_comes_back(exported):
+    """A tool of transformers 4 reads rope_parameters as nothing, and leaves its default base."""
+    before = rope(exported)
+    edit(exported, rope_scaling=None, rope_theta=7777.0, rope_parameters={"rope_type": "default", "rope_theta": 7777.0})
+    fix_config(exported)
+    assert rope(exported) == before
+
+
+def test_without_the_record_nothing_is_guessed(exported):
+    before = rope(exported)
+    edit(exported, longrope=None, rope_scaling=None)
+    content = (exported / "config.json").read_bytes()
+    with pytest.raises(LongRopeError, match="does not say how it was exported"):
+        fix_config(exported)
+    with pytest.raises(LongRopeError, match="expected a form of"):
+        fix_config(exported, form="gguf")
+    with pytest.raises(LongRopeError, match="expected the Phi-3 model"):
+        fix_config(exported, form="phi3")
+    assert (exported / "config.json").read_bytes() == content
+    fix_config(exported, form="hf")
+    assert rope(exported) == before
+
+
+def test_contradictions_are_refused(exported, tmp_path):
+    content = (exported / "config.json").read_bytes()
+    scaling = RopeScaling.load(exported / "scaling.json")
+    other = RopeScaling(scaling.geometry, (scaling.windows[0], Window(TARGET, (4.0,) * 8, 0, SU)))
+    other.save(tmp_path / "other.json")
+    cases = (
+        ({"form": "hf-unified"}, "the export had --to hf; found --to hf-unified"),
+        ({"folded": True}, "--fold-attention-factor False; found --fold-attention-factor True"),
+        ({"scaling_path": tmp_path / "other.json"}, "exported with another scaling"),
+        ({"scaling_path": tmp_path / "none.json"}, "there is no scaling at"),
+    )
+    for options, reason in cases:
+        with pytest.raises(LongRopeError, match=reason):
+            fix_config(exported, **options)
+    assert (exported / "config.json").read_bytes() == content
+    edit(exported, longrope={"form": 3})
+    with pytest.raises(LongRopeError, match="expected the record of an export"):
+        fix_config(exported)
+
+
+def test_a_scaling_of_another_model_is_refused(exported, tmp_path):
+    other = save_model(tmp_path / "other", "llama", head_dim=32)
+    scaling_of(other, SU).save(tmp_path / "other.json")
+    edit(exported, longrope=None)
+    with pytest.raises(LongRopeError, match="the scaling is for rotary_dim 32; this model has rotary_dim 16"):
+        fix_config(exported, tmp_path / "other.json", form="hf")
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(LongRopeError, match=r"config\.json; found none"):
+        fix_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    RopeScaling.original(RopeGeometry(16, 10000.0, WINDOW)).save(tmp_path / "scaling.json")
+    with pytest.raises(LongRopeError, match="expected JSON"):
+        fix_config(tmp_path)
+
+
+def test_transformers_keeps_the_record(exported, tmp_path):
+    config = AutoConfig.from_pretrained(exported)
+    config.save_pretrained(tmp_path / "config")
+    assert read(tmp_path / "config")["longrope"] == read(exported)["longrope"]
