@@ -9,6 +9,7 @@
 | `book:NAME` | a book shipped with the package |
 | `hf:NAME[:CONFIG][@SPLIT]` | the rows of a dataset over the network; split `train` if none is named |
 | `hf:NAME[:CONFIG]@SPLIT[:N]` | the first N of them |
+| a `Document` | itself: what is in memory already |
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ __all__ = [
 ]
 
 
-def read_documents(source: str | Path, *, field: str = "text", limit: int | None = None) -> list[Document]:
+Source = str | Path | Document
+
+
+def read_documents(source: Source, *, field: str = "text", limit: int | None = None) -> list[Document]:
     """The documents of one source, at most `limit` of them (what lies behind the limit is not read or checked).
 
     A `Path` is always a file or folder; a string may also carry a prefix. Identical documents are all returned.
@@ -46,7 +50,7 @@ def read_documents(source: str | Path, *, field: str = "text", limit: int | None
     return list(islice(_iterate(source, field), limit))
 
 
-def read_all(sources: Sequence[str | Path], *, field: str = "text", limit: int | None = None) -> list[Document]:
+def read_all(sources: Sequence[Source], *, field: str = "text", limit: int | None = None) -> list[Document]:
     """The documents of several sources in their order, each text once: the first of identical ones is kept.
 
     `limit` counts per source. Who wants to tell the user what was dropped calls `drop_duplicates` himself.
@@ -57,7 +61,9 @@ def read_all(sources: Sequence[str | Path], *, field: str = "text", limit: int |
     return drop_duplicates(documents)[0]
 
 
-def _iterate(source: str | Path, field: str) -> Iterator[Document]:
+def _iterate(source: Source, field: str) -> Iterator[Document]:
+    if isinstance(source, Document):
+        return iter([source])
     if isinstance(source, str):
         prefix, _, rest = source.partition(":")
         if prefix == "book":

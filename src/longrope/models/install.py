@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.rotary import LongRopeRotary
+from longrope.models.switch import hook_generation, unhook_generation
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_types
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -90,11 +91,13 @@ def install(model: PreTrainedModel, scaling: RopeScaling) -> Installed:
             f"{type(model).__name__} ignores its rotary module: logits are the same for different rescale factors, "
             "so no scaling can be installed"
         )
+    hook_generation(installed)
     return installed
 
 
 def uninstall(model: PreTrainedModel) -> None:
     """Put the model's own rotary modules back; without an installed scaling, nothing happens."""
+    unhook_generation(model)
     for name, module in _named_modules(model):
         if isinstance(module, LongRopeRotary):
             _place(model, name, module.original)

@@ -108,8 +108,11 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
     place = resolve(name)
     local = Path(place).is_dir()
     unreachable = "" if local else _why_unreachable(place)
+    offline = local or bool(unreachable)
+    if what == "model":  # where peft is installed, an adapter is looked for, and that looks at its own options only
+        options["adapter_kwargs"] = {"local_files_only": offline}
     try:
-        return load(place, local_files_only=local or bool(unreachable), **options)
+        return load(place, local_files_only=offline, **options)
     except Exception as error:  # transformers raises many kinds; what it said is passed on in one line
         not_here = unreachable and isinstance(error, OSError)
         reason = f"the hub cannot be reached: {unreachable}" if not_here else one_line(error)

@@ -50,7 +50,7 @@ def token_nll(
     hidden_BTH = output.last_hidden_state[:, start:-1]
     targets = input_ids[:, start + 1 :]
     if chunk_size is None:
-        chunk_size = max(1, _LOGITS_BUDGET // (batch * model.config.get_text_config().vocab_size))
+        chunk_size = _chunk_size(model, batch)
 
     def piece(hidden: Tensor, target: Tensor) -> Tensor:
         logits = _head(model, output, hidden)
@@ -64,6 +64,18 @@ def token_nll(
     return torch.cat(
         [scored(hidden_BTH[:, at : at + chunk_size], targets[:, at : at + chunk_size]) for at in starts], dim=1
     )
+
+
+def top_tokens(model: PreTrainedModel, input_ids: Tensor, *, chunk_size: int | None = None) -> Tensor:
+    """The most likely next token after every position: `input_ids` (B, T) -> int64 (B, T).
+
+    `chunk_size` is the number of positions whose logits exist at once (by default what fits 128 MiB).
+    """
+    output = _base_output(model, input_ids)
+    if chunk_size is None:
+        chunk_size = _chunk_size(model, input_ids.shape[0])
+    pieces = torch.split(output.last_hidden_state, chunk_size, dim=1)
+    return torch.cat([_head(model, output, piece).argmax(-1) for piece in pieces], dim=1)
 
 
 def last_logits(model: PreTrainedModel, input_ids: Tensor, count: int) -> Tensor:
@@ -109,6 +121,11 @@ def _base_output(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor
     base = _base_model(model)
     with _chunked_modules(base):
         return base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+
+
+def _chunk_size(model: PreTrainedModel, batch: int) -> int:
+    """Positions of `batch` texts whose logits fit the budget."""
+    return int(max(1, _LOGITS_BUDGET // (batch * model.config.get_text_config().vocab_size)))
 
 
 def _head(model: PreTrainedModel, output: Any, hidden: Tensor) -> Tensor:
