@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ import pytest
 
 from longrope.rope.scaling import RopeScaling
 from longrope.search.critical import CriticalCandidate
-from tests.checkpoints import WINDOW
-
-NEEDLE_LENGTH = 8 * WINDOW  # instruction, needle, question and answer alone take some 300 tokens of the tiny tokenizer
-
+from tests.pipeline.lengths import NEEDLE_LENGTH
 
 GRADIENT = ("--method", "gradient", "--steps", 4, "--samples", 2)
 LONGROPE2 = ("--method", "longrope2", "--population", 4, "--iterations", 1, "--samples", 2)
+
+BASELINES = {"none", "pi", "ntk", "ntk-critical", "dynamic-ntk", "yarn"}
 
 
 def run(
@@ -40,11 +40,11 @@ def test_gradient_end_to_end(cli: Callable[..., Any], checkpoint: Path, texts: P
     found = run(cli, checkpoint, texts, out, 256, *GRADIENT, "--attention-factor", 1)
     assert (found["method"], found["objective"]) == ("gradient", "perplexity")
     assert "critical_dim" not in found
-    assert set(found["baselines"]) == {"none", "pi", "ntk", "ntk-critical", "dynamic-ntk", "yarn"}
+    assert set(found["baselines"]) == BASELINES
     rows = [line for line in lines_of(out) if "baseline" not in line]
-    assert len(rows) == found["evaluations"] == (4 + 1 + 4 + 1 + 1) + (5 + 1 + 4 + 1 + 1) + 1
+    assert len(rows) == found["evaluations"] == (8 + 1 + 4 + 1 + 1) + (9 + 1 + 4 + 1 + 1) + 1
     # A forward counts 1 and a gradient 3 per token: races and the end on 2 texts, validations on 3, steps on 1.
-    assert found["token_passes"] == 128 * (4 * 2 + 3 * 3 + 4 * 3) + 256 * (5 * 2 + 3 * 3 + 4 * 3 + 2)
+    assert found["token_passes"] == 128 * (8 * 2 + 3 * 3 + 4 * 3) + 256 * (9 * 2 + 3 * 3 + 4 * 3 + 2)
     steps = [row for row in rows if "gradient" in row]
     assert len(steps) == 8
     assert all(len(row["gradient"]) == 17 and row["samples"] in ([0], [1]) for row in steps)
@@ -73,7 +73,7 @@ def test_gradient_on_needles_learns_the_attention_factor(
     assert {window.attention_factor for window in scaling.windows} == {rows[-1]["attention_factor"]}
 
 
-@pytest.mark.parametrize("kept", [3, 9, 14, 22])
+@pytest.mark.parametrize("kept", [3, 9, 17, 33])
 def test_a_gradient_search_cut_off_anywhere_comes_to_the_same_end(
     cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, kept: int
 ) -> None:
@@ -98,22 +98,150 @@ def test_longrope2_end_to_end_and_resumed(
     assert found["token_passes"] == 6 * 2 * NEEDLE_LENGTH
     assert 1 <= found["critical_dim"] <= 5
     assert {"yarn-rcd", "ntk-rcd", "yarn", "ntk-critical"} <= set(found["baselines"])
-    rows = [line for line in lines_of(whole) if "critical_dim" in line]
+    rows = [line for line in lines_of(whole) if "critical_dim" in line and "split" not in line]
     assert len(rows) == 6
     best = min(rows, key=lambda row: row["loss"])
     assert (best["critical_dim"], best["loss"]) == (found["critical_dim"], found["best_loss"])
     factors = RopeScaling.load(whole / "scaling.json").windows[-1].factors
     assert factors == CriticalCandidate(best["critical_dim"], tuple(best["steps"])).factors
     assert json.loads((whole / "search.json").read_text())["critical_dim"] == found["critical_dim"]
+    # What plain perplexity would have chosen, asked when the search was over: not part of its cost.
+    others = [line for line in lines_of(whole) if line.get("split") == "other"]
+    dims = {row["critical_dim"] for row in rows}
+    assert {row["critical_dim"] for row in others} == dims
+    reported = {row["critical_dim"]: row for row in found["critical_dims"]["losses"]}
+    for row in others:
+        dim = row["critical_dim"]
+        own = min(one["loss"] for one in rows if one["critical_dim"] == dim)
+        assert reported[dim] == {"critical_dim": dim, "needle": own, "perplexity": row["loss"]}
+    least = min(others, key=lambda row: row["loss"])
+    assert found["critical_dims"]["chosen_by"] == {
+        "needle": found["critical_dim"],
+        "perplexity": least["critical_dim"],
+    }
     lines = (whole / "search.jsonl").read_text().splitlines(keepends=True)
-    assert len(lines) == 1 + 6 + 6 + 2  # header, baselines, candidates, and the two with the dimension found
+    # Header, baselines, candidates, the other objective's losses, and the two forms with the dimension found.
+    assert len(lines) == 1 + 6 + 6 + len(dims) + 2
     out.mkdir()
-    for kept in (9, 14):  # among the candidates, and within the last two
+    for kept in (9, 14, len(lines) - 1):  # among the candidates, the other losses, and within the last two
         (out / "search.jsonl").write_text("".join(lines[:kept]))
-        assert (
-            run(cli, checkpoint, texts, out, NEEDLE_LENGTH, *LONGROPE2, "--resume")["baselines"] == found["baselines"]
-        )
+        again = run(cli, checkpoint, texts, out, NEEDLE_LENGTH, *LONGROPE2, "--resume")
+        assert again | {"scaling": ""} == found | {"scaling": ""}
         assert (out / "search.jsonl").read_text() == "".join(lines)
+
+
+def test_a_dimension_too_low_for_the_closed_forms_costs_no_result(
+    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    """8^15 at the last pair of NTK-rcd is more than a window holds; the candidate itself is at most 16."""
+    more = ("--method", "longrope2", "--population", 1, "--iterations", 0, "--samples", 1)
+    found = run(cli, checkpoint, texts, tmp_path / "run", NEEDLE_LENGTH, *more)
+    assert found["critical_dim"] == 1
+    assert set(found["baselines"]) == BASELINES
+    assert (tmp_path / "run" / "scaling.json").exists()
+
+
+CMA = ("--evaluations", 11, "--samples", 2)  # one generation
+
+
+@pytest.mark.parametrize("method", ["hybrid", "cma"])
+def test_cma_and_hybrid_end_to_end_and_cut_off(
+    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, method: str
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    more = ("--method", method, *CMA, "--steps", 2, "--no-continuation")
+    found = run(cli, checkpoint, texts, whole, 128, *more)
+    assert (found["method"], found["objective"]) == (method, "perplexity")
+    rows = [line for line in lines_of(whole) if "baseline" not in line]
+    assert len(rows) == found["evaluations"]
+    full = [row for row in rows if row["split"] == "search" and row["samples"] is None]
+    best = next(row for row in full if row["loss"] == found["best_loss"])
+    window = RopeScaling.load(whole / "scaling.json").windows[-1]
+    assert list(window.factors) == best["factors"]
+    if method == "cma":
+        assert len(rows) == 8 + 1 + 11
+        assert found["token_passes"] == 128 * 2 * len(rows)
+        assert found["best_loss"] == min(row["loss"] for row in full)
+    else:
+        validated = [row for row in rows if row["split"] == "validation"]
+        chosen = min(validated, key=lambda row: row["loss"])
+        assert chosen["factors"] == best["factors"]
+        assert {row["split"] for row in rows} == {"search", "validation"}
+    lines = (whole / "search.jsonl").read_text().splitlines(keepends=True)
+    out.mkdir()
+    for kept in (10, len(lines) - 6, len(lines) - 1):  # in the race, in the generation, before the end
+        (out / "search.jsonl").write_text("".join(lines[:kept]))
+        again = run(cli, checkpoint, texts, out, 128, *more, "--resume")
+        assert again | {"scaling": ""} == found | {"scaling": ""}
+        assert (out / "search.jsonl").read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize("method", ["longrope", "longrope2"])
+def test_racing_end_to_end_and_cut_off(
+    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, method: str
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    more = ("--method", method, "--population", 8, "--iterations", 3, "--samples", 3, "--racing", "on")
+    found = run(cli, checkpoint, texts, whole, NEEDLE_LENGTH, *more)
+    rows = [line for line in lines_of(whole) if "steps" in line and "split" not in line]
+    assert len(rows) == found["evaluations"]
+    assert found["token_passes"] == NEEDLE_LENGTH * len(rows)  # a text at a time
+    scored: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        scored.setdefault(json.dumps(row["steps"]), []).append(row)
+    assert 8 < len(scored) <= 8 + 3 * 4
+    assert all([row["samples"] for row in one] == [[n] for n in range(len(one))] for one in scored.values())
+    complete = {steps: one for steps, one in scored.items() if len(one) == 3}
+    assert len(complete) < len(scored)
+    losses = {steps: sum(row["loss"] for row in one) / 3 for steps, one in complete.items()}
+    assert found["best_loss"] == pytest.approx(min(losses.values()), rel=1e-3 if method == "longrope2" else 1e-9)
+    lines = (whole / "search.jsonl").read_text().splitlines(keepends=True)
+    out.mkdir()
+    for kept in (20, len(lines) - 9):
+        (out / "search.jsonl").write_text("".join(lines[:kept]))
+        again = run(cli, checkpoint, texts, out, NEEDLE_LENGTH, *more, "--resume")
+        assert again | {"scaling": ""} == found | {"scaling": ""}
+        assert (out / "search.jsonl").read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--method", "longrope", "--population", 4, "--iterations", 0, "--samples", 1),
+        (*GRADIENT, "--no-continuation"),
+        ("--method", "cma", *CMA),
+    ],
+)
+def test_every_method_reports_the_forms_with_a_given_dimension(
+    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, more: tuple[object, ...]
+) -> None:
+    """And searches as it would without."""
+    runs = [
+        run(cli, checkpoint, texts, tmp_path / name, 256, *more, *dim)
+        for name, dim in (("plain", ()), ("three", ("--critical-dim", 3)), ("five", ("--critical-dim", 5)))
+    ]
+    plain, three, five = (one["baselines"] for one in runs)
+    assert set(plain) == BASELINES
+    assert set(three) == set(five) == BASELINES | {"yarn-rcd", "ntk-rcd"}
+    assert all("critical_dim" not in one for one in runs)
+    # d_tcd of the checkpoint is 5: with it, NTK-rcd is NTK by critical dimension, and YaRN-rcd is YaRN.
+    assert (five["ntk-rcd"], five["yarn-rcd"]) == (five["ntk-critical"], five["yarn"])
+    assert three["ntk-rcd"] != five["ntk-rcd"]
+    assert three["yarn-rcd"] != five["yarn-rcd"]
+    assert len({one["best_loss"] for one in runs}) == 1
+    assert {one["token_passes"] for one in runs} == {runs[0]["token_passes"]}
+
+
+def test_longrope2_with_a_given_dimension(
+    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    found = run(cli, checkpoint, texts, tmp_path / "run", NEEDLE_LENGTH, *LONGROPE2, "--critical-dim", 7)
+    rows = [line for line in lines_of(tmp_path / "run") if "steps" in line]
+    assert {row["critical_dim"] for row in rows} == {found["critical_dim"]} == {7}
+    assert found["critical_dims"]["chosen_by"] == {"needle": 7, "perplexity": 7}
+    assert set(found["baselines"]) == BASELINES | {"yarn-rcd", "ntk-rcd"}
+    names = [line["baseline"] for line in lines_of(tmp_path / "run") if "baseline" in line]
+    assert len(names) == len(set(names))
 
 
 def test_the_table_names_the_critical_dimension(
@@ -131,7 +259,7 @@ def test_the_table_names_the_critical_dimension(
         *LONGROPE2,
     )
     assert ran.code == 0
-    assert "real critical dimension: pair" in ran.out
+    assert re.search(r"real critical dimension: pair \d+ \(needle loss alone \d+, perplexity loss alone \d+\)", ran.out)
     assert "ntk-rcd" in ran.out
 
 
@@ -144,6 +272,16 @@ def test_the_table_names_the_critical_dimension(
         (("--method", "gradient", "--knots", 40), "2 to 16 knots"),
         (("--method", "gradient", "--learning-rate", 0), "learning rate must be positive"),
         (("--method", "gradient", "--start-tokens", 4), "method longrope only"),
+        (
+            ("--method", "cma", "--evaluations", 10),
+            "at least 11 evaluations, a generation of CMA-ES on 12 knots; found 10",
+        ),
+        (("--method", "hybrid", "--no-continuation", "--evaluations", 10), "at least 11 evaluations"),
+        (("--method", "gradient", "--racing", "on"), "racing is for the methods longrope and longrope2"),
+        (("--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
+        (("--method", "longrope2", "--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
+        (("--critical-dim", 0), "a critical dimension of at least 1, found 0"),
+        (("--critical-dim", 1), "the critical dimension 1 is too low for NTK-rcd"),
     ],
 )
 def test_what_makes_no_search_leaves_nothing(
@@ -168,7 +306,7 @@ def test_what_makes_no_search_leaves_nothing(
 def test_another_search_is_not_resumed(cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(cli, checkpoint, texts, out, 128, *GRADIENT)
-    for more in (("--learning-rate", 0.1), ("--knots", 4), ("--seed", 1)):
+    for more in (("--learning-rate", 0.1), ("--knots", 4), ("--seed", 1), ("--critical-dim", 4)):
         ran = cli(
             "search",
             checkpoint,

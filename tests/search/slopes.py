@@ -1,18 +1,24 @@
-"""Gradient searches without a model: a smooth loss with a known minimum, its derivative, and who answers by it."""
+"""Searches by dialogue without a model: a smooth loss with a known minimum, its derivative, and who answers by it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import pytest
 
 from longrope.rope.factors import ntk_aware, pi, yarn
 from longrope.rope.scaling import Window
+from longrope.search.dialogue import DialogueSearch, Stage
 from longrope.search.evaluators import Answer, Question
-from longrope.search.gradient import GradientSearch, GradientSettings, Stage
+from longrope.search.gradient import GradientSearch, GradientSettings
+from longrope.search.log import SearchLog, read_log
 from longrope.search.parametrise import KnotFactors
-from tests.search.targets import GEOMETRY, TARGET_LENGTH
+from longrope.search.run import Conversation, Search, run_search
+from tests.search.targets import GEOMETRY, HEADER, TARGET_LENGTH
 
 ORIGINAL, SAMPLES = GEOMETRY.original_length, 4
 SEEDS = {
@@ -25,6 +31,7 @@ EASY = KnotFactors(GEOMETRY.pairs, 8).factors(np.array([-4.0, -3.0, -2.0, -1.0, 
 """An optimum that 8 knots can express."""
 
 Reply = Callable[[Question], Answer]
+_S = TypeVar("_S", bound=Search)
 
 
 class Quadratic:
@@ -63,14 +70,42 @@ def search_of(*stages: Stage, attention_factor: float = 1.0, **settings: object)
     return GradientSearch(stages or (STAGE,), ORIGINAL, GradientSettings(**settings), attention_factor)  # type: ignore[arg-type]
 
 
-def complete(search: GradientSearch, reply: Reply) -> list[tuple[Question, Answer]]:
+def complete(search: DialogueSearch, reply: Reply) -> list[tuple[Question, Answer]]:
     """Run `search` to its end without a log. Everything it asked, and the answers."""
     said: list[tuple[Question, Answer]] = []
     while not search.done:
-        (question,) = search.ask()
-        said.append((question, reply(question)))
-        search.tell([said[-1][1]])
+        questions = search.ask()
+        answers = [reply(question) for question in questions]
+        said += zip(questions, answers, strict=True)
+        search.tell(answers)
     return said
+
+
+def logged(path: Path, search: _S, evaluator: ReplyEvaluator, *, resume: bool = False) -> _S:
+    """Run `search` to its end with its log at `path`."""
+    with (SearchLog.resume if resume else SearchLog.create)(path, HEADER) as log:
+        conversation = Conversation(evaluator, log)
+        run_search(search, conversation)
+        conversation.finish()
+    return search
+
+
+def check_stops_anywhere(folder: Path, make: Callable[[], Search], reply: Reply) -> None:
+    """Ctrl-C after 0, 1, 2, … answers: when resumed, the same log byte for byte, the same end, nothing asked twice."""
+    whole = ReplyEvaluator(reply)
+    expected = logged(folder / "whole", make(), whole)
+    log = (folder / "whole").read_bytes()
+    assert len(read_log(folder / "whole")[1]) == whole.asked
+    for stop in range(whole.asked):
+        path = folder / f"{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            logged(path, make(), ReplyEvaluator(reply, stop))
+        assert log.startswith(path.read_bytes())
+        resumed = ReplyEvaluator(reply)
+        search = logged(path, make(), resumed, resume=True)
+        assert path.read_bytes() == log
+        assert resumed.asked == whole.asked - stop
+        assert (search.best, search.incumbent) == (expected.best, expected.incumbent)
 
 
 def error_of(window: Window, optimum: np.ndarray) -> float:

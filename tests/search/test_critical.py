@@ -169,7 +169,7 @@ def test_evolution_finds_a_critical_dimension_below_the_theoretical_one(true_dim
     optimiser = Evolution(SPACE, seeds, EvolutionSettings(iterations=25, seed=3))
     while not optimiser.done:
         optimiser.tell([loss(candidate) for candidate in optimiser.ask()])
-    best, found = optimiser.best
+    best, found = optimiser.incumbent
     check_inside(SPACE, best)
     assert abs(best.critical_dim - true_dim) <= 1
     assert found < 0.2 * min(map(loss, seeds))

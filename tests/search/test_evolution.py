@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
+from longrope.search.evaluators import CandidateSearch
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.space import Candidate, SearchSpace
 from tests.search.targets import SEEDS, SETTINGS, SPACE, TARGET_LENGTH, complete, distance
@@ -66,7 +67,7 @@ def test_candidates_are_not_repeated_where_children_often_coincide() -> None:
 
 def test_finds_the_minimum_better_than_seeds_and_random_search(paper_run: tuple[Evolution, list[Candidate]]) -> None:
     optimiser, asked = paper_run
-    best, loss = optimiser.best
+    best, loss = optimiser.incumbent
     assert loss == loss_of(best) == min(map(loss_of, asked))
     rng = np.random.default_rng(1)
     # Random search with as many evaluations: anywhere in the space, and mutations of the seeds only.
@@ -144,7 +145,7 @@ def test_same_seed_same_questions_other_seed_others() -> None:
 
 
 def test_questions_depend_on_the_losses_and_on_nothing_else() -> None:
-    """Asking twice, reading `best` and `done`: none advances the generator. Other losses do change the questions."""
+    """Asking twice, reading `incumbent` and `done`: none advances the generator. Other losses change them."""
     quiet, curious, other = (Evolution(SPACE, SEEDS, SETTINGS) for _ in range(3))
     for _ in range(3):
         generation = quiet.ask()
@@ -152,7 +153,7 @@ def test_questions_depend_on_the_losses_and_on_nothing_else() -> None:
         for optimiser in (quiet, curious):
             optimiser.tell([loss_of(candidate) for candidate in generation])
         other.tell([-loss_of(candidate) for candidate in other.ask()])
-        assert curious.best == quiet.best
+        assert curious.incumbent == quiet.incumbent
         assert not curious.done
     assert quiet.ask() == curious.ask() != other.ask()
 
@@ -170,7 +171,7 @@ def test_losses_that_are_no_numbers_are_worst(bad: float) -> None:
     optimiser = Evolution(recorder.space, SEEDS, settings)
     generation = optimiser.ask()
     optimiser.tell([bad, bad, 5.0, 4.0, bad, 3.0, 6.0, bad])
-    assert optimiser.best == (generation[5], 3.0)
+    assert optimiser.incumbent == (generation[5], 3.0)
     recorder.mutated.clear()
     optimiser.ask()
     assert set(recorder.mutated) <= {generation[index] for index in (2, 3, 5, 6)}
@@ -181,21 +182,23 @@ def test_no_finite_loss_at_all_is_an_error_of_best(bad: float) -> None:
     optimiser = Evolution(SPACE, SEEDS, SETTINGS)
     asked = complete(optimiser, lambda _: bad)
     assert len(asked) == SETTINGS.evaluations
+    assert optimiser.incumbent is None
     with pytest.raises(LongRopeError, match="no candidate had a finite loss"):
-        _ = optimiser.best
+        _ = CandidateSearch(optimiser, lambda candidate: candidate.window(8, 1.0)).best
 
 
 def test_best_before_anything_is_told_is_an_error() -> None:
     optimiser = Evolution(SPACE, SEEDS, SETTINGS)
     optimiser.ask()
+    assert optimiser.incumbent is None
     with pytest.raises(LongRopeError, match="no candidate had a finite loss"):
-        _ = optimiser.best
+        _ = CandidateSearch(optimiser, lambda candidate: candidate.window(8, 1.0)).best
 
 
 def test_of_equal_losses_the_first_asked_is_best() -> None:
     optimiser = Evolution(SPACE, SEEDS, SETTINGS)
     complete(optimiser, lambda _: 1.0)
-    assert optimiser.best == (SEEDS[0], 1.0)
+    assert optimiser.incumbent == (SEEDS[0], 1.0)
 
 
 def generations(loss: Callable[[int], float], patience: int | None) -> int:
@@ -223,14 +226,14 @@ def test_an_exhausted_space_ends_the_search() -> None:
     asked = complete(optimiser, lambda candidate: float(sum(candidate.steps)))
     assert len(set(asked)) == len(asked) <= 15
     assert len(asked) >= 12
-    assert optimiser.best[0] == Candidate((100, 100))
+    assert optimiser.incumbent[0] == Candidate((100, 100))
 
 
 def test_a_space_of_one_point_ends_after_it() -> None:
     space = SearchSpace(pairs=3, upper=1.0)
     optimiser = Evolution(space, [space.snap([1.0] * 3)], EvolutionSettings())
     assert complete(optimiser, lambda _: 2.0) == [Candidate((100, 100, 100))]
-    assert optimiser.best == (Candidate((100, 100, 100)), 2.0)
+    assert optimiser.incumbent == (Candidate((100, 100, 100)), 2.0)
 
 
 def test_no_iterations_is_the_first_generation_only() -> None:

@@ -13,10 +13,10 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.rope.factors import pi, yarn
 from longrope.rope.scaling import Window
+from longrope.search.dialogue import Stage
 from longrope.search.evaluators import Answer, Question
-from longrope.search.gradient import GradientSearch, Stage
-from longrope.search.log import SearchLog, read_log
-from longrope.search.run import Conversation, run_search
+from longrope.search.gradient import GradientSearch
+from longrope.search.log import read_log
 from tests.search.slopes import (
     EASY,
     ORIGINAL,
@@ -25,12 +25,14 @@ from tests.search.slopes import (
     Quadratic,
     Reply,
     ReplyEvaluator,
+    check_stops_anywhere,
     complete,
     error_of,
+    logged,
     search_of,
     validations,
 )
-from tests.search.targets import GEOMETRY, HEADER
+from tests.search.targets import GEOMETRY
 
 # --- losses that are no numbers
 
@@ -101,11 +103,6 @@ def test_nothing_finite_at_all_is_an_error_of_best(bad: float) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_best_before_the_end_is_an_error() -> None:
-    with pytest.raises(LongRopeError, match="not done"):
-        _ = search_of().best
-
-
 def test_a_seed_that_is_no_number_loses_its_race() -> None:
     def reply(question: Question) -> Answer:
         nearest = min(SEEDS, key=lambda name: error_of(question.window, SEEDS[name]))
@@ -120,19 +117,6 @@ def test_a_seed_that_is_no_number_loses_its_race() -> None:
 # --- a conversation that can be stopped
 
 
-def test_asking_twice_and_reading_changes_nothing() -> None:
-    quiet, curious, reply = search_of(steps=6), search_of(steps=6), Quadratic()
-    while not quiet.done:
-        asked = quiet.ask()
-        assert curious.ask() == curious.ask() == asked
-        assert not curious.done
-        for search in (quiet, curious):
-            search.tell([reply(asked[0])])
-    assert curious.done
-    assert quiet.ask() == curious.ask() == []
-    assert curious.best == quiet.best
-
-
 def test_same_seed_same_questions_other_seed_others() -> None:
     def rows(seed: int) -> str:
         return json.dumps([question.row for question, _ in complete(search_of(seed=seed), Quadratic())])
@@ -141,24 +125,8 @@ def test_same_seed_same_questions_other_seed_others() -> None:
     assert len({rows(seed) for seed in range(4)}) > 2
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_tell_of_another_count_is_refused(count: int) -> None:
-    search = search_of()
-    asked = search.ask()
-    with pytest.raises(ValueError, match=f"expected answers to 1 questions, found {count}"):
-        search.tell([Answer(1.0)] * count)
-    assert search.ask() == asked
-
-
-def test_tell_after_the_end_is_refused() -> None:
-    search = search_of(steps=1)
-    complete(search, Quadratic())
-    with pytest.raises(ValueError, match="expected answers to 0 questions, found 1"):
-        search.tell([Answer(1.0)])
-
-
-def descend(path: Path, evaluator: ReplyEvaluator, *, resume: bool = False) -> GradientSearch:
-    """A small search over two stages with its log at `path`."""
+def descent() -> GradientSearch:
+    """A small search over two stages."""
     stages = [
         Stage(
             length=k * ORIGINAL,
@@ -167,12 +135,7 @@ def descend(path: Path, evaluator: ReplyEvaluator, *, resume: bool = False) -> G
         )
         for k in (4, 8)
     ]
-    search = search_of(*stages, steps=6, validate_every=2, knots=5, learn_attention_factor=True)
-    with (SearchLog.resume if resume else SearchLog.create)(path, HEADER) as log:
-        conversation = Conversation(evaluator, log)
-        run_search(search, conversation)
-        conversation.finish()
-    return search
+    return search_of(*stages, steps=6, validate_every=2, knots=5, learn_attention_factor=True)
 
 
 def broken(question: Question) -> Answer:
@@ -187,27 +150,15 @@ def broken(question: Question) -> Answer:
 
 @pytest.mark.parametrize("reply", [Quadratic(), broken], ids=["smooth", "broken"])
 def test_stopped_after_any_question_and_resumed(tmp_path: Path, reply: Reply) -> None:
-    whole = ReplyEvaluator(reply)
-    expected = descend(tmp_path / "whole", whole)
+    check_stops_anywhere(tmp_path, descent, reply)
     log = (tmp_path / "whole").read_bytes()
-    assert len(read_log(tmp_path / "whole")[1]) == whole.asked > 20
+    assert log.count(b"\n") > 21
     assert (b'"nan"' in log) == (reply is broken)
-    for stop in range(whole.asked):
-        path = tmp_path / f"{stop}"
-        with pytest.raises(KeyboardInterrupt):
-            descend(path, ReplyEvaluator(reply, stop))
-        assert log.startswith(path.read_bytes())
-        resumed = ReplyEvaluator(reply)
-        search = descend(path, resumed, resume=True)
-        assert path.read_bytes() == log
-        assert resumed.asked == whole.asked - stop
-        assert search.best == expected.best
-        assert search.chosen_seeds == expected.chosen_seeds
 
 
 def test_the_log_is_what_was_asked_and_told(tmp_path: Path) -> None:
     reply = Quadratic()
-    descend(tmp_path / "log", ReplyEvaluator(reply))
+    logged(tmp_path / "log", descent(), ReplyEvaluator(reply))
     for entry in read_log(tmp_path / "log")[1]:
         row, gradient = entry.row, entry.answer.gradient is not None
         samples = None if row["samples"] is None else tuple(row["samples"])

@@ -12,8 +12,10 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.rope.factors import CLOSED_FORMS, ntk_aware, ntk_critical, pi, yarn
 from longrope.rope.scaling import Window
+from longrope.search.dialogue import Stage
 from longrope.search.evaluators import Answer, Question
-from longrope.search.gradient import GradientSearch, GradientSettings, Stage, stretched
+from longrope.search.gradient import GradientSearch, GradientSettings, stretched
+from longrope.search.parametrise import LARGEST
 from tests.search.slopes import (
     EASY,
     ORIGINAL,
@@ -52,6 +54,19 @@ def test_an_upper_bound_holds() -> None:
     assert all(max(question.window.factors) <= 6.0 for question, _ in said)
     assert search.best[0].factors[-1] > 5.0
     assert error_of(search.best[0], np.minimum(OPTIMUM, 6.0)) < 0.02
+
+
+def test_a_loss_that_falls_for_ever_ends_where_windows_do() -> None:
+    """Adam's steps are as long for a slope that is nearly 0: a window could not hold where they lead."""
+
+    def reply(question: Question) -> Answer:
+        factors = np.array(question.window.factors)
+        return Answer(-float(np.log(factors).sum()), (*(-1.0 / factors).tolist(), 0.0))
+
+    search = search_of(steps=120, patience=99)
+    said = complete(search, reply)
+    assert max(max(question.window.factors) for question, _ in said) == LARGEST
+    assert search.best[0].factors[-1] == LARGEST
 
 
 def test_every_window_is_monotone_and_from_1() -> None:

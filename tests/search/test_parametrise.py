@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from longrope.errors import LongRopeError
 from longrope.rope.factors import CLOSED_FORMS, ntk_aware, ntk_critical
 from longrope.rope.geometry import RopeGeometry
-from longrope.search.parametrise import KnotFactors
+from longrope.rope.scaling import Window
+from longrope.search.parametrise import LARGEST, KnotFactors
 from tests.search.targets import GEOMETRY, TARGET_LENGTH
 
 UPPERS = (None, 1.01, 4.0, 9.0, 600.0)
@@ -40,6 +41,22 @@ def test_any_numbers_are_factors(space: KnotFactors, seed: int, spread: float, c
     assert np.isfinite(factors).all()
     if space.upper is not None:
         assert factors[-1] <= space.upper
+
+
+def test_the_largest_factor_is_what_a_window_holds() -> None:
+    Window(8, (LARGEST,))
+    with pytest.raises(LongRopeError, match="factors must lie in"):
+        Window(8, (1.001 * LARGEST,))
+
+
+@given(space=spaces(), center=st.floats(0.0, 1e300))
+@settings(max_examples=100, deadline=None)
+def test_numbers_however_large_are_factors_of_a_window(space: KnotFactors, center: float) -> None:
+    """Steps that go on for ever reach what no window holds, and then what no number does."""
+    factors = space.factors(np.full(space.knots, center / space.knots))
+    Window(8, tuple(factors.tolist()))
+    if center > 400:
+        assert factors[-1] == (LARGEST if space.upper is None else pytest.approx(space.upper))
 
 
 @pytest.mark.parametrize("upper", [upper for upper in UPPERS if upper is not None])

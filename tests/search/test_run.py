@@ -50,7 +50,7 @@ def test_best_and_count(whole: Path, tmp_path: Path) -> None:
     _, rows = read_log(whole)
     best = min(rows, key=lambda row: row.answer.loss)
     assert count == EVALUATIONS
-    assert optimiser.best == (candidate_of(best), best.answer.loss)
+    assert optimiser.incumbent == (candidate_of(best), best.answer.loss)
 
 
 @pytest.mark.parametrize("loss", [distance, broken])
@@ -69,7 +69,7 @@ def test_stopped_after_any_evaluation(tmp_path: Path, loss: Callable[[Window], f
         resumed = FunctionEvaluator(loss)
         optimiser, count = evolve(path, resume=True, evaluator=resumed)
         assert path.read_bytes() == whole
-        assert optimiser.best == expected.best
+        assert optimiser.incumbent == expected.incumbent
         # What the log knew was not evaluated again, and is part of the count.
         assert (resumed.asked, count) == (EVALUATIONS - stop, EVALUATIONS)
 
@@ -115,7 +115,7 @@ def test_a_finished_search_is_replayed_without_evaluating(whole: Path, tmp_path:
     expected, _ = evolve(tmp_path / "other")
     optimiser, count = evolve(path, resume=True, evaluator=evaluator)
     assert (evaluator.asked, count) == (0, EVALUATIONS)
-    assert optimiser.best == expected.best
+    assert optimiser.incumbent == expected.incumbent
     assert path.read_bytes() == whole.read_bytes()
 
 
@@ -126,7 +126,7 @@ def test_replayed_losses_are_the_logs(whole: Path, tmp_path: Path) -> None:
     row = json.loads(lines[20])
     path.write_text("".join([*lines[:20], json.dumps(row | {"loss": -1.0}) + "\n"]))
     optimiser, _ = evolve(path, resume=True)
-    best, loss = optimiser.best
+    best, loss = optimiser.incumbent
     assert (list(best.steps), best.start_tokens, loss) == (row["steps"], row["start_tokens"], -1.0)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from longrope.errors import LongRopeError
 from longrope.files import json_ready
 from longrope.lengths import parse_length
 
@@ -60,6 +61,13 @@ def model_options(
         trust_remote_code=trust_remote_code,
         original_length=parse_length(original_length) if original_length else None,
     )
+
+
+def on_or_off(option: str, value: str) -> bool:
+    """True for `on`, False for `off`. Raises LongRopeError for anything else."""
+    if value not in ("on", "off"):
+        raise LongRopeError(f"expected {option} on or off, found {value!r}")
+    return value == "on"
 
 
 def quiet_libraries() -> None:

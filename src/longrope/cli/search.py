@@ -20,12 +20,14 @@ from longrope.cli.common import (
     Seed,
     model_options,
     number,
+    on_or_off,
     output,
     print_json,
     progress_bar,
     quiet_libraries,
     table,
 )
+from longrope.cli.tensorboard import LogDir, scalars
 from longrope.cli.watch import SearchWatch
 from longrope.files import check_output_folder
 from longrope.lengths import parse_length
@@ -37,7 +39,8 @@ TargetLength = Annotated[str, typer.Option("--target-length", help="The new wind
 Method = Annotated[
     str,
     typer.Option(
-        "--method", help="longrope, longrope2 (evolution, as in the papers) or gradient (many times cheaper)."
+        "--method",
+        help="longrope, longrope2 (evolution, as in the papers), gradient (many times cheaper), hybrid or cma.",
     ),
 ]
 ObjectiveName = Annotated[
@@ -67,14 +70,34 @@ Patience = Annotated[
 StartTokens = Annotated[
     str, typer.Option("--start-tokens", help="0 (every runtime can express it), a number, or 'search'; longrope only.")
 ]
+Racing = Annotated[
+    str,
+    typer.Option("--racing", help="Evolution: on drops candidates that fall behind after each text; off: the papers'."),
+]
+CriticalDim = Annotated[
+    int | None,
+    typer.Option("--critical-dim", help="d_rcd: the one longrope2 searches with; YaRN-rcd and NTK-rcd are reported."),
+]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Gradient: steps per stage.")]
-Knots = Annotated[int, typer.Option("--knots", min=0, help="Gradient: knots of log λ; 0 for every pair.")]
+Knots = Annotated[
+    int | None,
+    typer.Option("--knots", min=0, help="Gradient, CMA-ES: knots of log λ; 0 for every pair. Default: 12."),
+]
+Evaluations = Annotated[
+    int | None, typer.Option("--evaluations", min=1, help="CMA-ES: candidates. Default: 256, hybrid 66.")
+]
 LearningRate = Annotated[float, typer.Option("--learning-rate", help="Gradient: step size in log λ's parameters.")]
 Continuation = Annotated[
     bool, typer.Option("--continuation/--no-continuation", help="Gradient: reach L' over 2L, 4L, … or in one jump.")
 ]
 LearnAttention = Annotated[
     bool, typer.Option("--learn-attention-factor", help="Gradient: make the attention factor a parameter too.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Search in this many Ray processes, one model replica each.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray-address", help="The Ray cluster to search on: auto, or HOST:PORT.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")]
 
@@ -96,12 +119,18 @@ def command(
     iterations: Iterations = 40,
     patience: Patience = None,
     start_tokens: StartTokens = "0",
+    racing: Racing = "off",
+    critical_dim: CriticalDim = None,
     steps: Steps = 36,
-    knots: Knots = 8,
+    knots: Knots = None,
     learning_rate: LearningRate = 0.2,
     continuation: Continuation = True,
     learn_attention_factor: LearnAttention = False,
+    evaluations: Evaluations = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     resume: Resume = False,
+    log_dir: LogDir = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     attn_implementation: Attention = None,
@@ -129,15 +158,18 @@ def command(
         iterations=iterations,
         patience=patience,
         start_tokens=start_tokens,
+        racing=on_or_off("--racing", racing),
+        critical_dim=critical_dim,
         steps=steps,
         knots=knots,
         learning_rate=learning_rate,
         continuation=continuation,
         learn_attention_factor=learn_attention_factor,
+        evaluations=evaluations,
     )
     subject = open_model(model, model_options(dtype, device, attn_implementation, original_length, trust_remote_code))
-    with progress_bar() as progress:
-        watch = SearchWatch(progress)
+    with progress_bar() as progress, scalars(log_dir) as written:
+        watch = SearchWatch(progress, written)
         with watch.interruptible(out):
             result = search(
                 subject,
@@ -146,6 +178,8 @@ def command(
                 out,
                 options,
                 resume=resume,
+                workers=workers,
+                ray_address=ray_address,
                 on_start=watch.start,
                 on_progress=watch.update,
             )
@@ -166,7 +200,8 @@ def show(result: SearchResult) -> None:
         rows.add_row(name, number(loss, 4), number(_perplexity(loss)))
     rows.add_row(result.method, number(result.best_loss, 4), number(_perplexity(result.best_loss)), style="bold")
     output.print(rows)
-    if result.critical_dim is not None:
-        output.print(f"real critical dimension: pair {result.critical_dim}")
+    if result.choices is not None:
+        chosen = ", ".join(f"{name} loss alone {dim}" for name, dim in result.choices.chosen.items())
+        output.print(f"real critical dimension: pair {result.critical_dim} ({chosen})")
     output.print(f"{result.evaluations} evaluations, {result.token_passes:,} token passes")
     output.print(f"scaling: {result.path}")

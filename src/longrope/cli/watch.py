@@ -1,7 +1,8 @@
-"""What a terminal shows of a running search: the best loss, the best baseline, evaluations and the time left."""
+"""What a terminal shows of a running search: the best loss, the baselines, evaluations and the time left."""
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,29 +13,36 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress as Bar
 
 from longrope.cli.common import messages
+from longrope.cli.tensorboard import Scalars
 
 if TYPE_CHECKING:
     from longrope.search.run import Progress
 
 
 class SearchWatch:
-    """Follows one search on a progress bar, and knows the best loss when it is interrupted."""
+    """Follows one search on a progress bar and in `scalars`, and knows the best loss when it is interrupted."""
 
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: Bar, scalars: Scalars | None = None) -> None:
         self._bar = bar
+        self._scalars = scalars or Scalars()
         self._task = bar.add_task("preparing", total=None, note="")
         self._baseline: tuple[str, float] | None = None
         self._latest: Progress | None = None
 
     def start(self, evaluations: int, baselines: dict[str, float]) -> None:
-        finite = {name: loss for name, loss in baselines.items() if loss == loss}
-        if finite:
-            name = min(finite, key=finite.__getitem__)
-            self._baseline = (name, finite[name])
+        """The number of evaluations to come, and the baselines' losses, which stay above the bar."""
+        self._scalars.start(evaluations, baselines)
+        finite = {name: loss for name, loss in baselines.items() if math.isfinite(loss)}
+        ranked = sorted(finite, key=finite.__getitem__)
+        if ranked:
+            self._baseline = (ranked[0], finite[ranked[0]])
+        if ranked and self._bar.console.is_terminal:
+            self._bar.console.print("baselines: " + ", ".join(f"{name} {finite[name]:.4f}" for name in ranked))
         self._bar.update(self._task, description="search", total=evaluations)
 
     def update(self, progress: Progress) -> None:
         self._latest = progress
+        self._scalars.update(progress)
         self._bar.update(self._task, completed=progress.evaluations, note=self._note(progress))
 
     @contextmanager

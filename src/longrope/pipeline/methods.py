@@ -1,39 +1,36 @@
-"""From options to a search that is ready to run: its texts, its objectives, its optimiser, and what identifies it."""
+"""From options to a search that is ready to run: its optimiser, its objectives, and what identifies it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from longrope.data.needles import NeedleSamples, draw_needles
-from longrope.data.samples import Samples, draw_samples
-from longrope.data.sources import read_all
-from longrope.data.tokens import bos_of, tokenize
-from longrope.lengths import doubling_lengths
 from longrope.models.install import Installed
-from longrope.objectives.needle import NeedleObjective
-from longrope.objectives.perplexity import PerplexityObjective
 from longrope.objectives.sampled import SampledObjective
 from longrope.pipeline.options import SearchOptions, attention_factor_of, start_tokens_of
-from longrope.pipeline.subject import Subject, check_vocabulary
-from longrope.rope.factors import CLOSED_FORMS
-from longrope.search.critical import CriticalSpace
-from longrope.search.evaluators import CandidateSearch
+from longrope.pipeline.subject import Subject
+from longrope.pipeline.texts import FAR, Texts, objectives_over
+from longrope.rope.factors import CLOSED_FORMS, yarn
+from longrope.rope.scaling import Window
+from longrope.search.cma import CMASearch, CMASettings, HybridSearch
+from longrope.search.critical import CriticalCandidate, CriticalSpace
+from longrope.search.dialogue import Stage
+from longrope.search.evaluators import SEARCH, CandidateSearch
 from longrope.search.evolution import Evolution, EvolutionSettings
-from longrope.search.gradient import SEARCH, VALIDATION, GradientSearch, GradientSettings, Stage
+from longrope.search.gradient import GradientSearch, GradientSettings
+from longrope.search.racing import RacedSearch
 from longrope.search.run import Search
-from longrope.search.space import SearchSpace
+from longrope.search.space import Candidate, SearchSpace
 
-FAR = 512 * 1024  # tokens; the paper halves its budget beyond
 SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
-GRADIENT_SEEDS = ("yarn", "ntk-critical", "ntk", "pi")
-VALIDATION_SAMPLES = 3
-
-AnySamples = Samples | NeedleSamples
-Texts = dict[tuple[str, int], AnySamples]
+RACED_FORMS = ("yarn", "ntk-critical", "ntk", "pi")
+RACED_BETAS = (16, 8, 4, 2)
+"""β_fast of further YaRNs, 32 by itself: a pair with more rotations in L keeps its frequency. The best depends on L."""
+KNOTS = 12
 
 
 @dataclass(frozen=True)
@@ -49,60 +46,33 @@ class Plan:
     objectives: dict[tuple[str, int], SampledObjective]
 
 
-def prepare_texts(subject: Subject, sources: Sequence[str], target_length: int, options: SearchOptions) -> Texts:
-    """The texts of every split and length that a search needs, drawn by seed.
+@dataclass(frozen=True)
+class _Task:
+    """What the builders of all methods need."""
 
-    Raises LongRopeError when the sources do not hold enough text.
-    """
-    documents = tokenize(read_all(sources), subject.tokenizer)
-    far = target_length > FAR
-    needle = options.chosen_objective == "needle"
-    count = (10 if needle else 3 if far else 5) if options.samples is None else options.samples
+    subject: Subject
+    objectives: Mapping[tuple[str, int], SampledObjective]
+    target_length: int
+    options: SearchOptions
+    attention_factor: float
 
-    def draw(length: int, count: int, seed: int) -> AnySamples:
-        samples: AnySamples
-        if needle:
-            samples = draw_needles(
-                documents, subject.tokenizer, length=length, count=count, seed=seed, depth=options.needle_depth
-            )
-        else:
-            bos = bos_of(subject.tokenizer)
-            samples = draw_samples(documents, length=length, count=count, seed=seed, bos_token_id=bos)
-        check_vocabulary(subject, samples.ids)
-        return samples
+    @property
+    def ratio(self) -> float:
+        return self.target_length / self.subject.geometry.original_length
 
-    if options.method != "gradient":
-        return {(SEARCH, target_length): draw(target_length, count, options.seed)}
-    texts: Texts = {}
-    lengths = stage_lengths(subject.reach, target_length, options.continuation)
-    if needle:  # other keys, numbers and places; the needle's depth is spread over each split
-        for length in lengths:
-            texts[SEARCH, length] = draw(length, count, options.seed)
-            texts[VALIDATION, length] = draw(length, VALIDATION_SAMPLES, options.seed + 1)
-        return texts
-    # One draw, cut for the shorter stages: a validation text overlaps no search text of any stage.
-    both = draw(target_length, count + VALIDATION_SAMPLES, options.seed)
-    assert isinstance(both, Samples)
-    for length in lengths:
-        texts[SEARCH, length] = Samples(both.ids[:count, :length], both.rows[:count], both.has_bos)
-        texts[VALIDATION, length] = Samples(both.ids[count:, :length], both.rows[count:], both.has_bos)
-    return texts
+    @property
+    def scored(self) -> SampledObjective:
+        """What a candidate of the target length is scored on."""
+        return self.objectives[SEARCH, self.target_length]
 
 
-def stage_lengths(reach: int, target_length: int, continuation: bool) -> list[int]:
-    """The windows a gradient search goes through: 2, 4, … times what the model reaches, up to L'; or L' alone."""
-    return doubling_lengths(reach, target_length)[1:] if continuation else [target_length]
+_Built = tuple[Search, int, dict[str, Any]]
 
 
 def plan(subject: Subject, installed: Installed, texts: Texts, target_length: int, options: SearchOptions) -> Plan:
     """The search that `options` describe, over `texts`. Raises LongRopeError for settings that make none."""
-    objectives = {key: _objective(installed, samples) for key, samples in texts.items()}
-    if options.attention_factor is None and subject.existing is not None:
-        attention_factor = subject.existing.windows[-1].attention_factor  # what the model was trained with
-    else:
-        attention_factor = attention_factor_of(options.attention_factor or "su", subject.geometry, target_length)
-    build = {"longrope": _longrope, "longrope2": _longrope2, "gradient": _gradient}[options.method]
-    search, questions, settings = build(subject, texts, target_length, options, attention_factor)
+    objectives = objectives_over(installed, texts)
+    search, questions, settings, attention_factor = build(subject, objectives, target_length, options)
     identity = {
         "method": options.method,
         "target_length": target_length,
@@ -110,22 +80,57 @@ def plan(subject: Subject, installed: Installed, texts: Texts, target_length: in
         "objective": options.chosen_objective,
         "samples_sha256": {f"{split} {length}": samples.sha256 for (split, length), samples in texts.items()},
         "attention_factor": attention_factor,
+        "critical_dim": options.critical_dim,
         "settings": settings,
     }
     return Plan(search, questions, identity, objectives)
 
 
-def _objective(installed: Installed, samples: AnySamples) -> SampledObjective:
-    if isinstance(samples, NeedleSamples):
-        return NeedleObjective(installed, samples)
-    return PerplexityObjective(installed, samples)
+def build(
+    subject: Subject,
+    objectives: Mapping[tuple[str, int], SampledObjective],
+    target_length: int,
+    options: SearchOptions,
+) -> tuple[Search, int, dict[str, Any], float]:
+    """The search itself, its questions at most, its settings and attention factor. Asks the model of `subject` nothing,
+    and of the objectives only how many samples of what length they have.
+    """
+    if options.attention_factor is None and subject.existing is not None:
+        attention_factor = subject.existing.windows[-1].attention_factor  # what the model was trained with
+    else:
+        attention_factor = attention_factor_of(options.attention_factor or "su", subject.geometry, target_length)
+    task = _Task(subject, objectives, target_length, options, attention_factor)
+    return *_BUILDERS[options.method](task), attention_factor
 
 
-_Built = tuple[Search, int, dict[str, Any]]
+def _longrope(task: _Task) -> _Built:
+    """Algorithm 1 of LongRoPE from PI, NTK, YaRN and the scaling that the checkpoint carries."""
+    geometry, existing = task.subject.geometry, task.subject.existing
+    space = SearchSpace.for_ratio(geometry.pairs, task.ratio, start_tokens_of(task.options.start_tokens))
+    seeds = [space.snap(CLOSED_FORMS[name](geometry, task.target_length)[0]) for name in SEED_FORMS]
+    if existing is not None:
+        seeds.append(space.snap(existing.windows[-1].factors))
+    settings = _evolution_settings(task)
+    described = {"space": asdict(space), "seeds": [seed.to_row() for seed in seeds]}
+    return _evolution(task, Evolution(space, seeds, settings), settings, described)
 
 
-def _evolution_settings(target_length: int, options: SearchOptions) -> EvolutionSettings:
-    far = target_length > FAR
+def _longrope2(task: _Task) -> _Built:
+    """Algorithms 1 and 2 of LongRoPE2: d_rcd from d_tcd(10) to d_tcd, or the one given."""
+    geometry, given = task.subject.geometry, task.options.critical_dim
+    space = CriticalSpace(
+        pairs=geometry.pairs,
+        ratio=task.ratio,
+        first=geometry.critical_dim(10) if given is None else given,
+        last=min(geometry.critical_dim(), geometry.pairs - 1) if given is None else given,
+    )
+    settings = _evolution_settings(task)
+    seeds = space.initial(settings.population, np.random.default_rng(task.options.seed))
+    return _evolution(task, Evolution(space, seeds, settings), settings, {"space": asdict(space)})
+
+
+def _evolution_settings(task: _Task) -> EvolutionSettings:
+    options, far = task.options, task.target_length > FAR
     return EvolutionSettings.for_population(
         (32 if far else 64) if options.population is None else options.population,
         top_k=32 if far and options.population is None else None,  # the paper halves P, N₁ and N₂, not k
@@ -135,67 +140,114 @@ def _evolution_settings(target_length: int, options: SearchOptions) -> Evolution
     )
 
 
-def _longrope(
-    subject: Subject, texts: Texts, target_length: int, options: SearchOptions, attention_factor: float
+def _evolution(
+    task: _Task, optimiser: Evolution[Any], settings: EvolutionSettings, described: dict[str, Any]
 ) -> _Built:
-    """Algorithm 1 of LongRoPE from PI, NTK, YaRN and the scaling that the checkpoint carries."""
-    geometry = subject.geometry
-    ratio = target_length / geometry.original_length
-    space = SearchSpace.for_ratio(geometry.pairs, ratio, start_tokens_of(options.start_tokens))
-    seeds = [space.snap(CLOSED_FORMS[name](geometry, target_length)[0]) for name in SEED_FORMS]
-    if subject.existing is not None:
-        seeds.append(space.snap(subject.existing.windows[-1].factors))
-    settings = _evolution_settings(target_length, options)
-    search = CandidateSearch(
-        Evolution(space, seeds, settings), lambda candidate: candidate.window(target_length, attention_factor)
-    )
-    described = {"evolution": asdict(settings), "space": asdict(space), "seeds": [seed.to_row() for seed in seeds]}
-    return search, settings.evaluations, described
+    described = {"evolution": asdict(settings), **described}
+
+    def to_window(candidate: Candidate | CriticalCandidate) -> Window:
+        return candidate.window(task.target_length, task.attention_factor)
+
+    if not task.options.racing:
+        return CandidateSearch(optimiser, to_window), settings.evaluations, described
+    tokens = [task.scored.scored(row) for row in range(task.scored.count)]
+    search = RacedSearch(optimiser, to_window, tokens, keep=settings.top_k)
+    return search, settings.evaluations * task.scored.count, described | {"racing": True}
 
 
-def _longrope2(
-    subject: Subject, texts: Texts, target_length: int, options: SearchOptions, attention_factor: float
-) -> _Built:
-    """Algorithms 1 and 2 of LongRoPE2: d_rcd from d_tcd(10) to d_tcd."""
-    geometry = subject.geometry
-    space = CriticalSpace(
-        pairs=geometry.pairs,
-        ratio=target_length / geometry.original_length,
-        first=geometry.critical_dim(10),
-        last=min(geometry.critical_dim(), geometry.pairs - 1),
-    )
-    settings = _evolution_settings(target_length, options)
-    seeds = space.initial(settings.population, np.random.default_rng(options.seed))
-    search = CandidateSearch(
-        Evolution(space, seeds, settings), lambda candidate: candidate.window(target_length, attention_factor)
-    )
-    return search, settings.evaluations, {"evolution": asdict(settings), "space": asdict(space)}
-
-
-def _gradient(
-    subject: Subject, texts: Texts, target_length: int, options: SearchOptions, attention_factor: float
-) -> _Built:
+def _gradient(task: _Task) -> _Built:
     """Adam on knots of log λ, from raced closed forms, over doubling windows."""
-    geometry = subject.geometry
-    settings = GradientSettings(
+    settings, stages = _gradient_settings(task), _stages(task)
+    search = GradientSearch(stages, task.subject.geometry.original_length, settings, task.attention_factor)
+    return search, _gradient_questions(stages, settings), _described(stages, gradient=settings)
+
+
+def _hybrid(task: _Task) -> _Built:
+    """The gradient search, then a short CMA-ES around its result."""
+    settings, stages = _gradient_settings(task), _stages(task)
+    polish = _cma_settings(task, evaluations=66, sigma=0.2)
+    search = HybridSearch(stages, task.subject.geometry.original_length, settings, polish, task.attention_factor)
+    questions = _gradient_questions(stages, settings) + polish.evaluations + 3
+    return search, questions, _described(stages, gradient=settings, polish=polish)
+
+
+def _cma(task: _Task) -> _Built:
+    """CMA-ES on knots of log λ, from raced closed forms."""
+    (stage,) = _stages(task)
+    settings = _cma_settings(task, evaluations=256, sigma=0.5)
+    search = CMASearch(stage, settings, task.attention_factor)
+    return search, len(stage.seeds) + 1 + settings.evaluations, _described([stage], cma=settings)
+
+
+def _gradient_settings(task: _Task) -> GradientSettings:
+    options = task.options
+    return GradientSettings(
         steps=options.steps,
         learning_rate=options.learning_rate,
-        knots=options.knots or None,
+        knots=_knots(task),
         patience=3 if options.patience is None else options.patience,
         learn_attention_factor=options.learn_attention_factor,
         seed=options.seed,
     )
-    stages = []
-    for (split, length), samples in texts.items():
-        if split != SEARCH:
-            continue
-        seeds = {name: CLOSED_FORMS[name](geometry, length)[0] for name in GRADIENT_SEEDS}
-        if subject.existing is not None:
-            seeds["checkpoint"] = np.asarray(subject.existing.windows[-1].factors)
-        stages.append(Stage(length=length, seeds=seeds, samples=len(samples.rows)))
-    search = GradientSearch(stages, geometry.original_length, settings, attention_factor)
-    questions = 1 + sum(
+
+
+def _cma_settings(task: _Task, *, evaluations: int, sigma: float) -> CMASettings:
+    return CMASettings(
+        evaluations=evaluations if task.options.evaluations is None else task.options.evaluations,
+        sigma=sigma,
+        knots=_knots(task),
+        patience=task.options.patience if task.options.method == "cma" else None,
+        seed=task.options.seed,
+    )
+
+
+def _knots(task: _Task) -> int | None:
+    """None is every pair."""
+    if task.options.knots is None:
+        return min(KNOTS, task.subject.geometry.pairs)
+    return task.options.knots or None
+
+
+def _stages(task: _Task) -> list[Stage]:
+    """One stage per length that there are search texts of."""
+    return [
+        Stage(length=length, seeds=raced_seeds(task.subject, length), samples=objective.count)
+        for (split, length), objective in task.objectives.items()
+        if split == SEARCH
+    ]
+
+
+def raced_seeds(subject: Subject, length: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Where a search on the knots may start, by name: (D,) factors each.
+
+    Closed forms, YaRN with other β_fast, and the scaling that the checkpoint carries.
+    """
+    geometry = subject.geometry
+    seeds = {name: CLOSED_FORMS[name](geometry, length)[0] for name in RACED_FORMS}
+    seeds |= {f"yarn, β_fast {beta}": yarn(geometry, length, beta_fast=beta) for beta in RACED_BETAS}
+    if subject.existing is not None:
+        seeds["checkpoint"] = np.asarray(subject.existing.windows[-1].factors)
+    return seeds
+
+
+def _gradient_questions(stages: list[Stage], settings: GradientSettings) -> int:
+    return 1 + sum(
         len(stage.seeds) + (index > 0) + 2 + settings.steps + -(-settings.steps // settings.validate_every)
         for index, stage in enumerate(stages)
     )
-    return search, questions, {"gradient": asdict(settings), "stages": [stage.length for stage in stages]}
+
+
+def _described(stages: list[Stage], **settings: GradientSettings | CMASettings) -> dict[str, Any]:
+    return {
+        **{name: asdict(value) for name, value in settings.items()},
+        "stages": [{"length": stage.length, "seeds": list(stage.seeds)} for stage in stages],
+    }
+
+
+_BUILDERS: dict[str, Callable[[_Task], _Built]] = {
+    "longrope": _longrope,
+    "longrope2": _longrope2,
+    "gradient": _gradient,
+    "hybrid": _hybrid,
+    "cma": _cma,
+}

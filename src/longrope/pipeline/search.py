@@ -5,25 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from longrope.data.sources import Source
+from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import CHECKPOINT
 from longrope.files import json_ready, new_output_folder, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
-from longrope.pipeline.methods import Plan, Texts, plan, prepare_texts
+from longrope.pipeline.choices import Choices, choices, forms_with_critical_dim
+from longrope.pipeline.methods import plan
 from longrope.pipeline.options import SearchOptions
 from longrope.pipeline.subject import Subject, require_longer, sources_or_books
-from longrope.provenance import record, versions
-from longrope.rope.factors import CLOSED_FORMS, ntk_critical, yarn, yarn_attention_factor
+from longrope.pipeline.texts import Texts, data_provenance, prepare_texts
+from longrope.pipeline.workers import numerics, ray_evaluator
+from longrope.provenance import record
+from longrope.rope.factors import CLOSED_FORMS
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.critical import CriticalCandidate
-from longrope.search.evaluators import CandidateSearch, Question, SerialEvaluator
+from longrope.search.evaluators import Evaluator, Question, SerialEvaluator
 from longrope.search.log import SearchLog
 from longrope.search.run import Conversation, Progress, run_search
 
@@ -34,8 +37,9 @@ LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
 class SearchResult:
     """The best scaling found and what it cost; `best_loss` and `baselines` in nats per token on the search samples.
 
-    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice; the baselines' are not in
-    it. `critical_dim` is d_rcd where the method finds one.
+    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice; those about baselines and
+    for `choices` are not in it. `choices` says, where the method searches d_rcd, which one it found and what each
+    objective would have chosen.
     """
 
     method: str
@@ -46,7 +50,12 @@ class SearchResult:
     baselines: dict[str, float]
     scaling: RopeScaling
     path: Path
-    critical_dim: int | None = None
+    choices: Choices | None = None
+
+    @property
+    def critical_dim(self) -> int | None:
+        """d_rcd where the method finds one."""
+        return None if self.choices is None else self.choices.critical_dim
 
     def to_json(self) -> dict[str, Any]:
         row = {
@@ -58,48 +67,57 @@ class SearchResult:
             "baselines": self.baselines,
             "scaling": str(self.path),
         }
-        return row if self.critical_dim is None else row | {"critical_dim": self.critical_dim}
+        if self.choices is None:
+            return row
+        return row | {"critical_dim": self.choices.critical_dim, "critical_dims": self.choices.to_json()}
 
 
 def search(
     subject: Subject,
     target_length: int,
-    data: Sequence[str],
+    data: Sequence[Source],
     out: Path,
     options: SearchOptions | None = None,
     *,
     resume: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
     on_start: Callable[[int, dict[str, float]], None] = lambda *_: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> SearchResult:
     """Search factors for `target_length` tokens on texts from `data`; write the run to the new folder `out`.
 
     `on_start` gets the number of evaluations and the baselines' losses, `on_progress` follows each evaluation. With
-    `resume`, an interrupted search in `out` goes on to the end it would have had.
+    `resume`, an interrupted search in `out` goes on to the end it would have had. `workers` answer in so many Ray
+    processes, of the cluster at `ray_address` if given, with the same result bit for bit on the same hardware.
 
     Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
     """
     options = options or SearchOptions()
     require_longer(subject, target_length)
+    given = _forms_given(subject, target_length, options)
     sources = sources_or_books(subject.name, data, "search")
     texts = prepare_texts(subject, sources, target_length, options)
     installed = install(subject.model, RopeScaling.original(subject.geometry))
     try:
         planned = plan(subject, installed, texts, target_length, options)
         # Another model, other texts or settings are another search; another way to compute gives other last bits.
-        identity = planned.identity | {"model_fingerprint": fingerprint(subject.model), "numerics": _numerics(subject)}
-        if not resume:
-            new_output_folder(out)
-        with (SearchLog.resume if resume else SearchLog.create)(out / LOG, identity | {"record": record()}) as log:
-            evaluator = SerialEvaluator(planned.objectives)
+        identity = planned.identity | {"model_fingerprint": fingerprint(subject.model), "numerics": numerics(subject)}
+        cost = SerialEvaluator(planned.objectives)
+        with (
+            _evaluator(subject, texts, cost, workers, ray_address) as evaluator,
+            _log(out, identity | {"record": record()}, resume) as log,
+        ):
             conversation = Conversation(evaluator, log)
             baselines = _losses(conversation, _baselines(subject, target_length))
+            if given and options.method != "longrope2":  # which reports them with the one that it found
+                baselines |= _losses(conversation, given)
             on_start(planned.questions, baselines)
             questions = run_search(planned.search, conversation, on_progress)
             best, best_loss = planned.search.best
-            critical_dim = _critical_dim(planned)
-            if critical_dim is not None:
-                baselines |= _losses(conversation, _with_critical_dim(subject, target_length, critical_dim))
+            chosen = choices(conversation, planned, options)
+            if chosen is not None:
+                baselines |= _losses(conversation, _forms_found(subject, target_length, chosen.critical_dim))
             conversation.finish()
     finally:
         uninstall(subject.model)
@@ -108,15 +126,15 @@ def search(
         objective=options.chosen_objective,
         best_loss=best_loss,
         evaluations=len(questions),
-        token_passes=sum(map(evaluator.token_passes, questions)),
+        token_passes=sum(map(cost.token_passes, questions)),
         baselines=baselines,
         scaling=_scaling(subject, best),
         path=out / SCALING,
-        critical_dim=critical_dim,
+        choices=chosen,
     )
     summary = json_ready(result.to_json()) | {"options": asdict(options)}
     scaling = result.scaling.with_provenance(
-        model=subject.name, search=identity, data=_data_provenance(texts), **summary, **record()
+        model=subject.name, search=identity, data=data_provenance(texts), **summary, **record()
     )
     if not result.path.exists():  # a finished search that is resumed comes to the same end: nothing is written again
         scaling.save(result.path)
@@ -124,16 +142,45 @@ def search(
     return replace(result, scaling=scaling)
 
 
-def _numerics(subject: Subject) -> dict[str, Any]:
-    """What decides the last bits of a loss."""
-    model = subject.model
-    return {
-        "dtype": str(model.dtype),
-        "device": model.device.type,
-        "attn_implementation": model.config._attn_implementation,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
+@contextmanager
+def _evaluator(
+    subject: Subject, texts: Texts, serial: SerialEvaluator, workers: int | None, ray_address: str | None
+) -> Iterator[Evaluator]:
+    """Who answers: this process, or Ray workers where any are asked for."""
+    if workers is None and ray_address is None:
+        yield serial
+        return
+    with ray_evaluator(subject, texts, workers=workers, address=ray_address) as evaluator:
+        yield evaluator
+
+
+def _log(out: Path, identity: dict[str, Any], resume: bool) -> SearchLog:
+    """The log to go on with, or that of a new run, in a new folder."""
+    if resume:
+        return SearchLog.resume(out / LOG, identity)
+    new_output_folder(out)
+    return SearchLog.create(out / LOG, identity)
+
+
+def _forms_given(subject: Subject, target_length: int, options: SearchOptions) -> dict[str, Window]:
+    """YaRN-rcd and NTK-rcd with the d_rcd that is given; none where it is not."""
+    given, last = options.critical_dim, subject.geometry.pairs - 1
+    if given is None:
+        return {}
+    if given > last:
+        raise LongRopeError(f"expected a critical dimension from 1 to {last}, found {given}")
+    try:
+        return forms_with_critical_dim(subject.geometry, target_length, given)
+    except LongRopeError as error:
+        raise LongRopeError(f"the critical dimension {given} is too low for NTK-rcd: {error}") from error
+
+
+def _forms_found(subject: Subject, target_length: int, critical_dim: int) -> dict[str, Window]:
+    """The same with the d_rcd that was found; none where it is so low that they cannot be: the result still can."""
+    try:
+        return forms_with_critical_dim(subject.geometry, target_length, max(critical_dim, 1))
+    except LongRopeError:
+        return {}
 
 
 def _scaling(subject: Subject, best: Window) -> RopeScaling:
@@ -163,39 +210,3 @@ def _baselines(subject: Subject, target_length: int) -> dict[str, Window]:
     if subject.existing is not None:
         windows[CHECKPOINT] = replace(subject.existing.windows[-1], max_length=target_length)
     return windows
-
-
-def _critical_dim(planned: Plan) -> int | None:
-    """d_rcd of the best candidate, where candidates have one."""
-    if not isinstance(planned.search, CandidateSearch):
-        return None
-    candidate, _ = planned.search.optimiser.best
-    return candidate.critical_dim if isinstance(candidate, CriticalCandidate) else None
-
-
-def _with_critical_dim(subject: Subject, target_length: int, critical_dim: int) -> dict[str, Window]:
-    """YaRN-rcd and NTK-rcd (LongRoPE2): the closed forms with the real critical dimension that was found."""
-    geometry = subject.geometry
-    forms = {
-        "yarn-rcd": (
-            yarn(geometry, target_length, critical_dim=max(critical_dim, 1)),
-            yarn_attention_factor(geometry, target_length),
-        ),
-        "ntk-rcd": (ntk_critical(geometry, target_length, critical_dim=max(critical_dim, 1)), 1.0),
-    }
-    return {
-        name: Window(target_length, tuple(factors.tolist()), 0, attention_factor)
-        for name, (factors, attention_factor) in forms.items()
-    }
-
-
-def _data_provenance(texts: Texts) -> dict[str, Any]:
-    hashes = {digest for samples in texts.values() for digest in samples.document_hashes}
-    return {
-        "document_sha256": sorted(hashes),
-        "samples": [
-            {"split": split, "length": length, **asdict(row)}
-            for (split, length), samples in texts.items()
-            for row in samples.rows
-        ],
-    }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.samples import Samples, draw_samples
-from longrope.data.sources import Document, shipped_books
+from longrope.data.sources import Document, Source, shipped_books
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError
 from longrope.models.install import geometry_of
@@ -17,6 +18,8 @@ from longrope.models.load import EMBEDDED, load_config, load_model, load_tokeniz
 from longrope.rope.existing import existing_scaling
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
+
+AnySource = TypeVar("AnySource", bound=Source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ def require_longer(subject: Subject, target_length: int) -> None:
         )
 
 
-def sources_or_books(name: str, sources: Sequence[str], role: str) -> list[str]:
+def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list[AnySource | str]:
     """`sources`, or the shipped books of `role` for the embedded model. Raises LongRopeError when there are none."""
     if sources:
         return list(sources)

@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from longrope.errors import LongRopeError
 from longrope.objectives.sampled import SampledObjective
 from longrope.rope.scaling import Window
+
+SEARCH, VALIDATION, OTHER = "search", "validation", "other"
+"""The splits: texts that are searched on, texts that decide between results, and texts of the other objective."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Question:
 
     window: Window
     row: dict[str, Any]
-    split: str = "search"
+    split: str = SEARCH
     samples: tuple[int, ...] | None = None
     gradient: bool = False
 
@@ -85,7 +89,8 @@ class Optimiser(Protocol[_G]):
     def done(self) -> bool: ...
 
     @property
-    def best(self) -> tuple[_G, float]: ...
+    def incumbent(self) -> tuple[_G, float] | None:
+        """The best so far and its loss."""
 
     def ask(self) -> list[_G]: ...
 
@@ -109,7 +114,23 @@ class CandidateSearch(Generic[_G]):
         self.optimiser.tell([answer.loss for answer in answers])
 
     @property
+    def incumbent(self) -> tuple[Window, float] | None:
+        """The best window told so far and its loss on the search samples."""
+        found = self.optimiser.incumbent
+        return None if found is None else (self.to_window(found[0]), found[1])
+
+    @property
+    def best_candidate(self) -> tuple[_G, float]:
+        """The best candidate and its loss on the search samples. Raises LongRopeError when no loss was finite."""
+        found = self.optimiser.incumbent
+        if found is None:
+            raise LongRopeError(
+                "no candidate had a finite loss: the model does not work at this length with any factors tried"
+            )
+        return found
+
+    @property
     def best(self) -> tuple[Window, float]:
         """The best window and its loss on the search samples. Raises LongRopeError when no loss was finite."""
-        candidate, loss = self.optimiser.best
+        candidate, loss = self.best_candidate
         return self.to_window(candidate), loss

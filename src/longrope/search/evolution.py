@@ -4,7 +4,7 @@
     while not optimiser.done:
         generation = optimiser.ask()
         optimiser.tell([loss(candidate) for candidate in generation])
-    optimiser.best
+    optimiser.incumbent
 
 Everything random comes from one generator that only `ask` advances: the same seed and the same losses give the same
 questions, which is what makes a log of questions and answers the whole state of a search.
@@ -117,14 +117,14 @@ class Evolution(Generic[_C]):
         return self.iteration > self.settings.iterations or stale or self._exhausted
 
     @property
-    def best(self) -> tuple[_C, float]:
-        """The best candidate told so far and its loss. Raises LongRopeError when none had a finite loss."""
-        if not self._ranked or not math.isfinite(self._ranked[0][0]):
-            raise LongRopeError(
-                "no candidate had a finite loss: the model does not work at this length with any factors tried"
-            )
-        loss, _, candidate = self._ranked[0]
-        return candidate, loss
+    def ranked(self) -> list[tuple[_C, float]]:
+        """All candidates told with a finite loss, best first."""
+        return [(candidate, loss) for loss, _, candidate in self._ranked if math.isfinite(loss)]
+
+    @property
+    def incumbent(self) -> tuple[_C, float] | None:
+        """The best candidate told so far and its loss; None while none had a finite loss."""
+        return next(iter(self.ranked), None)
 
     def ask(self) -> list[_C]:
         """The generation to evaluate now; asking again before telling gives the same one."""

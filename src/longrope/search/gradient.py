@@ -2,7 +2,7 @@
 
 The loss is differentiable in the factors, and one backward pass says more than dozens of evaluations. Low-frequency
 pairs follow the gradient well; high-frequency pairs wrap many times and have many local minima, so several seeds are
-raced first, and large ratios are reached by continuation: every stage doubles the window, starting from the last
+raced first, and large ratios can be reached by continuation: every stage doubles the window, starting from the last
 solution stretched to it (and from the closed forms, raced again).
 
 What is returned is the best *validated* vector: texts that no gradient was taken on decide.
@@ -11,20 +11,18 @@ What is returned is the best *validated* vector: texts that no gradient was take
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import Answer, Question
+from longrope.search.dialogue import Dialogue, DialogueSearch, Stage, gradient_of, loss_of, race, rank
+from longrope.search.evaluators import SEARCH, VALIDATION, Answer
 from longrope.search.parametrise import KnotFactors, Vector
 
 _BETAS, _EPSILON = (0.9, 0.99), 1e-12
-SEARCH, VALIDATION = "search", "validation"
-
-_Dialogue = Generator[Question, Answer, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +36,7 @@ class GradientSettings:
 
     steps: int = 36
     learning_rate: float = 0.2
-    knots: int | None = 8
+    knots: int | None = 12
     race_samples: int = 2
     validate_every: int = 6
     patience: int = 3
@@ -55,17 +53,11 @@ class GradientSettings:
             raise LongRopeError(f"the seed must be 0 or more; found {self.seed}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One window of the continuation: its length L·2^k, and named seeds, each D factors."""
+class GradientSearch(DialogueSearch):
+    """Asks the losses of seeds, then gradients and validations. Use `ask` and `tell` until `done`.
 
-    length: int
-    seeds: Mapping[str, Vector]
-    samples: int
-
-
-class GradientSearch:
-    """Asks one question at a time: losses of seeds, gradients, validations. Use `ask` and `tell` until `done`."""
+    `incumbent` is the best validated window of the current stage, and its loss on the validation samples.
+    """
 
     def __init__(
         self,
@@ -82,40 +74,9 @@ class GradientSearch:
         self.space = KnotFactors(pairs, pairs if settings.knots is None else settings.knots, upper)
         self._start_attention_factor = attention_factor
         self._rng = np.random.default_rng(settings.seed)
-        self._best: tuple[Window, float] | None = None
-        self.chosen_seeds: list[str] = []
-        self._dialogue = self._run()
-        self._question: Question | None = next(self._dialogue)
+        super().__init__()
 
-    @property
-    def done(self) -> bool:
-        return self._question is None
-
-    @property
-    def best(self) -> tuple[Window, float]:
-        """The best validated window of the last stage and its loss on all search samples.
-
-        Raises LongRopeError when no loss was finite, or the search is not done.
-        """
-        if self._best is None:
-            raise LongRopeError("the gradient search is not done: it has no validated result yet")
-        if not math.isfinite(self._best[1]):
-            raise LongRopeError("no factors had a finite loss: the model does not work at this length with any tried")
-        return self._best
-
-    def ask(self) -> list[Question]:
-        return [] if self._question is None else [self._question]
-
-    def tell(self, answers: Sequence[Answer]) -> None:
-        if len(answers) != len(self.ask()):
-            raise ValueError(f"expected answers to {len(self.ask())} questions, found {len(answers)}")
-        try:
-            self._question = self._dialogue.send(answers[0])
-        except StopIteration:
-            self._question = None
-
-    def _run(self) -> _Dialogue:
-        """The whole search as a dialogue: yields questions, receives answers."""
+    def _run(self) -> Dialogue[tuple[Window, float]]:
         attention_factor = self._start_attention_factor
         factors: Vector | None = None
         reached = self.original_length
@@ -125,46 +86,39 @@ class GradientSearch:
                 seeds["stretched"] = stretched(
                     factors, reached / self.original_length, stage.length / self.original_length
                 )
-            start, seed = yield from self._race(stage, seeds, attention_factor)
-            factors, attention_factor = yield from self._descend(stage, start, seed, attention_factor)
+            name = yield from race(stage, seeds, self.space, attention_factor, self.settings.race_samples)
+            self.chosen_seeds.append(name)
+            seed = np.asarray(seeds[name], dtype=np.float64)
+            factors, attention_factor = yield from self._descend(stage, seed, attention_factor)
             reached = stage.length
         assert factors is not None
-        window = Window(reached, tuple(factors.tolist()), 0, attention_factor)
-        answer = yield self._ask_loss(window, SEARCH)
-        self._best = (window, answer.loss)
+        window = yield from self._polished(Window(reached, tuple(factors.tolist()), 0, attention_factor))
+        (answer,) = yield [loss_of(window, SEARCH)]
+        return window, answer.loss
 
-    def _race(
-        self, stage: Stage, seeds: Mapping[str, Vector], attention_factor: float
-    ) -> Generator[Question, Answer, tuple[Vector, Vector]]:
-        """The seed with the lowest loss on the first few samples: as θ, and as it is, off the knots."""
-        samples = tuple(range(min(self.settings.race_samples, stage.samples)))
-        ranked = []
-        for order, (name, factors) in enumerate(seeds.items()):
-            theta = self.space.parameters(np.asarray(factors, dtype=np.float64))
-            answer = yield self._ask_loss(self._window(stage, theta, attention_factor), SEARCH, samples)
-            ranked.append((_rank(answer.loss), order, name, theta))
-        _, _, name, theta = min(ranked, key=lambda entry: entry[:2])
-        self.chosen_seeds.append(name)
-        return theta, np.asarray(seeds[name], dtype=np.float64)
+    def _polished(self, window: Window) -> Dialogue[Window]:
+        """What is done with the result of the last stage: nothing here."""
+        yield from ()
+        return window
 
-    def _descend(
-        self, stage: Stage, theta: Vector, seed: Vector, attention_factor: float
-    ) -> Generator[Question, Answer, tuple[Vector, float]]:
-        """Adam from θ and m. Returns the best validated factors (D,) and attention factor, the seed itself included."""
+    def _descend(self, stage: Stage, seed: Vector, attention_factor: float) -> Dialogue[tuple[Vector, float]]:
+        """Adam from the seed and m. The best validated factors (D,) and attention factor, the seed's included."""
         settings = self.settings
 
         def window_at(point: Vector) -> Window:
             # The last number is the logarithm of m's change: exactly 0, and m what it was, unless it is learned.
-            return self._window(stage, point[:-1], attention_factor * math.exp(point[-1]))
+            factors = self.space.factors(point[:-1])
+            return Window(stage.length, tuple(factors.tolist()), 0, attention_factor * math.exp(point[-1]))
 
-        point = np.append(theta, 0.0)
+        point = np.append(self.space.parameters(seed), 0.0)
         first, second = np.zeros_like(point), np.zeros_like(point)
-        answer = yield self._ask_loss(window_at(point), VALIDATION)
-        best_loss, best_point, stale = _rank(answer.loss), point, 0
+        (answer,) = yield [loss_of(window_at(point), VALIDATION)]
+        best_loss, best_point, stale = rank(answer.loss), point, 0
+        self.incumbent = window_at(point), best_loss
         scale, age = 1.0, 0  # age: steps in the moments
         for step in range(1, settings.steps + 1):
             window = window_at(point)
-            answer = yield self._ask_gradient(window, self._draw(stage, step))
+            (answer,) = yield [gradient_of(window, self._draw(stage, step))]
             gradient = self._gradient(point, window, answer)
             if gradient is None:  # the model broke here: back to the best point, with smaller steps
                 point, first, second, age, scale = best_point, np.zeros_like(point), np.zeros_like(point), 0, scale / 2
@@ -176,17 +130,20 @@ class GradientSearch:
                 rate = scale * settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * (step - 1) / settings.steps))
                 point = point - rate * mean / (np.sqrt(variance) + _EPSILON)
             if step % settings.validate_every == 0 or step == settings.steps:
-                answer = yield self._ask_loss(window_at(point), VALIDATION)
-                better = _rank(answer.loss) < best_loss
-                best_loss, best_point = (answer.loss, point) if better else (best_loss, best_point)
+                (answer,) = yield [loss_of(window_at(point), VALIDATION)]
+                better = rank(answer.loss) < best_loss
+                if better:
+                    best_loss, best_point = answer.loss, point
+                    self.incumbent = window_at(point), best_loss
                 stale = 0 if better else stale + 1
                 if stale >= settings.patience:
                     break
         # The knots cannot hold every seed exactly: the result is never worse than the seed it began with.
         if self.space.upper is None or seed.max() <= self.space.upper:
             seed_window = Window(stage.length, tuple(seed.tolist()), 0, attention_factor)
-            answer = yield self._ask_loss(seed_window, VALIDATION)
-            if _rank(answer.loss) < best_loss:
+            (answer,) = yield [loss_of(seed_window, VALIDATION)]
+            if rank(answer.loss) < best_loss:
+                self.incumbent = seed_window, answer.loss
                 return seed, attention_factor
         return self.space.factors(best_point[:-1]), window_at(best_point).attention_factor
 
@@ -205,15 +162,6 @@ class GradientSearch:
         by_log = answer.gradient[-1] * window.attention_factor if self.settings.learn_attention_factor else 0.0
         return np.append(self.space.pull_back(point[:-1], np.array(answer.gradient[:-1])), by_log)
 
-    def _window(self, stage: Stage, theta: Vector, attention_factor: float) -> Window:
-        return Window(stage.length, tuple(self.space.factors(theta).tolist()), 0, attention_factor)
-
-    def _ask_loss(self, window: Window, split: str, samples: tuple[int, ...] | None = None) -> Question:
-        return Question(window, _row(window, split, samples), split, samples)
-
-    def _ask_gradient(self, window: Window, sample: int) -> Question:
-        return Question(window, _row(window, SEARCH, (sample,)), SEARCH, (sample,), gradient=True)
-
 
 def stretched(factors: Vector, ratio: float, target_ratio: float) -> Vector:
     """The factors of an extension by `ratio`, stretched to `target_ratio` in log λ: λ^(ln s'/ln s).
@@ -221,17 +169,3 @@ def stretched(factors: Vector, ratio: float, target_ratio: float) -> Vector:
     PI and NTK forms of one ratio become those of the other.
     """
     return np.asarray(np.asarray(factors, dtype=np.float64) ** (math.log(target_ratio) / math.log(ratio)))
-
-
-def _row(window: Window, split: str, samples: tuple[int, ...] | None) -> dict[str, object]:
-    return {
-        "length": window.max_length,
-        "factors": list(window.factors),
-        "attention_factor": window.attention_factor,
-        "split": split,
-        "samples": None if samples is None else list(samples),
-    }
-
-
-def _rank(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf

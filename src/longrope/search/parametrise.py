@@ -17,10 +17,13 @@ from longrope.errors import LongRopeError
 
 Vector = npt.NDArray[np.float64]
 
+LARGEST = 1e9
+"""The largest factor that a window holds. A search that goes ever further up stays there: no angle is left anyway."""
+
 
 @dataclass(frozen=True)
 class KnotFactors:
-    """θ (knots,) ↔ λ (pairs,). `upper` (None: no bound) is approached by λ and never exceeded.
+    """θ (knots,) ↔ λ (pairs,). `upper` (None: no bound below LARGEST) is approached by λ and never exceeded.
 
     Raises LongRopeError for fewer than 2 knots, more knots than pairs, or an upper bound that is not above 1.
     """
@@ -49,7 +52,8 @@ class KnotFactors:
     def factors(self, theta: Vector) -> Vector:
         """λ (pairs,) of θ (knots,): non-decreasing and at least 1."""
         levels = self._bounded(np.cumsum(_softplus(theta)))
-        return np.clip(np.exp(self.interpolation @ levels), 1.0, self.upper)
+        logarithms = np.minimum(self.interpolation @ levels, 700.0)  # exp of more overflows
+        return np.clip(np.exp(logarithms), 1.0, LARGEST if self.upper is None else self.upper)
 
     def pull_back(self, theta: Vector, gradient: Vector) -> Vector:
         """d loss/dθ (knots,) from d loss/dλ (pairs,) by the chain rule."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import Answer, Evaluator, Question
+from longrope.search.evaluators import VALIDATION, Answer, Evaluator, Question
 from longrope.search.log import Evaluation, SearchLog
 
 
@@ -25,8 +25,12 @@ class Search(Protocol):
     def done(self) -> bool: ...
 
     @property
+    def incumbent(self) -> tuple[Window, float] | None:
+        """The best window so far and the loss it was chosen by; None where there is none yet."""
+
+    @property
     def best(self) -> tuple[Window, float]:
-        """The best window and its loss."""
+        """The best window and its loss on the search samples."""
 
     def ask(self) -> list[Question]: ...
 
@@ -37,7 +41,7 @@ class Search(Protocol):
 class Progress:
     """What a progress display needs after each evaluation.
 
-    `best_loss`: the lowest loss, in nats per token, on all samples of a split at the window length asked about now.
+    `best_loss`: the loss, in nats per token, that the best window so far was chosen by; infinity before there is one.
     """
 
     evaluations: int
@@ -93,16 +97,20 @@ def run_search(
     Raises LongRopeError when the log holds other questions than the search asks.
     """
     questions: list[Question] = []
-    best: dict[int, float] = {}  # by window length: losses of different windows do not compare
+    best, validates = math.inf, False
     while not search.done:
         asked = search.ask()
         answers = []
         for question, (answer, replayed) in zip(asked, conversation.answers(asked), strict=True):
             answers.append(answer)
-            length = question.window.max_length
-            if question.samples is None and math.isfinite(answer.loss):
-                best[length] = min(best.get(length, math.inf), answer.loss)
-            on_progress(Progress(len(questions) + len(answers), best.get(length, math.inf), replayed))
+            # A search knows its best only when it is told, and a generation can take hours; but a search that
+            # validates does not choose by the losses on its search samples.
+            validates = validates or question.split == VALIDATION
+            if question.samples is None and not validates and math.isfinite(answer.loss):
+                best = min(best, answer.loss)
+            on_progress(Progress(len(questions) + len(answers), best, replayed))
         search.tell(answers)
+        if search.incumbent is not None:
+            best = search.incumbent[1]
         questions += asked
     return questions

@@ -1,0 +1,232 @@
+"""What a search costs and gives: loss against token passes, for every method, both objectives and several ratios.
+
+    python benchmarks/search_cost.py --out runs/cost                     # every cell; hours on 2 cores
+    python benchmarks/search_cost.py --out runs/cost --methods 'gradient;hybrid' --ratios 4 --seeds 0
+    python benchmarks/search_cost.py --out runs/cost --write benchmarks/results   # the tables of what is there
+
+A cell is one (objective, ratio, method, seed). It leaves `cells/NAME.json`; a finished cell is not run again, and one
+that was stopped goes on from its log. A forward counts one token pass per token, a backward two. Everything runs in bfloat16
+by default, as searches on GPUs do. Not a test: nothing depends on the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from released_evolution import ReleasedSpace
+
+from longrope.data.needles import draw_needles
+from longrope.data.sources import read_all
+from longrope.data.tokens import tokenize
+from longrope.files import json_ready, write_json_atomic
+from longrope.models.install import Installed, install, uninstall
+from longrope.models.scoring import last_logits
+from longrope.objectives.perplexity import PerplexityObjective
+from longrope.pipeline.methods import Plan, plan
+from longrope.pipeline.options import SearchOptions
+from longrope.pipeline.subject import ModelOptions, Subject, open_model, prepare_samples, sources_or_books
+from longrope.pipeline.texts import prepare_texts
+from longrope.provenance import record
+from longrope.rope.factors import CLOSED_FORMS, yarn
+from longrope.rope.scaling import RopeScaling, Window
+from longrope.search.evaluators import Answer, CandidateSearch, Question, SerialEvaluator
+from longrope.search.evolution import Evolution, EvolutionSettings
+from longrope.search.log import SearchLog
+from longrope.search.run import Conversation, Search, run_search
+
+SAMPLES = 3  # texts that a candidate is scored on
+TRIALS = 100  # held-out needles
+TEXTS = 20  # held-out texts
+METHODS: dict[str, dict[str, Any]] = {
+    "released": {"method": "longrope"},  # its space and seed are exchanged below
+    "longrope": {"method": "longrope"},
+    "longrope2": {"method": "longrope2"},
+    "longrope, raced": {"method": "longrope", "racing": True},
+    "longrope2, raced": {"method": "longrope2", "racing": True},
+    "gradient": {"method": "gradient"},
+    "gradient, one jump": {"method": "gradient", "continuation": False},
+    "hybrid": {"method": "hybrid"},
+    "hybrid, one jump": {"method": "hybrid", "continuation": False},
+    "cma": {"method": "cma"},
+    "cma, every pair": {"method": "cma", "knots": 0},
+}
+
+
+class Recorder:
+    """A search that notes its best window so far, and the token passes spent until then."""
+
+    def __init__(self, search: Search, evaluator: SerialEvaluator) -> None:
+        self._search, self._evaluator = search, evaluator
+        self.token_passes, self.evaluations = 0, 0
+        self.trace: list[tuple[int, Window]] = []
+
+    @property
+    def done(self) -> bool:
+        return self._search.done
+
+    @property
+    def best(self) -> tuple[Window, float]:
+        return self._search.best
+
+    @property
+    def incumbent(self) -> tuple[Window, float] | None:
+        return self._search.incumbent
+
+    def ask(self) -> list[Question]:
+        self._asked = self._search.ask()
+        return self._asked
+
+    def tell(self, answers: Sequence[Answer]) -> None:
+        self._search.tell(answers)
+        self.token_passes += sum(map(self._evaluator.token_passes, self._asked))
+        self.evaluations += len(self._asked)
+        if self._search.incumbent is not None and (not self.trace or self.trace[-1][1] != self._search.incumbent[0]):
+            self.trace.append((self.token_passes, self._search.incumbent[0]))
+
+
+def run_cell(subject: Subject, objective: str, ratio: int, method: str, seed: int, out: Path) -> dict[str, Any]:
+    """One search from its start, or from its log, to its end, and what it found measured on held-out books."""
+    target = ratio * subject.geometry.original_length
+    options = SearchOptions(objective=objective, samples=SAMPLES, seed=seed, **METHODS[method])
+    texts = prepare_texts(subject, sources_or_books(subject.name, [], "search"), target, options)
+    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    try:
+        planned = plan(subject, installed, texts, target, options)
+        if method == "released":
+            planned = _released(subject, planned, target, seed)
+        evaluator = SerialEvaluator(planned.objectives)
+        recorder = Recorder(planned.search, evaluator)
+        path = out / "search.jsonl"
+        identity = planned.identity | {"benchmark": method, "dtype": str(subject.model.dtype)}
+        out.mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        with (SearchLog.resume if path.exists() else SearchLog.create)(path, identity) as log:
+            run_search(recorder, Conversation(evaluator, log))
+        seconds = time.time() - began
+        window, loss = recorder.best
+        searched = planned.objectives["search", target]
+        trace = [[passes, searched.loss(point)] for passes, point in _thinned(recorder.trace, target)]
+        return {
+            "objective": objective,
+            "ratio": ratio,
+            "method": method,
+            "seed": seed,
+            "search_loss": loss,
+            "evaluations": recorder.evaluations,
+            "token_passes": recorder.token_passes,
+            "seconds": seconds,
+            "trace": trace,
+            "window": {"factors": window.factors, "attention_factor": window.attention_factor},
+            "held_out": held_out(subject, installed, window),
+        }
+    finally:
+        uninstall(subject.model)
+
+
+def closed_form_cell(subject: Subject, objective: str, ratio: int, name: str, seed: int) -> dict[str, Any]:
+    """A closed form on the same search samples and held-out books."""
+    target = ratio * subject.geometry.original_length
+    options = SearchOptions(objective=objective, samples=SAMPLES, seed=seed)
+    texts = prepare_texts(subject, sources_or_books(subject.name, [], "search"), target, options)
+    factors, attention_factor = CLOSED_FORMS[name](subject.geometry, target)
+    window = Window(target, tuple(factors.tolist()), 0, attention_factor)
+    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    try:
+        objectives = plan(subject, installed, texts, target, options).objectives
+        return {
+            "objective": objective,
+            "ratio": ratio,
+            "method": name,
+            "seed": seed,
+            "search_loss": objectives["search", target].loss(window),
+            "held_out": held_out(subject, installed, window),
+        }
+    finally:
+        uninstall(subject.model)
+
+
+def _released(subject: Subject, planned: Plan, target: int, seed: int) -> Plan:
+    """The plan with the released code's space and only seed."""
+    geometry = subject.geometry
+    space = ReleasedSpace(target / geometry.original_length)
+    attention_factor = planned.identity["attention_factor"]
+    search = CandidateSearch(
+        Evolution(space, [space.snap(yarn(geometry, target))], EvolutionSettings(seed=seed)),
+        lambda candidate: candidate.window(target, attention_factor),
+    )
+    return replace(planned, search=search)
+
+
+def _thinned(trace: Sequence[tuple[int, Window]], target: int, points: int = 24) -> list[tuple[int, Window]]:
+    """At most `points` of the windows of the target length, evenly spaced in the logarithm of the token passes."""
+    whole = [entry for entry in trace if entry[1].max_length == target]
+    if len(whole) <= points:
+        return whole
+    low, high = math.log(whole[0][0]), math.log(whole[-1][0])
+    wanted = [low + (high - low) * step / (points - 1) for step in range(points)]
+    chosen = {min(range(len(whole)), key=lambda i: abs(math.log(whole[i][0]) - at)) for at in wanted}
+    return [whole[i] for i in sorted(chosen)]
+
+
+def held_out(subject: Subject, installed: Installed, window: Window) -> dict[str, float]:
+    """Mean NLL over held-out texts and exact retrieval of held-out needles at the window's length, standard errors."""
+    sources = read_all(sources_or_books(subject.name, [], "evaluation"))
+    texts = prepare_samples(subject, sources, length=window.max_length, count=TEXTS, seed=1)
+    nlls = torch.stack([nll.double().mean() for nll in PerplexityObjective(installed, texts).nlls(window)])
+    needles = draw_needles(
+        tokenize(sources, subject.tokenizer), subject.tokenizer, length=window.max_length, count=TRIALS, seed=1
+    )
+    hits = 0
+    with installed.using(window), torch.inference_mode():
+        for row, answer in zip(needles.ids, needles.answer_tokens, strict=True):
+            predicted = last_logits(installed.model, row[None, :-1], answer).argmax(-1)[0]
+            hits += bool((predicted == row[-answer:]).all())
+    share = hits / TRIALS
+    return {
+        "nll": float(nlls.mean()),
+        "nll_stderr": float(nlls.std() / math.sqrt(TEXTS)),
+        "retrieval": share,
+        "retrieval_stderr": math.sqrt(share * (1 - share) / TRIALS),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--methods", default=";".join(["yarn", *METHODS]), help="separated by semicolons")
+    parser.add_argument("--objectives", default="perplexity,needle")
+    parser.add_argument("--ratios", default="4,8,16")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--write", type=Path, help="write search_cost.json and search_cost.md of all cells there")
+    args = parser.parse_args()
+    subject = open_model(args.model, ModelOptions(dtype=args.dtype))
+    cells = args.out / "cells"
+    for ratio in map(int, args.ratios.split(",")):
+        for seed in map(int, args.seeds.split(",")):
+            for objective in args.objectives.split(","):
+                for method in args.methods.split(";"):
+                    name = f"{objective}-{ratio}x-{method.replace(', ', '-').replace(' ', '-')}-{seed}"
+                    if (cells / f"{name}.json").exists():
+                        continue
+                    if method in CLOSED_FORMS:
+                        cell = closed_form_cell(subject, objective, ratio, method, seed)
+                    else:
+                        cell = run_cell(subject, objective, ratio, method, seed, args.out / name)
+                    cells.mkdir(parents=True, exist_ok=True)
+                    settings = {"threads": torch.get_num_threads(), "dtype": args.dtype, "samples": SAMPLES}
+                    write_json_atomic(cells / f"{name}.json", json_ready(cell) | {"settings": settings, **record()})
+                    print(name, json.dumps({key: cell[key] for key in ("search_loss", "held_out")}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

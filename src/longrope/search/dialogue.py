@@ -1,0 +1,114 @@
+"""A search written as a dialogue: a generator that yields questions and receives their answers. Knows no model.
+
+What a search does next often depends on the last answer; written as one generator it reads from top to bottom, and
+`ask`, `tell` and `done` follow from it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from longrope.errors import LongRopeError
+from longrope.rope.scaling import Window
+from longrope.search.evaluators import SEARCH, Answer, Question
+from longrope.search.parametrise import KnotFactors, Vector
+
+_T = TypeVar("_T")
+Dialogue = Generator[list[Question], list[Answer], _T]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One window of a search: its length, named seeds of D factors each, and how many search samples there are."""
+
+    length: int
+    seeds: Mapping[str, Vector]
+    samples: int
+
+
+class DialogueSearch(ABC):
+    """Asks what its dialogue yields. The dialogue returns the best window and its loss on all search samples."""
+
+    def __init__(self) -> None:
+        self.incumbent: tuple[Window, float] | None = None
+        self.chosen_seeds: list[str] = []
+        self._best: tuple[Window, float] | None = None
+        self._dialogue = self._run()
+        self._questions = next(self._dialogue)
+
+    @abstractmethod
+    def _run(self) -> Dialogue[tuple[Window, float]]:
+        """The whole search."""
+
+    @property
+    def done(self) -> bool:
+        return not self._questions
+
+    @property
+    def best(self) -> tuple[Window, float]:
+        """The result and its loss on all search samples.
+
+        Raises LongRopeError when that loss is not finite, or the search is not done.
+        """
+        if self._best is None:
+            raise LongRopeError("the search is not done: it has no validated result yet")
+        if not math.isfinite(self._best[1]):
+            raise LongRopeError("no factors had a finite loss: the model does not work at this length with any tried")
+        return self._best
+
+    def ask(self) -> list[Question]:
+        return list(self._questions)
+
+    def tell(self, answers: Sequence[Answer]) -> None:
+        if len(answers) != len(self._questions):
+            raise ValueError(f"expected answers to {len(self._questions)} questions, found {len(answers)}")
+        try:
+            self._questions = self._dialogue.send(list(answers))
+        except StopIteration as end:
+            self._questions, self._best = [], end.value
+
+
+def race(
+    stage: Stage, seeds: Mapping[str, Vector], space: KnotFactors, attention_factor: float, samples: int
+) -> Dialogue[str]:
+    """The name of the seed with the lowest loss, on the knots of `space`, on the first few search samples.
+
+    Of equal losses the first wins; a loss that is no number comes last.
+    """
+    shared = tuple(range(min(samples, stage.samples)))
+    questions = []
+    for factors in seeds.values():
+        theta = space.parameters(np.asarray(factors, dtype=np.float64))
+        window = Window(stage.length, tuple(space.factors(theta).tolist()), 0, attention_factor)
+        questions.append(loss_of(window, SEARCH, shared))
+    answers = yield questions
+    return min(zip(seeds, answers, strict=True), key=lambda entry: rank(entry[1].loss))[0]
+
+
+def loss_of(window: Window, split: str, samples: tuple[int, ...] | None = None) -> Question:
+    return Question(window, _row(window, split, samples), split, samples)
+
+
+def gradient_of(window: Window, sample: int) -> Question:
+    return Question(window, _row(window, SEARCH, (sample,)), SEARCH, (sample,), gradient=True)
+
+
+def rank(loss: float) -> float:
+    """`loss` for comparisons: what is no number is worse than every number."""
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _row(window: Window, split: str, samples: tuple[int, ...] | None) -> dict[str, object]:
+    return {
+        "length": window.max_length,
+        "factors": list(window.factors),
+        "attention_factor": window.attention_factor,
+        "split": split,
+        "samples": None if samples is None else list(samples),
+    }

@@ -1,0 +1,258 @@
+"""The same questions answered by many processes: one model replica per Ray actor, on one machine or on a cluster.
+
+Answers are told in the order asked, each computed whole by one worker, so the number of workers changes no bit of a
+search. A worker that dies is replaced and its question asked again. What a worker computes is `evaluators.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+
+from longrope.errors import LongRopeError, one_line
+from longrope.search.evaluators import Answer, Evaluator, Question
+
+ATTEMPTS = 3  # at one question, or at making a worker, that end with a dead worker
+OBJECT_STORE = 200 * 2**20  # bytes of a cluster started here; what is larger, Ray keeps on disk
+
+
+class RayEvaluator:
+    """Answers from `workers` Ray actors (None: as many as the cluster has room for), inside a `ray_session`.
+
+    `make_evaluator` is what travels: Ray pickles it in memory, and every actor calls it once for its own replica. A
+    worker takes one GPU with `gpu`, and runs torch on as many threads as this process does, because another number sums
+    in another order.
+
+    Use in a `with` block, at whose end its actors are gone. Entering waits for the first worker and raises
+    LongRopeError when the cluster is too small or no worker can be made.
+    """
+
+    def __init__(
+        self, make_evaluator: Callable[[], Evaluator], workers: int | None = None, *, gpu: bool = False
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise LongRopeError(f"expected at least 1 worker, found {workers}")
+        self._ray = import_ray()
+        self._make_evaluator, self._workers, self._threads = make_evaluator, workers, torch.get_num_threads()
+        # A GPU worker computes on its GPU: its threads are not reserved.
+        self._needs = {"CPU": 1, "GPU": 1} if gpu else {"CPU": self._threads}
+        self._starting: dict[Any, Any] = {}  # workers that make their replica, by the reference to its end
+        self._idle: deque[Any] = deque()
+        self._busy: dict[Any, Any] = {}  # workers that answer, by the reference to their answer
+        self._failed_starts = 0
+
+    def __enter__(self) -> RayEvaluator:
+        workers = self._checked_workers()
+        self._recipe = self._ray.put(self._make_evaluator)
+        self._actor = self._ray.remote(
+            num_cpus=self._needs["CPU"], num_gpus=self._needs.get("GPU", 0), max_restarts=0, max_task_retries=0
+        )(_Worker)
+        try:
+            for _ in range(workers):
+                self._start_worker()
+            while not self._idle:
+                self._next_event()
+        except BaseException:
+            self._kill_workers()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill_workers()
+
+    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
+        """Answers in the order asked, whichever worker is first. One call at a time; the last may be given up.
+
+        Raises, when the question's turn comes, what its evaluation raised, or LongRopeError when it has ended ATTEMPTS
+        workers: what was asked before it has been answered then.
+        """
+        waiting = deque(range(len(questions)))
+        asked: dict[Any, int] = {}
+        outcomes: dict[int, Answer | BaseException] = {}
+        deaths = [0] * len(questions)
+
+        def hand_out() -> None:
+            while waiting and self._idle:
+                index = waiting.popleft()
+                asked[self._ask(questions[index])] = index
+
+        hand_out()
+        for turn in range(len(questions)):
+            while turn not in outcomes:
+                reference, outcome = self._next_event()
+                index = asked.pop(reference, None)
+                if index is None:  # a worker is ready, or answered a question that nobody waits for any more
+                    pass
+                elif outcome is None:
+                    deaths[index] += 1
+                    if deaths[index] < ATTEMPTS:
+                        waiting.appendleft(index)
+                    else:
+                        outcomes[index] = _dead(f"a search worker died {ATTEMPTS} times on the same question")
+                else:
+                    outcomes[index] = outcome
+                hand_out()
+            outcome = outcomes.pop(turn)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+
+    def _checked_workers(self) -> int:
+        """How many workers to start, having looked whether the cluster can hold them."""
+        room = sum(
+            min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in self._needs.items())
+            for node in self._ray.nodes()
+            if node["Alive"]
+        )
+        if room < (self._workers or 1):
+            needs = " and ".join(f"{amount} {kind}" for kind, amount in self._needs.items())
+            raise LongRopeError(
+                f"workers: expected room for {self._workers or 1} in the Ray cluster, {needs} each, found room for "
+                f"{room}; ask for fewer or add nodes"
+            )
+        return self._workers or room
+
+    def _start_worker(self) -> None:
+        worker = self._actor.remote(self._threads)
+        self._starting[worker.make.remote(self._recipe)] = worker
+
+    def _ask(self, question: Question) -> Any:
+        worker = self._idle.popleft()
+        reference = worker.answer.remote(question)
+        self._busy[reference] = worker
+        return reference
+
+    def _next_event(self) -> tuple[Any, Answer | BaseException | None]:
+        """Wait for a worker: its reference, and the answer or what the evaluation raised; None for a dead worker.
+
+        The worker is idle then, and a dead one is being replaced.
+        """
+        (reference, *_), _ = self._ray.wait([*self._starting, *self._busy], num_returns=1)
+        if reference in self._starting:
+            self._finish_start(reference)
+            return reference, None
+        worker = self._busy.pop(reference)
+        outcome: Answer | BaseException
+        try:
+            outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            outcome = _cause(error)
+        except self._ray.exceptions.RayError:
+            self._replace(worker)
+            return reference, None
+        self._idle.append(worker)
+        return reference, outcome
+
+    def _finish_start(self, reference: Any) -> None:
+        worker = self._starting.pop(reference)
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            known = isinstance(error.cause, LongRopeError)
+            reason = one_line(error.cause) if known else str(error).splitlines()[-1]  # of a traceback
+            raise LongRopeError(f"a search worker cannot be made: {reason}") from error
+        except self._ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts == ATTEMPTS:
+                raise _dead(f"{ATTEMPTS} search workers in a row died while they loaded the model") from error
+            self._replace(worker)
+        else:
+            self._failed_starts = 0
+            self._idle.append(worker)
+
+    def _replace(self, worker: Any) -> None:
+        self._ray.kill(worker)  # one that Ray only cannot reach still holds its GPU
+        self._start_worker()
+
+    def _kill_workers(self) -> None:
+        for worker in [*self._starting.values(), *self._idle, *self._busy.values()]:
+            self._ray.kill(worker)
+        self._starting, self._idle, self._busy = {}, deque(), {}
+
+
+@contextmanager
+def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Ray for the length of a `with` block: the cluster at `address`, or one started here and shut down at the end.
+
+    `cpus` is how many CPUs a cluster started here hands out (None: all). A session that this process already has is
+    used and left as it is. Ray speaks on standard output of workers that died; in the block that is standard error.
+
+    Raises LongRopeError when Ray is missing or the cluster cannot be joined.
+    """
+    ray = import_ray()
+    if address is None and ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # "local": Ray would otherwise join a cluster that it finds on this machine.
+        options |= {
+            "address": "local",
+            "num_cpus": cpus,
+            "object_store_memory": OBJECT_STORE,
+            "include_dashboard": False,
+        }
+    else:
+        options["address"] = address
+    with redirect_stdout(sys.stderr):
+        try:
+            if address is not None:
+                _check_reachable(address)
+            ray.init(**options)
+        except Exception as error:  # Ray raises many kinds; what it said is passed on in one line
+            what = "start Ray" if address is None else f"join the Ray cluster at {address}"
+            raise LongRopeError(f"cannot {what}: {one_line(error)}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def import_ray() -> Any:
+    """The module. Raises LongRopeError when it is not installed."""
+    try:
+        import ray
+    except ImportError as error:
+        raise LongRopeError('search workers need Ray; run: pip install "longrope[ray]"') from error
+    return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError when nobody listens at HOST:PORT; Ray itself would try for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+class _Worker:
+    """What lives in a worker's process: a replica behind an evaluator of its own."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def make(self, make_evaluator: Callable[[], Evaluator]) -> None:
+        self._evaluator = make_evaluator()
+
+    def answer(self, question: Question) -> Answer:
+        (answer,) = self._evaluator.evaluate([question])
+        return answer
+
+
+def _cause(error: Any) -> BaseException:
+    """What was raised in a worker, with its traceback there."""
+    cause: BaseException = error.cause
+    cause.__cause__ = error
+    return cause
+
+
+def _dead(what: str) -> LongRopeError:
+    return LongRopeError(
+        f"{what}; the usual cause is too little memory: use fewer workers, then continue with --resume"
+    )

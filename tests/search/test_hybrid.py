@@ -1,0 +1,176 @@
+"""The gradient search with a polish by CMA-ES: validation decides between them, and never for the worse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longrope.rope.factors import pi, yarn
+from longrope.rope.scaling import Window
+from longrope.search.cma import CMASettings, HybridSearch
+from longrope.search.dialogue import Stage, loss_of
+from longrope.search.evaluators import SEARCH, VALIDATION, Answer, Question
+from longrope.search.gradient import GradientSearch, GradientSettings
+from tests.search.slopes import (
+    EASY,
+    ORIGINAL,
+    SAMPLES,
+    SEEDS,
+    STAGE,
+    Quadratic,
+    Reply,
+    check_stops_anywhere,
+    complete,
+    validations,
+)
+from tests.search.targets import GEOMETRY, TARGET_LENGTH
+
+DESCENT = GradientSettings(steps=6, validate_every=2, knots=8)
+POLISH = CMASettings(evaluations=60, sigma=0.3, knots=8)
+
+
+def both(
+    reply: Reply, *stages: Stage, descent: GradientSettings = DESCENT, polish: CMASettings = POLISH
+) -> tuple[GradientSearch, HybridSearch, list[tuple[Question, Answer]], int]:
+    """The gradient search alone and polished, all that the second was told, and where its polish begins."""
+    alone, hybrid = (
+        GradientSearch(stages or (STAGE,), ORIGINAL, descent, 1.1),
+        HybridSearch(stages or (STAGE,), ORIGINAL, descent, polish, 1.1),
+    )
+    first, said = complete(alone, reply), complete(hybrid, reply)
+    start = len(first) - 1
+    # The same up to the gradient's result; alone it asks the search loss of that one last, polished first.
+    assert said[: start + 1] == first
+    return alone, hybrid, said, start
+
+
+def splits(goals: dict[str, np.ndarray]) -> Reply:
+    """`Quadratic` with an optimum for each split."""
+    return lambda question: Quadratic(goals[question.split])(question)
+
+
+def toward(share: float) -> np.ndarray:
+    """From YaRN (0) to EASY (1), in log λ."""
+    return np.exp((1 - share) * np.log(SEEDS["yarn"]) + share * np.log(EASY))
+
+
+def test_a_polish_that_helps_is_the_result() -> None:
+    reply = Quadratic()
+    alone, hybrid, said, start = both(reply)
+    window, loss = hybrid.best
+    assert (window, loss) != alone.best
+    assert loss < 0.5 * alone.best[1]
+    candidates = [(answer.loss, question.window) for question, answer in said[start + 1 :] if question.split == SEARCH]
+    assert (loss, window) == min(candidates[:-1], key=lambda pair: pair[0])
+    assert hybrid.incumbent == (window, reply(loss_of(window, VALIDATION)).loss)
+
+
+def test_a_polish_that_overfits_is_left() -> None:
+    """Validation is best half the way to where the search pulls; the gradient stopped there, CMA-ES goes on."""
+    reply = splits({SEARCH: EASY, VALIDATION: toward(0.4)})
+    stage = replace(STAGE, seeds={"yarn": SEEDS["yarn"]})
+    descent = replace(DESCENT, steps=36, patience=18)
+    alone, hybrid, said, start = both(reply, stage, descent=descent)
+    assert hybrid.best == alone.best
+    assert hybrid.incumbent == alone.incumbent
+    polished = min(said[start + 1 : -3], key=lambda pair: pair[1].loss)
+    assert polished[1].loss < 0.5 * alone.best[1]  # on the search samples it was much better
+    assert validations(said)[-1][0].window == polished[0].window
+
+
+@given(share=st.floats(-0.5, 1.5), seed=st.integers(0, 99), offset=st.floats(-3.0, 3.0))
+@settings(max_examples=30, deadline=None)
+def test_never_worse_than_the_gradient_on_validation(share: float, seed: int, offset: float) -> None:
+    goal = np.maximum(toward(share) * np.exp(offset * np.linspace(0.0, 0.1, GEOMETRY.pairs)), 1.0)
+    reply = splits({SEARCH: EASY, VALIDATION: goal})
+    alone, hybrid, _, _ = both(reply, descent=replace(DESCENT, seed=seed), polish=replace(POLISH, seed=seed))
+    before, after = (reply(loss_of(search.best[0], VALIDATION)).loss for search in (alone, hybrid))
+    assert after <= before
+    assert hybrid.incumbent == (hybrid.best[0], after)
+    assert hybrid.best[1] == reply(loss_of(hybrid.best[0], SEARCH)).loss
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("split", [SEARCH, VALIDATION])
+def test_a_polish_without_numbers_is_left(bad: float, split: str) -> None:
+    """Every answer of a split from the polish on is none."""
+    alone, _, _, start = both(Quadratic())
+    count = 0
+
+    def reply(question: Question) -> Answer:
+        nonlocal count
+        count += 1
+        after = count > start + 1  # the gradient's own result keeps its loss
+        broken = after and question.split == split and question.window != alone.best[0]
+        return Answer(bad) if broken else Quadratic()(question)
+
+    hybrid = HybridSearch([STAGE], ORIGINAL, DESCENT, POLISH, 1.1)
+    complete(hybrid, reply)
+    assert hybrid.best == alone.best
+    assert hybrid.incumbent == alone.incumbent
+
+
+def test_where_no_candidate_is_better_nothing_more_is_validated() -> None:
+    _, hybrid, said, start = both(lambda question: replace(Quadratic()(question), loss=1.0))
+    assert [question.split for question, _ in said[start:]] == [SEARCH] * (len(said) - start)
+    assert hybrid.best == (said[start][0].window, 1.0)
+
+
+def test_it_polishes_what_the_last_stage_left() -> None:
+    """At its length, with the attention factor that was learned, and the budget given."""
+    stages = [
+        Stage(length=k * ORIGINAL, seeds={"yarn": yarn(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4, 8)
+    ]
+    descent = replace(DESCENT, learn_attention_factor=True)
+    alone, hybrid, said, start = both(Quadratic(attention_factor=1.3), *stages, descent=descent)
+    polished = [question for question, _ in said[start:]]
+    assert len(polished) == 1 + 60 + 2 + 1  # the start, six generations of 10, two validations, the result
+    assert polished[0].window == alone.best[0]
+    assert {question.window.max_length for question in polished} == {TARGET_LENGTH}
+    assert {question.window.attention_factor for question in polished} == {alone.best[0].attention_factor}
+    assert alone.best[0].attention_factor != 1.1
+    assert hybrid.best[0].attention_factor == alone.best[0].attention_factor
+
+
+def test_it_keeps_a_seed_that_the_knots_cannot_hold() -> None:
+    """The gradient ends with YaRN itself; so does the polish, which begins with it off its knots."""
+    seed = SEEDS["yarn"]
+
+    def reply(question: Question) -> Answer:
+        error = float(np.abs(np.log(question.window.factors) - np.log(seed)).max())
+        return replace(Quadratic()(question), loss=error)
+
+    two = {"descent": replace(DESCENT, knots=2), "polish": replace(POLISH, knots=2)}
+    _, hybrid, said, start = both(reply, replace(STAGE, seeds={"yarn": seed}), **two)
+    assert said[start][0].window.factors == tuple(seed.tolist())
+    assert hybrid.best == (Window(TARGET_LENGTH, tuple(seed.tolist()), 0, 1.1), 0.0)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_stopped_after_any_question_and_resumed(tmp_path: Path, broken: bool) -> None:
+    stages = [
+        Stage(
+            length=k * ORIGINAL,
+            seeds={"pi": pi(GEOMETRY, k * ORIGINAL), "yarn": yarn(GEOMETRY, k * ORIGINAL)},
+            samples=SAMPLES,
+        )
+        for k in (4, 8)
+    ]
+
+    def reply(question: Question) -> Answer:
+        answer = Quadratic()(question)
+        kind = round(sum(question.window.factors) * 1e6) % 5
+        return replace(answer, loss=math.nan) if broken and kind == 0 and question.samples is None else answer
+
+    def make() -> HybridSearch:
+        descent = replace(DESCENT, steps=3, knots=3, learn_attention_factor=True)
+        return HybridSearch(stages, ORIGINAL, descent, replace(POLISH, knots=3, evaluations=14))
+
+    check_stops_anywhere(tmp_path, make, reply)
+    assert (b'"nan"' in (tmp_path / "whole").read_bytes()) == broken
