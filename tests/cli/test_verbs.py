@@ -134,9 +134,10 @@ def test_eval_compares_the_same_samples(cli, checkpoint, texts, searched):
         "eval", checkpoint, "--suite", "perplexity", "--lengths", "64,128,256", "--scaling", searched / "scaling.json",
         "--against", "none,pi,dynamic-ntk", "--data", texts / "other.txt", "--samples", 3, "--json",
     )  # fmt: skip
-    rows = json.loads(ran.out)["results"]
+    found = json.loads(ran.out)["results"]
+    assert set(found[0]) == {"suite", "scaling", "length", "metric", "value", "stderr", "trials", "detail"}
+    rows = [row for row in found if row["metric"] == "perplexity"]
     assert len(rows) == 4 * 3
-    assert set(rows[0]) == {"suite", "scaling", "length", "metric", "value", "stderr", "trials"}
     value = {(row["scaling"], row["length"]): row["value"] for row in rows}
     name = str(searched / "scaling.json")
     # Inside the original window a portable scaling and dynamic NTK are the original model, bit for bit.
@@ -163,7 +164,7 @@ def test_eval_slides_and_writes(cli, checkpoint, texts, tmp_path):
     )
     assert ran.code == 0
     assert "none" in ran.out
-    assert json.loads(out.read_text())["settings"]["stride"] == 16
+    assert json.loads(out.read_text())["settings"]["suites"]["perplexity"]["stride"] == 16
     assert cli("eval", checkpoint, "--lengths", "32", "--data", texts / "other.txt", "-o", out).code == 2
 
 
@@ -193,9 +194,10 @@ def test_extend_makes_everything(cli, checkpoint, texts, tmp_path):
     )  # fmt: skip
     assert ran.code == 0
     found = json.loads(ran.out)
-    assert [row["length"] for row in found["results"] if row["scaling"] == "longrope"] == [64, 128]
+    own = [row for row in found["results"] if row["scaling"] == "longrope" and row["metric"] == "perplexity"]
+    assert [row["length"] for row in own] == [64, 128]
     assert all(proof["top1_agreement"] == 1.0 for proof in found["proofs"])
-    for name in ("search.jsonl", "scaling.json", "search.json", "eval.json", "factors.png", "perplexity.svg"):
+    for name in ("search.jsonl", "scaling.json", "search.json", "eval.json", "extend.json", "report.html"):
         assert (out / name).stat().st_size > 0
     assert (out / "checkpoint" / "README.md").read_text().count("| longrope |") == 1
 

@@ -177,4 +177,5 @@ def test_rows_as_json_and_by_length() -> None:
         "value": 8.0,
         "stderr": None,
         "trials": 1,
+        "detail": {},
     }

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
+from longrope.files import sha256_file
 from longrope.pipeline import extend as module
 from longrope.pipeline.extend import extend
 from longrope.pipeline.options import SearchOptions
@@ -74,7 +75,7 @@ def test_start_tokens_are_searched_and_lost_in_the_open(checkpoint, texts, tmp_p
     assert "start tokens 8" in done.losses[0]
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "export_hf", "prove", "draw"])
+@pytest.mark.parametrize("stage", ["evaluate", "export_hf", "prove", "report"])
 def test_stopped_in_any_stage_and_resumed(stage, checkpoint, texts, tmp_path, monkeypatch):
     whole = run(checkpoint, texts, tmp_path / "whole")
 
@@ -85,7 +86,10 @@ def test_stopped_in_any_stage_and_resumed(stage, checkpoint, texts, tmp_path, mo
         patch.setattr(module, stage, stopped)
         with pytest.raises(KeyboardInterrupt):
             run(checkpoint, texts, tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["longrope", "extend", "--resume"])  # another command, as resuming is
     done = run(checkpoint, texts, tmp_path / "run", resume=True)
+    saved = sha256_file(tmp_path / "run" / "scaling.json")
+    assert done.evaluation.settings["scaling_sha256"] == saved
     assert done.search.scaling.windows == whole.search.scaling.windows
     assert [row.value for row in done.evaluation.rows] == [row.value for row in whole.evaluation.rows]
     names = [{path.name for path in folder.iterdir()} for folder in (tmp_path / "whole", tmp_path / "run")]
@@ -135,5 +139,6 @@ def test_every_file_says_how_it_was_made(checkpoint, texts, tmp_path):
         assert found["versions"]["torch"] == torch.__version__
         assert found["command"]
     settings = json.loads((tmp_path / "run" / "eval.json").read_text())["settings"]
-    assert {"scaling_sha256", "samples_sha256", "target_length", "dtype", "seed"} <= settings.keys()
+    assert {"samples_sha256", "target_length", "dtype", "seed"} <= settings.keys()
+    assert settings["scaling_sha256"] == sha256_file(tmp_path / "run" / "scaling.json")
     assert RopeScaling.load(tmp_path / "run" / "scaling.json").provenance["search"]["numerics"]["threads"]

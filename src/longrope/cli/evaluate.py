@@ -1,10 +1,11 @@
-"""`longrope eval MODEL --suite perplexity --lengths 256,512 --scaling run/scaling.json`: measurements by length."""
+"""`longrope eval MODEL --suite perplexity,needle --lengths 256,512 --scaling run/scaling.json`: measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,40 +19,111 @@ from longrope.cli.common import (
     OriginalLength,
     RemoteCode,
     Seed,
+    messages,
     model_options,
-    number,
-    output,
     print_json,
     progress_bar,
     quiet_libraries,
-    table,
 )
+from longrope.cli.evaluate_tables import show
+from longrope.cli.watch import resume_command
 from longrope.files import check_output_file, write_json_atomic
 from longrope.lengths import parse_length, parse_lengths
 
-if TYPE_CHECKING:
-    from longrope.evaluation.results import EvalRow
+Lengths = Annotated[
+    str | None,
+    typer.Option(
+        "--lengths", help="Context lengths in tokens: 256,512,1k. None for retention and open-llm, which measure in L."
+    ),
+]
+Suites = Annotated[
+    str, typer.Option("--suite", help="Any of perplexity, passkey, needle, ruler, retention, open-llm: with commas.")
+]
+Scaling = Annotated[Path | None, typer.Option("--scaling", help="A scaling.json; without it, the model as it is.")]
+Against = Annotated[
+    str,
+    typer.Option(
+        "--against",
+        help="What to compare with: none,pi,ntk,ntk-critical,dynamic-ntk,yarn, checkpoint (the scaling it carries),"
+        " original (the model before it was extended), other-scaling.json.",
+    ),
+]
+TargetLength = Annotated[
+    str | None, typer.Option("--target-length", help="L' of the closed forms; default: the scaling's.")
+]
+Original = Annotated[
+    str | None,
+    typer.Option("--original", help="The model before it was trained, for 'original' and retention; default: MODEL."),
+]
+Samples = Annotated[
+    int, typer.Option("--samples", min=1, help="Perplexity and retention: texts per length, one per document first.")
+]
+Stride = Annotated[
+    int | None,
+    typer.Option("--stride", min=1, help="Perplexity: a sliding window with this stride (the paper's is 256)."),
+]
+Trials = Annotated[
+    int,
+    typer.Option(
+        "--trials", min=1, help="Passkeys per length, needles per depth and length, samples per RULER task and length."
+    ),
+]
+Depths = Annotated[int, typer.Option("--depths", min=1, help="Needle: depths from 0 to 1.")]
+Needles = Annotated[
+    int | None,
+    typer.Option("--needles", min=1, help="Needle: how many share a document; default: what leaves half of it text."),
+]
+RulerTasks = Annotated[
+    str, typer.Option("--ruler-tasks", help="RULER: niah_single_1,…,vt,cwe,fwe,qa_1; default: all that need no file.")
+]
+QaFile = Annotated[Path | None, typer.Option("--qa-file", help="RULER: questions in SQuAD's format, for qa_1.")]
+Threshold = Annotated[
+    float, typer.Option("--threshold", help="RULER: the score an effective length has; 85.6 is the published one.")
+]
+Share = Annotated[
+    float,
+    typer.Option("--share", help="RULER: the same, as a share of the model's own score inside its original window."),
+]
+Tasks = Annotated[
+    str,
+    typer.Option("--tasks", help="Retention: lm-eval tasks, NAME or a YAML file, with the shots: arc_challenge:25,…"),
+]
+TaskLimit = Annotated[int | None, typer.Option("--task-limit", min=1, help="lm-eval: only the first questions.")]
+TaskBatch = Annotated[int, typer.Option("--task-batch", min=1, help="lm-eval: texts at once.")]
+AllowSeen = Annotated[
+    bool,
+    typer.Option("--allow-seen", help="Measure on documents that the search or training has seen; the results say so."),
+]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write the results as a new JSON file here.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with a run that was stopped: its -o NAME.json left NAME.cells.jsonl.")
+]
 
 
 def command(
     model: Model,
-    lengths: Annotated[str, typer.Option("--lengths", help="Context lengths in tokens: 256,512,1k.")],
-    suite: Annotated[str, typer.Option("--suite", help="perplexity.")] = "perplexity",
+    lengths: Lengths = None,
+    suite: Suites = "perplexity",
     data: Data = None,
-    scaling: Annotated[
-        Path | None, typer.Option("--scaling", help="A scaling.json; without it, the model as it is.")
-    ] = None,
-    against: Annotated[str, typer.Option("--against", help="Closed forms to compare with: none,pi,ntk,yarn,…")] = "",
-    target_length: Annotated[
-        str | None, typer.Option("--target-length", help="L' of the closed forms; default: the scaling's.")
-    ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Texts per length, one per document first.")] = 10,
-    stride: Annotated[
-        int | None, typer.Option("--stride", min=1, help="Sliding window with this stride (the paper's is 256).")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the results as a new JSON file here.")
-    ] = None,
+    scaling: Scaling = None,
+    against: Against = "",
+    target_length: TargetLength = None,
+    original: Original = None,
+    samples: Samples = 10,
+    stride: Stride = None,
+    trials: Trials = 30,
+    depths: Depths = 10,
+    needles: Needles = None,
+    ruler_tasks: RulerTasks = "",
+    qa_file: QaFile = None,
+    threshold: Threshold = 85.6,
+    share: Share = 0.856,
+    tasks: Tasks = "",
+    task_limit: TaskLimit = None,
+    task_batch: TaskBatch = 1,
+    allow_seen: AllowSeen = False,
+    out: Output = None,
+    resume: Resume = False,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -60,57 +132,76 @@ def command(
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity by context length, with and without a scaling."""
-    parsed = parse_lengths(lengths)
+    """Measure a model with and without a scaling: perplexity, retrieval, RULER, and what is left of short texts."""
+    parsed = parse_lengths(lengths) if lengths else []
     target = parse_length(target_length) if target_length else None
     if out is not None:
         check_output_file(out)
-    from longrope.pipeline.evaluate import evaluate
+    from longrope.evaluation.harness import HarnessTask
+    from longrope.pipeline.evaluate import cells_path, evaluate
     from longrope.pipeline.subject import open_model
+    from longrope.pipeline.suite_options import SuiteOptions
     from longrope.rope.scaling import RopeScaling
 
     quiet_libraries()
+    options = SuiteOptions(
+        samples=samples,
+        stride=stride,
+        trials=trials,
+        depths=depths,
+        needles=needles,
+        ruler_tasks=tuple(_names(ruler_tasks)),
+        qa_file=qa_file,
+        threshold=threshold,
+        share=share,
+        tasks=tuple(map(HarnessTask.parse, _names(tasks))),
+        task_limit=task_limit,
+        task_batch=task_batch,
+    )
     loaded = RopeScaling.load(scaling) if scaling is not None else None
-    subject = open_model(model, model_options(dtype, device, attn_implementation, original_length, trust_remote_code))
-    with progress_bar() as progress:
+    loading = model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
+    subject = open_model(model, loading)
+    cells = cells_path(out) if out is not None else None
+    with progress_bar() as progress, _interruptible(cells):
         task = progress.add_task("preparing", total=None, note="")
         result = evaluate(
             subject,
             parsed,
             data or [],
-            suites=[name.strip() for name in suite.split(",")],
+            suites=_names(suite),
             scaling=loaded,
             scaling_name=str(scaling) if scaling is not None else "checkpoint",
-            against=[name.strip() for name in against.split(",") if name.strip()],
+            against=_names(against),
             target_length=target,
-            samples=samples,
+            original=open_model(original, loading) if original else None,
             seed=seed,
-            stride=stride,
+            options=options,
+            allow_seen=allow_seen,
+            cells=cells,
+            resume=resume,
             on_start=lambda total: progress.update(task, description="eval", total=total),
             on_sample=lambda: progress.advance(task),
         )
+    if out is not None:
+        write_json_atomic(out, result.to_json())
+    for warning in result.settings.get("warnings", []):
+        messages.print(f"longrope: warning: {warning}")
     if as_json:
         print_json(result.to_json())
     else:
         show(result.rows)
-    if out is not None:
-        write_json_atomic(out, result.to_json())
 
 
-def show(rows: Sequence[EvalRow]) -> None:
-    """Print perplexities as a table: one row per scaling, one column per length."""
-    lengths = list(dict.fromkeys(row.length for row in rows))
-    trials = max(row.trials for row in rows)
-    shown = table(
-        f"Perplexity by context length, {trials} held-out samples (± standard error)", ["scaling", *map(str, lengths)]
-    )
-    cells = {(row.scaling, row.length): row for row in rows}
-    for name in dict.fromkeys(row.scaling for row in rows):
-        values = [cells[name, length] for length in lengths]
-        shown.add_row(name, *(_cell(row) for row in values))
-    output.print(shown)
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _cell(row: EvalRow) -> str:
-    """The value, and its standard error where several texts give one."""
-    return number(row.value) if row.stderr is None else f"{number(row.value)} ± {number(row.stderr)}"
+@contextmanager
+def _interruptible(cells: Path | None) -> Iterator[None]:
+    """On Ctrl-C, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if cells is not None and cells.exists():
+            messages.print(f"what is finished is kept in {cells}; continue with: {resume_command()}")
+        raise

@@ -1,4 +1,4 @@
-"""`longrope extend [MODEL]`: inspect, search, compare, export, reload, prove, show. Without MODEL, the embedded one."""
+"""`longrope extend [MODEL]`: the whole way to a proven checkpoint and a report. Without MODEL, the embedded one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longrope.cli import evaluate as evaluate_verb
+from longrope.cli import evaluate_tables
 from longrope.cli import inspect as inspect_verb
 from longrope.cli import search as search_verb
 from longrope.cli.common import (
@@ -19,11 +19,13 @@ from longrope.cli.common import (
     RemoteCode,
     Seed,
     model_options,
+    on_or_off,
     output,
     print_json,
     progress_bar,
     quiet_libraries,
 )
+from longrope.cli.tensorboard import LogDir, scalars
 from longrope.cli.watch import SearchWatch
 from longrope.files import check_output_folder
 from longrope.lengths import parse_length, parse_lengths
@@ -54,15 +56,19 @@ def command(
     iterations: search_verb.Iterations = 20,
     patience: search_verb.Patience = None,
     start_tokens: search_verb.StartTokens = "0",
+    racing: search_verb.Racing = "off",
+    critical_dim: search_verb.CriticalDim = None,
     steps: search_verb.Steps = 36,
-    knots: search_verb.Knots = 8,
+    knots: search_verb.Knots = None,
     learning_rate: search_verb.LearningRate = 0.2,
     continuation: search_verb.Continuation = True,
     learn_attention_factor: search_verb.LearnAttention = False,
+    evaluations: search_verb.Evaluations = None,
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Export even what the runtime cannot express.")
     ] = False,
     resume: search_verb.Resume = False,
+    log_dir: LogDir = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     attn_implementation: Attention = None,
@@ -93,19 +99,22 @@ def command(
         iterations=iterations,
         patience=patience,
         start_tokens=start_tokens,
+        racing=on_or_off("--racing", racing),
+        critical_dim=critical_dim,
         steps=steps,
         knots=knots,
         learning_rate=learning_rate,
         continuation=continuation,
         learn_attention_factor=learn_attention_factor,
+        evaluations=evaluations,
     )
     found = inspect(model, original_length=loading.original_length, trust_remote_code=trust_remote_code)
     if not as_json:
         inspect_verb.show(found)
         output.print()
     subject = open_model(model, loading)
-    with progress_bar() as progress:
-        watch = SearchWatch(progress)
+    with progress_bar() as progress, scalars(log_dir) as written:
+        watch = SearchWatch(progress, written)
         comparing = progress.add_task("compare", total=None, visible=False, note="")
         stage = progress.add_task("", total=None, visible=False, note="")
 
@@ -136,6 +145,7 @@ def command(
                 resume=resume,
                 listener=listener,
             )
+        written.measured(extension.evaluation.rows)
     if as_json:
         print_json(summary(extension))
     else:
@@ -146,7 +156,7 @@ def show(extension: Extension, out: Path) -> None:
     """Print the search, the comparison, the proof, and where everything lies."""
     search_verb.show(extension.search)
     output.print()
-    evaluate_verb.show(extension.evaluation.rows)
+    evaluate_tables.show(extension.evaluation.rows)
     output.print()
     for proof in extension.proofs:
         output.print(
@@ -159,5 +169,5 @@ def show(extension: Extension, out: Path) -> None:
     output.print()
     output.print(f"checkpoint: {extension.checkpoint}")
     output.print(f"scaling:    {extension.search.path}")
-    output.print(f"figures:    {', '.join(str(path) for path in extension.figures if path.suffix == '.png')}")
     output.print(f"all of it:  {out}")
+    output.print(f"report:     {extension.report.html}")

@@ -35,12 +35,12 @@ _ADJECTIVES = (
     "abrupt amber ancient bitter brave brisk broken calm careful cheerful clever cold curious distant eager early faint"
     " fierce fragile gentle golden hidden hollow humble idle jolly lonely lucky mellow narrow numerous patient plain"
     " proud quiet rapid rusty silent slender wandering"
-)
+).split()
 _NOUNS = (
     "anchor arrow badger basket beacon bridge candle canyon castle cradle drum eagle engine falcon feather fiddle"
     " forest garden glacier hammer harbor helmet island kettle kite ladder lantern meadow mirror needle orchard"
     " otter pebble pillow raven saddle shovel sparrow thimble wagon"
-)
+).split()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +98,8 @@ def draw_needles(
     rng = np.random.default_rng(seed)
     bos = bos_of(tokenizer)
     front = ([] if bos is None else [bos]) + _encode(tokenizer, INSTRUCTION)
-    adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
-    keys = [f"{rng.choice(adjectives)}-{rng.choice(nouns)}" for _ in range(count)]
-    numbers = ["".join(map(str, [rng.integers(1, 10), *rng.integers(0, 10, digits - 1)])) for _ in range(count)]
+    keys = [draw_key(rng) for _ in range(count)]
+    numbers = [draw_number(rng, digits) for _ in range(count)]
     parts = []
     for key, number in zip(keys, numbers, strict=True):
         needle, question, answer = (
@@ -125,6 +124,16 @@ def draw_needles(
         sample[:] = np.concatenate([front, text[:at], needle, text[at:], question, answer])
     answers = tuple(len(answer) for _, _, answer in parts)
     return NeedleSamples(torch.from_numpy(ids), answers, depths, tuple(keys), tuple(numbers), rows)
+
+
+def draw_key(rng: np.random.Generator) -> str:
+    """What a needle is about: `numerous-kite`."""
+    return f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}"
+
+
+def draw_number(rng: np.random.Generator, digits: int) -> str:
+    """A number of `digits` digits, the first of them not 0."""
+    return "".join(map(str, [rng.integers(1, 10), *rng.integers(0, 10, digits - 1)]))
 
 
 def _depths(depth: str | float, count: int) -> tuple[float, ...]:

@@ -12,6 +12,8 @@ from longrope.rope.scaling import RopeScaling, Window
 
 CHECKPOINT = "checkpoint"
 """The name of the scaling that a checkpoint carries, among baselines and contenders."""
+ORIGINAL = "original"
+"""The name of the model before it was extended."""
 
 
 @dataclass(frozen=True, slots=True)

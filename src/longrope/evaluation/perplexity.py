@@ -1,13 +1,15 @@
 """Perplexity by length: exp(Σ NLL / Σ tokens), summed first and divided once, never a mean of per-window means.
 
 Two forms. *Prefix*: the first `length` tokens of every sample, one window each. *Sliding* (LongRoPE's evaluation, with
-stride 256): every token of the whole sample is scored once, with at most `length` tokens of context.
+stride 256): every token of the whole sample is scored once, with at most `length` tokens of context. The prefix form
+also gives the loss by position, in buckets that double, which shows whether far context helps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,11 +17,13 @@ from torch import Tensor
 from longrope.data.samples import Samples
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import Contender
-from longrope.evaluation.results import EvalRow
+from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.models.install import Installed
 from longrope.models.scoring import token_nll
 
 SUITE = "perplexity"
+FIRST_BUCKET = 32
+"""The loss by position has buckets that end at 32, 64, 128, … tokens: below that, no one asks about long context."""
 
 
 def perplexity(
@@ -29,12 +33,14 @@ def perplexity(
     contender: Contender,
     *,
     stride: int | None = None,
+    positions: bool = False,
     on_sample: Callable[[], None] = lambda: None,
 ) -> list[EvalRow]:
     """One row per length: perplexity, its standard error over samples (delta method), and the number of samples.
 
     `lengths` are context windows in tokens; `samples` must be at least as long as the longest. `stride` chooses the
-    sliding form. `on_sample` is called after each sample of each length.
+    sliding form. `positions` adds the rows of `loss_by_position` for each length, in the prefix form. `on_sample` is
+    called after each sample of each length.
 
     Raises LongRopeError for lengths the samples cannot give.
     """
@@ -42,7 +48,7 @@ def perplexity(
     installed.model.eval()
     rows = []
     for length in lengths:
-        sums, counts = [], []
+        sums, counts, losses = [], [], []
         with installed.using(contender.window(length)), torch.inference_mode():
             for ids in samples.ids.to(installed.model.device):
                 if stride is None:
@@ -51,8 +57,29 @@ def perplexity(
                     nll = sliding_nll(installed, ids, length, stride, samples.has_bos)
                 sums.append(float(nll.sum(dtype=torch.float64)))
                 counts.append(nll.numel())
+                if positions and stride is None:
+                    losses.append(nll.cpu())
                 on_sample()
         rows.append(_row(contender.name, length, sums, counts))
+        rows += loss_by_position(contender.name, losses) if losses else []
+    return rows
+
+
+def loss_by_position(name: str, losses: Sequence[Tensor]) -> list[EvalRow]:
+    """The mean loss, in nats, of the tokens at positions [1, 32), [32, 64), [64, 128), …: one row per bucket.
+
+    `losses` are the losses (T − 1,) of samples of equally many tokens T, as `token_nll` gives them: entry j is that of
+    the token at position j + 1. The rows' `detail` has the bucket's first position and the one behind its last.
+    """
+    length = losses[0].numel() + 1
+    edges = [1]
+    while edges[-1] < length:
+        edges.append(min(max(2 * edges[-1], FIRST_BUCKET), length))
+    rows = []
+    for begin, end in pairwise(edges):
+        means = [float(nll[begin - 1 : end - 1].mean(dtype=torch.float64)) for nll in losses]
+        detail = {"from": begin, "to": end}
+        rows.append(EvalRow(SUITE, name, length, "nll", *mean_and_stderr(means), len(losses), detail))
     return rows
 
 

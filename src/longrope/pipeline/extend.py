@@ -1,13 +1,14 @@
-"""The whole way for one model: inspect, search, compare on other books, export, reload, prove, and show.
+"""The whole way for one model: inspect, search, compare on other books, export, reload, prove, and report.
 
-The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, `eval.json`, `checkpoint/`, the figures
-`factors` and `perplexity`, and at the end `extend.json`.
+The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, `eval.json`, `checkpoint/`,
+`extend.json`, the figures in `report_figures/`, and at the end `report.html`.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from longrope.data.samples import assert_disjoint
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import CHECKPOINT, closed_form_contender
+from longrope.evaluation.contenders import CHECKPOINT
 from longrope.evaluation.perplexity import check_lengths
 from longrope.export.hf import export_hf
 from longrope.export.losses import transformers_losses, transformers_scaling
@@ -27,30 +28,21 @@ from longrope.lengths import doubling_lengths
 from longrope.models.install import install, uninstall
 from longrope.models.load import load_model
 from longrope.models.scoring import last_logits
-from longrope.pipeline.evaluate import Evaluation, evaluate
+from longrope.pipeline.evaluate import Evaluation, cells_path, evaluate
 from longrope.pipeline.options import SearchOptions
+from longrope.pipeline.report import Written, figures_folder, report
 from longrope.pipeline.search import SearchResult, search
 from longrope.pipeline.subject import Subject, prepare_samples, require_longer, sources_or_books
+from longrope.pipeline.suite_options import SuiteOptions
 from longrope.provenance import record
-from longrope.report.figures import factors_figure, perplexity_figure
+from longrope.report.collect import EXTENSION, Proof
 from longrope.rope.factors import CLOSED_FORMS
 from longrope.rope.scaling import RopeScaling
 from longrope.search.run import Progress
 
-NAME = "longrope"  # the searched scaling's name in tables and figures
-EVALUATION, CHECKPOINT_FOLDER, FINISHED = "eval.json", "checkpoint", "extend.json"
+NAME = "longrope"  # the searched scaling's name in tables
+EVALUATION, CHECKPOINT_FOLDER, REPORT = "eval.json", "checkpoint", "report.html"
 PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all positions at L' would not fit anywhere
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """Reloaded by plain transformers against the searched model: the logits at the last `positions` of one held-out
-    text of `length` tokens."""
-
-    length: int
-    positions: int
-    max_logit_difference: float
-    top1_agreement: float
 
 
 @dataclass(frozen=True)
@@ -62,12 +54,12 @@ class Extension:
     checkpoint: Path
     losses: list[str]
     proofs: list[Proof]
-    figures: list[Path]
+    report: Written
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What a display wants to hear while `extend` works; `on_stage` gets search, compare, export, prove and draw."""
+    """What a display wants to hear while `extend` works; `on_stage` gets search, compare, export, prove and report."""
 
     on_stage: Callable[[str], None] = lambda _: None
     on_search_start: Callable[[int, dict[str, float]], None] = lambda *_: None
@@ -107,7 +99,7 @@ def extend(
     held_out = read_all(evaluation_sources)
     assert_disjoint([document.sha256 for document in read_all(search_sources)], held_out)
     text = prepare_samples(subject, held_out, length=target_length, count=evaluation_samples, seed=options.seed)
-    if (out / FINISHED).exists():
+    if (out / REPORT).exists():  # written last
         raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
 
     listener.on_stage("search")
@@ -121,7 +113,10 @@ def extend(
         on_start=listener.on_search_start,
         on_progress=listener.on_search_progress,
     )
+    # What was saved is what is measured and exported: resuming does not save the scaling again.
+    found = replace(found, scaling=RopeScaling.load(found.path))
     listener.on_stage("compare")
+    cells = cells_path(out / EVALUATION)
     evaluation = evaluate(
         subject,
         lengths,
@@ -129,8 +124,10 @@ def extend(
         scaling=found.scaling,
         scaling_name=NAME,
         against=[*CLOSED_FORMS, *([CHECKPOINT] if subject.existing is not None else [])],
-        samples=evaluation_samples,
+        options=SuiteOptions(samples=evaluation_samples),
         seed=options.seed,
+        cells=cells,
+        resume=cells.exists(),
         on_start=listener.on_evaluation_start,
         on_sample=listener.on_evaluation_sample,
     )
@@ -149,11 +146,13 @@ def extend(
         )
     listener.on_stage("prove")
     proofs = prove(subject, found.scaling, checkpoint, text.ids[:1])
-    listener.on_stage("draw")
-    figures = draw(subject, found, evaluation, out)
-    extension = Extension(found, evaluation, checkpoint, transformers_losses(found.scaling), proofs, figures)
-    write_json_atomic(out / FINISHED, summary(extension) | record())
-    return extension
+    losses = transformers_losses(found.scaling)
+    proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
+    write_json_atomic(out / EXTENSION, json_ready(found.to_json()) | proved | record())
+    listener.on_stage("report")
+    shutil.rmtree(figures_folder(out / REPORT), ignore_errors=True)  # of a run that was stopped while it wrote them
+    written = report([out], out / REPORT)
+    return Extension(found, evaluation, checkpoint, losses, proofs, written)
 
 
 def prove(subject: Subject, scaling: RopeScaling, checkpoint: Path, ids: Tensor) -> list[Proof]:
@@ -201,18 +200,6 @@ def _last_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
         return last_logits(model, ids.to(model.device), min(PROOF_POSITIONS, ids.shape[1])).float().cpu()
 
 
-def draw(subject: Subject, found: SearchResult, evaluation: Evaluation, out: Path) -> list[Path]:
-    """The two figures of a run."""
-    geometry, target = subject.geometry, found.scaling.target_length
-    forms = [name for name in CLOSED_FORMS if name not in ("none", "dynamic-ntk")]
-    windows = {name: closed_form_contender(name, geometry, target).window(target) for name in forms}
-    windows[NAME] = found.scaling.window_for(target)
-    return [
-        *factors_figure(out / "factors", geometry, windows, NAME),
-        *perplexity_figure(out / "perplexity", evaluation.rows, geometry.original_length, NAME),
-    ]
-
-
 def summary(extension: Extension) -> dict[str, Any]:
     """What `longrope extend --json` prints."""
     return {
@@ -221,5 +208,6 @@ def summary(extension: Extension) -> dict[str, Any]:
         "checkpoint": str(extension.checkpoint),
         "losses": extension.losses,
         "proofs": [asdict(proof) for proof in extension.proofs],
-        "figures": [str(path) for path in extension.figures],
+        "report": str(extension.report.html),
+        "figures": [str(path) for path in extension.report.figures],
     }

@@ -1,0 +1,154 @@
+"""Short-text benchmarks through lm-eval, on a model with an installed scaling. Not our own suites.
+
+lm-eval takes a model object and a tokenizer; its tasks fetch their data from the hub, unless they are a local YAML file
+with local data.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from longrope.errors import LongRopeError, one_line
+from longrope.evaluation.contenders import Contender
+from longrope.evaluation.results import EvalRow
+from longrope.evaluation.retention import SUITE
+from longrope.models.install import Installed
+
+_RESAMPLINGS = 1000  # for the standard error of metrics that have no formula
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessTask:
+    """A task of lm-eval: its name or the path of a YAML file, and the solved examples before each question (None: the
+    task's own number)."""
+
+    name: str
+    shots: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HarnessTask:
+        """`arc_challenge`, `arc_challenge:25`, `tasks/own.yaml:0`. Raises LongRopeError for anything else."""
+        name, colon, shots = text.strip().rpartition(":")
+        if not colon or not shots.isdecimal():
+            name, shots = text.strip(), ""
+        if not name or ":" in name:
+            raise LongRopeError(f"expected a task of lm-eval as NAME or NAME:SHOTS, found {text!r}")
+        return cls(name, int(shots) if shots else None)
+
+    def __str__(self) -> str:
+        return self.name if self.shots is None else f"{self.name}:{self.shots}"
+
+    @property
+    def is_file(self) -> bool:
+        return Path(self.name).suffix in (".yaml", ".yml")
+
+
+OPEN_LLM = (
+    HarnessTask("arc_challenge", 25),
+    HarnessTask("hellaswag", 10),
+    HarnessTask("mmlu", 5),
+    HarnessTask("truthfulqa_mc2", 0),
+)
+"""The short benchmarks that LongRoPE reports, as the first Open LLM Leaderboard ran them."""
+
+
+class Harness:
+    """lm-eval with its list of tasks, made once: reading that takes seconds."""
+
+    def __init__(self, tasks: list[HarnessTask]) -> None:
+        """Raises LongRopeError where lm-eval is missing or does not have a task."""
+        try:
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise LongRopeError('benchmarks need lm-eval: pip install "longrope[eval]"') from error
+        self._wrapper = HFLM
+        self._manager = TaskManager(include_defaults=not all(task.is_file for task in tasks))
+        known = set(self._manager.all_tasks)
+        for task in tasks:
+            if not (Path(task.name).is_file() if task.is_file else task.name in known):
+                raise LongRopeError(
+                    f"lm-eval has no task {task.name!r}; give one of its names or the path of a YAML file"
+                )
+
+    def measure(
+        self,
+        installed: Installed,
+        tokenizer: PreTrainedTokenizerBase,
+        task: HarnessTask,
+        contender: Contender,
+        *,
+        length: int,
+        limit: int | None = None,
+        batch_size: int = 1,
+        seed: int = 0,
+    ) -> list[EvalRow]:
+        """A row per metric of `task`, named as lm-eval names it, with lm-eval's standard error.
+
+        All texts, whatever their length, are read under the window for `length` tokens; lm-eval cuts longer ones from
+        the left. `limit` takes the first questions only. Raises LongRopeError when lm-eval cannot run the task.
+        """
+        from lm_eval import simple_evaluate
+
+        with installed.using(contender.window(length)) as model, _quiet():
+            try:
+                # It may give the tokenizer a padding token: it gets a copy.
+                wrapped = self._wrapper(
+                    pretrained=model, tokenizer=copy.deepcopy(tokenizer), max_length=length, batch_size=batch_size
+                )
+                found = simple_evaluate(
+                    wrapped,
+                    tasks=[task.name],
+                    num_fewshot=task.shots,
+                    limit=limit,
+                    task_manager=self._manager,
+                    bootstrap_iters=_RESAMPLINGS,
+                    log_samples=False,
+                    random_seed=seed,
+                    numpy_random_seed=seed,
+                    torch_random_seed=seed,
+                    fewshot_random_seed=seed,
+                )
+            except Exception as error:  # tasks are foreign code, and their data comes over the network
+                raise LongRopeError(f"lm-eval cannot run {task.name}: {one_line(error)}") from error
+        return _rows(found, task.name, contender.name, length)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No standard error in the block, of child processes neither: lm-eval draws bars and asks git for its version."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(io.StringIO()):
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _rows(found: dict[str, Any], name: str, scaling: str, length: int) -> list[EvalRow]:
+    """The rows of the task or group called `name`, or of all that its file or tag stands for."""
+    counts = {task: count["effective"] for task, count in found["n-samples"].items()}
+    rows = []
+    for task in [name] if name in found["results"] else found["results"]:
+        own = found["results"][task]
+        trials = counts.get(task, sum(counts.values()))  # a group has the questions of all its tasks
+        for metric, value in own.items():
+            base, _, chosen = metric.partition(",")
+            if not chosen or base.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = own.get(f"{base}_stderr,{chosen}")
+            known = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
+            rows.append(EvalRow(SUITE, scaling, length, metric, float(value), known, trials, {"task": task}))
+    return rows

@@ -1,0 +1,205 @@
+"""Needles in real text: a grid of depth × length, many needles in one document, each asked for on its own.
+
+A document is read once under one fixed window, and every question is asked from its keys and values: ten depths cost
+one long forward and ten short ones. The parts are those of data/needles.py (LongRoPE2, App. C; RULER). Everything is
+put together from token ids; document, question and room for the answer are exactly `length` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.needles import ANSWER, INSTRUCTION, NEEDLE, QUESTION, draw_key, draw_number
+from longrope.data.samples import draw_places
+from longrope.data.tokens import Ids, TokenizedDocument
+from longrope.errors import LongRopeError
+from longrope.evaluation.contenders import Contender
+from longrope.evaluation.replies import (
+    encode,
+    front,
+    ids_sha256,
+    joined,
+    leading_number,
+    number_room,
+    reply_text,
+    row_tensor,
+    stop_tokens,
+)
+from longrope.evaluation.results import EvalRow, mean_and_stderr
+from longrope.models.cache import prefill
+from longrope.models.install import Installed
+
+SUITE = "needle"
+DIGITS = 7
+MOST_DEPTHS = 100
+"""As many keys surely have questions of equally many tokens, whatever the tokenizer."""
+SHARE = 0.5
+"""Needles together may take this much of the shortest documents; the rest is text."""
+
+
+@dataclass(frozen=True)
+class Needle:
+    """One fact of a document and the question for it, as token ids. `depth` in [0, 1] is its place in the text."""
+
+    depth: float
+    number: str
+    sentence: list[int]
+    question: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class NeedleDocument:
+    """Instruction, text and its needles: `context` and any of the questions and its room are `length` tokens."""
+
+    context: Ids
+    needles: tuple[Needle, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class NeedleGrid:
+    """Documents of one length with `trials` needles at every depth. `sources`: SHA-256 of a document -> its name."""
+
+    length: int
+    room: int
+    documents: tuple[NeedleDocument, ...]
+    sources: dict[str, str]
+
+    @cached_property
+    def sha256(self) -> str:
+        return ids_sha256(
+            part
+            for document in self.documents
+            for part in (document.context, *(joined(needle.question, needle.answer) for needle in document.needles))
+        )
+
+
+def grid_depths(count: int) -> tuple[float, ...]:
+    """`count` depths evenly spaced from 0, directly behind the instruction, to 1, directly before the question."""
+    return tuple(np.linspace(0.0, 1.0, count).tolist()) if count > 1 else (0.5,)
+
+
+def needles_that_fit(tokenizer: PreTrainedTokenizerBase, shortest: int, depths: int, seed: int) -> int:
+    """How many needles a document may hold so that documents of `shortest` tokens are still half text: 1 … `depths`.
+
+    A run uses the same number at every length, or its lengths would not be comparable.
+    """
+    (needle,) = _draw_alike(tokenizer, (0.5,), np.random.default_rng(seed))
+    spare = shortest - len(front(tokenizer)) - len(encode(tokenizer, INSTRUCTION)) - len(needle.question)
+    return int(min(max(SHARE * spare // len(needle.sentence), 1), depths))
+
+
+def draw_grid(
+    documents: Sequence[TokenizedDocument],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    depths: Sequence[float],
+    trials: int,
+    per_document: int,
+    seed: int,
+) -> NeedleGrid:
+    """`trials` needles at each of `depths`, `per_document` or fewer to a document, drawn by `seed`.
+
+    Where the depths need several documents, neighbouring depths go to different ones. The text comes from the places of
+    `draw_places`: one per document first. The needles of a document have questions of equally many tokens.
+
+    Raises LongRopeError for too many depths, when the parts alone are longer than `length`, or when the documents are
+    too few or too short.
+    """
+    if not 1 <= len(depths) <= MOST_DEPTHS:
+        raise LongRopeError(f"expected 1 to {MOST_DEPTHS} needle depths, found {len(depths)}")
+    rng = np.random.default_rng(seed)
+    begin = front(tokenizer) + encode(tokenizer, INSTRUCTION)
+    groups = -(-len(depths) // per_document)
+    drawn = [_draw_alike(tokenizer, depths[group::groups], rng) for _ in range(trials) for group in range(groups)]
+    room = number_room(tokenizer, [needle.number for needles in drawn for needle in needles])
+    texts = [
+        length - len(begin) - sum(len(needle.sentence) for needle in needles) - len(needles[0].question) - room
+        for needles in drawn
+    ]
+    if min(texts) < 1:
+        raise LongRopeError(
+            f"expected needle documents longer than instruction, {per_document} needles, question and answer, which "
+            f"take {length - min(texts)} tokens of this tokenizer; found a length of {length}"
+        )
+    places = draw_places(documents, span=max(texts), count=len(drawn), seed=seed)
+    by_hash = {document.sha256: document for document in documents}
+    made = []
+    for needles, size, place in zip(drawn, texts, places, strict=True):
+        text = by_hash[place.document_sha256].ids[place.offset : place.offset + size]
+        made.append(NeedleDocument(joined(begin, *_with_needles(text, needles)), needles))
+    return NeedleGrid(length, room, tuple(made), {place.document_sha256: place.document for place in places})
+
+
+def _draw_alike(
+    tokenizer: PreTrainedTokenizerBase, depths: Sequence[float], rng: np.random.Generator
+) -> tuple[Needle, ...]:
+    """A needle per depth, keys all different and questions of equally many tokens, so that one document fits all."""
+    alike: dict[int, dict[str, Needle]] = {}
+    while True:
+        key, number = draw_key(rng), draw_number(rng, DIGITS)
+        question = encode(tokenizer, QUESTION.format(key=key))
+        family = alike.setdefault(len(question), {})
+        sentence, answer = (encode(tokenizer, part.format(key=key, number=number)) for part in (NEEDLE, ANSWER))
+        family.setdefault(key, Needle(depths[len(family)], number, sentence, question, answer))
+        if len(family) == len(depths):
+            return tuple(family.values())
+
+
+def _with_needles(text: Ids, needles: Sequence[Needle]) -> list[Ids | list[int]]:
+    """The pieces of the text with every needle's sentence between them, at its depth to the token."""
+    pieces: list[Ids | list[int]] = []
+    begin = 0
+    for needle in sorted(needles, key=lambda needle: needle.depth):
+        at = round(needle.depth * len(text))
+        pieces += [text[begin:at], needle.sentence]
+        begin = at
+    return [*pieces, text[begin:]]
+
+
+def needle(
+    installed: Installed,
+    tokenizer: PreTrainedTokenizerBase,
+    grid: NeedleGrid,
+    contender: Contender,
+    *,
+    on_sample: Callable[[], None] = lambda: None,
+) -> list[EvalRow]:
+    """Two rows per depth: `accuracy`, the share of numbers said exactly, and `answer_logprob`, in nats per token.
+
+    The log-probability is Σ over answer tokens / their number, given the question; its standard error is over needles.
+    """
+    installed.model.eval()
+    window = contender.window(grid.length)
+    stop = stop_tokens(installed, tokenizer)
+    device = installed.model.device
+    hits: dict[float, list[float]] = {}
+    losses: dict[float, list[list[float]]] = {}
+    with torch.inference_mode():
+        for document in grid.documents:
+            text = prefill(installed, row_tensor(document.context, device), window)
+            for asked in document.needles:
+                nll = text.score(row_tensor(asked.question + asked.answer, device))[-len(asked.answer) :]
+                losses.setdefault(asked.depth, []).append(nll.tolist())
+                # One token more than the room shows whether the number goes on; it is never fed.
+                said = text.greedy(row_tensor(asked.question, device), grid.room + 1, stop)
+                hit = leading_number(reply_text(tokenizer, said)) == asked.number
+                hits.setdefault(asked.depth, []).append(float(hit))
+            on_sample()
+    rows = []
+    for depth in sorted(hits):
+        detail, count = {"depth": depth}, len(hits[depth])
+        tokens = [loss for answer in losses[depth] for loss in answer]
+        _, stderr = mean_and_stderr([-sum(answer) / len(answer) for answer in losses[depth]])
+        logprob = -sum(tokens) / len(tokens)
+        accuracy, accuracy_stderr = mean_and_stderr(hits[depth])
+        rows.append(EvalRow(SUITE, contender.name, grid.length, "accuracy", accuracy, accuracy_stderr, count, detail))
+        rows.append(EvalRow(SUITE, contender.name, grid.length, "answer_logprob", logprob, stderr, count, detail))
+    return rows

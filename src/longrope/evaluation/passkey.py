@@ -1,0 +1,111 @@
+"""Passkey retrieval (Mohtashami & Jaggi 2023), as LongRoPE measures it: five digits hidden in repeated sentences.
+
+Prompts are put together from token ids: with the room for the answer they are exactly `length` tokens. Scored by what
+the model really says, greedily, not by a loss. Real text as haystack is in needle.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.tokens import Ids
+from longrope.errors import LongRopeError
+from longrope.evaluation.contenders import Contender
+from longrope.evaluation.replies import (
+    encode,
+    front,
+    ids_sha256,
+    joined,
+    leading_number,
+    number_room,
+    reply_text,
+    row_tensor,
+    stop_tokens,
+)
+from longrope.evaluation.results import EvalRow, mean_and_stderr
+from longrope.models.cache import prefill
+from longrope.models.install import Installed
+
+SUITE = "passkey"
+DIGITS = 5
+INSTRUCTION = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them."
+    " I will quiz you about the important information there.\n"
+)
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+PASSKEY = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+QUESTION = "\nWhat is the pass key? The pass key is"
+
+
+@dataclass(frozen=True, eq=False)
+class Passkeys:
+    """Prompts of one length. `room` tokens are left for each answer: prompt and room are `length` tokens.
+
+    prompts: N rows of `length − room` ids. depths: N numbers in [0, 1], where the key lies in the noise, to the nearest
+    repetition.
+    """
+
+    length: int
+    room: int
+    prompts: tuple[Ids, ...]
+    keys: tuple[str, ...]
+    depths: tuple[float, ...]
+
+    @cached_property
+    def sha256(self) -> str:
+        return ids_sha256(self.prompts)
+
+
+def draw_passkeys(tokenizer: PreTrainedTokenizerBase, *, length: int, count: int, seed: int) -> Passkeys:
+    """`count` prompts, keys and depths drawn uniformly by `seed`.
+
+    Raises LongRopeError when `length` tokens cannot hold instruction, key, question and answer.
+    """
+    rng = np.random.default_rng(seed)
+    keys = tuple(str(key) for key in rng.integers(10 ** (DIGITS - 1), 10**DIGITS, count))
+    depths = tuple(rng.uniform(size=count).tolist())
+    room = number_room(tokenizer, keys)
+    begin, question = front(tokenizer) + encode(tokenizer, INSTRUCTION), encode(tokenizer, QUESTION)
+    noise = encode(tokenizer, NOISE)
+    prompts = []
+    for key, depth in zip(keys, depths, strict=True):
+        sentence = encode(tokenizer, PASSKEY.format(key=key))
+        frame = len(begin) + len(sentence) + len(question) + room
+        if frame > length:
+            raise LongRopeError(
+                f"expected passkey prompts of at least {frame} tokens, which instruction, key, question and answer take"
+                f" with this tokenizer; found a length of {length}"
+            )
+        filler = np.resize(noise, length - frame)  # the sentences over and over
+        at = round(depth * (len(filler) // len(noise))) * len(noise)  # between two repetitions
+        prompts.append(joined(begin, filler[:at], sentence, filler[at:], question))
+    return Passkeys(length, room, tuple(prompts), keys, depths)
+
+
+def passkey(
+    installed: Installed,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Passkeys,
+    contender: Contender,
+    *,
+    on_sample: Callable[[], None] = lambda: None,
+) -> list[EvalRow]:
+    """The share of prompts whose greedy continuation begins with the key and no further digit: one row."""
+    installed.model.eval()
+    window = contender.window(samples.length)
+    stop = stop_tokens(installed, tokenizer)
+    hits = []
+    with torch.inference_mode():
+        for ids, key in zip(samples.prompts, samples.keys, strict=True):
+            text = prefill(installed, row_tensor(ids, installed.model.device), window)
+            # One token more than the room shows whether the number goes on; it is never fed, so nothing is longer.
+            said = text.greedy(row_tensor([], installed.model.device), samples.room + 1, stop)
+            hits.append(float(leading_number(reply_text(tokenizer, said)) == key))
+            on_sample()
+    return [EvalRow(SUITE, contender.name, samples.length, "accuracy", *mean_and_stderr(hits), len(hits))]

@@ -1,0 +1,70 @@
+"""Prompts and what a model says to them: tokens of exact pieces, the end of a reply, the number in it. No scoring."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.tokens import Ids, bos_of
+from longrope.files import sha256_bytes
+from longrope.models.install import Installed
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of one piece of a prompt: no BOS, and a special token spelled out in a text stays text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
+
+
+def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands before every prompt: BOS where the tokenizer puts one, else nothing."""
+    bos = bos_of(tokenizer)
+    return [] if bos is None else [bos]
+
+
+def stop_tokens(installed: Installed, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a reply: the EOS of the model's generation config and of its tokenizer."""
+    configured = getattr(installed.model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (*found, tokenizer.eos_token_id) if isinstance(token, int))
+
+
+def reply_text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    """The text of generated tokens, special tokens left out."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text
+
+
+def leading_number(text: str) -> str | None:
+    """The digits that a reply begins with, in full; None where it begins with something else."""
+    match = re.match(r"\s*([0-9]+)", text)
+    return match[1] if match else None
+
+
+def number_room(tokenizer: PreTrainedTokenizerBase, numbers: Iterable[str]) -> int:
+    """Tokens that a reply of any of `numbers` may take: its own tokens, or one per digit and one for a space.
+
+    A model need not split digits as its tokenizer does, so what it says is compared as text, not as tokens.
+    """
+    return max(max(len(encode(tokenizer, f" {number}")), len(number) + 1) for number in numbers)
+
+
+def joined(*pieces: Sequence[int] | Ids) -> Ids:
+    """The ids of all pieces, one after the other: int32, four bytes a token however long the prompt."""
+    return np.concatenate([np.asarray(piece, dtype=np.int32) for piece in pieces])
+
+
+def row_tensor(ids: Sequence[int] | Ids, device: torch.device) -> Tensor:
+    """(1, T) int64, as models take them."""
+    return torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(device)
+
+
+def ids_sha256(rows: Iterable[Ids]) -> str:
+    """SHA-256 over token ids, row by row."""
+    digests = (sha256_bytes(np.asarray(row).astype("<i4").tobytes()) for row in rows)
+    return sha256_bytes("\n".join(digests).encode())

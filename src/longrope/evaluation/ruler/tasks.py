@@ -1,0 +1,163 @@
+"""RULER's table of tasks (scripts/synthetic.yaml) and the samples of one of them at one length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.samples import draw_places
+from longrope.data.tokens import TokenizedDocument
+from longrope.errors import LongRopeError
+from longrope.evaluation.replies import encode, front, ids_sha256, joined
+from longrope.evaluation.ruler import counting, tracking
+from longrope.evaluation.ruler.niah import Needles
+from longrope.evaluation.ruler.qa import Questions
+from longrope.evaluation.ruler.samples import FittedSample, Sample, fit
+from longrope.evaluation.ruler.scoring import string_match_all, string_match_part
+
+NIAH = {
+    "niah_single_1": Needles(haystack="noise"),
+    "niah_single_2": Needles(),
+    "niah_single_3": Needles(value="uuids"),
+    "niah_multikey_1": Needles(keys=4),
+    "niah_multikey_2": Needles(haystack="needle"),
+    "niah_multikey_3": Needles(haystack="needle", key="uuids", value="uuids"),
+    "niah_multivalue": Needles(values=4),
+    "niah_multiquery": Needles(keys=4, queries=4),
+}
+TASKS = (*NIAH, "vt", "cwe", "fwe", "qa_1")
+SHORTEST = 4096
+"""RULER's shortest published length."""
+_ROOM = dict.fromkeys(NIAH, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}  # tokens RULER leaves for the reply
+_SPARE = 8  # tokens beyond the reference answer that a reply may take below SHORTEST
+
+Score = Callable[[str, Sequence[str]], float]
+
+
+@dataclass(frozen=True, eq=False)
+class RulerSamples:
+    """The samples of one task at one length. `sources`: SHA-256 of the documents they were made from -> name."""
+
+    task: str
+    length: int
+    samples: tuple[FittedSample, ...]
+    sources: dict[str, str]
+
+    @property
+    def score(self) -> Score:
+        """RULER's metric of this task."""
+        return string_match_part if self.task == "qa_1" else string_match_all
+
+    @property
+    def sha256(self) -> str:
+        return ids_sha256(sample.ids for sample in self.samples)
+
+
+def needs_text(task: str) -> bool:
+    """Whether a task hides its needles in the text given as data."""
+    return task in NIAH and NIAH[task].haystack == "essay"
+
+
+def draw_task(
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    count: int,
+    seed: int,
+    documents: Sequence[TokenizedDocument] = (),
+    questions: Questions | None = None,
+) -> RulerSamples:
+    """`count` samples of `task`: prompt and room for the reply take at most `length` tokens, with all that fits.
+
+    Raises LongRopeError, naming the task, when its shortest form does not fit `length`, or the documents or questions
+    are too few.
+    """
+    makers, sources = _makers(task, tokenizer, length, count, seed, documents, questions)
+    begin = front(tokenizer)
+
+    def room(sample: Sample) -> int:
+        if length >= SHORTEST:
+            return _ROOM[task]
+        reply = counting.numbered(sample.answers) if task == "cwe" else ", ".join(sample.answers)
+        return min(_ROOM[task], len(encode(tokenizer, f" {reply}")) + _SPARE)
+
+    samples = []
+    for trial, maker in enumerate(makers):
+
+        def make(size: int, maker: _Maker = maker, trial: int = trial) -> Sample:
+            # A generator of its own for every size: what is drawn does not depend on how the size was found.
+            return maker.make(size, random.Random(f"{seed} {task} {length} {trial}"))
+
+        def tokens(sample: Sample) -> int:
+            return len(begin) + len(encode(tokenizer, sample.prompt)) + room(sample)
+
+        try:
+            sample = fit(make, tokens, length, maker.smallest, maker.largest)
+        except LongRopeError as error:
+            raise LongRopeError(f"RULER's {task} {error}; leave it out, or measure longer texts") from error
+        samples.append(FittedSample(joined(begin, encode(tokenizer, sample.prompt)), room(sample), sample.answers))
+    return RulerSamples(task, length, tuple(samples), sources)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What makes one sample of any size from `smallest` to `largest`."""
+
+    make: Callable[[int, random.Random], Sample]
+    smallest: int
+    largest: int | None = None
+
+
+def _makers(
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    count: int,
+    seed: int,
+    documents: Sequence[TokenizedDocument],
+    questions: Questions | None,
+) -> tuple[list[_Maker], dict[str, str]]:
+    """A maker for each of `count` samples, and the sources they take text from."""
+    if task in NIAH and not needs_text(task):
+        return [_Maker(partial(NIAH[task].make, words=()), NIAH[task].smallest)] * count, {}
+    if task in NIAH:
+        places = draw_places(documents, span=length, count=count, seed=seed)
+        by_hash = {document.sha256: document for document in documents}
+        makers = []
+        for place in places:
+            # Line ends become blanks, so as many tokens would be too few; behind a book's end comes its beginning.
+            reach = range(place.offset, place.offset + 2 * length)
+            ids = by_hash[place.document_sha256].ids.take(reach, mode="wrap")
+            words = tokenizer.decode(ids.tolist()).split()[1:-1]  # the outer ones may be cut
+            makers.append(_Maker(partial(NIAH[task].make, words=words), 1, len(words)))
+        return makers, {place.document_sha256: place.document for place in places}
+    if task == "vt":
+        solved = [_solved(tokenizer, seed, trial) for trial in range(count)]
+        return [_Maker(partial(tracking.make, solved=example), tracking.SMALLEST) for example in solved], {}
+    if task == "cwe":
+        return [_Maker(partial(counting.common_words, length=length), counting.SMALLEST_LIST)] * count, {}
+    if task == "fwe":
+        vocabulary = counting.coded_vocabulary(length - _ROOM[task])
+        return [_Maker(partial(counting.frequent_words, vocabulary=vocabulary), counting.SMALLEST_TEXT)] * count, {}
+    if questions is None:
+        raise LongRopeError("RULER's qa_1 needs a file of questions in SQuAD's format")
+    asked = questions.draw(count, random.Random(f"{seed} {task}"))
+    makers = [_Maker(partial(questions.make, question=question), 1) for question in asked]
+    return makers, {questions.sha256: questions.name}
+
+
+def _solved(tokenizer: PreTrainedTokenizerBase, seed: int, trial: int) -> str:
+    """The example in front of a sample of variable tracking, as long as its tokens allow."""
+
+    def make(size: int) -> Sample:
+        return tracking.example(size, random.Random(f"{seed} example {trial}"))
+
+    def tokens(sample: Sample) -> int:
+        return len(encode(tokenizer, sample.prompt))
+
+    return fit(make, tokens, tracking.EXAMPLE_TOKENS, tracking.SMALLEST).prompt

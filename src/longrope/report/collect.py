@@ -1,0 +1,201 @@
+"""What a report is made from, read from disk into typed data: run folders and evaluation files. Judges nothing.
+
+A run folder is what `longrope search` or `longrope extend` left: `scaling.json`, the log, and any evaluation files in
+it. An evaluation file is what `longrope eval -o` wrote; it joins the run whose scaling it measured, by hash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import LongRopeError
+from longrope.evaluation.results import SCHEMA, EvalRow, Evaluation, load_evaluation
+from longrope.files import sha256_text
+from longrope.report.contenders import OWN, is_baseline
+from longrope.report.trace import Trace, read_trace
+from longrope.rope.scaling import RopeScaling
+
+LOG, SCALING, EXTENSION = "search.jsonl", "scaling.json", "extend.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Reloaded by plain transformers against the searched model: the logits at the last `positions` of one held-out
+    text of `length` tokens."""
+
+    length: int
+    positions: int
+    max_logit_difference: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """What `longrope extend` wrote at its end: the proofs of its checkpoint, and what the export lost."""
+
+    proofs: tuple[Proof, ...]
+    losses: tuple[str, ...]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. `rows` are all measurements of it; the run's own scaling is called OWN in them.
+
+    `extension` is None for a search or an evaluation alone.
+    """
+
+    name: str
+    path: Path
+    scaling: RopeScaling | None = None
+    trace: Trace | None = None
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    extension: Extension | None = None
+
+    @property
+    def rows(self) -> list[EvalRow]:
+        return [row for evaluation in self.evaluations.values() for row in evaluation.rows]
+
+    @property
+    def model(self) -> str:
+        """The model's name as it was given; of a long path its last part alone."""
+        for source in (
+            self.scaling.provenance if self.scaling else {},
+            *(e.settings for e in self.evaluations.values()),
+        ):
+            if isinstance(source.get("model"), str):
+                name = source["model"]
+                return Path(name).name if name.count("/") > 1 else name
+        return "a model"
+
+    @property
+    def original_length(self) -> int | None:
+        """L in tokens, where it is known."""
+        if self.scaling is not None:
+            return self.scaling.geometry.original_length
+        values = [evaluation.settings.get("original_length") for evaluation in self.evaluations.values()]
+        return next((value for value in values if isinstance(value, int)), None)
+
+    @property
+    def others(self) -> list[str]:
+        """Names of everything the run's own scaling was compared with, in the order met."""
+        names = [*(self.trace.baselines if self.trace else ()), *(row.scaling for row in self.rows)]
+        return [name for name in dict.fromkeys(names) if name != OWN]
+
+    def of(self, suite: str, metric: str | None = None) -> list[EvalRow]:
+        """The rows of a suite, or of one metric in it."""
+        return [row for row in self.rows if row.suite == suite and metric in (None, row.metric)]
+
+
+def collect(paths: Sequence[Path]) -> list[Run]:
+    """The runs at `paths`, in order, each with a name of its own.
+
+    Raises LongRopeError for a path that holds neither a scaling nor an evaluation, for a file that cannot be read or
+    lacks its settings, and for two measurements of the same thing in one run.
+    """
+    if not paths:
+        raise LongRopeError("expected run folders or evaluation files to report on; found none")
+    folders = [path for path in paths if path.is_dir()]
+    runs = {path: _folder(path) for path in dict.fromkeys(folders)}
+    hashes = {_digest(run.scaling): path for path, run in reversed(runs.items()) if run.scaling is not None}
+    for path in dict.fromkeys(path for path in paths if not path.is_dir()):
+        evaluation = load_evaluation(path)
+        owner = hashes.get(str(evaluation.settings.get("scaling_sha256")))
+        if owner is None:
+            runs[path] = Run(path.stem, path, evaluations={str(path): _with_own_name(evaluation)})
+        else:
+            joined = {**runs[owner].evaluations, str(path): _with_own_name(evaluation)}
+            runs[owner] = replace(runs[owner], evaluations=joined)
+    for run in runs.values():
+        _refuse_twice(run)
+    ordered = [runs[path] for path in dict.fromkeys(paths) if path in runs]
+    return _named_apart(ordered)
+
+
+def _folder(path: Path) -> Run:
+    scaling = RopeScaling.load(path / SCALING) if (path / SCALING).is_file() else None
+    evaluations = {}
+    for file in sorted(path.glob("*.json")):
+        if file.name not in (SCALING, EXTENSION) and _is_evaluation(file):
+            evaluations[file.name] = _with_own_name(load_evaluation(file))
+    if scaling is None and not evaluations:
+        raise LongRopeError(
+            f"expected {path} to hold a finished run: a {SCALING} or evaluation files (*.json); found neither"
+        )
+    trace = None
+    if scaling is not None and (path / LOG).is_file():
+        trace = read_trace(path / LOG, scaling.provenance)
+    extension = _extension(path / EXTENSION) if (path / EXTENSION).is_file() else None
+    return Run(path.resolve().name, path, scaling, trace, evaluations, extension)
+
+
+def _extension(file: Path) -> Extension:
+    document = _json_object(file)
+    try:
+        proofs = tuple(Proof(**proof) for proof in document["proofs"])
+        losses = tuple(map(str, document["losses"]))
+    except (KeyError, TypeError) as error:
+        raise LongRopeError(
+            f"{file} is not what longrope extend writes: its proofs or losses cannot be read"
+        ) from error
+    return Extension(proofs, losses, document)
+
+
+def _is_evaluation(file: Path) -> bool:
+    """Whether `file` says that it is an evaluation, or holds results: then it must be a whole one."""
+    document = _json_object(file)
+    return str(document.get("schema", "")).partition("/")[0] == SCHEMA.partition("/")[0] or "results" in document
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LongRopeError(f"cannot read {file}: expected JSON, found {' '.join(str(error).split())}") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _with_own_name(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with the scaling it was made for called OWN: the one whose hash is that of the settings."""
+    digest = evaluation.settings.get("scaling_sha256")
+    hashes = evaluation.settings.get("against_sha256")
+    names = [name for name, value in hashes.items() if value == digest] if isinstance(hashes, dict) else []
+    rows = [replace(row, scaling=OWN) if row.scaling in names else row for row in evaluation.rows]
+    return replace(evaluation, rows=rows)
+
+
+def _digest(scaling: RopeScaling) -> str:
+    return sha256_text(scaling.to_json())
+
+
+def _refuse_twice(run: Run) -> None:
+    seen: dict[tuple[Any, ...], str] = {}
+    for file, evaluation in run.evaluations.items():
+        for row in evaluation.rows:
+            key = (row.suite, row.metric, row.scaling, row.length, json.dumps(row.detail, sort_keys=True))
+            if key in seen:
+                raise LongRopeError(
+                    f"{seen[key]} and {file} both hold {row.suite} of {row.scaling} at {row.length} tokens; "
+                    "leave one of them out of the report"
+                )
+            seen[key] = file
+
+
+def _named_apart(runs: list[Run]) -> list[Run]:
+    """Runs of the same name get their parent folder's before it, or all of the path; none is called like a baseline."""
+    runs = [replace(run, name=f"run {run.name}") if is_baseline(run.name) else run for run in runs]
+    for parts in (2, 0):
+        names = [run.name for run in runs]
+        if len(set(names)) == len(names):
+            break
+        runs = [
+            replace(run, name="/".join(run.path.resolve().with_suffix("").parts[-parts:]))
+            if names.count(run.name) > 1
+            else run
+            for run in runs
+        ]
+    return runs

@@ -1,0 +1,91 @@
+"""Anything measured by context length: perplexity, passkey accuracy, RULER's score. One line per contender."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from longrope.evaluation.results import EvalRow
+from longrope.report.colours import light
+from longrope.report.contenders import Contender
+from longrope.report.figures.canvas import legend, length_axis, line_style, log_values, new_figure, note, window_line
+from longrope.report.numbers import wilson
+
+Errors = Callable[[EvalRow], tuple[float, float]]
+
+
+def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], original_length: int | None) -> Figure:
+    """Perplexity, both axes logarithmic, bars of one standard error."""
+    figure = _figure(rows, shown, original_length, "perplexity", standard_error)
+    log_values(
+        figure.axes[0], [row.value + side for row in rows for side in (0.0, -(row.stderr or 0), row.stderr or 0)]
+    )
+    return figure
+
+
+def accuracy_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], original_length: int | None) -> Figure:
+    """Shares in per cent with their 95 % intervals."""
+    figure = _figure(rows, shown, original_length, "exact answers (%)", interval, 100.0)
+    figure.axes[0].set_ylim(-4, 108)
+    return figure
+
+
+def score_figure(
+    rows: Sequence[EvalRow],
+    shown: Mapping[str, Contender],
+    original_length: int | None,
+    threshold: float | None,
+) -> Figure:
+    """Scores from 0 to 100, bars of one standard error, and the threshold of the effective length as a line."""
+    figure = _figure(rows, shown, original_length, "mean score (0 to 100)", standard_error)
+    axes = figure.axes[0]
+    axes.set_ylim(-4, 108)
+    if threshold is not None:
+        axes.axhline(threshold, color=light("quiet"), linewidth=0.9, linestyle="-.", zorder=1)
+        at = (1.0, threshold)
+        note(axes, f"threshold {threshold:g}", at, (0, 2), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    return figure
+
+
+def standard_error(row: EvalRow) -> tuple[float, float]:
+    error = row.stderr if row.stderr is not None and math.isfinite(row.stderr) else 0.0
+    return error, error
+
+
+def interval(row: EvalRow) -> tuple[float, float]:
+    low, high = wilson(row.value, row.trials)
+    return row.value - low, high - row.value
+
+
+def _figure(
+    rows: Sequence[EvalRow],
+    shown: Mapping[str, Contender],
+    original_length: int | None,
+    ylabel: str,
+    errors: Errors,
+    scale: float = 1.0,
+) -> Figure:
+    figure, axes = new_figure()
+    handles, labels = [], []
+    for name, contender in shown.items():
+        own = [row for row in rows if row.scaling == name and math.isfinite(row.value)]
+        if not own:
+            continue
+        bars = [[scale * max(0.0, errors(row)[side]) for row in own] for side in (0, 1)]
+        drawn = axes.errorbar(
+            [row.length for row in own],
+            [scale * row.value for row in own],
+            yerr=bars,
+            elinewidth=0.8,
+            **line_style(contender),
+        )
+        handles.append(drawn[0])
+        labels.append(contender.label)
+    lengths = [row.length for row in rows]
+    length_axis(axes, [*lengths, *([original_length] if original_length else [])], "context length")
+    window_line(axes, original_length)
+    axes.set_ylabel(ylabel)
+    legend(figure, handles, labels)
+    return figure

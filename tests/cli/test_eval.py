@@ -1,0 +1,169 @@
+"""`longrope eval` as a user runs it: tables of every suite, one JSON object, files, warnings and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longrope.data.books import read_book
+from longrope.evaluation.results import load_evaluation
+from longrope.files import sha256_text
+from longrope.models.install import geometry_of
+from longrope.models.load import load_model
+from longrope.rope.scaling import RopeScaling
+
+QUICK = ("--trials", 1, "--depths", 2, "--samples", 2)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "part.txt"
+    path.write_text(read_book("les-miserables").text[50_000:110_000], "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scaling(tmp_path_factory, text) -> Path:
+    """A scaling for the embedded model that was searched on `text`."""
+    geometry = geometry_of(load_model("tiny"))
+    path = tmp_path_factory.mktemp("scaling") / "scaling.json"
+    data = {"document_sha256": [sha256_text(text.read_text("utf-8"))]}
+    RopeScaling.extended(geometry, 512, [1.0] * 16 + [2.0] * 16, provenance={"data": data}).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> Path:
+    """A task of lm-eval with its data."""
+    folder = tmp_path_factory.mktemp("task")
+    rows = [{"text": "The grass is", "options": [" green", " xqzjv"], "label": 0}] * 3
+    (folder / "grass.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "task": "grass",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "grass.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{label}}",
+        "doc_to_choice": "{{options}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "grass.yaml").write_text(json.dumps(settings))
+    return folder / "grass.yaml"
+
+
+def test_every_suite_has_its_table_and_one_file_holds_all(cli, text, task, tmp_path):
+    out = tmp_path / "eval.json"
+    ran = cli(
+        "eval", "tiny", "--suite", "perplexity,passkey,needle,ruler,retention", "--lengths", "256,300", "--data", text,
+        "--against", "none,yarn", "--target-length", 512, *QUICK, "--ruler-tasks", "niah_single_1", "--tasks", task,
+        "-o", out,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert ran.err == ""
+    for title in (
+        "Perplexity by context length, 2 held-out samples",
+        "Passkeys found by context length, % of 1",
+        "Needles found by context length, % of 2 at all depths",
+        "RULER, mean score of 1 tasks by context length",
+        "Effective length, tokens (score at least)",
+        "Short texts, original window of 256 tokens",
+    ):
+        assert title in ran.out
+    retention = ran.out.partition("Short texts")[2]
+    assert "top1 agreement" in retention
+    assert "grass acc" in retention
+    assert [line.split()[0] for line in retention.strip().splitlines()[2:]] == ["original", "yarn", "none"]
+    found = load_evaluation(out)
+    assert {row.suite for row in found.rows} == {"perplexity", "passkey", "needle", "ruler", "retention"}
+    assert found.settings["suites"]["retention"]["tasks"] == [str(task)]
+    assert found.settings["seed"] == 0
+    assert "eval" in found.provenance["command"] or found.provenance["command"]
+    assert (tmp_path / "eval.cells.jsonl").exists()
+    again = cli("eval", "tiny", "--suite", "passkey", "--lengths", "256", "-o", out)
+    assert again.code == 2
+    assert "nothing is overwritten" in again.err
+
+
+def test_passkeys_need_no_text(cli):
+    ran = cli("eval", "tiny", "--suite", "passkey", "--lengths", "256", *QUICK, "--json")
+    assert ran.code == 0
+    document = json.loads(ran.out)
+    assert document["schema"] == "longrope.eval/1"
+    (row,) = document["results"]
+    assert (row["suite"], row["scaling"], row["trials"], row["stderr"]) == ("passkey", "none", 1, None)
+
+
+def test_seen_texts(cli, text, scaling):
+    arguments = ("eval", "tiny", "--lengths", "256", "--data", text, *QUICK)
+    for which in (("--scaling", scaling), ("--against", scaling)):
+        refused = cli(*arguments, *which)
+        assert refused.code == 2
+        assert "part.txt" in refused.err
+        assert "--allow-seen" in refused.err
+        allowed = cli(*arguments, *which, "--allow-seen", "--json")
+        assert allowed.code == 0
+        assert "warning: measured on documents" in allowed.err
+        settings = json.loads(allowed.out)["settings"]
+        assert settings["seen_documents"] == ["part.txt"]
+        assert settings["warnings"]
+
+
+def test_scalings_against_each_other_on_the_same_samples(cli, scaling, tmp_path):
+    other = tmp_path / "other.json"
+    RopeScaling.load(scaling).with_provenance(data=None).save(other)
+    ran = cli(
+        "eval", "tiny", "--suite", "passkey", "--lengths", "300", "--scaling", scaling, *QUICK, "--json",
+        "--against", f"{other},original",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    document = json.loads(ran.out)
+    assert [row["scaling"] for row in document["results"]] == [str(other), "original", str(scaling)]
+    assert document["results"][0]["value"] == document["results"][2]["value"]
+    assert set(document["settings"]["against_sha256"]) == {str(other), str(scaling)}
+
+
+def test_refusals(cli, text, scaling, tmp_path):
+    for arguments, message in (
+        (("--suite", "passkey"), "expected lengths"),
+        (("--suite", "retention", "--lengths", "256", "--data", text), "leave the lengths out"),
+        (("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "magic"), "expected RULER tasks of niah_single_1"),
+        (("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "qa_1"), "--qa-file"),
+        (("--suite", "ruler", "--lengths", "256", "--qa-file", tmp_path / "qa.json"), "cannot read the questions"),
+        (("--suite", "ruler", "--lengths", "256", "--threshold", "0"), "threshold"),
+        (("--suite", "retention", "--tasks", ":3"), "expected a task of lm-eval"),
+        (("--suite", "retention", "--tasks", "none.yaml", "--data", text), "lm-eval has no task 'none.yaml'"),
+        (("--lengths", "256", "--against", "none.json", "--data", text), "cannot read the scaling none.json"),
+        (("--lengths", "256", "--against", "checkpoint", "--data", text), "carries no scaling"),
+        (("--lengths", "256", "--scaling", scaling, "--against", str(scaling)), "compared with itself"),
+        (("--lengths", "256", "--suite", "passkey", "--resume"), "only a run with an output"),
+        (("--lengths", "256", "--suite", "passkey", "--resume", "-o", tmp_path / "a.json"), "start without --resume"),
+        (("--lengths", "256", "--suite", "passkey", "--original", tmp_path / "none"), "no model folder"),
+    ):
+        ran = cli("eval", "tiny", *arguments)
+        assert ran.code == 2, (arguments, ran)
+        assert message in ran.err
+        assert ran.err.count("\n") == 1
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_another_tokenizer_is_no_original(cli, checkpoint):
+    refused = cli("eval", "tiny", "--suite", "passkey", "--lengths", "256", "--original", checkpoint)
+    assert "to have the tokenizer of tiny" in refused.err
+
+
+def test_ctrl_c_says_how_to_go_on(cli, tmp_path, monkeypatch):
+    from longrope.pipeline import suites_long
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suites_long.passkey, "passkey", interrupted)
+    monkeypatch.setattr("sys.argv", ["longrope", "eval", "tiny", "-o", "eval.json"])
+    ran = cli("eval", "tiny", "--suite", "passkey", "--lengths", "256", *QUICK, "-o", tmp_path / "eval.json")
+    assert ran.code == 130
+    assert "eval.cells.jsonl; continue with: longrope eval tiny -o eval.json --resume" in ran.err

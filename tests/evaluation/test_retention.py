@@ -1,0 +1,44 @@
+"""Retention: perplexity of the original window's texts, and the share of positions with the same most likely token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from longrope.evaluation.contenders import Contender
+from longrope.evaluation.retention import most_likely, retention
+from longrope.models.scoring import top_tokens
+from tests.evaluation.tiny import GEOMETRY, installed, plain, ramp, random_samples, scaled_by_hand
+
+SAMPLES = random_samples(3, GEOMETRY.original_length)
+RAMP = Contender("ramp", ramp)
+
+
+def by_hand(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=SAMPLES.ids).logits.argmax(-1)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 7, 32])
+def test_most_likely_tokens_are_those_of_plain_transformers(chunk_size: int | None) -> None:
+    with torch.no_grad():
+        assert torch.equal(top_tokens(plain(), SAMPLES.ids, chunk_size=chunk_size), by_hand(plain()))
+    assert torch.equal(torch.stack(most_likely(installed(), SAMPLES, RAMP)), by_hand(scaled_by_hand(ramp(32))))
+
+
+def test_agreement_is_the_share_of_equal_positions() -> None:
+    calls: list[None] = []
+    original = list(by_hand(plain()))
+    perplexity, agreement = retention(installed(), SAMPLES, RAMP, original, on_sample=lambda: calls.append(None))
+    shares = (by_hand(scaled_by_hand(ramp(32))) == by_hand(plain())).double().mean(1)
+    assert agreement.value == pytest.approx(float(shares.mean()))
+    assert agreement.stderr == pytest.approx(float(shares.std() / 3**0.5))
+    assert 0 < agreement.value < 1
+    assert (perplexity.suite, perplexity.metric, perplexity.length) == ("retention", "perplexity", 32)
+    assert (agreement.metric, agreement.trials, agreement.scaling) == ("top1_agreement", 3, "ramp")
+    assert len(calls) == 2 * 3
+
+
+def test_a_model_agrees_with_itself() -> None:
+    own = most_likely(installed(), SAMPLES, RAMP)
+    assert retention(installed(), SAMPLES, RAMP, own)[1].value == 1.0

@@ -1,0 +1,116 @@
+"""Reading runs: what is found in a folder, which evaluation belongs to which run, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from longrope.errors import LongRopeError
+from longrope.report.collect import collect
+from longrope.report.contenders import OWN
+from tests.report import runs
+
+
+def test_a_run_folder(tmp_path):
+    folder = runs.write_run(tmp_path / "run")
+    (run,) = collect([folder])
+    assert (run.name, run.model, run.original_length) == ("run", "tiny", 256)
+    assert run.scaling == runs.scaling()
+    assert run.trace is not None
+    assert run.trace.evaluations == 80
+    assert [proof.length for proof in run.extension.proofs] == [256, 2048]
+    assert {row.scaling for row in run.rows} == {OWN, "original", "none", "pi", "yarn"}
+    assert len(run.rows) == len(runs.rows(runs.SUITES))
+
+
+def test_a_search_alone(tmp_path):
+    made = runs.scaling()
+    made.save(tmp_path / "scaling.json")
+    runs.write_log(tmp_path / "search.jsonl", runs.evolution())
+    (run,) = collect([tmp_path])
+    assert (run.rows, run.extension) == ([], None)
+    assert run.trace is not None
+
+
+def test_an_evaluation_joins_the_run_whose_scaling_it_measured(tmp_path):
+    first, second = runs.scaling(), runs.scaling(attention_factor=1.0)
+    folders = [
+        runs.write_run(tmp_path / name, made, suites=["perplexity"]) for name, made in (("a", first), ("b", second))
+    ]
+    needles = runs.write_evaluation(tmp_path / "needles.json", runs.evaluation(["needle"], of=second))
+    lone = runs.write_evaluation(tmp_path / "lone.json", runs.evaluation(["needle"]))
+    found = collect([*folders, needles, lone])
+    assert [run.name for run in found] == ["a", "b", "lone"]
+    assert [bool(run.of("needle")) for run in found] == [False, True, True]
+    assert {row.scaling for row in found[1].of("needle")} >= {OWN, "yarn"}
+    assert OWN not in {row.scaling for row in found[2].rows}  # which scaling it is about, it does not say
+
+
+def test_another_scaling_keeps_its_name(tmp_path):
+    made = runs.scaling()
+    measured = runs.evaluation(["passkey"], of=made)
+    measured.settings["against_sha256"] = {"other.json": "00" * 32, "scaling.json": measured.settings["scaling_sha256"]}
+    measured.rows.append(runs.rows(["passkey"])[0].__class__("passkey", "other.json", 256, "accuracy", 0.5, 0.1, 40))
+    folder = runs.write_run(tmp_path / "run", made, suites=["perplexity"])
+    (run,) = collect([folder, runs.write_evaluation(tmp_path / "eval.json", measured)])
+    assert {row.scaling for row in run.of("passkey")} >= {OWN, "other.json"}
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+@pytest.mark.parametrize("settings", [None, {}])
+def test_a_result_without_its_settings_is_refused(tmp_path, where, settings):
+    document = runs.evaluation(["passkey"]).to_json() | {"settings": settings}
+    if settings is None:
+        del document["settings"]
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(document), "utf-8")
+    with pytest.raises(LongRopeError, match="does not say how it was measured"):
+        collect([path if where == "file" else tmp_path])
+
+
+def test_results_of_no_schema_are_refused(tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps({"results": [], "settings": {"model": "tiny"}}), "utf-8")
+    with pytest.raises(LongRopeError, match=r"longrope\.eval/1"):
+        collect([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({}, "expected .* to hold a finished run"), ({"notes.json": "{}"}, "finished run"), ({"a.json": "{"}, "JSON")],
+)
+def test_a_folder_that_is_no_run_is_refused(tmp_path, content, message):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    with pytest.raises(LongRopeError, match=message):
+        collect([tmp_path])
+
+
+def test_nothing_is_refused(tmp_path):
+    with pytest.raises(LongRopeError, match="found none"):
+        collect([])
+    with pytest.raises(LongRopeError, match="cannot read"):
+        collect([tmp_path / "missing"])
+
+
+def test_the_same_measurement_twice_is_refused(tmp_path):
+    made = runs.scaling()
+    folder = runs.write_run(tmp_path / "run", made, suites=["passkey"])
+    again = runs.write_evaluation(tmp_path / "again.json", runs.evaluation(["passkey"], of=made))
+    with pytest.raises(LongRopeError, match=r"both hold passkey of original at 256 tokens"):
+        collect([folder, again])
+
+
+def test_a_damaged_summary_is_refused(tmp_path):
+    folder = runs.write_run(tmp_path / "run", suites=["passkey"])
+    (folder / "extend.json").write_text('{"proofs": [{"length": 3}], "losses": []}', "utf-8")
+    with pytest.raises(LongRopeError, match="not what longrope extend writes"):
+        collect([folder])
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [runs.write_run(tmp_path / parent / "run", suites=["passkey"]) for parent in ("x", "y")]
+    assert [run.name for run in collect(folders)] == ["x/run", "y/run"]
+    assert len(collect([folders[0], folders[0]])) == 1
+    taken = runs.write_run(tmp_path / "yarn", suites=["passkey"])
+    assert [run.name for run in collect([taken])] == ["run yarn"]

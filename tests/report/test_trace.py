@@ -1,0 +1,76 @@
+"""What a search log says: costs counted as the search counts them, and the evaluations that compare."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from longrope.errors import LongRopeError
+from longrope.report.trace import read_trace
+from tests.report import runs
+
+PROVENANCE = runs.scaling(best_loss=4.15).provenance
+
+
+def read(tmp_path, rows, provenance=PROVENANCE):
+    path = tmp_path / "search.jsonl"
+    runs.write_log(path, rows)
+    return read_trace(path, provenance)
+
+
+def test_an_evolution(tmp_path):
+    trace = read(tmp_path, runs.evolution())
+    assert (trace.evaluations, trace.token_passes) == (80, 80 * 3 * 2048)  # three texts, and no baselines
+    assert [point.token_passes for point in trace.progress] == [3 * 2048 * n for n in range(1, 81)]
+    assert set(trace.baselines) == {"none", "pi", "ntk", "ntk-critical", "dynamic-ntk", "yarn"}
+    losses = [point.loss for point in trace.improvements]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == min(point.loss for point in trace.progress if not math.isnan(point.loss))
+
+
+def test_a_gradient_search(tmp_path):
+    trace = read(tmp_path, runs.descent())
+    # A stage: three races on 2 texts, 12 steps on one text forward and backward, three validations on 3 texts.
+    stage = 3 * 2 + 12 * 3 + 3 * 3
+    assert trace.token_passes == stage * (512 + 1024 + 2048) + 3 * 2048
+    assert set(trace.series) == {("validation", length) for length in (512, 1024, 2048)} | {("search", 2048)}
+    assert [point.loss for point in trace.progress] == [4.12]
+
+
+def test_a_raced_search(tmp_path):
+    """Candidates are scored text by text; those scored on all three count, with the mean over them."""
+    first, second, third = ({"steps": [n], "start_tokens": 0} for n in range(3))
+    rows = [(one | {"samples": [0]}, loss, False) for one, loss in ((first, 4.0), (second, 4.2), (third, 5.0))]
+    rows += [(one | {"samples": [1]}, loss, False) for one, loss in ((first, 4.4), (second, 4.1))]
+    rows += [(one | {"samples": [2]}, loss, False) for one, loss in ((first, 4.8), (second, 4.0))]
+    trace = read(tmp_path, rows)
+    assert (trace.evaluations, trace.token_passes) == (7, 7 * 2048)
+    assert [(point.evaluations, point.loss) for point in trace.progress] == [
+        (6, pytest.approx(4.4)),
+        (7, pytest.approx(4.1)),
+    ]
+
+
+def test_what_was_asked_when_the_search_was_over_is_not_its_cost(tmp_path):
+    rows = [*runs.evolution(), ({"steps": [1], "split": "other"}, 0.1, False)]
+    assert read(tmp_path, rows).token_passes == 80 * 3 * 2048
+
+
+def test_the_result_is_what_the_search_chose(tmp_path):
+    trace = read(tmp_path, runs.evolution())
+    assert trace.improvements[-1].loss < trace.result == 4.15
+
+
+def test_what_cannot_be_counted_is_not(tmp_path):
+    trace = read(tmp_path, runs.evolution(), {})
+    assert not trace.counted
+    assert trace.evaluations == 80
+
+
+def test_a_damaged_log_is_refused(tmp_path):
+    path = tmp_path / "search.jsonl"
+    runs.write_log(path, runs.evolution())
+    path.write_text(path.read_text("utf-8")[:-20], "utf-8")
+    with pytest.raises(LongRopeError, match="cut off"):
+        read_trace(path, PROVENANCE)
