@@ -2,8 +2,8 @@
 
 Written anew from what the code does (microsoft/LongRoPE, evolution/algorithms/dim_mono.py and genetic_base.py): one
 seed, YaRN; λ ≤ 1 + s; no start tokens; a mutation sweeps over all pairs; a crossover mostly changes one gene. Kinder
-than the original in two ways: the seed is the true YaRN (theirs blends λ where YaRN blends 1/λ), and the vector of a finished
-search is never lost.
+than the original: the seed is the true YaRN (theirs blends λ where YaRN blends 1/λ). A crossover's first parent is
+either of the two, not always the better.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/search_cost.py --out runs/cost                     # every cell; hours on 2 cores
     python benchmarks/search_cost.py --out runs/cost --methods 'gradient;hybrid' --ratios 4 --seeds 0
-    python benchmarks/search_cost.py --out runs/cost --write benchmarks/results   # the tables of what is there
+    python benchmarks/search_cost_tables.py --cells runs/cost/cells --out benchmarks/results   # tables of what is there
 
 A cell is one (objective, ratio, method, seed). It leaves `cells/NAME.json`; a finished cell is not run again, and one
-that was stopped goes on from its log. A forward counts one token pass per token, a backward two. Everything runs in bfloat16
-by default, as searches on GPUs do. Not a test: nothing depends on the times.
+that was stopped goes on from its log. A forward counts one token pass per token, a backward two. Everything runs in
+bfloat16 by default, as searches on GPUs do. Not a test: nothing depends on the times.
 """
 
 from __future__ import annotations
@@ -207,7 +207,6 @@ def main() -> None:
     parser.add_argument("--ratios", default="4,8,16")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--write", type=Path, help="write search_cost.json and search_cost.md of all cells there")
     args = parser.parse_args()
     subject = open_model(args.model, ModelOptions(dtype=args.dtype))
     cells = args.out / "cells"

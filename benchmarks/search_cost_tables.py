@@ -1,6 +1,7 @@
 """Tables and a figure of the cells that `search_cost.py` left.
 
-    python benchmarks/search_cost_tables.py --cells runs/cost/cells --out benchmarks/results --figure docs/images/search_cost.png
+    python benchmarks/search_cost_tables.py --cells runs/cost/cells \\
+        --out benchmarks/results --figure docs/images/search-cost.png
 
 It writes `search_cost.json` (every cell, without its trace) and `search_cost.md`.
 """
@@ -33,7 +34,13 @@ ORDER = (
     "hybrid",
     "hybrid, one jump",
 )
-NAMES = {"yarn": "YaRN", "released": "released evolution", "longrope": "LongRoPE", "longrope2": "LongRoPE2", "cma": "CMA-ES"}
+NAMES = {
+    "yarn": "YaRN",
+    "released": "released evolution",
+    "longrope": "LongRoPE",
+    "longrope2": "LongRoPE2",
+    "cma": "CMA-ES",
+}
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell variants of one method.
 STYLES = {
     "released": ("#000000", "-"),
@@ -74,7 +81,8 @@ def table(cells: Sequence[Cell], objective: str, ratio: int) -> list[str]:
     lines = [
         f"**{objective}, {ratio}×**",
         "",
-        "| method | seeds | search loss | token passes | of the released | to its final loss | held-out loss | retrieval |",
+        "| method | seeds | search loss | token passes | of the released | to its final loss | held-out loss "
+        "| retrieval |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method in ORDER:
@@ -82,7 +90,9 @@ def table(cells: Sequence[Cell], objective: str, ratio: int) -> list[str]:
         if not own:
             continue
         passes = [cell["token_passes"] for cell in own if "token_passes" in cell]
-        shares = [released[c["seed"]]["token_passes"] / c["token_passes"] for c in own if passes and c["seed"] in released]
+        shares = [
+            released[c["seed"]]["token_passes"] / c["token_passes"] for c in own if passes and c["seed"] in released
+        ]
         goals = [
             (released[cell["seed"]]["token_passes"], reached(cell, released[cell["seed"]]["search_loss"]))
             for cell in own
@@ -90,21 +100,27 @@ def table(cells: Sequence[Cell], objective: str, ratio: int) -> list[str]:
         ]
         met = [whole / spent for whole, spent in goals if spent is not None]
         held = [cell["held_out"] for cell in own]
-        lines.append(
-            f"| {name_of(method)} | {len(own)} | {mean([cell['search_loss'] for cell in own], 4)} "
-            f"| {f'{round(statistics.mean(passes)):,}' if passes else '–'} "
-            f"| {f'1/{statistics.mean(shares):.0f}' if shares and method != 'released' else '–'} "
-            f"| {(f'1/{statistics.median(met):.0f}' if met else 'never') + f' ({len(met)} of {len(goals)})' if goals and method != 'released' else '–'} "
-            f"| {mean([row['nll'] for row in held], 4)} "
-            f"| {mean([100 * row['retrieval'] for row in held], 0)} % |"
-        )
+        compared = bool(goals) and method != "released"
+        cells_of_row = [
+            name_of(method),
+            str(len(own)),
+            mean([cell["search_loss"] for cell in own], 4),
+            f"{round(statistics.mean(passes)):,}" if passes else "–",
+            f"1/{statistics.mean(shares):.0f}" if compared else "–",
+            f"{f'1/{statistics.median(met):.0f}' if met else 'never'} ({len(met)} of {len(goals)})"
+            if compared
+            else "–",
+            mean([row["nll"] for row in held], 4),
+            f"{mean([100 * row['retrieval'] for row in held], 0)} %",
+        ]
+        lines.append(f"| {' | '.join(cells_of_row)} |")
     return [*lines, ""]
 
 
 def figure(cells: Sequence[Cell], path: Path) -> None:
     """Search loss against token passes; a column for each ratio, a row for each objective."""
     objectives = [name for name in ("perplexity", "needle") if any(cell["objective"] == name for cell in cells)]
-    ratios = sorted({cell["ratio"] for cell in cells})
+    ratios = sorted({cell["ratio"] for cell in cells if cell.get("trace")})
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     shown, axes = plt.subplots(
         len(objectives), len(ratios), figsize=(3.6 * len(ratios), 3.1 * len(objectives)), squeeze=False
@@ -132,6 +148,7 @@ def figure(cells: Sequence[Cell], path: Path) -> None:
                     axis.plot(*points[-1], marker="o", color=color, markersize=4)
                     drawn.setdefault(name_of(method), line)
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter("")
             axis.set_title(f"{objective}, {ratio}×", loc="left")
             axis.grid(alpha=0.25, linewidth=0.5)
             axis.set_xlabel("token passes" if row == len(objectives) - 1 else "")
@@ -150,7 +167,7 @@ def main() -> None:
     cells = [json.loads(path.read_text()) for path in sorted(args.cells.glob("*.json"))]
     lines = []
     for objective in ("perplexity", "needle"):
-        for ratio in sorted({cell["ratio"] for cell in cells}):
+        for ratio in sorted({cell["ratio"] for cell in cells if cell.get("trace")}):
             lines += table(cells, objective, ratio)
     (args.out / "search_cost.md").write_text("\n".join(lines))
     kept = [{key: value for key, value in cell.items() if key != "trace"} for cell in cells]

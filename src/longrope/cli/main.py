@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from longrope.cli import evaluate, export, extend, inspect, presets, search
+from longrope.cli import doctor, evaluate, export, extend, finetune, fix_config, inspect, plan, presets, report, search
 from longrope.errors import LongRopeError, one_line
 
 # Typer carries a click of its own and does not export this class.
@@ -23,11 +23,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("inspect")(inspect.command)
+app.command("plan")(plan.command)
 app.command("search")(search.command)
+app.command("finetune")(finetune.command)
 app.command("extend")(extend.command)
 app.command("eval")(evaluate.command)
 app.command("export")(export.command)
+app.command("doctor")(doctor.command)
+app.command("fix-config")(fix_config.command)
 app.command("presets")(presets.command)
+app.command("report")(report.command)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,275 @@
+"""Rows of N tokens to train on, packed from documents: short ones side by side, long ones in full segments.
+
+Every document, or piece of one, stands between BOS (where the tokenizer puts one) and EOS, and its positions begin at
+0; attention is to stay inside it. What is packed is planned as places (`Row`), cheap to hash and to keep; `PackedRows`
+makes tokens of them when they are needed. Not the model's side: masks, windows and losses are in `training/`.
+
+| part | documents (BOS and EOS counted) | a row holds |
+|---|---|---|
+| `short` | of at most the original window | as many as fit |
+| `pieces` | longer ones, cut into pieces of the original window | as many as fit |
+| `medium` | longer than the original window, shorter than N | as many as fit |
+| `long` | of at least N tokens | one segment of N tokens |
+
+`short` and `pieces` train the original window, `medium` and `long` the new one (LongRoPE2 §3.3).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.tokens import TokenizedDocument, bos_of
+from longrope.errors import LongRopeError
+from longrope.files import sha256_text
+
+SHORT, PIECES, MEDIUM, LONG = PARTS = ("short", "pieces", "medium", "long")
+ORIGINAL_WINDOW = (SHORT, PIECES)
+"""The parts that train the original window."""
+IGNORED = -100  # a target that is not scored, as torch's cross_entropy has it
+_LOOK_AHEAD = 64  # documents among which the next one that still fits into a row is looked for
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """Shares of tokens by part: `long`, or `short:0.3,long:0.7`; they are scaled to add up to 1.
+
+    Raises LongRopeError for an unknown part, one named twice, or a share that is not positive.
+    """
+    shares: dict[str, float] = {}
+    for entry in text.split(","):
+        part, _, share = entry.strip().partition(":")
+        try:
+            value = float(share) if share else 1.0
+        except ValueError:
+            value = 0.0
+        if part not in PARTS or part in shares or not 0.0 < value < float("inf"):
+            raise LongRopeError(
+                f"expected a mix such as long or short:0.3,long:0.7, of {', '.join(PARTS)}, each once with a positive "
+                f"share; found {text!r}"
+            )
+        shares[part] = value
+    total = sum(shares.values())
+    return {part: shares[part] / total for part in PARTS if part in shares}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands around every document: BOS and EOS ids, None where the tokenizer has none."""
+
+    bos: int | None
+    eos: int | None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
+        """The frame of a tokenizer. EOS is the one it names; BOS only where it really puts one (`bos_of`)."""
+        eos = tokenizer.eos_token_id
+        return cls(bos_of(tokenizer), eos if isinstance(eos, int) else None)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the frame adds."""
+        return (self.bos is not None) + (self.eos is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start` to `stop` of document number `document`."""
+
+    document: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one row of N tokens holds, in this order; what is left at its end is padding."""
+
+    part: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRows:
+    """Planned rows of `length` tokens over `documents`; `rows[i:i + group]` are of one part where group divides i."""
+
+    documents: tuple[TokenizedDocument, ...]
+    rows: tuple[Row, ...]
+    length: int
+    frame: Frame
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tensors(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Row `index`: token ids, positions and targets, int64 (N,) each.
+
+        Positions restart at 0 with every document and with the padding. The target of a token is the next one of its
+        document, IGNORED for a document's last token and for padding: nothing is predicted from another document.
+        """
+        ids = np.full(self.length, self.frame.eos or 0, dtype=np.int64)
+        positions = np.empty(self.length, dtype=np.int64)
+        targets = np.full(self.length, IGNORED, dtype=np.int64)
+        at = 0
+        for span in self.rows[index].spans:
+            size = span.stop - span.start + self.frame.tokens
+            own = ids[at : at + size]
+            front = self.frame.bos is not None
+            own[front : front + span.stop - span.start] = self.documents[span.document].ids[span.start : span.stop]
+            if self.frame.bos is not None:
+                own[0] = self.frame.bos
+            if self.frame.eos is not None:
+                own[-1] = self.frame.eos
+            positions[at : at + size] = np.arange(size)
+            targets[at : at + size - 1] = own[1:]
+            at += size
+        positions[at:] = np.arange(self.length - at)
+        return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(targets)
+
+    def filled(self, index: int) -> int:
+        """Tokens of row `index` that are no padding."""
+        return sum(span.stop - span.start + self.frame.tokens for span in self.rows[index].spans)
+
+    def scored(self, index: int) -> int:
+        """Targets of row `index` that count in the loss."""
+        return self.filled(index) - len(self.rows[index].spans)
+
+    @property
+    def tokens_by_part(self) -> dict[str, int]:
+        """Tokens, without padding, of each part that is there."""
+        total = dict.fromkeys(PARTS, 0)
+        for index, row in enumerate(self.rows):
+            total[row.part] += self.filled(index)
+        return {part: tokens for part, tokens in total.items() if tokens}
+
+    @property
+    def document_hashes(self) -> tuple[str, ...]:
+        """The documents that some row holds a piece of, sorted."""
+        used = {span.document for row in self.rows for span in row.spans}
+        return tuple(sorted(self.documents[index].sha256 for index in used))
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the documents' hashes, the frame and all places: two runs with the same one train on the same."""
+        places = [
+            f"{row.part} " + " ".join(f"{span.document}:{span.start}:{span.stop}" for span in row.spans)
+            for row in self.rows
+        ]
+        head = f"{self.length} {self.frame.bos} {self.frame.eos}"
+        return sha256_text("\n".join([head, *(document.sha256 for document in self.documents), *places]))
+
+
+def pack(
+    documents: Sequence[TokenizedDocument],
+    mix: Mapping[str, float],
+    *,
+    length: int,
+    short_length: int,
+    count: int,
+    group: int,
+    frame: Frame,
+    seed: int,
+) -> PackedRows:
+    """`count` rows of `length` tokens in groups of one part, whose tokens keep to the shares of `mix` all along.
+
+    `short_length` is the original window, `group` the rows that one device computes at once: one forward has one
+    window. Documents come in drawn order, all of a part before one comes again; a later round cuts segments elsewhere.
+    The same documents in another order give the same rows. Raises LongRopeError when a part has no documents, or the
+    lengths leave no room.
+    """
+    if not frame.tokens + 1 < short_length <= length or count < 1 or count % group:
+        raise LongRopeError(
+            f"expected a length of at least the original window of {short_length} tokens, which is more than BOS and "
+            f"EOS, and whole groups of rows; found {length} tokens and {count} rows in groups of {group}"
+        )
+    unique = {document.sha256: document for document in documents}
+    ordered = tuple(unique[digest] for digest in sorted(unique))
+    streams = {
+        part: _Stream(part, ordered, length=length, short_length=short_length, frame=frame, seed=seed).rows()
+        for part in mix
+    }
+    rows: list[Row] = []
+    given = dict.fromkeys(mix, 0)
+    while len(rows) < count:
+        # The part that is furthest behind its share of tokens when this group is in.
+        total = sum(given.values()) + group * length
+        part = max(mix, key=lambda name: mix[name] * total - given[name])
+        for _ in range(group):
+            row = next(streams[part])
+            given[part] += sum(span.stop - span.start + frame.tokens for span in row.spans)
+            rows.append(row)
+    return PackedRows(ordered, tuple(rows), length, frame)
+
+
+class _Stream:
+    """Endless rows of one part."""
+
+    def __init__(
+        self,
+        part: str,
+        documents: Sequence[TokenizedDocument],
+        *,
+        length: int,
+        short_length: int,
+        frame: Frame,
+        seed: int,
+    ) -> None:
+        self.part, self.documents, self.length, self.frame, self.seed = part, documents, length, frame, seed
+        least, most = {
+            SHORT: (frame.tokens + 1, short_length),
+            PIECES: (short_length + 1, None),
+            MEDIUM: (short_length + 1, length - 1),
+            LONG: (length, None),
+        }[part]
+        self.cut = {PIECES: short_length, LONG: length}.get(part)
+        sizes = [len(document.ids) + frame.tokens for document in documents]
+        self.own = [index for index, size in enumerate(sizes) if least <= size and (most is None or size <= most)]
+        if not self.own:
+            longest = max(range(len(sizes)), key=sizes.__getitem__, default=None)
+            found = "no documents" if longest is None else f"the longest, {documents[longest].name}, {sizes[longest]}"
+            bounds = f"at least {least}" if most is None else f"{least} to {most}"
+            raise LongRopeError(
+                f"the part {part!r} of the mix needs documents of {bounds} tokens, found none among {len(sizes)} "
+                f"({found}): give other texts, another --mix or another --length"
+            )
+
+    def rows(self) -> Iterator[Row]:
+        ahead: deque[Span] = deque()
+        spans = self._spans()
+        while True:
+            taken: list[Span] = []
+            room = self.length
+            while True:
+                while len(ahead) < _LOOK_AHEAD:
+                    ahead.append(next(spans))
+                fits = next((at for at, span in enumerate(ahead) if self._size(span) <= room), None)
+                if fits is None:
+                    break
+                taken.append(ahead[fits])
+                del ahead[fits]
+                room -= self._size(taken[-1])
+            yield Row(self.part, tuple(taken))
+
+    def _size(self, span: Span) -> int:
+        return span.stop - span.start + self.frame.tokens
+
+    def _spans(self) -> Iterator[Span]:
+        """Documents, or pieces of them, round after round."""
+        turn = 0
+        while True:
+            rng = np.random.default_rng([self.seed, list(PARTS).index(self.part), turn])
+            spans: list[Span] = []
+            for index in self.own:
+                tokens = len(self.documents[index].ids)
+                size = tokens if self.cut is None else self.cut - self.frame.tokens
+                number, spare = divmod(tokens, size)
+                phase = int(rng.integers(spare + 1))
+                spans += [Span(index, phase + slot * size, phase + (slot + 1) * size) for slot in range(number)]
+            yield from (spans[place] for place in rng.permutation(len(spans)))
+            turn += 1

@@ -1,0 +1,103 @@
+"""`longrope finetune`: what it prints, what it leaves, and that wrong input is one line and no work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Ran
+from tests.training.runs import open_fresh, write_texts, yarn_scaling
+
+QUICK = ("--length", "256", "--steps", "2", "--batch", "1", "--learning-rate", "1e-3", "--warmup", "0")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("cli") / "texts")
+
+
+@pytest.fixture(scope="module")
+def scaling(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scaling") / "scaling.json"
+    yarn_scaling(open_fresh(checkpoint)).save(path)
+    return path
+
+
+@pytest.fixture
+def finetune(cli: Callable[..., Ran], checkpoint: Path, scaling: Path, sources: Path) -> Callable[..., Ran]:
+    return lambda *more: cli("finetune", checkpoint, "--scaling", scaling, "--data", sources, *QUICK, *more)
+
+
+def test_a_run_and_what_follows_it(finetune: Callable[..., Ran], cli: Callable[..., Ran], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ran = finetune("--mix", "pieces:0.5,long:0.5", "-o", out)
+    assert ran.code == 0, ran.err
+    assert "2 steps, tokens: pieces 256, long 256" in ran.out
+    assert "transformers cannot express: the attention factor 1 of the short window" in ran.out
+    assert ran.err == ""
+    exported = cli("export", out, "--to", "hf", "--allow-lossy", "-o", tmp_path / "exported")
+    assert exported.code == 0, exported.err
+    assert json.loads((tmp_path / "exported/config.json").read_text())["max_position_embeddings"] == 256
+
+
+def test_texts_that_were_trained_on_are_refused_by_eval(
+    finetune: Callable[..., Ran], cli: Callable[..., Ran], sources: Path, tmp_path: Path
+) -> None:
+    ran = finetune("-o", tmp_path / "run", "--json")
+    assert ran.code == 0, ran.err
+    summary: dict[str, Any] = json.loads(ran.out)
+    assert len(summary["curve"]) == 2
+    model = summary["checkpoint"]
+    arguments = ("--lengths", "64", "--samples", "1", "-o", tmp_path / "eval.json")
+    seen = cli("eval", model, "--scaling", summary["scaling"], "--data", sources, *arguments)
+    assert seen.code == 2
+    assert "has seen" in seen.err or "has not seen" in seen.err
+    seen = cli("eval", model, "--data", sources, *arguments)  # the weights alone say it too
+    assert seen.code == 2
+
+
+def test_tensorboard_and_trainer_arguments(finetune: Callable[..., Ran], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "more.json").write_text('{"adam_epsilon": 1e-6}')
+    ran = finetune("-o", tmp_path / "run", "--log-dir", tmp_path / "logs", "--trainer", tmp_path / "more.json")
+    assert ran.code == 0, ran.err
+    assert list((tmp_path / "logs").glob("events.*"))
+    summary = json.loads((tmp_path / "run/finetune.json").read_text())
+    assert summary["settings"]["trainer"] == {"adam_epsilon": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--mix", "everything"), "expected a mix such as"),
+        (("--length", "1k"), "this scaling reaches 256 tokens"),
+        (("--device", "tpu"), "expected --device cpu or cuda"),
+        (("--adapter",), "add it"),
+        (("--schedule", "step"), "expected a schedule of"),
+        (("--trainer", "no.json"), "cannot read --trainer"),
+        (("--resume",), "there is no run in"),
+        (("--offload",), "on a CPU there is nothing to move"),
+    ],
+)
+def test_wrong_input(finetune: Callable[..., Ran], tmp_path: Path, more: tuple[str, ...], message: str) -> None:
+    ran = finetune("-o", tmp_path / "run", *more)
+    assert ran.code == 2
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_trainers_file_must_be_an_object(finetune: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[1]")
+    ran = finetune("-o", tmp_path / "run", "--trainer", tmp_path / "list.json")
+    assert (ran.code, "expected a JSON object" in ran.err) == (2, True)
+
+
+def test_an_output_with_something_in_it(finetune: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    ran = finetune("-o", tmp_path)
+    assert (ran.code, "not empty" in ran.err) == (2, True)

@@ -1,0 +1,69 @@
+"""`longrope plan` as a user runs it: a table, what does not fit, one JSON object, one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def test_table_and_assumptions(cli, checkpoint):
+    shown = cli("plan", checkpoint, "--target-length", 256, "--gpu", "h100", "--gpus", 8)
+    assert shown.code == 0
+    assert "64 -> 256 tokens" in shown.out
+    for name in ("search longrope2", "search gradient", "finetune longrope", "evaluate perplexity"):
+        assert name in shown.out
+    assert "does not fit" not in shown.out
+    assert "989 TFLOP/s" in shown.out
+    assert "assumed, not measured" in shown.out
+
+
+def test_json_is_one_object(cli, checkpoint):
+    ran = cli("plan", checkpoint, "--target-length", 256, "--method", "cma", "--json")
+    found = json.loads(ran.out)
+    assert {"model", "target_length", "devices", "rows", "assumptions"} <= found.keys()
+    assert [row["name"] for row in found["rows"] if row["stage"] == "search"] == ["cma"]
+    assert {"tokens", "matrix_flops", "attention_flops", "peak_bytes", "fits", "hours"} <= found["rows"][0].keys()
+
+
+def test_the_rate_is_adjustable(cli, checkpoint):
+    def hours(*options):
+        ran = cli("plan", checkpoint, "--target-length", 256, "--method", "cma", "--json", *options)
+        return json.loads(ran.out)["rows"][0]["hours"]
+
+    base = hours("--mfu", 0.5)
+    assert hours("--mfu", 0.25) == pytest.approx(2 * base)
+    assert hours("--tflops", 98.9) == pytest.approx(10 * base)
+    assert hours("--attention-mfu", 0.2) > base
+
+
+def test_what_does_not_fit_is_said(cli, checkpoint):
+    shown = cli("plan", checkpoint, "--target-length", 256, "--method", "gradient", "--gpu-memory", 0.001)
+    assert shown.code == 0
+    assert "does not fit: search gradient: needs" in shown.out
+
+
+def test_a_training_of_ones_own(cli, checkpoint):
+    options = ("--train-steps", 10, "--train-batch", 4, "--train-length", 128, "--mix", "short:0.5,long:0.5")
+    found = json.loads(cli("plan", checkpoint, "--target-length", 256, *options, "--json").out)
+    (row,) = (row for row in found["rows"] if row["stage"] == "finetune")
+    assert (row["name"], row["tokens"], row["length"]) == ("given", 10 * 4 * 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--target-length", "64"), "above the model's window of 64"),
+        (("--target-length", "256", "--gpu", "tpu"), "expected a GPU of"),
+        (("--target-length", "256", "--mfu", "2"), "expected mfu above 0"),
+        (("--target-length", "256", "--method", "luck"), "expected a search method"),
+        (("--target-length", "256", "--train-length", "512"), "--train-length of at most 256"),
+        (("--target-length", "256", "--gpus", "4", "--context-parallel", "3"), "divides 4"),
+    ],
+)
+def test_bad_input_is_one_line(cli, checkpoint, options, said):
+    ran = cli("plan", checkpoint, *options)
+    assert ran.code == 2
+    assert said in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+    assert not ran.out

@@ -1,0 +1,191 @@
+"""Packing: what a row holds, which targets count, how the mix keeps to its shares, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from longrope.data.packing import IGNORED, LONG, MEDIUM, PIECES, SHORT, Frame, PackedRows, pack, parse_mix
+from longrope.data.tokens import TokenizedDocument
+from longrope.errors import LongRopeError
+from longrope.files import sha256_text
+
+N, L = 64, 16
+FRAME = Frame(bos=1, eos=2)
+
+
+def document(number: int, size: int) -> TokenizedDocument:
+    """`size` tokens, no two documents sharing one: token 1000·number + place + 10."""
+    ids = np.arange(size, dtype=np.int32) + 1000 * (number + 1)
+    return TokenizedDocument(f"d{number}", sha256_text(f"{number} {size}"), ids)
+
+
+DOCUMENTS = [document(number, size) for number, size in enumerate([5, 9, 14, 3, 20, 40, 61, 62, 200, 333])]
+
+
+def packed(mix: str, **given: object) -> PackedRows:
+    options = {"length": N, "short_length": L, "count": 12, "group": 1, "frame": FRAME, "seed": 0}
+    return pack(DOCUMENTS, parse_mix(mix), **(options | given))  # type: ignore[arg-type]
+
+
+def texts(rows: PackedRows, index: int) -> list[list[int]]:
+    """The tokens of a row, cut where positions restart."""
+    ids, positions, _ = rows.tensors(index)
+    starts = [*(positions == 0).nonzero().flatten().tolist(), N]
+    return [ids[a:b].tolist() for a, b in pairwise(starts)]
+
+
+@pytest.mark.parametrize(
+    ("text", "shares"),
+    [
+        ("long", {"long": 1.0}),
+        ("short:0.3,long:0.7", {"short": 0.3, "long": 0.7}),
+        ("long:6, short:2", {"short": 0.25, "long": 0.75}),
+        ("pieces,medium", {"pieces": 0.5, "medium": 0.5}),
+    ],
+)
+def test_mix(text: str, shares: dict[str, float]) -> None:
+    assert parse_mix(text) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("text", ["", "longer", "long:0", "long:-1", "long:x", "long,long", "long:nan", "long:inf"])
+def test_no_mix(text: str) -> None:
+    with pytest.raises(LongRopeError, match="expected a mix"):
+        parse_mix(text)
+
+
+def test_the_frame_of_a_tokenizer(
+    bos_tokenizer: PreTrainedTokenizerFast, plain_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert Frame.of(bos_tokenizer) == Frame(0, 1)
+    assert Frame.of(plain_tokenizer) == Frame(None, 1)
+    assert [Frame(0, 1).tokens, Frame(None, 1).tokens, Frame(None, None).tokens] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("frame", [FRAME, Frame(None, 2), Frame(None, None)])
+def test_short_rows_hold_whole_documents(frame: Frame) -> None:
+    rows = packed("short", frame=frame)
+    whole = {tuple(one.ids.tolist()) for one in DOCUMENTS if len(one.ids) + frame.tokens <= L}
+    for index in range(len(rows)):
+        *ours, last = texts(rows, index)
+        inner = [tuple(text[frame.bos is not None : len(text) - (frame.eos is not None)]) for text in ours]
+        assert set(inner) <= whole
+        assert all(text[0] == frame.bos for text in ours if frame.bos is not None)
+        assert all(text[-1] == frame.eos for text in ours if frame.eos is not None)
+        assert rows.filled(index) == sum(map(len, ours)) + (len(last) if last[0] not in (0, 2) else 0)
+        assert N - rows.filled(index) < min(map(len, whole)) + frame.tokens  # nothing more would have fitted
+
+
+def test_long_rows_are_full_segments() -> None:
+    rows = packed("long", count=20)
+    for index in range(20):
+        (text,) = texts(rows, index)
+        assert (len(text), text[0], text[-1]) == (N, 1, 2)
+        inner = np.array(text[1:-1])
+        assert (np.diff(inner) == 1).all()  # consecutive tokens of one document
+        assert rows.scored(index) == N - 1
+    names = {span.document for row in rows.rows for span in row.spans}
+    assert {len(rows.documents[one].ids) for one in names} == {62, 200, 333}  # 61 + 2 is shorter than N
+
+
+def test_pieces_and_medium() -> None:
+    rows = packed("pieces")
+    assert {len(text) for index in range(12) for text in texts(rows, index)} == {L}
+    assert all(len(row.spans) == N // L for row in rows.rows)
+    rows = packed("medium")
+    used = {len(rows.documents[span.document].ids) for row in rows.rows for span in row.spans}
+    assert used == {20, 40, 61}
+
+
+@pytest.mark.parametrize("mix", ["short", "pieces", "medium", "long", "short:1,medium:1,long:2"])
+def test_a_target_is_the_next_token_of_the_same_document(mix: str) -> None:
+    rows = packed(mix)
+    for index in range(len(rows)):
+        ids, positions, targets = rows.tensors(index)
+        scored = (targets != IGNORED).nonzero().flatten()
+        assert len(scored) == rows.scored(index)
+        assert (targets[scored] == ids[scored + 1]).all()
+        assert (positions[scored + 1] == positions[scored] + 1).all()
+        ends = (positions[1:] == 0).nonzero().flatten()
+        assert (targets[ends] == IGNORED).all()
+        assert targets[-1] == IGNORED
+
+
+def test_shares_are_kept_all_along_and_groups_have_one_part() -> None:
+    rows = packed("short:0.2,pieces:0.1,long:0.7", count=200, group=2)
+    for stop in (40, 100, 200):
+        tokens = dict.fromkeys((SHORT, PIECES, LONG), 0)
+        for index in range(stop):
+            tokens[rows.rows[index].part] += rows.filled(index)
+        for part, share in ((SHORT, 0.2), (PIECES, 0.1), (LONG, 0.7)):
+            assert abs(tokens[part] - share * sum(tokens.values())) <= 2 * N
+    assert all(rows.rows[at].part == rows.rows[at + 1].part for at in range(0, 200, 2))
+    assert rows.tokens_by_part == tokens
+
+
+def test_every_document_of_a_part_comes_before_one_comes_again_and_cuts_move() -> None:
+    rows = packed("long", count=40)
+    places = [row.spans[0] for row in rows.rows]
+    by_round = [places[at : at + 9] for at in range(0, 36, 9)]  # 1 of 62, 3 of 200, 5 of 333 tokens
+    assert all(len({(one.document, one.start) for one in turn}) == 9 for turn in by_round)
+    assert len({one.start for one in places}) > 9
+
+
+def test_the_same_rows_whatever_order_documents_come_in() -> None:
+    first = packed("short:1,long:1")
+    mixed = [DOCUMENTS[at] for at in (7, 2, 9, 0, 1, 8, 5, 4, 3, 6, 7)]  # one of them twice
+    again = pack(mixed, parse_mix("short:1,long:1"), length=N, short_length=L, count=12, group=1, frame=FRAME, seed=0)
+    assert first.rows == again.rows
+    assert first.sha256 == again.sha256
+    assert packed("short:1,long:1", seed=1).sha256 != first.sha256
+    assert packed("short:1,long:1", frame=Frame(None, 2)).sha256 != first.sha256
+
+
+def test_only_documents_that_were_used_are_named() -> None:
+    rows = packed("long", count=1)
+    assert rows.document_hashes == (rows.documents[rows.rows[0].spans[0].document].sha256,)
+
+
+@pytest.mark.parametrize(
+    ("mix", "sizes", "message"),
+    [
+        ("long", [61, 20], "at least 64 tokens, found none among 2 .the longest, d0, 63"),
+        ("short", [15, 40], "documents of 3 to 16 tokens"),
+        ("medium", [14, 62], "documents of 17 to 63 tokens"),
+        ("pieces", [14], "at least 17 tokens"),
+        ("long", [], "no documents"),
+    ],
+)
+def test_a_part_without_documents_is_refused(mix: str, sizes: list[int], message: str) -> None:
+    documents = [document(number, size) for number, size in enumerate(sizes)]
+    with pytest.raises(LongRopeError, match=message):
+        pack(documents, parse_mix(mix), length=N, short_length=L, count=1, group=1, frame=FRAME, seed=0)
+
+
+@pytest.mark.parametrize("wrong", [{"length": 8}, {"short_length": 3}, {"count": 0}, {"count": 3, "group": 2}])
+def test_lengths_that_leave_no_room_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(LongRopeError, match="expected a length"):
+        packed("long", **wrong)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 120), min_size=1, max_size=12),
+    part=st.sampled_from([SHORT, PIECES, MEDIUM, LONG]),
+    seed=st.integers(0, 5),
+)
+def test_rows_never_overflow_and_spans_lie_in_their_documents(sizes: list[int], part: str, seed: int) -> None:
+    documents = [document(number, size) for number, size in enumerate(sizes)]
+    try:
+        rows = pack(documents, {part: 1.0}, length=N, short_length=L, count=5, group=1, frame=FRAME, seed=seed)
+    except LongRopeError:
+        return
+    for index, row in enumerate(rows.rows):
+        assert 0 < rows.filled(index) <= N
+        assert all(0 <= span.start < span.stop <= len(rows.documents[span.document].ids) for span in row.spans)
+        assert (rows.filled(index) == N) or part != LONG
