@@ -125,7 +125,8 @@ def _layers(base: nn.Module) -> list[nn.Module]:
     collect(base)
     if not lists:
         raise LongRopeError(f"{type(base).__name__} has no list of layers: its costs cannot be planned")
-    return list(max(lists, key=lambda layers: len(layers)))
+    longest = max(lists, key=len)
+    return list(longest)
 
 
 def _active(module: nn.Module, text: Any) -> dict[str, int]:
