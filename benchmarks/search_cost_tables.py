@@ -153,8 +153,8 @@ def figure(cells: Sequence[Cell], path: Path) -> None:
             axis.grid(alpha=0.25, linewidth=0.5)
             axis.set_xlabel("token passes" if row == len(objectives) - 1 else "")
             axis.set_ylabel("loss on the search samples, nats" if column == 0 else "")
-    shown.legend(drawn.values(), drawn.keys(), loc="lower center", ncol=5, frameon=False)
-    shown.tight_layout(rect=(0, 0.1, 1, 1))
+    shown.legend(drawn.values(), drawn.keys(), loc="lower center", ncol=2 * len(ratios) - 1, frameon=False)
+    shown.tight_layout(rect=(0, 0.13, 1, 1))
     shown.savefig(path, dpi=130)
 
 

@@ -88,7 +88,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
         The window stays fixed for the backward pass, where layers are computed again.
         """
-        self.installed.fix(self.windows["long"] if "long" in self.windows else None)
+        self.installed.fix(self.windows[inputs["part"]])
         loss: Tensor = model(**{name: inputs[name] for name in ("input_ids", "position_ids", "shift_labels")}).loss
         share: float = inputs["weight"] * self.args.world_size
         return loss * share
