@@ -62,6 +62,29 @@ def test_the_embedded_model() -> None:
     assert len(tokenizer) <= model.config.vocab_size
 
 
+def test_the_extended_embedded_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second name, whether its files are in this installation or not."""
+    monkeypatch.setattr(load, "embedded_model_path", lambda name: folder.parent / f"no-{name}")
+    assert refusal(resolve, "tiny-512x") == (
+        "this installation of longrope lacks the embedded model 'tiny-512x'; install it again"
+    )
+    monkeypatch.setattr(load, "embedded_model_path", lambda name: {"tiny-512x": folder}[name])
+    assert resolve("tiny-512x") == str(folder)
+    monkeypatch.undo()
+    assert embedded_model_path("tiny-512x") == embedded_model_path("tiny").with_name("tiny-512x")
+
+
+def test_the_folder_of_a_run_is_that_of_its_checkpoint(folder: Path) -> None:
+    run = folder.parent / "run"
+    run.mkdir()
+    folder.rename(run / "checkpoint")
+    assert resolve(str(run)) == str(run / "checkpoint")
+    ids = tokens(20)
+    assert torch.equal(logits(load_model(str(run)), ids), logits(tiny_model("llama"), ids))
+    (run / "config.json").write_text("{}", "utf-8")  # a model's own folder goes before one inside it
+    assert resolve(str(run)) == str(run)
+
+
 def test_a_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert resolve("~/model") == str(folder)
@@ -100,7 +123,8 @@ def test_names_that_are_no_model(call: Any, tmp_path: Path, folder: Path, monkey
     assert "there is no model folder at gpt2;" in refusal(call, "gpt2")
     assert "there is no model folder at ./owner/model" in refusal(call, "./owner/model")
     assert "expected a model folder, found a file at" in refusal(call, str(folder / "config.json"))
-    assert "config.json, found none" in refusal(call, str(tmp_path))
+    line = refusal(call, str(tmp_path))
+    assert line == f"expected a model folder with a config.json, found none in {tmp_path} or its checkpoint/"
 
 
 def test_an_unreadable_config(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from longrope.rope.scaling import RopeScaling
 from longrope.training.settings import TrainingSettings
 from tests.checkpoints import WINDOW, words
 
+ROOT = Path(__file__).parents[2]
 TARGET = 4 * WINDOW
 MIXED = "short:0.25,long:0.75"
 
@@ -42,6 +45,13 @@ def training(**more: Any) -> TrainingSettings:
         "save_every": 2,
     }
     return TrainingSettings(**(given | more))
+
+
+def torchrun(module: str, processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`processes` of `python -m module arguments` on gloo, to their end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    script = ["-m", module, *map(str, arguments)]
+    return subprocess.run([*command, *script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
 
 
 def open_fresh(checkpoint: Path) -> Subject:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +12,12 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.pipeline.finetune import refuse_combinations
 from longrope.training.settings import LoraSettings
-from tests.training.runs import training, write_texts
-
-ROOT = Path(__file__).parents[2]
+from tests.training.runs import torchrun, training, write_texts
 
 
 def trained(folder: Path, name: str, processes: int, form: str, checkpoint: Path, *resume: str) -> dict[str, Any]:
     out = folder / name
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    script = ["-m", "tests.training.distributed", str(checkpoint), str(folder / "texts"), str(out), form, *resume]
-    ended = subprocess.run([*command, *script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    ended = torchrun("tests.training.distributed", processes, checkpoint, folder / "texts", out, form, *resume)
     assert ended.returncode == 0, ended.stderr[-3000:]
     result: dict[str, Any] = json.loads((folder / f"{name}.json").read_text("utf-8"))
     return result
@@ -61,6 +55,8 @@ def arguments(
     [
         (arguments(fsdp=True, device="cpu"), {}, False, "found 2 on cpu, where accelerate would train unsharded"),
         (arguments(1, fsdp=True), {}, False, "found 1 on cuda"),
+        (arguments(rows=2, fsdp=True), {"context_parallel": 2}, False, "leave one of them out"),
+        (arguments(deepspeed=True), {"context_parallel": 2}, False, "leave one of them out"),
         (arguments(rows=2), {}, False, "context parallelism comes with FSDP2"),
         (arguments(rows=2, fsdp=True), {}, True, "would let packed documents see each other"),
         (arguments(fsdp=True), {"lora": LoraSettings()}, False, "LoRA trains in one process"),
@@ -80,3 +76,8 @@ def test_what_would_be_wrong_or_left_out_is_refused(
 )
 def test_what_goes_together_is_not(given: Any, packed: bool) -> None:
     refuse_combinations(training(), given, packed=packed)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_our_context_parallelism_goes_with_both(fsdp: bool) -> None:
+    refuse_combinations(training(context_parallel=2), arguments(fsdp=fsdp), packed=True)

@@ -48,6 +48,8 @@ def test_what_is_given_goes_before_the_defaults() -> None:
         {"schedule": "step"},
         {"warmup": -1},
         {"save_dtype": "int8"},
+        {"fused_loss": "on"},
+        {"context_parallel": 0},
         {"offload": True, "checkpointing": False},
     ],
 )
@@ -79,6 +81,7 @@ def test_the_trainers_arguments(tmp_path: Path) -> None:
         ({"trainer": {"learning_rate": 1.0}}, "learning_rate is decided by longrope's own options"),
         ({"trainer": {"gradient_accumulation_steps": 2}}, "gradient_accumulation_steps is decided"),
         ({"trainer": {"push_to_hub": True}}, "push_to_hub is decided"),
+        ({"trainer": {"use_liger_kernel": True}}, "use_liger_kernel is decided"),
         ({"trainer": {"no_such": 1}}, "cannot be used: TypeError"),
         ({"offload": True}, "on a CPU there is nothing to move"),
         ({"batch": 5, "micro_batch": 2}, "give a --batch that 2 divides"),

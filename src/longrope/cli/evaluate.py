@@ -45,6 +45,7 @@ Against = Annotated[
     typer.Option(
         "--against",
         help="What to compare with: none,pi,ntk,ntk-critical,dynamic-ntk,yarn, checkpoint (the scaling it carries),"
+        " second-pi,second-ntk,second-ntk-critical,second-yarn (that one stretched further),"
         " original (the model before it was extended), other-scaling.json.",
     ),
 ]

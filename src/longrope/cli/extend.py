@@ -9,6 +9,7 @@ import typer
 
 from longrope.cli import evaluate_tables
 from longrope.cli import inspect as inspect_verb
+from longrope.cli import recipe as recipe_verb
 from longrope.cli import search as search_verb
 from longrope.cli.common import (
     Attention,
@@ -27,6 +28,7 @@ from longrope.cli.common import (
 )
 from longrope.cli.tensorboard import LogDir, scalars
 from longrope.cli.watch import SearchWatch
+from longrope.errors import LongRopeError
 from longrope.files import check_output_folder
 from longrope.lengths import parse_length, parse_lengths
 
@@ -35,7 +37,20 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model folder, a hub name, or 'tiny'.")] = "tiny",
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="A model folder, a hub name, or 'tiny' (default; or the recipe's own)."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="longrope, longrope2, quick, or a YAML file: its stages in place of a search alone. The same command "
+            "goes on with a run that was stopped.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --recipe: check it, print its plan, stop.")] = False,
     out: Annotated[Path, typer.Option("-o", "--output", help="A new folder for everything the run makes.")] = Path(
         "run"
     ),
@@ -58,9 +73,9 @@ def command(
     start_tokens: search_verb.StartTokens = "0",
     racing: search_verb.Racing = "off",
     critical_dim: search_verb.CriticalDim = None,
-    steps: search_verb.Steps = 36,
+    steps: search_verb.Steps = 30,
     knots: search_verb.Knots = None,
-    learning_rate: search_verb.LearningRate = 0.2,
+    learning_rate: search_verb.LearningRate = 0.1,
     continuation: search_verb.Continuation = True,
     learn_attention_factor: search_verb.LearnAttention = False,
     evaluations: search_verb.Evaluations = None,
@@ -76,7 +91,19 @@ def command(
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Extend a model's window without training, and prove it. The budget is a demonstration's; raise it for results."""
+    """Extend a model's window and prove it: by a search alone (the budget is a demonstration's), or by a recipe."""
+    if recipe is not None:
+        _only_with_recipe(context)
+        loading = model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
+        recipe_verb.run(
+            model, recipe, out, loading, data=search_data, eval_data=eval_data, dry_run=dry_run, as_json=as_json
+        )
+        return
+    if dry_run:
+        raise LongRopeError("--dry-run prints the plan of a --recipe; without one, longrope plan says what things cost")
+    from longrope.models.load import EMBEDDED
+
+    model = model or EMBEDDED
     length = parse_length(target_length) if target_length else None
     compared = parse_lengths(lengths) if lengths else None
     if not resume:
@@ -150,6 +177,20 @@ def command(
         print_json(summary(extension))
     else:
         show(extension, out)
+
+
+def _only_with_recipe(context: typer.Context) -> None:
+    """Raise LongRopeError for options that a recipe's stages say for themselves."""
+    shared = {"model", "recipe", "dry_run", "out", "search_data", "eval_data", "resume", "device"}
+    shared |= {"attn_implementation", "original_length", "trust_remote_code", "as_json"}
+    given = [
+        name
+        for name in context.params
+        if name not in shared and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise LongRopeError(f"with --recipe every stage has its own settings: write {options} into the recipe")
 
 
 def show(extension: Extension, out: Path) -> None:

@@ -71,6 +71,13 @@ Checkpointing = Annotated[
     bool, typer.Option("--checkpointing/--no-checkpointing", help="Compute layers again in the backward pass.")
 ]
 Offload = Annotated[bool, typer.Option("--offload", help="Keep what checkpointing keeps in host memory.")]
+ContextParallel = Annotated[
+    int, typer.Option("--context-parallel", min=1, help="Processes that share each row; the rest are data parallel.")
+]
+FusedLoss = Annotated[
+    str,
+    typer.Option("--fused-loss", help="auto: head and loss by liger_kernel where it is installed and fits; or off."),
+]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Only kernels that repeat bit for bit (GPU).")]
 SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints to resume from.")]
 SaveDtype = Annotated[
@@ -104,6 +111,8 @@ def command(
     bf16: Bf16 = False,
     checkpointing: Checkpointing = True,
     offload: Offload = False,
+    context_parallel: ContextParallel = 1,
+    fused_loss: FusedLoss = "auto",
     deterministic: Deterministic = False,
     save_every: SaveEvery = 50,
     save_dtype: SaveDtype = None,
@@ -153,6 +162,8 @@ def command(
         bf16=bf16,
         checkpointing=checkpointing,
         offload=offload,
+        context_parallel=context_parallel,
+        fused_loss=fused_loss,
         deterministic=deterministic,
         save_every=save_every,
         save_dtype=save_dtype,
@@ -231,7 +242,7 @@ def show(result: FinetuneResult) -> None:
     summary = result.summary
     losses = result.losses
     parts = ", ".join(f"{part} {tokens:,}" for part, tokens in summary["tokens"].items())
-    output.print(f"{summary['steps']} steps, tokens: {parts}")
+    output.print(f"{summary['steps']} steps, tokens: {parts}; {summary['identity']['loss']} loss")
     output.print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f} nats per token (exp {math.exp(min(losses[-1], 700)):.2f})")
     for loss in summary["not_in_transformers"]:
         output.print(f"transformers cannot express: {loss}")

@@ -1,4 +1,4 @@
-"""Load a causal language model, its config or its tokenizer from a folder, a hub name, or `tiny`, the embedded model.
+"""Load a causal language model, its config or its tokenizer from a folder, a hub name, or one embedded here.
 
 Weights come from safetensors only; code that travels with a checkpoint runs only when the caller says so.
 """
@@ -23,32 +23,44 @@ from transformers import (
 
 from longrope.errors import LongRopeError, one_line
 
-EMBEDDED = "tiny"
+EMBEDDED, EMBEDDED_LONG = "tiny", "tiny-512x"
+"""The embedded model, and the same extended to 512 times its window: its scaling.json says so, not its config."""
+EMBEDDED_MODELS = (EMBEDDED, EMBEDDED_LONG)
+CHECKPOINT = "checkpoint"
+"""The folder of a run with the weights that it trained or exported."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def embedded_model_path() -> Path:
-    """The folder of the embedded model in this installation."""
-    return Path(str(resources.files("longrope"))) / "assets" / EMBEDDED
+def embedded_model_path(name: str = EMBEDDED) -> Path:
+    """The folder of an embedded model in this installation."""
+    return Path(str(resources.files("longrope"))) / "assets" / name
 
 
 def resolve(name: str) -> str:
-    """A folder, or a hub name of the form `owner/model`.
+    """A model folder, or a hub name of the form `owner/model`.
 
-    Raises LongRopeError for anything else, before any network is touched.
+    The folder of a run (`longrope finetune` or `extend`) is that of its checkpoint. Raises LongRopeError for anything
+    else, before any network is touched.
     """
-    if name == EMBEDDED:
-        return str(embedded_model_path())
+    if name in EMBEDDED_MODELS:
+        path = embedded_model_path(name)
+        if not (path / "config.json").is_file():
+            raise LongRopeError(f"this installation of longrope lacks the embedded model {name!r}; install it again")
+        return str(path)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise LongRopeError(f"expected a model folder with a config.json, found none in {path}")
-        return str(path)
+        for folder in (path, path / CHECKPOINT):
+            if (folder / "config.json").is_file():
+                return str(folder)
+        raise LongRopeError(f"expected a model folder with a config.json, found none in {path} or its {CHECKPOINT}/")
     if path.exists():
         raise LongRopeError(f"expected a model folder, found a file at {path}; give the folder that holds config.json")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
         return name
-    raise LongRopeError(f"there is no model folder at {name}; give a folder, a hub name (owner/model) or {EMBEDDED!r}")
+    raise LongRopeError(
+        f"there is no model folder at {name}; give a folder, a hub name (owner/model) or "
+        f"{' or '.join(map(repr, EMBEDDED_MODELS))}"
+    )
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:

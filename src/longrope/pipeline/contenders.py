@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import (
@@ -15,12 +14,15 @@ from longrope.evaluation.contenders import (
     closed_form_contender,
     dynamic_contender,
     scaling_contender,
+    second_contender,
 )
-from longrope.models.load import resolve
-from longrope.pipeline.subject import Subject
+from longrope.models.load import load_config
+from longrope.pipeline.subject import Subject, is_export, recorded_scaling
+from longrope.rope.existing import existing_scaling
 from longrope.rope.factors import CLOSED_FORMS
 from longrope.rope.geometry import rope_parameters_of
 from longrope.rope.scaling import RopeScaling
+from longrope.rope.stretch import SECOND_FORMS
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def compared(
 
     - a closed form (`none`, `pi`, `ntk`, …) with the factors of `target_length`;
     - `checkpoint`, the scaling that the model's checkpoint carries;
+    - a second closed form (`second-pi`, `second-yarn`, …), that scaling stretched to `target_length`;
     - `original`, the model before it was extended: the model `original` as it is, where one is given, else these
       weights with the RoPE they came with, which is `checkpoint` unless longrope exported that, and `none` otherwise;
     - the path of a scaling, ending in .json.
@@ -69,6 +72,10 @@ def compared(
             if itself is None:
                 raise LongRopeError(f"{subject.name} carries no scaling to compare with; leave {CHECKPOINT!r} out")
             contenders.append(itself)
+        elif entry in SECOND_FORMS:
+            if subject.existing is None:
+                raise LongRopeError(f"{subject.name} carries no scaling to stretch; leave {entry!r} out")
+            contenders.append(second_contender(entry, subject.existing, target))
         elif entry.endswith(".json"):
             scalings[entry] = RopeScaling.load(entry)
             scalings[entry].check_fits(subject.geometry)
@@ -77,8 +84,8 @@ def compared(
             contenders.append(closed_form_contender(entry, subject.geometry, target))
         else:
             raise LongRopeError(
-                f"expected {', '.join(CLOSED_FORMS)}, {CHECKPOINT}, {ORIGINAL} or a scaling's path ending in .json to "
-                f"compare with, found {entry!r}"
+                f"expected {', '.join([*CLOSED_FORMS, CHECKPOINT, ORIGINAL, *SECOND_FORMS])} or a scaling's path "
+                f"ending in .json to compare with, found {entry!r}"
             )
     if scaling is not None:
         if name in names:
@@ -100,13 +107,8 @@ def as_it_is(subject: Subject) -> Contender | None:
 
 def _before(subject: Subject, original: Subject | None, target: int) -> Contender:
     of = original or subject
-    itself = as_it_is(of)
-    if original is None and recorded_scaling(subject.name) is not None:
-        itself = None  # what this checkpoint carries is the extension
-    return replace(itself or closed_form_contender("none", of.geometry, target), name=ORIGINAL)
-
-
-def recorded_scaling(model_name: str) -> RopeScaling | None:
-    """The `scaling.json` that an export leaves beside its weights, for what it says of its search."""
-    path = Path(resolve(model_name)) / "scaling.json"
-    return RopeScaling.load(path) if path.is_file() else None
+    recorded = recorded_scaling(subject.name) if original is None else None
+    if recorded is not None:  # what this checkpoint carries is the extension
+        config = load_config(subject.name, trust_remote_code=subject.options.trust_remote_code)
+        of = replace(subject, existing=None if is_export(config, recorded) else existing_scaling(config))
+    return replace(as_it_is(of) or closed_form_contender("none", of.geometry, target), name=ORIGINAL)

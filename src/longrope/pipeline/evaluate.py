@@ -19,8 +19,8 @@ from longrope.evaluation.results import EvalRow, Evaluation
 from longrope.evaluation.ruler import suite as ruler
 from longrope.files import sha256_text
 from longrope.models.fingerprint import fingerprint
-from longrope.pipeline.contenders import Field, compared, recorded_scaling
-from longrope.pipeline.subject import Subject, sources_or_books
+from longrope.pipeline.contenders import Field, compared
+from longrope.pipeline.subject import Subject, recorded_scaling, sources_or_books
 from longrope.pipeline.suite_base import Material, Suite
 from longrope.pipeline.suite_cells import measure
 from longrope.pipeline.suite_options import SuiteOptions
@@ -180,6 +180,8 @@ def _settings(
         "data_sha256": sha256_text("\n".join(hashes)) if hashes else None,
         "suites": {suite.name: suite.settings() for suite in suites},
     }
+    if subject.existing is not None:
+        settings["carried_sha256"] = sha256_text(subject.existing.to_json())
     if original is not None:
         settings |= {"original": original.name, "original_fingerprint": fingerprint(original.model)}
     return settings

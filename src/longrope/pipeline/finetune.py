@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from longrope.pipeline.subject import Subject, check_vocabulary, sources_or_book
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.training.checkpoints import last_sealed
+from longrope.training.context_parallel import context_parallel
+from longrope.training.fused_loss import fused_loss
 from longrope.training.lora import with_lora
 from longrope.training.loss import chunked_loss, require_documents_apart
 from longrope.training.memory import require_room
@@ -88,6 +91,9 @@ def finetune(
     refuse_folded(read_json(source_folder(subject.name) / "config.json").get(RECORD), subject.name)
     rows = _rows(subject, sources_or_books(subject.name, data, "search"), settings, windows)
     sharded = arguments.fsdp_plugin_args is not None or arguments.deepspeed is not None
+    fused = None
+    if settings.fused_loss == "auto" and settings.lora is None and arguments.deepspeed is None:
+        fused = fused_loss(subject.model, arguments.device)
     identity = {
         "model": subject.name,
         "model_fingerprint": fingerprint(subject.model),
@@ -99,7 +105,8 @@ def finetune(
         "device": arguments.device.type,
         "threads": torch.get_num_threads(),
         "attn_implementation": subject.model.config._attn_implementation,
-        "versions": versions(),
+        "loss": "chunked" if fused is None else "fused",
+        "versions": versions() | ({} if fused is None else {"liger-kernel": metadata.version("liger-kernel")}),
     }
     first = PartialState().is_main_process
     heard = listener if first and listener is not None else Listener()
@@ -107,7 +114,10 @@ def finetune(
     try:
         if packed:
             require_documents_apart(subject.model, settings.micro_batch)
-        with chunked_loss(subject.model):
+        with (
+            chunked_loss(subject.model, fused=fused),
+            context_parallel(subject.model, settings.context_parallel, packed=packed) as shared,
+        ):
             model = subject.model if settings.lora is None else with_lora(subject.model, settings.lora, settings.seed)
             shards = int(arguments.world_size) if sharded else 1
             require_room(subject.model, settings, arguments.device, shards=shards, packed=packed)
@@ -122,6 +132,7 @@ def finetune(
                     installed=installed,
                     windows=windows,
                     run=run,
+                    shared=shared,
                     on_progress=heard.on_progress,
                     callbacks=_tensorboard(log_dir if first else None),
                 )
@@ -184,12 +195,17 @@ def refuse_combinations(settings: TrainingSettings, arguments: Any, *, packed: b
             f"FSDP shards over several GPUs, one process for each; found {arguments.world_size} on "
             f"{arguments.device.type}, where accelerate would train unsharded: leave fsdp out, or start more"
         )
+    if settings.context_parallel > 1 and (rows_are_shared or arguments.deepspeed is not None):
+        raise LongRopeError(
+            "--context-parallel is not for DeepSpeed, nor for rows that the trainer's arguments share out already: "
+            "leave one of them out"
+        )
     if rows_are_shared and not fsdp:
         raise LongRopeError('context parallelism comes with FSDP2: add "fsdp": true to the trainer\'s arguments')
     if rows_are_shared and packed:
         raise LongRopeError(
-            "context parallelism has plain causal attention only, which would let packed documents see each other: use "
-            "--mix long, or train without it"
+            "accelerate's context parallelism has plain causal attention only, which would let packed documents see "
+            "each other: use --mix long, or --context-parallel in its place"
         )
     if settings.lora is not None and (fsdp or arguments.deepspeed is not None):
         raise LongRopeError("LoRA trains in one process or with plain data parallelism: leave FSDP and DeepSpeed out")

@@ -81,7 +81,10 @@ class Writing:
             **record(),
         }
         earlier = self.scaling.provenance.get("training", [])
+        carried = self.subject.existing
         trained = trained_scaling(self.scaling, self.windows).with_provenance(
+            # What the weights had seen before this training.
+            **({} if carried is None else {"carried": carried.provenance}),
             model=str(checkpoint) if checkpoint.name == CHECKPOINT else self.subject.name,
             training=[*(earlier if isinstance(earlier, list) else [earlier]), {"model": self.subject.name, **common}],
         )
@@ -114,7 +117,13 @@ class Writing:
         save_dtype = self.settings.save_dtype
         dtype = model.dtype if save_dtype is None else getattr(torch, save_dtype)
         tensors = model.state_dict() if self.tensors is None else self.tensors
-        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        # Once gathered or cast, a tied weight is a copy, which would be written beside the one it is tied to.
+        tied = {name for name, source in model.all_tied_weights_keys.items() if source in tensors}
+        tensors = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in tensors.items()
+            if name not in tied
+        }
         source = source_folder(self.subject.name)
         model.save_pretrained(folder, state_dict=tensors)
         copy_companions(source, folder)

@@ -1,4 +1,4 @@
-"""What the rotary embedding of a model is, and how far it can be stretched: from the config alone, no weights."""
+"""What the rotary embedding of a model is, and how far it can be stretched: from its config and scaling, no weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from longrope.models.load import load_config
-from longrope.rope.existing import existing_scaling
+from longrope.pipeline.subject import carried_scaling
 from longrope.rope.geometry import RopeGeometry, rope_layer_types, rope_parameters_of, text_config
 
 
@@ -16,6 +16,7 @@ class Inspection:
 
     `critical_dim` is the theoretical one (LongRoPE2 Eq. 7); `critical_dim_10` the first pair with fewer than ten
     periods, where LongRoPE2 starts looking for the real one. `slowest_period` is that of the last pair.
+    `context_window` is what the config states, or the reach of the scaling present where that is longer.
     """
 
     model: str
@@ -43,7 +44,8 @@ def inspect(name: str, *, original_length: int | None = None, trust_remote_code:
     config = load_config(name, trust_remote_code=trust_remote_code)
     geometry = RopeGeometry.from_config(config, original_length=original_length)
     text = text_config(config)
-    existing = existing_scaling(config)
+    existing = carried_scaling(name, config, geometry)
+    stated = text.max_position_embeddings
     windows = (
         []
         if existing is None
@@ -65,7 +67,7 @@ def inspect(name: str, *, original_length: int | None = None, trust_remote_code:
         pairs=geometry.pairs,
         base=geometry.base,
         original_length=geometry.original_length,
-        context_window=text.max_position_embeddings,
+        context_window=stated if existing is None else max(stated, existing.target_length),
         rope_type=rope_parameters_of(config)["rope_type"],
         layer_types=rope_layer_types(config),
         sliding_window=getattr(text, "sliding_window", None) if uses_sliding else None,

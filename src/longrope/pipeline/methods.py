@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from longrope.models.install import Installed
 from longrope.objectives.sampled import SampledObjective
 from longrope.pipeline.options import SearchOptions, attention_factor_of, start_tokens_of
+from longrope.pipeline.seeds import carried_seeds, evolution_seeds
 from longrope.pipeline.subject import Subject
 from longrope.pipeline.texts import FAR, Texts, objectives_over
 from longrope.rope.factors import CLOSED_FORMS, yarn
@@ -26,10 +27,11 @@ from longrope.search.racing import RacedSearch
 from longrope.search.run import Search
 from longrope.search.space import Candidate, SearchSpace
 
-SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
 RACED_FORMS = ("yarn", "ntk-critical", "ntk", "pi")
 RACED_BETAS = (16, 8, 4, 2)
 """β_fast of further YaRNs, 32 by itself: a pair with more rotations in L keeps its frequency. The best depends on L."""
+LATE_BETAS = (16.0, 0.6)
+"""β_fast and β_slow of a YaRN whose ramp ends beyond the theoretical critical dimension, where searches end it too."""
 KNOTS = 12
 
 
@@ -37,13 +39,15 @@ KNOTS = 12
 class Plan:
     """A search that is ready to run. `identity` is what makes it this search: a log of another one is refused.
 
-    `questions` is how many it asks at most; `objectives` are by (split, length).
+    `questions` is how many it asks at most; `objectives` are by (split, length); `attention_factor` is that of every
+    candidate, or where a search that learns it starts.
     """
 
     search: Search
     questions: int
     identity: dict[str, Any]
     objectives: dict[tuple[str, int], SampledObjective]
+    attention_factor: float
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def plan(subject: Subject, installed: Installed, texts: Texts, target_length: in
         "critical_dim": options.critical_dim,
         "settings": settings,
     }
-    return Plan(search, questions, identity, objectives)
+    return Plan(search, questions, identity, objectives, attention_factor)
 
 
 def build(
@@ -95,8 +99,9 @@ def build(
     """The search itself, its questions at most, its settings and attention factor. Asks the model of `subject` nothing,
     and of the objectives only how many samples of what length they have.
     """
-    if options.attention_factor is None and subject.existing is not None:
-        attention_factor = subject.existing.windows[-1].attention_factor  # what the model was trained with
+    carried = subject.carried_window(target_length)
+    if options.attention_factor is None and carried is not None:
+        attention_factor = carried.attention_factor  # what the model was trained with
     else:
         attention_factor = attention_factor_of(options.attention_factor or "su", subject.geometry, target_length)
     task = _Task(subject, objectives, target_length, options, attention_factor)
@@ -104,12 +109,13 @@ def build(
 
 
 def _longrope(task: _Task) -> _Built:
-    """Algorithm 1 of LongRoPE from PI, NTK, YaRN and the scaling that the checkpoint carries."""
-    geometry, existing = task.subject.geometry, task.subject.existing
-    space = SearchSpace.for_ratio(geometry.pairs, task.ratio, start_tokens_of(task.options.start_tokens))
-    seeds = [space.snap(CLOSED_FORMS[name](geometry, task.target_length)[0]) for name in SEED_FORMS]
-    if existing is not None:
-        seeds.append(space.snap(existing.windows[-1].factors))
+    """Algorithm 1 of LongRoPE, from closed forms and what the checkpoint carries."""
+    pairs, upper = task.subject.geometry.pairs, task.options.max_factor
+    choices = start_tokens_of(task.options.start_tokens)
+    space = SearchSpace.for_ratio(pairs, task.ratio, choices)
+    if upper is not None:
+        space = replace(space, upper=upper)
+    seeds = [space.snap(factors) for factors in evolution_seeds(task.subject, task.target_length)]
     settings = _evolution_settings(task)
     described = {"space": asdict(space), "seeds": [seed.to_row() for seed in seeds]}
     return _evolution(task, Evolution(space, seeds, settings), settings, described)
@@ -156,26 +162,26 @@ def _evolution(
 
 
 def _gradient(task: _Task) -> _Built:
-    """Adam on knots of log λ, from raced closed forms, over doubling windows."""
+    """Adam around raced closed forms, over doubling windows."""
     settings, stages = _gradient_settings(task), _stages(task)
-    search = GradientSearch(stages, task.subject.geometry.original_length, settings, task.attention_factor)
+    search = GradientSearch(stages, task.subject.geometry, settings, task.attention_factor)
     return search, _gradient_questions(stages, settings), _described(stages, gradient=settings)
 
 
 def _hybrid(task: _Task) -> _Built:
     """The gradient search, then a short CMA-ES around its result."""
     settings, stages = _gradient_settings(task), _stages(task)
-    polish = _cma_settings(task, evaluations=66, sigma=0.2)
-    search = HybridSearch(stages, task.subject.geometry.original_length, settings, polish, task.attention_factor)
-    questions = _gradient_questions(stages, settings) + polish.evaluations + 3
+    polish = _cma_settings(task, evaluations=66, sigma=0.1)
+    search = HybridSearch(stages, task.subject.geometry, settings, polish, task.attention_factor)
+    questions = _gradient_questions(stages, settings) + polish.evaluations + 5
     return search, questions, _described(stages, gradient=settings, polish=polish)
 
 
 def _cma(task: _Task) -> _Built:
-    """CMA-ES on knots of log λ, from raced closed forms."""
+    """CMA-ES around the best of raced closed forms."""
     (stage,) = _stages(task)
-    settings = _cma_settings(task, evaluations=256, sigma=0.5)
-    search = CMASearch(stage, settings, task.attention_factor)
+    settings = _cma_settings(task, evaluations=256, sigma=0.15)
+    search = CMASearch(stage, task.subject.geometry, settings, task.attention_factor)
     return search, len(stage.seeds) + 1 + settings.evaluations, _described([stage], cma=settings)
 
 
@@ -184,7 +190,7 @@ def _gradient_settings(task: _Task) -> GradientSettings:
     return GradientSettings(
         steps=options.steps,
         learning_rate=options.learning_rate,
-        knots=_knots(task),
+        knots=options.knots or None,  # by itself every pair: gradients of more numbers cost no more
         patience=3 if options.patience is None else options.patience,
         learn_attention_factor=options.learn_attention_factor,
         seed=options.seed,
@@ -202,7 +208,7 @@ def _cma_settings(task: _Task, *, evaluations: int, sigma: float) -> CMASettings
 
 
 def _knots(task: _Task) -> int | None:
-    """None is every pair."""
+    """Of CMA-ES; None is every pair."""
     if task.options.knots is None:
         return min(KNOTS, task.subject.geometry.pairs)
     return task.options.knots or None
@@ -220,19 +226,18 @@ def _stages(task: _Task) -> list[Stage]:
 def raced_seeds(subject: Subject, length: int) -> dict[str, npt.NDArray[np.float64]]:
     """Where a search on the knots may start, by name: (D,) factors each.
 
-    Closed forms, YaRN with other β_fast, and the scaling that the checkpoint carries.
+    Closed forms, YaRN with other β_fast, and the scaling that the checkpoint carries, as it is and stretched.
     """
     geometry = subject.geometry
     seeds = {name: CLOSED_FORMS[name](geometry, length)[0] for name in RACED_FORMS}
     seeds |= {f"yarn, β_fast {beta}": yarn(geometry, length, beta_fast=beta) for beta in RACED_BETAS}
-    if subject.existing is not None:
-        seeds["checkpoint"] = np.asarray(subject.existing.windows[-1].factors)
-    return seeds
+    seeds["yarn, late"] = yarn(geometry, length, *LATE_BETAS, truncate=False)
+    return seeds | carried_seeds(subject, length)
 
 
 def _gradient_questions(stages: list[Stage], settings: GradientSettings) -> int:
     return 1 + sum(
-        len(stage.seeds) + (index > 0) + 2 + settings.steps + -(-settings.steps // settings.validate_every)
+        len(stage.seeds) + (index > 0) + settings.steps + 2 * (2 + -(-settings.steps // settings.validate_every))
         for index, stage in enumerate(stages)
     )
 

@@ -29,7 +29,7 @@ class SearchOptions:
     `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search` (the paper's set as a
     gene; longrope only). `racing`: candidates are dropped after each sample on which they cannot be expected in the
     top k; without it, Algorithm 1 as it is. `critical_dim`: longrope2 searches with this d_rcd alone, and every method
-    also reports YaRN-rcd and NTK-rcd with it.
+    also reports YaRN-rcd and NTK-rcd with it. `max_factor`: the largest λ (longrope only; by default 1.25·s).
 
     Gradient and CMA-ES: `knots` (0: every pair; by default 12, or all pairs where there are fewer). Gradient: `steps`,
     `learning_rate`, `continuation` (reach L' over 2L, 4L, …), `learn_attention_factor`. CMA-ES: `evaluations`, by
@@ -48,9 +48,10 @@ class SearchOptions:
     start_tokens: str = "0"
     racing: bool = False
     critical_dim: int | None = None
-    steps: int = 36
+    max_factor: float | None = None
+    steps: int = 30
     knots: int | None = None
-    learning_rate: float = 0.2
+    learning_rate: float = 0.1
     continuation: bool = True
     learn_attention_factor: bool = False
     evaluations: int | None = None
@@ -66,6 +67,10 @@ class SearchOptions:
             raise LongRopeError(f"racing is for the methods longrope and longrope2; found {self.method!r}")
         if self.critical_dim is not None and self.critical_dim < 1:
             raise LongRopeError(f"expected a critical dimension of at least 1, found {self.critical_dim}")
+        if self.max_factor is not None and self.method != "longrope":
+            raise LongRopeError(f"the largest λ is bounded by the method longrope only; found {self.method!r}")
+        if self.max_factor is not None and not 1.0 <= self.max_factor < float("inf"):
+            raise LongRopeError(f"expected a largest λ of at least 1, found {self.max_factor}")
 
     @property
     def chosen_objective(self) -> str:

@@ -30,9 +30,8 @@ from longrope.pipeline.plan_devices import Devices
 from longrope.pipeline.plan_search import search_work
 from longrope.pipeline.plan_shape import ModelShape, shape_of, weightless
 from longrope.pipeline.plan_words import assumptions, search_advice, training_advice
-from longrope.pipeline.subject import ModelOptions, Subject, require_longer
+from longrope.pipeline.subject import ModelOptions, Subject, carried_scaling, require_longer
 from longrope.pipeline.suite_options import SuiteOptions
-from longrope.rope.existing import existing_scaling
 from longrope.training.settings import TrainingSettings
 
 FURTHEST_TRAINED = 64
@@ -118,7 +117,8 @@ def plan(
     shape = shape_of(name, model)
     geometry = geometry_of(model, original_length)
     # A plan reads no text: nothing that is asked of the subject needs a tokenizer.
-    subject = Subject(name, model, cast(Any, None), geometry, existing_scaling(model.config), ModelOptions())
+    existing = carried_scaling(name, model.config, geometry)
+    subject = Subject(name, model, cast(Any, None), geometry, existing, ModelOptions())
     require_longer(subject, target_length)
     if not 1 <= context_parallel <= devices.count or devices.count % context_parallel:
         raise LongRopeError(

@@ -18,9 +18,9 @@ from longrope.pipeline.options import SearchOptions
 from longrope.pipeline.plan_costs import Flops, forward_flops, gradient_flops
 from longrope.pipeline.plan_devices import Devices
 from longrope.pipeline.plan_shape import ModelShape
+from longrope.pipeline.seeds import baselines
 from longrope.pipeline.subject import Subject
 from longrope.pipeline.texts import FAR, VALIDATION_SAMPLES, stage_lengths
-from longrope.rope.factors import CLOSED_FORMS
 from longrope.search.critical import CriticalSpace
 from longrope.search.evaluators import OTHER, SEARCH, VALIDATION, Answer, CandidateSearch, Question, SerialEvaluator
 from longrope.search.evolution import Evolution
@@ -105,7 +105,7 @@ class _Costs:
 def search_work(subject: Subject, target_length: int, options: SearchOptions) -> SearchWork:
     """What the search of `options` asks of a model with the geometry and existing scaling of `subject`."""
     objectives = sized_objectives(subject.reach, target_length, options)
-    search, *_ = build(subject, objectives, target_length, options)
+    search, _, _, attention_factor = build(subject, objectives, target_length, options)
     evaluator = SerialEvaluator(objectives)
     rounds, questions, passes, loss = [], 0, 0, 0.0
     gradient = (1.0,) * (subject.geometry.pairs + 1)
@@ -126,7 +126,8 @@ def search_work(subject: Subject, target_length: int, options: SearchOptions) ->
             answers.append(Answer(loss, gradient if question.gradient else None))
         search.tell(answers)
     scored = objectives[SEARCH, target_length].count
-    extra: list[list[Work]] = [[(scored, target_length, False)] * len(CLOSED_FORMS)]
+    compared = len(baselines(subject, target_length, attention_factor))
+    extra: list[list[Work]] = [[(scored, target_length, False)] * compared]
     if isinstance(search, CandidateSearch) and isinstance(search.optimiser, Evolution):
         space = search.optimiser.space
         if isinstance(space, CriticalSpace):  # the best of each d_rcd by the other objective

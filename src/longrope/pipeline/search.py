@@ -13,24 +13,26 @@ from typing import Any
 
 from longrope.data.sources import Source
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import CHECKPOINT
 from longrope.files import json_ready, new_output_folder, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
 from longrope.pipeline.choices import Choices, choices, forms_with_critical_dim
 from longrope.pipeline.methods import plan
 from longrope.pipeline.options import SearchOptions
+from longrope.pipeline.seeds import NONE
+from longrope.pipeline.seeds import baselines as baseline_windows
 from longrope.pipeline.subject import Subject, require_longer, sources_or_books
 from longrope.pipeline.texts import Texts, data_provenance, prepare_texts
 from longrope.pipeline.workers import numerics, ray_evaluator
 from longrope.provenance import record
-from longrope.rope.factors import CLOSED_FORMS
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.search.dialogue import rank
 from longrope.search.evaluators import Evaluator, Question, SerialEvaluator
 from longrope.search.log import SearchLog
 from longrope.search.run import Conversation, Progress, run_search
 
 LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
+UNIT = "found, attention factor 1"
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,42 @@ def search(
 
     Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
     """
-    options = options or SearchOptions()
     require_longer(subject, target_length)
+    return search_window(
+        subject,
+        target_length,
+        data,
+        out,
+        options or SearchOptions(),
+        resume=resume,
+        workers=workers,
+        ray_address=ray_address,
+        on_start=on_start,
+        on_progress=on_progress,
+    )
+
+
+def search_window(
+    subject: Subject,
+    target_length: int,
+    data: Sequence[Source],
+    out: Path,
+    options: SearchOptions,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    on_start: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> SearchResult:
+    """`search` for any window of at least L tokens: beyond what the subject reaches, or inside it (`recover`).
+
+    The scaling found is the carried one with the found window among its own. Inside its reach, where none is given,
+    the attention factor is a small outer choice: that of the carried window, which the search runs with, or 1 with the
+    factors found or the original ones.
+
+    Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
+    """
     given = _forms_given(subject, target_length, options)
     sources = sources_or_books(subject.name, data, "search")
     texts = prepare_texts(subject, sources, target_length, options)
@@ -109,12 +145,18 @@ def search(
             _log(out, identity | {"record": record()}, resume) as log,
         ):
             conversation = Conversation(evaluator, log)
-            baselines = _losses(conversation, _baselines(subject, target_length))
+            held_against = baseline_windows(subject, target_length, planned.attention_factor)
+            baselines = _losses(conversation, held_against)
             if given and options.method != "longrope2":  # which reports them with the one that it found
                 baselines |= _losses(conversation, given)
             on_start(planned.questions, baselines)
             questions = run_search(planned.search, conversation, on_progress)
             best, best_loss = planned.search.best
+            if target_length <= subject.reach and options.attention_factor is None:
+                unit = replace(best, attention_factor=1.0)
+                losses = {} if unit == best else _losses(conversation, {UNIT: unit})
+                others = [(held_against[NONE], baselines[NONE]), *((unit, loss) for loss in losses.values())]
+                best, best_loss = min([(best, best_loss), *others], key=lambda pair: rank(pair[1]))
             chosen = choices(conversation, planned, options)
             if chosen is not None:
                 baselines |= _losses(conversation, _forms_found(subject, target_length, chosen.critical_dim))
@@ -192,21 +234,10 @@ def _scaling(subject: Subject, best: Window) -> RopeScaling:
         return RopeScaling.extended(
             subject.geometry, best.max_length, best.factors, best.start_tokens, best.attention_factor
         )
-    return RopeScaling(subject.geometry, (*subject.existing.windows, best))
+    return replace(subject.existing, provenance={"carried": subject.existing.provenance}).with_window(best)
 
 
 def _losses(conversation: Conversation, windows: dict[str, Window]) -> dict[str, float]:
     """The loss of named windows on the search samples, through the log like every other question."""
     questions = [Question(window, {"baseline": name}) for name, window in windows.items()]
     return dict(zip(windows, (answer.loss for answer, _ in conversation.answers(questions)), strict=True))
-
-
-def _baselines(subject: Subject, target_length: int) -> dict[str, Window]:
-    """Every closed form, with its own attention factor, and the scaling the checkpoint carries."""
-    windows = {}
-    for name, form in CLOSED_FORMS.items():
-        factors, attention_factor = form(subject.geometry, target_length)
-        windows[name] = Window(target_length, tuple(factors.tolist()), 0, attention_factor)
-    if subject.existing is not None:
-        windows[CHECKPOINT] = replace(subject.existing.windows[-1], max_length=target_length)
-    return windows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,13 +14,15 @@ from longrope.data.samples import Samples, draw_samples
 from longrope.data.sources import Document, Source, shipped_books
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError
+from longrope.export.forms import RECORD, numbers_sha256, refuse_folded
 from longrope.models.install import geometry_of
-from longrope.models.load import EMBEDDED, load_config, load_model, load_tokenizer
+from longrope.models.load import EMBEDDED_MODELS, load_config, load_model, load_tokenizer, resolve
 from longrope.rope.existing import existing_scaling
 from longrope.rope.geometry import RopeGeometry
-from longrope.rope.scaling import RopeScaling
+from longrope.rope.scaling import RopeScaling, Window
 
 AnySource = TypeVar("AnySource", bound=Source)
+SCALING = "scaling.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,11 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model. `existing` is the scaling its checkpoint carries, relative to its original RoPE."""
+    """A loaded model. `existing` is the scaling its checkpoint carries, relative to its original RoPE.
+
+    `carried_scaling` says where that comes from. The model computes what its config says; whoever asks it about another
+    scaling installs that.
+    """
 
     name: str
     model: PreTrainedModel
@@ -49,12 +56,20 @@ class Subject:
         """The window of the checkpoint as it is: that of the scaling it carries, else the original window."""
         return self.geometry.original_length if self.existing is None else self.existing.target_length
 
+    def carried_window(self, length: int) -> Window | None:
+        """The window of `existing` for `length` tokens, its last one beyond its reach; None without `existing`."""
+        return None if self.existing is None else self.existing.window_for(min(length, self.reach))
+
 
 def open_model(name: str, options: ModelOptions | None = None) -> Subject:
-    """Load a model for any verb. Raises LongRopeError when it cannot be loaded or has no RoPE."""
+    """Load a model for any verb: a model folder, the folder of a run that has a checkpoint, a hub or embedded name.
+
+    Raises LongRopeError when it cannot be loaded, has no RoPE, or the scaling beside it is for another one.
+    """
     options = options or ModelOptions()
     config = load_config(name, trust_remote_code=options.trust_remote_code)
-    RopeGeometry.from_config(config)  # a model without RoPE is refused before its weights are read
+    # A model without RoPE, or with a scaling that is not for it, is refused before its weights are read.
+    existing = carried_scaling(name, config, RopeGeometry.from_config(config, original_length=options.original_length))
     model = load_model(
         name,
         dtype=options.dtype,
@@ -64,7 +79,44 @@ def open_model(name: str, options: ModelOptions | None = None) -> Subject:
     )
     tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
     geometry = geometry_of(model, options.original_length)
-    return Subject(name, model, tokenizer, geometry, existing_scaling(model.config), options)
+    return Subject(name, model, tokenizer, geometry, existing, options)
+
+
+def carried_scaling(name: str, config: Any, geometry: RopeGeometry) -> RopeScaling | None:
+    """The scaling that the weights of `name` are for, relative to their original RoPE; None where that is all.
+
+    It is the recorded one (`recorded_scaling`), which fine-tuning leaves, and what `config` states where there is none.
+    An export's config says what its weights compute, folded factors and all, so there it is the config's.
+
+    Raises LongRopeError for a recorded scaling that does not fit `geometry`, or weights that have a factor folded in.
+    """
+    recorded = recorded_scaling(name)
+    if recorded is None or is_export(config, recorded):
+        return existing_scaling(config)
+    refuse_folded(getattr(config, RECORD, None), name)
+    try:
+        recorded.check_fits(geometry)
+    except LongRopeError as error:
+        raise LongRopeError(f"{SCALING} of {name}: {error}") from error
+    return recorded
+
+
+def recorded_scaling(name: str) -> RopeScaling | None:
+    """The `scaling.json` of the run folder `name`, or that beside the config.json of a model; None where there is none.
+
+    Raises LongRopeError when it is no scaling.
+    """
+    given, folder = Path(name).expanduser(), Path(resolve(name))
+    for path in (given / SCALING, folder / SCALING) if given.is_dir() else (folder / SCALING,):
+        if path.is_file():
+            return RopeScaling.load(path)
+    return None
+
+
+def is_export(config: Any, recorded: RopeScaling) -> bool:
+    """Whether `longrope export` wrote `config` to express `recorded`."""
+    record = getattr(config, RECORD, None)
+    return isinstance(record, dict) and record.get("scaling_sha256") == numbers_sha256(recorded)
 
 
 def require_longer(subject: Subject, target_length: int) -> None:
@@ -76,10 +128,10 @@ def require_longer(subject: Subject, target_length: int) -> None:
 
 
 def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list[AnySource | str]:
-    """`sources`, or the shipped books of `role` for the embedded model. Raises LongRopeError when there are none."""
+    """`sources`, or the shipped books of `role` for an embedded model. Raises LongRopeError when there are none."""
     if sources:
         return list(sources)
-    if name != EMBEDDED:
+    if name not in EMBEDDED_MODELS:
         raise LongRopeError(
             f"expected --data with a text file, folder, .jsonl, .parquet or hf:NAME for {name}; found none"
         )

@@ -38,6 +38,10 @@ _KNOWN = {
         Contender("yarn", "YaRN", "ink", "X", "--"),
         Contender(CHECKPOINT, "checkpoint as it is", "amber", "h", "-."),
         Contender(ORIGINAL, "original model", "grey", "*", ":"),
+        Contender("second-pi", "checkpoint, PI", "blue", "1", ":"),
+        Contender("second-ntk", "checkpoint, NTK-aware", "green", "2", ":"),
+        Contender("second-ntk-critical", "checkpoint, NTK-critical", "purple", "3", ":"),
+        Contender("second-yarn", "checkpoint, YaRN", "ink", "4", ":"),
         Contender("yarn-rcd", "YaRN-rcd", "ink", "x", ":"),
         Contender("ntk-rcd", "NTK-rcd", "purple", "<", ":"),
     )

@@ -79,22 +79,33 @@ def yarn(
     if fast < slow:
         raise LongRopeError(f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}")
 
-    def pair_of(turns: float) -> float:
-        log_length = math.log(geometry.original_length / (turns * 2 * math.pi))
-        return geometry.rotary_dim * log_length / (2 * math.log(geometry.base))
-
-    low, high = pair_of(fast), pair_of(slow)
+    low, high = (pair_that_turns(geometry, turns, geometry.original_length) for turns in (fast, slow))
     if truncate:
         low, high = math.floor(low), math.ceil(high)
-    # transformers limits the upper bound by d - 1, not by the last pair D - 1.
-    low, high = max(low, 0), max(min(high, geometry.rotary_dim - 1), 0)
     if critical_dim is not None:
         high = _critical_dim(geometry, critical_dim)
-        low = min(low, high - 1)
+        low = min(max(low, 0), high - 1)
+    shares = ramp(geometry, low, high)
+    return np.asarray(1.0 / (shares / ratio + (1.0 - shares)), dtype=np.float64)
+
+
+def pair_that_turns(geometry: RopeGeometry, turns: float, length: float) -> float:
+    """Where among the pairs, as a real number, one turns `turns` times in `length` tokens.
+
+    It is D·log_base(length/(2π·turns)): below 0, or beyond the last pair, where none does.
+    """
+    return geometry.rotary_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(geometry.base))
+
+
+def ramp(geometry: RopeGeometry, low: float, high: float) -> FloatArray:
+    """YaRN's ramp, float64 (D,): 0 up to pair `low`, 1 from pair `high` on, linear in i between.
+
+    The bounds are limited as in transformers: to 0 and d − 1 (not to the last pair, D − 1); where they meet, a step.
+    """
+    low, high = max(low, 0), max(min(high, geometry.rotary_dim - 1), 0)
     if low == high:
-        high += 0.001  # a step, as in transformers
-    ramp = np.clip((np.arange(geometry.pairs) - low) / (high - low), 0.0, 1.0)
-    return np.asarray(1.0 / (ramp / ratio + (1.0 - ramp)), dtype=np.float64)
+        high += 0.001
+    return np.asarray(np.clip((np.arange(geometry.pairs) - low) / (high - low), 0.0, 1.0), dtype=np.float64)
 
 
 def llama3(

@@ -156,6 +156,11 @@ class RopeScaling:
                 return window
         raise LongRopeError(f"this scaling reaches {self.target_length} tokens; a sequence of {length} is too long")
 
+    def with_window(self, window: Window) -> RopeScaling:
+        """The same scaling with `window` among its windows, in place of the one of the same `max_length`."""
+        others = [other for other in self.windows if other.max_length != window.max_length]
+        return replace(self, windows=tuple(sorted([*others, window], key=lambda one: one.max_length)))
+
     def check_fits(self, geometry: RopeGeometry) -> None:
         """Raise LongRopeError when this scaling was made for another rotary embedding than `geometry`."""
         names = ("rotary_dim", "base", "original_length")

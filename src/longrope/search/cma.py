@@ -1,4 +1,4 @@
-"""CMA-ES on the parametrisation of the gradient search, alone or after it. The optimiser is the `cmaes` package.
+"""CMA-ES around a seed, alone or after the gradient search. The optimiser is the `cmaes` package.
 
 CMA-ES needs no gradient, and leaves a bad basin where a gradient stays in it; it costs more. Knows no model.
 """
@@ -13,23 +13,24 @@ import numpy as np
 from cmaes import CMA
 
 from longrope.errors import LongRopeError
+from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.dialogue import Dialogue, DialogueSearch, Stage, loss_of, race, rank
-from longrope.search.evaluators import SEARCH, VALIDATION
+from longrope.search.dialogue import Dialogue, DialogueSearch, Stage, both_splits, joint, loss_of, race, rank
+from longrope.search.evaluators import SEARCH
 from longrope.search.gradient import GradientSearch, GradientSettings
-from longrope.search.parametrise import KnotFactors, Vector
+from longrope.search.parametrise import FactorsAround, Vector, check_knots, phase_scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CMASettings:
     """At most `evaluations` candidates, in whole generations of 4 + ⌊3 ln K⌋ for K knots (None: every pair).
 
-    `sigma`: the first step size, in units of θ. `patience`: generations without a better candidate before it stops
+    `sigma`: the first step size, in units of u. `patience`: generations without a better candidate before it stops
     (None: never). `race_samples`: texts that choose the seed.
     """
 
     evaluations: int = 256
-    sigma: float = 0.5
+    sigma: float = 0.15
     knots: int | None = 12
     race_samples: int = 2
     patience: int | None = None
@@ -52,16 +53,16 @@ class _Evolve(DialogueSearch):
     """What both searches share: generations of CMA-ES around a start, scored on all search samples."""
 
     def _evolve(
-        self, space: KnotFactors, start: Vector, length: int, attention_factor: float, settings: CMASettings
+        self, space: FactorsAround, length: int, attention_factor: float, settings: CMASettings
     ) -> Dialogue[tuple[Window, float]]:
-        """The best window and its search loss; `start` (D,), as it is and off the knots, is a candidate too."""
-        optimiser = CMA(mean=space.parameters(start), sigma=settings.sigma, seed=settings.seed)
+        """The best window and its search loss; the seed of `space`, as it is, is a candidate too."""
+        optimiser = CMA(mean=np.zeros(space.knots), sigma=settings.sigma, seed=settings.seed)
 
         def window(factors: Vector) -> Window:
             return Window(length, tuple(factors.tolist()), 0, attention_factor)
 
-        (answer,) = yield [loss_of(window(start), SEARCH)]
-        best = window(start), rank(answer.loss)
+        (answer,) = yield [loss_of(window(space.seed), SEARCH)]
+        best = window(space.seed), rank(answer.loss)
         self._found(best)
         stale = 0
         for _ in range(settings.evaluations // optimiser.population_size):
@@ -83,60 +84,64 @@ class _Evolve(DialogueSearch):
         """Called with the start and every better candidate."""
 
 
-def _check_evaluations(settings: CMASettings, space: KnotFactors) -> None:
-    generation = 4 + math.floor(3 * math.log(space.knots))
+def _checked_knots(settings: CMASettings, pairs: int) -> int:
+    """K. Raises LongRopeError where the pairs do not have so many, or the evaluations are no generation."""
+    knots = pairs if settings.knots is None else settings.knots
+    check_knots(pairs, knots)
+    generation = 4 + math.floor(3 * math.log(knots))
     if settings.evaluations < generation:
         raise LongRopeError(
-            f"expected at least {generation} evaluations, a generation of CMA-ES on {space.knots} knots; "
+            f"expected at least {generation} evaluations, a generation of CMA-ES on {knots} knots; "
             f"found {settings.evaluations}"
         )
+    return knots
 
 
 class CMASearch(_Evolve):
     """Seeds are raced, CMA-ES starts from the best. `incumbent`: the best candidate and its search loss."""
 
-    def __init__(self, stage: Stage, settings: CMASettings, attention_factor: float = 1.0) -> None:
-        self.stage, self.settings, self.attention_factor = stage, settings, attention_factor
-        pairs = len(next(iter(stage.seeds.values())))
-        self.space = KnotFactors(pairs, pairs if settings.knots is None else settings.knots)
-        _check_evaluations(settings, self.space)
+    def __init__(
+        self, stage: Stage, geometry: RopeGeometry, settings: CMASettings, attention_factor: float = 1.0
+    ) -> None:
+        self.stage, self.geometry, self.settings = stage, geometry, settings
+        self.attention_factor = attention_factor
+        self.knots = _checked_knots(settings, geometry.pairs)
         super().__init__()
 
     def _run(self) -> Dialogue[tuple[Window, float]]:
         stage, settings = self.stage, self.settings
-        name = yield from race(stage, stage.seeds, self.space, self.attention_factor, settings.race_samples)
+        name = yield from race(stage, stage.seeds, self.attention_factor, settings.race_samples)
         self.chosen_seeds.append(name)
-        start = np.asarray(stage.seeds[name], dtype=np.float64)
-        return (yield from self._evolve(self.space, start, stage.length, self.attention_factor, settings))
+        seed = np.asarray(stage.seeds[name], dtype=np.float64)
+        space = FactorsAround(seed, phase_scale(self.geometry), self.knots)
+        return (yield from self._evolve(space, stage.length, self.attention_factor, settings))
 
     def _found(self, best: tuple[Window, float]) -> None:
         self.incumbent = best
 
 
 class HybridSearch(GradientSearch, _Evolve):
-    """The gradient search, and its result polished by a short CMA-ES; the better of both on the validation samples."""
+    """The gradient search, and its result polished by a short CMA-ES; the better of both by `joint`."""
 
     def __init__(
         self,
         stages: Sequence[Stage],
-        original_length: int,
+        geometry: RopeGeometry,
         settings: GradientSettings,
         polish: CMASettings,
         attention_factor: float = 1.0,
     ) -> None:
-        self.polish = polish
-        super().__init__(stages, original_length, settings, attention_factor)
-        _check_evaluations(polish, self.space)
+        self.polish, self.polish_knots = polish, _checked_knots(polish, geometry.pairs)
+        super().__init__(stages, geometry, settings, attention_factor)
 
     def _polished(self, window: Window) -> Dialogue[Window]:
-        start = np.asarray(window.factors)
-        polished, _ = yield from self._evolve(
-            self.space, start, window.max_length, window.attention_factor, self.polish
-        )
+        space = FactorsAround(np.asarray(window.factors), phase_scale(self.geometry), self.polish_knots)
+        polished, _ = yield from self._evolve(space, window.max_length, window.attention_factor, self.polish)
         if polished == window:
             return window
-        before, after = yield [loss_of(window, VALIDATION), loss_of(polished, VALIDATION)]
-        if rank(after.loss) < rank(before.loss):
-            self.incumbent = polished, after.loss
+        before = joint((yield both_splits(window)))
+        after = joint((yield both_splits(polished)))
+        if after < before:
+            self.incumbent = polished, after
             return polished
         return window

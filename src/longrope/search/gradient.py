@@ -1,11 +1,12 @@
-"""The gradient search: Adam on a monotone parametrisation of the factors. Beyond the papers; knows no model.
+"""The gradient search: Adam on the factors around a raced seed. Beyond the papers; knows no model.
 
 The loss is differentiable in the factors, and one backward pass says more than dozens of evaluations. Low-frequency
 pairs follow the gradient well; high-frequency pairs wrap many times and have many local minima, so several seeds are
-raced first, and large ratios can be reached by continuation: every stage doubles the window, starting from the last
-solution stretched to it (and from the closed forms, raced again).
+raced first, steps are scaled by a pair's period, and large ratios can be reached by continuation: every stage doubles
+the window, starting from the last solution stretched to it (and from the closed forms, raced again).
 
-What is returned is the best *validated* vector: texts that no gradient was taken on decide.
+Gradients of single texts mostly disagree: a step takes several. What is returned is the best *validated* vector: the
+mean of its losses on the search texts, and on as many that no gradient was taken on, decides.
 """
 
 from __future__ import annotations
@@ -17,34 +18,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from longrope.errors import LongRopeError
+from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.dialogue import Dialogue, DialogueSearch, Stage, gradient_of, loss_of, race, rank
-from longrope.search.evaluators import SEARCH, VALIDATION, Answer
-from longrope.search.parametrise import KnotFactors, Vector
+from longrope.search.dialogue import (
+    Dialogue,
+    DialogueSearch,
+    Stage,
+    both_splits,
+    gradient_of,
+    joint,
+    loss_of,
+    race,
+)
+from longrope.search.evaluators import SEARCH, Answer
+from longrope.search.parametrise import FactorsAround, Vector, check_knots, phase_scale
 
-_BETAS, _EPSILON = (0.9, 0.99), 1e-12
+_BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientSettings:
-    """`steps` gradient steps per stage, each on one sample; `learning_rate` falls by a cosine to a tenth.
+    """`steps` gradient steps per stage, each on `batch` samples at most; `learning_rate`, in units of u, falls by a
+    cosine to a tenth.
 
     `knots`: number of knots (None: every pair). `race_samples`: texts that choose the seed. Every `validate_every`
     steps the vector is validated; `patience` validations without improvement end a stage. `learn_attention_factor`
     makes the attention factor a parameter too.
     """
 
-    steps: int = 36
-    learning_rate: float = 0.2
-    knots: int | None = 12
+    steps: int = 30
+    batch: int = 1
+    learning_rate: float = 0.1
+    knots: int | None = None
     race_samples: int = 2
-    validate_every: int = 6
+    validate_every: int = 15
     patience: int = 3
     learn_attention_factor: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "race_samples", "validate_every", "patience"):
+        for name in ("steps", "batch", "race_samples", "validate_every", "patience"):
             if getattr(self, name) < 1:
                 raise LongRopeError(f"{name} must be at least 1; found {getattr(self, name)}")
         if not 0.0 < self.learning_rate < math.inf:
@@ -56,22 +69,21 @@ class GradientSettings:
 class GradientSearch(DialogueSearch):
     """Asks the losses of seeds, then gradients and validations. Use `ask` and `tell` until `done`.
 
-    `incumbent` is the best validated window of the current stage, and its loss on the validation samples.
+    `incumbent` is the best validated window of the current stage, and its mean loss on search and validation samples.
     """
 
     def __init__(
         self,
         stages: Sequence[Stage],
-        original_length: int,
+        geometry: RopeGeometry,
         settings: GradientSettings,
         attention_factor: float = 1.0,
-        upper: float | None = None,
     ) -> None:
         if not stages:
             raise LongRopeError("a gradient search needs at least one stage")
-        self.stages, self.original_length, self.settings = tuple(stages), original_length, settings
-        pairs = len(next(iter(stages[0].seeds.values())))
-        self.space = KnotFactors(pairs, pairs if settings.knots is None else settings.knots, upper)
+        self.stages, self.geometry, self.settings = tuple(stages), geometry, settings
+        self.knots = geometry.pairs if settings.knots is None else settings.knots
+        check_knots(geometry.pairs, self.knots)
         self._start_attention_factor = attention_factor
         self._rng = np.random.default_rng(settings.seed)
         super().__init__()
@@ -79,14 +91,12 @@ class GradientSearch(DialogueSearch):
     def _run(self) -> Dialogue[tuple[Window, float]]:
         attention_factor = self._start_attention_factor
         factors: Vector | None = None
-        reached = self.original_length
+        reached = original = self.geometry.original_length
         for stage in self.stages:
             seeds = dict(stage.seeds)
             if factors is not None:
-                seeds["stretched"] = stretched(
-                    factors, reached / self.original_length, stage.length / self.original_length
-                )
-            name = yield from race(stage, seeds, self.space, attention_factor, self.settings.race_samples)
+                seeds["stretched"] = stretched(factors, reached / original, stage.length / original)
+            name = yield from race(stage, seeds, attention_factor, self.settings.race_samples)
             self.chosen_seeds.append(name)
             seed = np.asarray(seeds[name], dtype=np.float64)
             factors, attention_factor = yield from self._descend(stage, seed, attention_factor)
@@ -104,22 +114,23 @@ class GradientSearch(DialogueSearch):
     def _descend(self, stage: Stage, seed: Vector, attention_factor: float) -> Dialogue[tuple[Vector, float]]:
         """Adam from the seed and m. The best validated factors (D,) and attention factor, the seed's included."""
         settings = self.settings
+        space = FactorsAround(seed, phase_scale(self.geometry), self.knots)
 
         def window_at(point: Vector) -> Window:
             # The last number is the logarithm of m's change: exactly 0, and m what it was, unless it is learned.
-            factors = self.space.factors(point[:-1])
+            factors = space.factors(point[:-1])
             return Window(stage.length, tuple(factors.tolist()), 0, attention_factor * math.exp(point[-1]))
 
-        point = np.append(self.space.parameters(seed), 0.0)
+        point = np.zeros(self.knots + 1)
         first, second = np.zeros_like(point), np.zeros_like(point)
-        (answer,) = yield [loss_of(window_at(point), VALIDATION)]
-        best_loss, best_point, stale = rank(answer.loss), point, 0
+        best_loss, best_point, stale = joint((yield both_splits(window_at(point)))), point, 0
         self.incumbent = window_at(point), best_loss
         scale, age = 1.0, 0  # age: steps in the moments
+        self._batches: list[tuple[int, ...]] = []
         for step in range(1, settings.steps + 1):
             window = window_at(point)
-            (answer,) = yield [gradient_of(window, self._draw(stage, step))]
-            gradient = self._gradient(point, window, answer)
+            (answer,) = yield [gradient_of(window, self._draw(stage))]
+            gradient = self._gradient(space, window, answer)
             if gradient is None:  # the model broke here: back to the best point, with smaller steps
                 point, first, second, age, scale = best_point, np.zeros_like(point), np.zeros_like(point), 0, scale / 2
             else:
@@ -129,38 +140,42 @@ class GradientSearch(DialogueSearch):
                 mean, variance = first / (1 - _BETAS[0] ** age), second / (1 - _BETAS[1] ** age)
                 rate = scale * settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * (step - 1) / settings.steps))
                 point = point - rate * mean / (np.sqrt(variance) + _EPSILON)
+                # A projected step: what left the space goes on from the nearest point of it.
+                point = np.append(space.numbers(space.factors(point[:-1])), point[-1])
             if step % settings.validate_every == 0 or step == settings.steps:
-                (answer,) = yield [loss_of(window_at(point), VALIDATION)]
-                better = rank(answer.loss) < best_loss
+                loss = joint((yield both_splits(window_at(point))))
+                better = loss < best_loss
                 if better:
-                    best_loss, best_point = answer.loss, point
+                    best_loss, best_point = loss, point
                     self.incumbent = window_at(point), best_loss
                 stale = 0 if better else stale + 1
                 if stale >= settings.patience:
                     break
-        # The knots cannot hold every seed exactly: the result is never worse than the seed it began with.
-        if self.space.upper is None or seed.max() <= self.space.upper:
+        # A checkpoint's factors need not be monotone: the result is never worse than the seed it began with.
+        if not np.array_equal(space.origin, seed):
             seed_window = Window(stage.length, tuple(seed.tolist()), 0, attention_factor)
-            (answer,) = yield [loss_of(seed_window, VALIDATION)]
-            if rank(answer.loss) < best_loss:
-                self.incumbent = seed_window, answer.loss
+            loss = joint((yield both_splits(seed_window)))
+            if loss < best_loss:
+                self.incumbent = seed_window, loss
                 return seed, attention_factor
-        return self.space.factors(best_point[:-1]), window_at(best_point).attention_factor
+        best = window_at(best_point)
+        return np.asarray(best.factors), best.attention_factor
 
-    def _draw(self, stage: Stage, step: int) -> int:
-        """The sample of a step: every sample once, in drawn order, before any comes again."""
-        place = (step - 1) % stage.samples
-        if place == 0:
-            self._order = self._rng.permutation(stage.samples)
-        return int(self._order[place])
+    def _draw(self, stage: Stage) -> tuple[int, ...]:
+        """The samples of a step: every sample once, in drawn order and batches of about one size, before any again."""
+        if not self._batches:
+            parts = -(-stage.samples // self.settings.batch)
+            drawn = np.array_split(self._rng.permutation(stage.samples), parts)
+            self._batches = [tuple(sorted(part.tolist())) for part in drawn]
+        return self._batches.pop(0)
 
-    def _gradient(self, point: Vector, window: Window, answer: Answer) -> Vector | None:
-        """d loss/d(θ, log m) at `point`, or None where the loss or a derivative is not finite."""
+    def _gradient(self, space: FactorsAround, window: Window, answer: Answer) -> Vector | None:
+        """d loss/d(u, log m) at `window`, or None where the loss or a derivative is not finite."""
         assert answer.gradient is not None
         if not np.isfinite((answer.loss, *answer.gradient)).all():
             return None
         by_log = answer.gradient[-1] * window.attention_factor if self.settings.learn_attention_factor else 0.0
-        return np.append(self.space.pull_back(point[:-1], np.array(answer.gradient[:-1])), by_log)
+        return np.append(space.pull_back(np.asarray(window.factors), np.array(answer.gradient[:-1])), by_log)
 
 
 def stretched(factors: Vector, ratio: float, target_ratio: float) -> Vector:

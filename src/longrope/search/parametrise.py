@@ -1,8 +1,12 @@
-"""Rescale factors as a smooth function of a few unconstrained numbers: monotone and at least 1 by construction.
+"""Rescale factors around a seed as a function of a few free numbers: monotone and at least 1 by construction.
 
-log λ is piecewise linear in the pair index between K knots, and at the knots a cumulative sum of softplus increments.
-K = D gives every pair its own increment; a few knots give a space that is easier to search and generalises better.
-Knows no model; plain NumPy, with the derivative written out, so that a log of gradients replays bit for bit.
+log λ = Π(log λ_seed + c ∘ A·u). u = 0 is the seed itself; A interpolates linearly in the pair index between K knots
+(K = D: every pair by itself); Π is the nearest non-decreasing and non-negative vector. The scale c is what makes
+one step length fit all pairs: at c_i = min(1, P_i/L), with P_i the period, a change of u_i by 1 turns the angle at the
+end of the original window by about one turn, and pairs that never finish a turn are not moved further than by a factor
+of e. Without it steps that suit low frequencies throw the high ones from one local minimum into another.
+
+Knows no model; plain NumPy, so that a log of gradients replays bit for bit.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longrope.errors import LongRopeError
+from longrope.rope.geometry import RopeGeometry
 
 Vector = npt.NDArray[np.float64]
 
@@ -21,71 +26,80 @@ LARGEST = 1e9
 """The largest factor that a window holds. A search that goes ever further up stays there: no angle is left anyway."""
 
 
-@dataclass(frozen=True)
-class KnotFactors:
-    """θ (knots,) ↔ λ (pairs,). `upper` (None: no bound below LARGEST) is approached by λ and never exceeded.
+def phase_scale(geometry: RopeGeometry) -> Vector:
+    """c (D,): what a pair's log λ changes by where its u changes by 1."""
+    return np.minimum(1.0, geometry.periods / geometry.original_length)
 
-    Raises LongRopeError for fewer than 2 knots, more knots than pairs, or an upper bound that is not above 1.
+
+@dataclass(frozen=True, eq=False)
+class FactorsAround:
+    """u (knots,) ↔ λ (D,) around the seed λ (D,), with the scale c (D,). A seed outside comes in first: `admissible`.
+
+    Raises LongRopeError for fewer than 2 knots or more knots than pairs.
     """
 
-    pairs: int
+    seed: Vector
+    scale: Vector
     knots: int
-    upper: float | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.knots <= self.pairs:
-            raise LongRopeError(f"expected 2 to {self.pairs} knots for {self.pairs} rotary pairs, found {self.knots}")
-        if self.upper is not None and not self.upper > 1.0:
-            raise LongRopeError(f"expected an upper bound of the factors above 1, found {self.upper}")
+        check_knots(len(self.seed), self.knots)
 
     @cached_property
-    def places(self) -> Vector:
-        """The pair of every knot, (knots,): evenly spaced, and whole, so that `parameters` undoes `factors`."""
-        return np.linspace(0.0, self.pairs - 1.0, self.knots).round()
+    def places(self) -> npt.NDArray[np.int64]:
+        """The pair of every knot, (knots,): evenly spaced."""
+        return np.linspace(0.0, len(self.seed) - 1.0, self.knots).round().astype(np.int64)
 
     @cached_property
     def interpolation(self) -> Vector:
-        """The matrix A (pairs, knots) of log λ = A·(log λ at the knots)."""
-        pairs = np.arange(self.pairs, dtype=np.float64)
+        """The matrix A (D, knots)."""
+        pairs = np.arange(len(self.seed))
         return np.stack([np.interp(pairs, self.places, unit) for unit in np.eye(self.knots)], axis=1)
 
-    def factors(self, theta: Vector) -> Vector:
-        """λ (pairs,) of θ (knots,): non-decreasing and at least 1."""
-        levels = self._bounded(np.cumsum(_softplus(theta)))
-        logarithms = np.minimum(self.interpolation @ levels, 700.0)  # exp of more overflows
-        return np.clip(np.exp(logarithms), 1.0, LARGEST if self.upper is None else self.upper)
+    @cached_property
+    def origin(self) -> Vector:
+        """λ (D,) at u = 0."""
+        return admissible(self.seed)
 
-    def pull_back(self, theta: Vector, gradient: Vector) -> Vector:
-        """d loss/dθ (knots,) from d loss/dλ (pairs,) by the chain rule."""
-        levels = np.cumsum(_softplus(theta))
-        by_level = self.interpolation.T @ (self.factors(theta) * gradient)
-        if self.upper is not None:
-            by_level = by_level * np.exp(-levels / np.log(self.upper))
-        # A level is the sum of all increments before it: an increment moves every level from its own on.
-        by_increment = np.cumsum(by_level[::-1])[::-1]
-        return by_increment * _sigmoid(theta)
+    def factors(self, numbers: Vector) -> Vector:
+        """λ (D,) of u (knots,): non-decreasing, from 1 to LARGEST. A pair that does not move keeps the seed's factor,
+        bit for bit."""
+        start = np.log(self.origin)
+        moved = nearest_monotone(start + self.scale * (self.interpolation @ numbers), self.scale**-2.0)
+        factors = np.where(moved == start, self.origin, np.exp(np.minimum(moved, 700.0)))  # exp of more overflows
+        return admissible(factors)
 
-    def parameters(self, factors: Vector) -> Vector:
-        """θ (knots,) whose factors come closest to λ (pairs,): log λ at the knots, made monotone and bounded."""
-        levels = np.interp(self.places, np.arange(self.pairs), np.log(np.maximum(factors, 1.0)))
-        levels = np.maximum.accumulate(levels)
-        if self.upper is not None:
-            bound = np.log(self.upper)
-            levels = -bound * np.log1p(-np.minimum(levels / bound, 0.999))
-        # An increment of exactly 0 would have no gradient; all small ones together stay below 5 %.
-        increments = np.maximum(np.diff(levels, prepend=0.0), 0.05 / self.knots)
-        return np.log(np.expm1(increments))
+    def numbers(self, factors: Vector) -> Vector:
+        """u (knots,) that gives the knots the factors λ (D,): with a knot for every pair, what undoes `factors`."""
+        return np.asarray(((np.log(factors) - np.log(self.origin)) / self.scale)[self.places])
 
-    def _bounded(self, levels: Vector) -> Vector:
-        if self.upper is None:
-            return levels
-        bound = np.log(self.upper)
-        return np.asarray(bound * -np.expm1(-levels / bound))
+    def pull_back(self, factors: Vector, gradient: Vector) -> Vector:
+        """d loss/du (knots,) at λ from d loss/dλ, both (D,), by the chain rule, as if Π did not bind."""
+        return self.interpolation.T @ (self.scale * factors * gradient)
 
 
-def _softplus(values: Vector) -> Vector:
-    return np.asarray(np.logaddexp(0.0, values))
+def admissible(factors: Vector) -> Vector:
+    """The factors (D,) made non-decreasing by a running maximum, from 1 to LARGEST."""
+    return np.asarray(np.maximum.accumulate(np.clip(factors, 1.0, LARGEST)), dtype=np.float64)
 
 
-def _sigmoid(values: Vector) -> Vector:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)))
+def check_knots(pairs: int, knots: int) -> None:
+    """Raises LongRopeError for a number of knots that the pairs do not have."""
+    if not 2 <= knots <= pairs:
+        raise LongRopeError(f"expected 2 to {pairs} knots for {pairs} rotary pairs, found {knots}")
+
+
+def nearest_monotone(values: Vector, weights: Vector) -> Vector:
+    """The non-decreasing vector with the least Σ weights·(difference)²: isotonic regression.
+
+    Neighbours out of order are pooled at their weighted mean until none is left (pool adjacent violators).
+    """
+    pools: list[tuple[float, float, int]] = []  # mean, weight, how many
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        pool = (value, weight, 1)
+        while pools and pools[-1][0] > pool[0]:
+            mean, heavy, count = pools.pop()
+            total = heavy + pool[1]
+            pool = ((mean * heavy + pool[0] * pool[1]) / total, total, count + pool[2])
+        pools.append(pool)
+    return np.repeat([mean for mean, _, _ in pools], [count for _, _, count in pools])

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.packing import IGNORED
 from longrope.errors import LongRopeError
+from longrope.training.fused_loss import FusedLoss
 
 _LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
 
@@ -28,11 +29,13 @@ class ChunkedLoss:
 
     The base model runs once. Its last hidden states go through the family's own head (tied or not, soft-capping and
     logit scaling as they are) in pieces of `chunk_size` positions, whose logits are made again in the backward pass
-    instead of being kept: O(T/n·V) instead of O(T·V).
+    instead of being kept: O(T/n·V) instead of O(T·V). `fused` does both in its place, see `fused_loss.py`.
     """
 
-    def __init__(self, model: PreTrainedModel, chunk_size: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, chunk_size: int | None = None, fused: FusedLoss | None = None) -> None:
         self.own = model.forward
+        self.fused = fused
+        self.head = model.get_output_embeddings()
         self.base: nn.Module = model.base_model
         if self.base is model:
             raise LongRopeError(
@@ -48,13 +51,16 @@ class ChunkedLoss:
         """
         if given := sorted(name for name, value in others.items() if value is not None):
             raise TypeError(f"the chunked loss takes ids, positions and targets; found {given[0]} too")
+        if self.fused is not None:
+            hidden = self._base_output(input_ids, position_ids).last_hidden_state
+            return CausalLMOutput(loss=self.fused(self.head.weight, hidden.flatten(0, 1), shift_labels.flatten()))
         return CausalLMOutput(
             loss=torch.stack([nll.sum() for nll in self.pieces(input_ids, position_ids, shift_labels)]).sum()
         )
 
     def pieces(self, input_ids: Tensor, position_ids: Tensor, shift_labels: Tensor) -> Iterator[Tensor]:
         """The loss of every target, (B, C) a piece, 0 where it is IGNORED."""
-        output = self.base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        output = self._base_output(input_ids, position_ids)
         size = self.chunk_size or max(1, _LOGITS_BUDGET // (input_ids.shape[0] * self.vocabulary))
 
         def nll(hidden: Tensor, targets: Tensor) -> Tensor:
@@ -69,6 +75,9 @@ class ChunkedLoss:
         for hidden, targets in pieces:
             yield checkpoint(nll, hidden, targets, use_reentrant=False)
 
+    def _base_output(self, input_ids: Tensor, position_ids: Tensor) -> Any:
+        return self.base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+
     def _head(self, output: Any, hidden: Tensor) -> Tensor:
         """Hidden states (B, C, H) -> logits (B, C, V), by the model's own forward around a base that returns them."""
         given = type(output)(last_hidden_state=hidden)
@@ -78,9 +87,11 @@ class ChunkedLoss:
 
 
 @contextmanager
-def chunked_loss(model: PreTrainedModel, chunk_size: int | None = None) -> Iterator[ChunkedLoss]:
+def chunked_loss(
+    model: PreTrainedModel, chunk_size: int | None = None, fused: FusedLoss | None = None
+) -> Iterator[ChunkedLoss]:
     """`model(...)` is the summed loss of `ChunkedLoss` in the block. Raises LongRopeError where there is no head."""
-    loss = ChunkedLoss(model, chunk_size)
+    loss = ChunkedLoss(model, chunk_size, fused)
     with _replaced(model, loss):
         yield loss
 

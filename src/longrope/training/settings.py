@@ -39,6 +39,8 @@ class TrainingSettings:
     computed `micro_batch` rows at a time on each device. `schedule` and `warmup`: single window linear after 20 steps
     with 32 rows (LongRoPE, LLaMA2), mixed cosine after 40 with 64 (LongRoPE2). `bf16`: compute in bfloat16 over the
     weights' own dtype. `checkpointing`: keep only every layer's input for the backward pass; `offload`: in host memory.
+    `context_parallel`: how many processes share each row, which a multiple of twice as many tokens is needed for.
+    `fused_loss`: auto uses Liger's kernel where it is installed and fits (`fused_loss.py`), off never does.
     `deterministic`: only kernels that give the same bits again (slower; a CPU needs nothing for that). `trainer`:
     further `transformers.TrainingArguments` as they are: fsdp, fsdp_config, deepspeed, parallelism_config, …
     """
@@ -57,6 +59,8 @@ class TrainingSettings:
     bf16: bool = False
     checkpointing: bool = True
     offload: bool = False
+    context_parallel: int = 1
+    fused_loss: str = "auto"
     deterministic: bool = False
     save_every: int = 50
     save_dtype: str | None = None
@@ -65,7 +69,14 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         parse_mix(self.mix)
-        for name, least in (("length", 2), ("steps", 1), ("micro_batch", 1), ("seed", 0), ("save_every", 1)):
+        for name, least in (
+            ("length", 2),
+            ("steps", 1),
+            ("micro_batch", 1),
+            ("seed", 0),
+            ("save_every", 1),
+            ("context_parallel", 1),
+        ):
             if getattr(self, name) < least:
                 raise LongRopeError(f"expected {name} from {least}, found {getattr(self, name)}")
         for name in ("learning_rate", "max_grad_norm"):
@@ -79,6 +90,13 @@ class TrainingSettings:
             raise LongRopeError(f"expected a schedule of {', '.join(SCHEDULES)}; found {self.schedule!r}")
         if self.save_dtype is not None and self.save_dtype not in SAVE_DTYPES:
             raise LongRopeError(f"expected to save as {', '.join(SAVE_DTYPES)}; found {self.save_dtype!r}")
+        if self.fused_loss not in ("auto", "off"):
+            raise LongRopeError(f"expected a fused_loss of auto or off, found {self.fused_loss!r}")
+        if self.context_parallel > 1 and self.length % (2 * self.context_parallel):
+            raise LongRopeError(
+                f"{self.context_parallel} processes share a row in {2 * self.context_parallel} pieces: give a --length "
+                f"that this divides, found {self.length}"
+            )
         if self.offload and not self.checkpointing:
             raise LongRopeError("offload moves what activation checkpointing keeps: leave checkpointing on")
 

@@ -24,7 +24,9 @@ from longrope.errors import LongRopeError, one_line
 from longrope.models.install import Installed
 from longrope.rope.scaling import Window
 from longrope.training.checkpoints import seal
+from longrope.training.context_parallel import Shared
 from longrope.training.settings import SCHEDULES, TrainingSettings
+from longrope.training.shared_attention import share
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +41,39 @@ class Progress:
 
 
 class StepRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Packed rows with what a micro-batch needs beside its tokens: its part, and 1 / targets of its optimizer step."""
+    """Packed rows with what a micro-batch needs beside its tokens: its part, and 1 / targets of its optimizer step.
 
-    def __init__(self, rows: PackedRows, rows_per_step: int) -> None:
-        self.rows = rows
+    Where `processes` share a row, every micro-batch of `group` rows comes as often, one share after the other: data
+    parallelism deals micro-batches out by rank, so that neighbours get the shares of the same rows.
+    """
+
+    def __init__(self, rows: PackedRows, rows_per_step: int, group: int = 1, processes: int = 1) -> None:
+        self.rows, self.group, self.processes = rows, group, processes
         scored = [rows.scored(index) for index in range(len(rows))]
         self.weights = [1.0 / sum(scored[at : at + rows_per_step]) for at in range(0, len(rows), rows_per_step)]
         self.rows_per_step = rows_per_step
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) * self.processes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        ids, positions, targets = self.rows.tensors(index)
-        return {
-            "input_ids": ids,
-            "position_ids": positions,
-            "shift_labels": targets,
-            "part": self.rows.rows[index].part,
-            "weight": self.weights[index // self.rows_per_step],
-        }
+        batch, within = divmod(index, self.group)
+        row = batch // self.processes * self.group + within
+        names, tensors = ("input_ids", "position_ids", "shift_labels"), self.rows.tensors(row)
+        item: dict[str, Any] = dict(zip(names, tensors, strict=True))
+        if self.processes > 1:
+            own = {name: share(tensor, self.processes, batch % self.processes) for name, tensor in item.items()}
+            item = own | {"row_position_ids": item["position_ids"]}
+        return item | {"part": self.rows.rows[row].part, "weight": self.weights[row // self.rows_per_step]}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A micro-batch: (B, T) tensors; rows of one part, of one step."""
+    """A micro-batch: (B, T) tensors, or shares (B, T/P) and the rows' positions; rows of one part, of one step."""
     parts, weights = ({item[name] for item in items} for name in ("part", "weight"))
     if len(parts) != 1 or len(weights) != 1:
         raise ValueError(f"a micro-batch is of one part and one step: {sorted(parts)}, {len(weights)} steps")
     batch: dict[str, Any] = {
-        name: torch.stack([item[name] for item in items]) for name in ("input_ids", "position_ids", "shift_labels")
+        name: torch.stack([item[name] for item in items]) for name in items[0] if name not in ("part", "weight")
     }
     return batch | {"part": parts.pop(), "weight": weights.pop()}
 
@@ -77,18 +83,23 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     loss_is_scaled_for_ga = True  # by the targets of the whole step, on all devices
 
-    def __init__(self, *, installed: Installed, windows: Mapping[str, Window], **given: Any) -> None:
+    def __init__(
+        self, *, installed: Installed, windows: Mapping[str, Window], shared: Shared | None = None, **given: Any
+    ) -> None:
         super().__init__(**given)
-        self.installed, self.windows = installed, windows
+        self.installed, self.windows, self.shared = installed, windows, shared
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The share of this micro-batch in the step's mean loss, times the processes: gradients are averaged over them.
 
-        The window stays fixed for the backward pass, where layers are computed again.
+        The window stays fixed for the backward pass, where layers are computed again. Of a row that processes share,
+        each has the losses of its own targets.
         """
         self.installed.fix(self.windows[inputs["part"]])
+        if self.shared is not None:
+            self.shared.begin(inputs["row_position_ids"])
         loss: Tensor = model(**{name: inputs[name] for name in ("input_ids", "position_ids", "shift_labels")}).loss
         share: float = inputs["weight"] * self.args.world_size
         return loss * share
@@ -154,7 +165,9 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, cpu: bool) -
         "disable_tqdm": True,
         "dataloader_pin_memory": not cpu,
     }
-    settled = sorted(settings.trainer.keys() & (own.keys() | {"gradient_accumulation_steps", "push_to_hub"}))
+    settled = sorted(
+        settings.trainer.keys() & (own.keys() | {"gradient_accumulation_steps", "push_to_hub", "use_liger_kernel"})
+    )
     if settled:
         raise LongRopeError(f"the trainer's argument {settled[0]} is decided by longrope's own options; leave it out")
     if settings.offload and cpu:
@@ -171,10 +184,16 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, cpu: bool) -
             f"found {arguments.n_gpu} GPUs and one process: start one process for each, with `torchrun --no-python "
             f"--nproc-per-node {arguments.n_gpu} longrope finetune …` or `accelerate launch`, or show it one GPU"
         )
-    at_once = settings.micro_batch * data_parallel(arguments)
+    if arguments.world_size % settings.context_parallel:
+        raise LongRopeError(
+            f"--context-parallel {settings.context_parallel} shares a row among so many processes, found "
+            f"{arguments.world_size}: start a multiple, with `torchrun --no-python --nproc-per-node …`"
+        )
+    devices = data_parallel(arguments) // settings.context_parallel
+    at_once = settings.micro_batch * devices
     if settings.rows_per_step % at_once:
         raise LongRopeError(
-            f"a step of {settings.rows_per_step} rows cannot be shared by {data_parallel(arguments)} devices with "
+            f"a step of {settings.rows_per_step} rows cannot be shared by {devices} devices with "
             f"{settings.micro_batch} at a time: give a --batch that {at_once} divides"
         )
     arguments.gradient_accumulation_steps = settings.rows_per_step // at_once
@@ -182,7 +201,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, cpu: bool) -
 
 
 def data_parallel(arguments: TrainingArguments) -> int:
-    """How many processes have rows of their own: all, but for those that share a row by context parallelism."""
+    """How many processes accelerate gives rows of their own: all, but for those that share one by its parallelism."""
     parallelism = arguments.parallelism_config
     return int(arguments.world_size) // (1 if parallelism is None else parallelism.non_data_parallel_size)
 
@@ -196,17 +215,22 @@ def make_trainer(
     installed: Installed,
     windows: Mapping[str, Window],
     run: str,
+    shared: Shared | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     callbacks: list[Any] | None = None,
 ) -> WindowTrainer:
-    """The trainer of `rows`; `windows` has one for every part, `run` is what its checkpoints are sealed with."""
+    """The trainer of `rows`; `windows` has one for every part, `run` is what its checkpoints are sealed with.
+
+    `shared`: what `context_parallel` gave for the model.
+    """
     watch = Watch(run, settings.rows_per_step * settings.length, on_progress)
     trainer = WindowTrainer(
         installed=installed,
         windows=windows,
+        shared=shared,
         model=model,
         args=arguments,
-        train_dataset=StepRows(rows, settings.rows_per_step),
+        train_dataset=StepRows(rows, settings.rows_per_step, settings.micro_batch, settings.context_parallel),
         data_collator=collate,
         callbacks=[*(callbacks or []), watch],
     )

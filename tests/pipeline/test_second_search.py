@@ -1,0 +1,155 @@
+"""A search beyond a fine-tuned window: it starts from the factors the model was trained with, also stretched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longrope.errors import LongRopeError
+from longrope.evaluation.contenders import second_contender
+from longrope.models.install import Installed
+from longrope.pipeline.contenders import compared
+from longrope.pipeline.methods import Plan, plan, raced_seeds
+from longrope.pipeline.options import SearchOptions
+from longrope.pipeline.search import search
+from longrope.pipeline.seeds import baselines, carried_seeds, evolution_seeds
+from longrope.pipeline.subject import Subject
+from longrope.pipeline.texts import prepare_texts
+from longrope.rope.factors import CLOSED_FORMS, ntk_critical, yarn
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import RopeScaling, Window
+from longrope.rope.stretch import SECOND_FORMS, second_pi, second_yarn
+from longrope.search.evaluators import CandidateSearch
+from longrope.search.evolution import Evolution
+from longrope.search.space import SearchSpace
+from tests.checkpoints import WINDOW
+
+REACH, TARGET, M = 4 * WINDOW, 8 * WINDOW, 1.25
+FIRST, SECOND = ["pi", "ntk", "yarn"], ["second-pi", "second-ntk", "second-ntk-critical", "second-yarn"]
+
+
+@pytest.fixture(scope="module")
+def tuned(subject: Subject) -> Subject:
+    """A model that was trained for 4·L, and for L as it was."""
+    short = Window(WINDOW, (1.0,) * subject.geometry.pairs)
+    long = Window(REACH, tuple(yarn(subject.geometry, REACH).tolist()), attention_factor=M)
+    return replace(subject, existing=RopeScaling(subject.geometry, (short, long)))
+
+
+@pytest.fixture
+def second(tuned: Subject, installed: Installed, source: list[str]) -> Callable[..., Plan]:
+    def make(**options: Any) -> Plan:
+        chosen = SearchOptions(samples=1, **options)
+        return plan(tuned, installed, prepare_texts(tuned, source, TARGET, chosen), TARGET, chosen)
+
+    return make
+
+
+def test_what_algorithm_1_starts_from(tuned: Subject, subject: Subject, second: Callable[..., Plan]) -> None:
+    planned = second(population=16)
+    assert isinstance(planned.search, CandidateSearch)
+    evolution = planned.search.optimiser
+    assert isinstance(evolution, Evolution)
+    # Table 4's bounds, relative to the original RoPE.
+    assert evolution.space == SearchSpace(pairs=16, upper=1.25 * TARGET / WINDOW)
+    carried = tuned.existing
+    assert carried is not None
+    expected = [CLOSED_FORMS[name](subject.geometry, TARGET)[0] for name in FIRST]
+    expected += [np.asarray(carried.windows[-1].factors)]
+    expected += [SECOND_FORMS[name](subject.geometry, carried.windows[-1].factors, REACH, TARGET) for name in SECOND]
+    assert [seed.tolist() for seed in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
+    asked = [question.window.factors for question in planned.search.ask()]
+    seeds = list(dict.fromkeys(evolution.space.snap(factors).factors for factors in expected))
+    assert asked[: len(seeds)] == seeds
+    assert len(seeds) >= 7
+    assert {question.window.attention_factor for question in planned.search.ask()} == {M}
+    assert [one.tolist() for one in evolution_seeds(subject, TARGET)] == [one.tolist() for one in expected[:3]]
+
+
+def test_the_races_start_from_them_too(tuned: Subject, subject: Subject) -> None:
+    before, now = raced_seeds(subject, TARGET), raced_seeds(tuned, TARGET)
+    assert list(now) == [*before, "checkpoint", *SECOND]
+    assert {name: factors.tolist() for name, factors in carried_seeds(tuned, TARGET).items()} == {
+        name: now[name].tolist() for name in ("checkpoint", *SECOND)
+    }
+    assert carried_seeds(subject, TARGET) == {}
+
+
+@pytest.mark.parametrize("method", ["gradient", "hybrid", "cma"])
+def test_searches_on_knots_race_them(second: Callable[..., Plan], method: str) -> None:
+    planned: Any = second(method=method)
+    stages = planned.search.stages if method != "cma" else [planned.search.stage]
+    assert [stage.length for stage in stages] == [TARGET]
+    assert list(stages[-1].seeds)[-5:] == ["checkpoint", *SECOND]
+
+
+def test_the_baselines(tuned: Subject, subject: Subject) -> None:
+    windows = baselines(tuned, TARGET, 1.5)
+    assert list(windows) == [*CLOSED_FORMS, "checkpoint", *SECOND]
+    assert {window.max_length for window in windows.values()} == {TARGET}
+    assert tuned.existing is not None
+    last = tuned.existing.windows[-1]
+    assert (windows["checkpoint"].factors, windows["checkpoint"].attention_factor) == (last.factors, M)
+    assert {windows[name].attention_factor for name in SECOND} == {1.5}  # that of the search
+    assert windows["second-pi"].factors == tuple(second_pi(tuned.geometry, last.factors, REACH, TARGET).tolist())
+    assert windows["second-yarn"].factors == tuple(second_yarn(tuned.geometry, last.factors, REACH, TARGET).tolist())
+    assert list(baselines(subject, TARGET, 1.5)) == list(CLOSED_FORMS)
+
+
+def test_a_second_search_end_to_end(tuned: Subject, source: list[str], tmp_path: Path) -> None:
+    found = search(tuned, TARGET, source, tmp_path / "run", SearchOptions(population=8, iterations=1, samples=1))
+    assert set(found.baselines) == {*CLOSED_FORMS, "checkpoint", *SECOND}
+    assert tuned.existing is not None
+    assert found.scaling.windows[:-1] == tuned.existing.windows
+    assert found.scaling.windows[-1].attention_factor == M
+    # Every stretched form was asked, with the search's attention factor, so that the search loses to none of them by
+    # more than the grid's rounding.
+    assert found.best_loss <= min(found.baselines[name] for name in SECOND) + 1e-3
+    resumed = search(
+        tuned, TARGET, source, tmp_path / "run", SearchOptions(population=8, iterations=1, samples=1), resume=True
+    )
+    assert (resumed.best_loss, resumed.scaling.windows) == (found.best_loss, found.scaling.windows)
+
+
+# --- evaluation
+
+
+LLAMA = RopeGeometry(rotary_dim=128, base=10_000.0, original_length=4096)
+CARRIED = RopeScaling(
+    LLAMA,
+    (
+        Window(4096, (1.0,) * 64),
+        Window(262_144, tuple(ntk_critical(LLAMA, 262_144).tolist()), attention_factor=1.2),
+    ),
+)
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_a_second_form_as_a_contender(name: str) -> None:
+    contender = second_contender(name, CARRIED, 2_097_152)
+    assert contender.name == name
+    for length in (1, 4096, 4097, 262_144):  # within reach, the model as it was trained
+        assert contender.window(length) == CARRIED.window_for(length)
+    beyond = contender.window(262_145)
+    assert (beyond.max_length, beyond.attention_factor) == (2_097_152, 1.2)
+    expected = SECOND_FORMS[name](LLAMA, CARRIED.windows[-1].factors, 262_144, 2_097_152)
+    assert beyond.factors == tuple(expected.tolist())
+
+
+def test_named_in_a_comparison(tuned: Subject, subject: Subject) -> None:
+    field = compared(tuned, None, "scaling", ["second-pi", "second-yarn", "none"], TARGET)
+    assert [contender.name for contender in field.contenders] == ["second-pi", "second-yarn", "none", "checkpoint"]
+    assert field.contenders[0].window(TARGET).factors == baselines(tuned, TARGET, M)["second-pi"].factors
+    with pytest.raises(LongRopeError, match=r"carries no scaling to stretch; leave 'second-pi' out"):
+        compared(subject, None, "scaling", ["second-pi"], TARGET)
+    with pytest.raises(LongRopeError, match=f"beyond its {REACH} tokens; found a target of {REACH}"):
+        compared(tuned, None, "scaling", ["second-pi"], REACH)
+    with pytest.raises(LongRopeError, match=r"expected one of second-pi, .* found 'second'"):
+        second_contender("second", CARRIED, 2_097_152)
+    with pytest.raises(LongRopeError, match=r"second-ntk-critical, second-yarn or a scaling's path .* found 'second'"):
+        compared(tuned, None, "scaling", ["second"], TARGET)
