@@ -5,8 +5,8 @@ Books alone do not keep retrieval alive in so small a model, so `recipes/tiny-51
     python scripts/retrieval_texts.py --books BOOKS --out texts/8k --length 8192 --documents 640
     python scripts/retrieval_texts.py --books BOOKS --out texts/16k --length 16384 --documents 320
 
-`OUT/long.jsonl` has documents of a little more than `--length` tokens, `OUT/short.jsonl` (`--short`, for mixed windows) of at
-most 250 tokens. Keys and numbers are drawn anew everywhere, so only looking back to where one was stated can answer.
+`OUT/long.jsonl` has documents of a little more than `--length` tokens, `OUT/short.jsonl` (`--short`, for mixed windows)
+of at most 250. Keys and numbers are drawn anew everywhere, so only looking back to where one was stated can answer.
 Statements and questions are those the model was trained with (`train_tiny.NEEDLES`) and those of the passkey suite.
 """
 

@@ -109,10 +109,10 @@ def test_what_it_starts_from(extended: Subject) -> None:
 
 def test_what_it_is_held_against(extended: Subject) -> None:
     """At L every closed form is the original RoPE; there is nothing to stretch inside the reach."""
-    assert list(baselines(extended, WINDOW, M)) == ["none", "checkpoint"]
-    assert baselines(extended, WINDOW, M)["none"].is_identity
-    assert list(baselines(extended, 2 * WINDOW, M))[-1] == "checkpoint"
-    assert baselines(extended, 2 * WINDOW, M)["checkpoint"].factors == carried_by(extended).windows[0].factors
+    assert list(baselines(extended, WINDOW)) == ["none", "checkpoint"]
+    assert baselines(extended, WINDOW)["none"].is_identity
+    assert list(baselines(extended, 2 * WINDOW))[-1] == "checkpoint"
+    assert baselines(extended, 2 * WINDOW)["checkpoint"].factors == carried_by(extended).windows[0].factors
 
 
 def test_the_attention_factor_is_the_carried_one_or_1(

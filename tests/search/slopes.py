@@ -16,7 +16,7 @@ from longrope.search.dialogue import DialogueSearch, Stage
 from longrope.search.evaluators import Answer, Question
 from longrope.search.gradient import GradientSearch, GradientSettings
 from longrope.search.log import SearchLog, read_log
-from longrope.search.parametrise import KnotFactors
+from longrope.search.parametrise import FactorsAround, phase_scale
 from longrope.search.run import Conversation, Search, run_search
 from tests.search.targets import GEOMETRY, HEADER, TARGET_LENGTH
 
@@ -27,8 +27,8 @@ SEEDS = {
     "ntk": ntk_aware(GEOMETRY, TARGET_LENGTH),
 }
 STAGE = Stage(length=TARGET_LENGTH, seeds=SEEDS, samples=SAMPLES)
-EASY = KnotFactors(GEOMETRY.pairs, 8).factors(np.array([-4.0, -3.0, -2.0, -1.0, 0.0, -2.0, -4.0, -4.0]))
-"""An optimum that 8 knots can express."""
+EASY = FactorsAround(SEEDS["ntk"], phase_scale(GEOMETRY), 8).factors(np.array([0.4, 0.3, 0.6, 0.5, 0.6, 0.4, 0.4, 0.5]))
+"""An optimum that 8 knots around NTK can express."""
 
 Reply = Callable[[Question], Answer]
 _S = TypeVar("_S", bound=Search)
@@ -67,7 +67,7 @@ class ReplyEvaluator:
 
 
 def search_of(*stages: Stage, attention_factor: float = 1.0, **settings: object) -> GradientSearch:
-    return GradientSearch(stages or (STAGE,), ORIGINAL, GradientSettings(**settings), attention_factor)  # type: ignore[arg-type]
+    return GradientSearch(stages or (STAGE,), GEOMETRY, GradientSettings(**settings), attention_factor)  # type: ignore[arg-type]
 
 
 def complete(search: DialogueSearch, reply: Reply) -> list[tuple[Question, Answer]]:

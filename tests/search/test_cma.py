@@ -27,7 +27,7 @@ RACED = len(SEEDS)
 
 
 def cma(stage: Stage = STAGE, attention_factor: float = 1.0, **settings: object) -> CMASearch:
-    return CMASearch(stage, CMASettings(**settings), attention_factor)  # type: ignore[arg-type]
+    return CMASearch(stage, GEOMETRY, CMASettings(**settings), attention_factor)  # type: ignore[arg-type]
 
 
 def of(window: Window) -> Question:
@@ -260,8 +260,8 @@ def test_less_than_one_generation_is_refused(knots: int | None) -> None:
     cma(knots=knots, evaluations=generation)
     short = CMASettings(knots=knots, evaluations=generation - 1)
     for make in (
-        lambda: CMASearch(STAGE, short),
-        lambda: HybridSearch([STAGE], ORIGINAL, GradientSettings(knots=knots), short),
+        lambda: CMASearch(STAGE, GEOMETRY, short),
+        lambda: HybridSearch([STAGE], GEOMETRY, GradientSettings(knots=knots), short),
     ):
         with pytest.raises(LongRopeError, match=f"at least {generation} evaluations, .* found {generation - 1}"):
             make()

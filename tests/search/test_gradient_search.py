@@ -49,7 +49,7 @@ def test_comes_near_the_optimum_in_few_questions(knots: int | None, optimum: np.
 
 
 def test_an_upper_bound_holds() -> None:
-    search = GradientSearch([STAGE], ORIGINAL, GradientSettings(knots=None), upper=6.0)
+    search = GradientSearch([STAGE], GEOMETRY, GradientSettings(knots=None), upper=6.0)
     said = complete(search, Quadratic(OPTIMUM))  # rises to 9
     assert all(max(question.window.factors) <= 6.0 for question, _ in said)
     assert search.best[0].factors[-1] > 5.0
@@ -145,7 +145,7 @@ def test_never_worse_than_the_seed_off_the_knots() -> None:
         return replace(Quadratic()(question), loss=error)
 
     stage = Stage(length=TARGET_LENGTH, seeds={"yarn": seed}, samples=3)
-    search = GradientSearch([stage], ORIGINAL, GradientSettings(knots=2, steps=6))
+    search = GradientSearch([stage], GEOMETRY, GradientSettings(knots=2, steps=6))
     complete(search, reply)
     assert search.best[0].factors == tuple(seed.tolist())
 
@@ -295,4 +295,4 @@ def test_knots_that_the_pairs_do_not_have_are_refused(knots: int) -> None:
 
 def test_no_stages_are_refused() -> None:
     with pytest.raises(LongRopeError, match="at least one stage"):
-        GradientSearch([], ORIGINAL, GradientSettings())
+        GradientSearch([], GEOMETRY, GradientSettings())

@@ -40,8 +40,8 @@ def both(
 ) -> tuple[GradientSearch, HybridSearch, list[tuple[Question, Answer]], int]:
     """The gradient search alone and polished, all that the second was told, and where its polish begins."""
     alone, hybrid = (
-        GradientSearch(stages or (STAGE,), ORIGINAL, descent, 1.1),
-        HybridSearch(stages or (STAGE,), ORIGINAL, descent, polish, 1.1),
+        GradientSearch(stages or (STAGE,), GEOMETRY, descent, 1.1),
+        HybridSearch(stages or (STAGE,), GEOMETRY, descent, polish, 1.1),
     )
     first, said = complete(alone, reply), complete(hybrid, reply)
     start = len(first) - 1
@@ -110,7 +110,7 @@ def test_a_polish_without_numbers_is_left(bad: float, split: str) -> None:
         broken = after and question.split == split and question.window != alone.best[0]
         return Answer(bad) if broken else Quadratic()(question)
 
-    hybrid = HybridSearch([STAGE], ORIGINAL, DESCENT, POLISH, 1.1)
+    hybrid = HybridSearch([STAGE], GEOMETRY, DESCENT, POLISH, 1.1)
     complete(hybrid, reply)
     assert hybrid.best == alone.best
     assert hybrid.incumbent == alone.incumbent
@@ -170,7 +170,7 @@ def test_stopped_after_any_question_and_resumed(tmp_path: Path, broken: bool) ->
 
     def make() -> HybridSearch:
         descent = replace(DESCENT, steps=3, knots=3, learn_attention_factor=True)
-        return HybridSearch(stages, ORIGINAL, descent, replace(POLISH, knots=3, evaluations=14))
+        return HybridSearch(stages, GEOMETRY, descent, replace(POLISH, knots=3, evaluations=14))
 
     check_stops_anywhere(tmp_path, make, reply)
     assert (b'"nan"' in (tmp_path / "whole").read_bytes()) == broken

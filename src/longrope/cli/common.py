@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 output = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a hub name (owner/model), or 'tiny'.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model folder, the folder of a run, a hub name (owner/model), 'tiny' or 'tiny-512x'."
+    ),
+]
 Data = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,7 +16,7 @@ def command(
         str,
         typer.Argument(
             metavar="RUN_OR_MODEL",
-            help="The folder of a search or extend run, or a model (folder, hub name or 'tiny') with --scaling.",
+            help="The folder of a search, finetune or extend run, or a model (folder or name) with --scaling.",
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--output", help="A new folder for the checkpoint; for gguf a new file.")],

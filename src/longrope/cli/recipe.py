@@ -17,7 +17,8 @@ from longrope.lengths import format_length
 
 if TYPE_CHECKING:
     from longrope.pipeline.recipe_cost import StepCost
-    from longrope.pipeline.recipe_run import Listener, RecipeResult
+    from longrope.pipeline.recipe_run import RecipeResult
+    from longrope.pipeline.recipe_stages import Listener
     from longrope.pipeline.recipe_steps import Step
     from longrope.pipeline.subject import ModelOptions
 
@@ -116,7 +117,7 @@ class _Watch:
         self._task = bar.add_task("", total=None, visible=False, note="")
 
     def listener(self) -> Listener:
-        from longrope.pipeline.recipe_run import Listener
+        from longrope.pipeline.recipe_stages import Listener
 
         return Listener(
             on_step=self._step,

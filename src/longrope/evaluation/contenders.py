@@ -9,7 +9,7 @@ from longrope.errors import LongRopeError
 from longrope.rope.factors import CLOSED_FORMS, ntk_aware
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.rope.stretch import SECOND_FORMS
+from longrope.rope.stretch import second_window
 
 CHECKPOINT = "checkpoint"
 """The name of the scaling that a checkpoint carries, among baselines and contenders."""
@@ -73,16 +73,7 @@ def second_contender(name: str, carried: RopeScaling, target_length: int) -> Con
     """A second closed form by name (`second-pi`, `second-ntk`, `second-ntk-critical`, `second-yarn`): what a model does
     that was trained for `carried` and is stretched on to `target_length` without a search.
 
-    Within its reach it keeps the carried windows; beyond, it has the last one's attention factor. Raises LongRopeError
-    for an unknown name, or a `target_length` that is not beyond the reach.
+    Within its reach it keeps the carried windows. Raises LongRopeError for an unknown name, or a `target_length` that
+    is not beyond the reach.
     """
-    if name not in SECOND_FORMS:
-        raise LongRopeError(f"expected one of {', '.join(SECOND_FORMS)} to compare with, found {name!r}")
-    last, reach = carried.windows[-1], carried.target_length
-    if target_length <= reach:
-        raise LongRopeError(
-            f"{name} stretches what the checkpoint carries beyond its {reach} tokens; found a target of {target_length}"
-        )
-    factors = SECOND_FORMS[name](carried.geometry, last.factors, reach, target_length)
-    further = Window(target_length, tuple(factors.tolist()), attention_factor=last.attention_factor)
-    return scaling_contender(name, carried.with_window(further))
+    return scaling_contender(name, carried.with_window(second_window(name, carried, target_length)))

@@ -152,11 +152,16 @@ def training_windows(subject: Subject, scaling: RopeScaling, settings: TrainingS
     """The window of every part of the mix. Raises LongRopeError when the scaling does not fit the model or reach N."""
     scaling.check_fits(subject.geometry)
     reach = subject.geometry.original_length
-    if settings.length <= subject.reach:
+    if settings.length <= reach:
         raise LongRopeError(
-            f"expected a --length above the model's window of {subject.reach} tokens, found {settings.length}"
+            f"expected a --length above the model's window of {reach} tokens, found {settings.length}"
         )
     long = scaling.window_for(settings.length)
+    if long.max_length <= subject.reach:  # rows may be shorter than the window that they are computed under
+        raise LongRopeError(
+            f"expected a scaling whose window for rows of {settings.length} tokens reaches beyond the model's "
+            f"{subject.reach}, found one of {long.max_length}: search one, or give a larger --length"
+        )
     # Attention factor 1, whatever the long window's is.
     original = Window(reach, (1.0,) * subject.geometry.pairs)
     short = original if subject.existing is None else subject.existing.windows[0]

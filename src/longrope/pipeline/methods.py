@@ -17,6 +17,7 @@ from longrope.pipeline.subject import Subject
 from longrope.pipeline.texts import FAR, Texts, objectives_over
 from longrope.rope.factors import CLOSED_FORMS, yarn
 from longrope.rope.scaling import Window
+from longrope.rope.stretch import continued_attention_factor
 from longrope.search.cma import CMASearch, CMASettings, HybridSearch
 from longrope.search.critical import CriticalCandidate, CriticalSpace
 from longrope.search.dialogue import Stage
@@ -101,7 +102,8 @@ def build(
     """
     carried = subject.carried_window(target_length)
     if options.attention_factor is None and carried is not None:
-        attention_factor = carried.attention_factor  # what the model was trained with
+        # What the model was trained with, continued beyond its reach.
+        attention_factor = continued_attention_factor(carried.attention_factor, subject.reach, target_length)
     else:
         attention_factor = attention_factor_of(options.attention_factor or "su", subject.geometry, target_length)
     task = _Task(subject, objectives, target_length, options, attention_factor)

@@ -105,7 +105,7 @@ class _Costs:
 def search_work(subject: Subject, target_length: int, options: SearchOptions) -> SearchWork:
     """What the search of `options` asks of a model with the geometry and existing scaling of `subject`."""
     objectives = sized_objectives(subject.reach, target_length, options)
-    search, _, _, attention_factor = build(subject, objectives, target_length, options)
+    search, _, _, _ = build(subject, objectives, target_length, options)
     evaluator = SerialEvaluator(objectives)
     rounds, questions, passes, loss = [], 0, 0, 0.0
     gradient = (1.0,) * (subject.geometry.pairs + 1)
@@ -126,7 +126,7 @@ def search_work(subject: Subject, target_length: int, options: SearchOptions) ->
             answers.append(Answer(loss, gradient if question.gradient else None))
         search.tell(answers)
     scored = objectives[SEARCH, target_length].count
-    compared = len(baselines(subject, target_length, attention_factor))
+    compared = len(baselines(subject, target_length))
     extra: list[list[Work]] = [[(scored, target_length, False)] * compared]
     if isinstance(search, CandidateSearch) and isinstance(search.optimiser, Evolution):
         space = search.optimiser.space

@@ -131,7 +131,7 @@ class RecoverStage(_WorkingStage):
     """Search the windows `lengths` again with a smaller largest λ, and keep what is better (`recover.py`)."""
 
     stage: Literal["recover"]
-    lengths: tuple[Length, ...] = Field(("1x", "2x"), validate_default=True, min_length=1)  # type: ignore[assignment]
+    lengths: tuple[Length, ...] = Field(("1x", "2x"), validate_default=True, min_length=1)
     workers: int | None = Field(None, ge=1)
     settings: SearchOptions
 
@@ -253,20 +253,16 @@ class Recipe(BaseModel):
         Raises LongRopeError for texts that no stage would read.
         """
         for given, name, evaluates in ((data, "data", False), (eval_data, "eval-data", True)):
-            readers = [stage for stage in self.stages if reads_text(stage, evaluates)]
-            if given and all(stage.data is not None for stage in readers):
-                raise LongRopeError(
-                    f"no stage would read --{name}: "
-                    + ("all that could have data of their own" if readers else "none needs such texts")
-                )
+            if given and not any(_reads(stage, evaluates) for stage in self.stages):
+                raise LongRopeError(f"no stage of the recipe would read --{name}: leave it out")
         return self.model_copy(update={"data": data or self.data, "eval_data": eval_data or self.eval_data})
 
 
-def reads_text(stage: Stage, evaluates: bool) -> bool:
-    """Whether a stage reads texts: to be measured on, or others."""
-    if isinstance(stage, EvaluateStage):
-        return evaluates and stage.needs_text
-    return not evaluates and not isinstance(stage, ExportStage)
+def _reads(stage: Stage, evaluates: bool) -> bool:
+    """Whether a stage reads the recipe's texts: those to be measured on, or the others."""
+    if isinstance(stage, ExportStage) or stage.data is not None:
+        return False
+    return isinstance(stage, EvaluateStage) == evaluates and (not isinstance(stage, EvaluateStage) or stage.needs_text)
 
 
 __all__ = [

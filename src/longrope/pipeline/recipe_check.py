@@ -115,6 +115,13 @@ def _check_training(subject: Subject, stage: FinetuneStage, sources: Sequence[st
         refuse_combinations(settings, arguments, packed=packed)
     elif device.type == "cpu" and "fsdp" in settings.trainer:
         raise LongRopeError("FSDP shards over several GPUs, found a CPU: leave fsdp out")
+    model = weightless(subject.name, trust_remote_code=subject.options.trust_remote_code)
+    model.config._attn_implementation = subject.model.config._attn_implementation
+    model = model.to(subject.model.dtype if stage.dtype == "auto" else getattr(torch, stage.dtype))
+    if settings.lora is not None:
+        model.requires_grad_(False)  # what LoRA trains is little
+    sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
+    require_room(model, settings, device, shards=stage.processes if sharded else 1, packed=packed)
     pack(
         tokenize(read_all(sources), subject.tokenizer),
         settings.shares,
@@ -126,13 +133,6 @@ def _check_training(subject: Subject, stage: FinetuneStage, sources: Sequence[st
         frame=Frame.of(subject.tokenizer),
         seed=settings.seed,
     )
-    model = weightless(subject.name, trust_remote_code=subject.options.trust_remote_code)
-    model.config._attn_implementation = subject.model.config._attn_implementation
-    model = model.to(subject.model.dtype if stage.dtype == "auto" else getattr(torch, stage.dtype))
-    if settings.lora is not None:
-        model.requires_grad_(False)  # what LoRA trains is little
-    sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
-    require_room(model, settings, device, shards=stage.processes if sharded else 1, packed=packed)
 
 
 def _reaching(subject: Subject, length: int) -> Subject:

@@ -58,8 +58,10 @@ class StepCost:
 
 
 def recipe_costs(subject: Subject, steps: Sequence[Step], rates: Rates) -> list[StepCost]:
-    """What the steps cost at most: searches that stop early cost less. Raises LongRopeError, with the stage, for settings
-    that are not for this model."""
+    """What the steps cost at most: searches that stop early cost less.
+
+    Raises LongRopeError, with the stage, for settings that are not for this model.
+    """
     shape = shape_of(subject.name, subject.model)
     return [_cost(subject, shape, place, step, rates) for place, step in enumerate(steps, start=1)]
 

@@ -23,7 +23,7 @@ BUILT_IN = ("longrope", "longrope2", "quick")
 def load_recipe(name: str, original_length: int) -> Recipe:
     """The built-in recipe `name`, or that of a YAML file, for a model with a window of `original_length` tokens.
 
-    Paths of texts in a file are relative to it. Raises LongRopeError, on one line with the stage, for whatever is wrong.
+    Paths of texts in a file are relative to it. Raises LongRopeError, on one line with the stage, for what is wrong.
     """
     text, called, folder = _read(name)
     raw = _mapping(text, called)
@@ -66,7 +66,7 @@ def _read(name: str) -> tuple[str, str, Path]:
         raise LongRopeError(f"cannot read the recipe {path}: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped
     """Safe YAML that refuses a key given twice, of which YAML keeps the last in silence, and knows `1e-8` as a number,
     which YAML 1.1 takes for text."""
 

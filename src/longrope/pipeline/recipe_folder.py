@@ -119,8 +119,8 @@ class RunFolder:
         for folder in self._changed(found):
             if (self.path / folder).exists():
                 raise LongRopeError(
-                    f"the stage {folder} of the run in {self.path} was begun with other settings; choose another -o, or "
-                    "remove the folders from this one on to run them anew"
+                    f"the stage {folder} of the run in {self.path} was begun with other settings; choose another -o, "
+                    "or remove the folders from this one on to run them anew"
                 )
 
     def _found(self) -> dict[str, Any] | None:
@@ -167,13 +167,14 @@ def _plain(value: Any) -> Any:
 
 
 def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether two descriptions of a stage say the same; an option that is younger than the run has its default there."""
-    kind = wanted.get("stage")
+    """Whether two descriptions of a stage say the same. An option that is younger than the run had its default then."""
+    kind = str(wanted.get("stage"))
     if kind in SETTINGS and isinstance(stage.get("settings"), dict):
-        defaults = {
-            field.name: field.default if field.default is not MISSING else field.default_factory()
-            for field in fields(SETTINGS[kind])
-            if field.default is not MISSING or field.default_factory is not MISSING
-        }
+        defaults = {}
+        for field in fields(SETTINGS[kind]):
+            if field.default is not MISSING:
+                defaults[field.name] = field.default
+            elif field.default_factory is not MISSING:
+                defaults[field.name] = field.default_factory()
         stage = stage | {"settings": _plain(defaults) | stage["settings"]}
     return stage == wanted

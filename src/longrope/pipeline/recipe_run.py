@@ -85,7 +85,7 @@ class _Run:
         folder = self.out / step.folder
         finished = (folder / STAGE).is_file()
         self.stages.listener.on_step(place, step, finished)
-        read = {name: self.hashes[name] for name in (step.weights, step.scaling, step.factors) if name is not None}
+        read = {name: self.hashes[name] for name in step.reads}
         if finished:
             said = _finished(folder, read)
         else:

@@ -38,6 +38,12 @@ class Step:
     factors: str | None = None
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The folders that its result depends on."""
+        scaling = None if isinstance(self.stage, SearchStage | FinetuneStage) else self.scaling
+        return tuple(dict.fromkeys(name for name in (self.weights, scaling, self.factors) if name is not None))
+
+    @property
     def title(self) -> str:
         """`search 32k`: for people."""
         stage = self.stage

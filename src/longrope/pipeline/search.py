@@ -145,7 +145,7 @@ def search_window(
             _log(out, identity | {"record": record()}, resume) as log,
         ):
             conversation = Conversation(evaluator, log)
-            held_against = baseline_windows(subject, target_length, planned.attention_factor)
+            held_against = baseline_windows(subject, target_length)
             baselines = _losses(conversation, held_against)
             if given and options.method != "longrope2":  # which reports them with the one that it found
                 baselines |= _losses(conversation, given)

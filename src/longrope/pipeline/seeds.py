@@ -16,7 +16,7 @@ from longrope.pipeline.subject import Subject
 from longrope.rope.factors import CLOSED_FORMS, ntk_aware, yarn
 from longrope.rope.geometry import FloatArray
 from longrope.rope.scaling import Window
-from longrope.rope.stretch import SECOND_FORMS
+from longrope.rope.stretch import SECOND_FORMS, second_window
 
 SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
 MILD_RATIOS = (2.0, 4.0)
@@ -56,9 +56,9 @@ def second_forms(subject: Subject, length: int) -> dict[str, FloatArray]:
     return {name: form(subject.geometry, factors, subject.reach, length) for name, form in SECOND_FORMS.items()}
 
 
-def baselines(subject: Subject, length: int, attention_factor: float) -> dict[str, Window]:
-    """What a search for `length` tokens is held against: closed forms, each with its own attention factor, and what the
-    checkpoint carries; the carried factors stretched with the search's `attention_factor`.
+def baselines(subject: Subject, length: int) -> dict[str, Window]:
+    """What a search for `length` tokens is held against: closed forms, what the checkpoint carries, and that stretched,
+    each with its own attention factor.
 
     At the original window itself all closed forms are the original RoPE, which is then the only one.
     """
@@ -70,6 +70,6 @@ def baselines(subject: Subject, length: int, attention_factor: float) -> dict[st
     carried = subject.carried_window(length)
     if carried is not None:
         windows[CHECKPOINT] = replace(carried, max_length=length)
-    for name, factors in second_forms(subject, length).items():
-        windows[name] = Window(length, tuple(factors.tolist()), 0, attention_factor)
+    if subject.existing is not None:
+        windows |= {name: second_window(name, subject.existing, length) for name in second_forms(subject, length)}
     return windows

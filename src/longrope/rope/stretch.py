@@ -23,6 +23,7 @@ from longrope.errors import LongRopeError
 from longrope.rope.checks import positive_number
 from longrope.rope.factors import pair_that_turns, ramp
 from longrope.rope.geometry import FloatArray, RopeGeometry
+from longrope.rope.scaling import RopeScaling, Window
 
 Factors = Sequence[float] | FloatArray
 
@@ -90,7 +91,36 @@ SECOND_FORMS: dict[str, SecondForm] = {
     "second-ntk-critical": second_ntk_critical,
     "second-yarn": second_yarn,
 }
-"""Every second form by name: (geometry, λ (D,), L_ft, L') -> factors (D,). The attention factor is the caller's."""
+"""Every second form by name: (geometry, λ (D,), L_ft, L') -> factors (D,)."""
+
+
+def continued_attention_factor(carried: float, trained_length: float, target_length: float) -> float:
+    """m·(0.1·ln s₂ + 1): what YaRN (Peng et al. 2023, §3.4) adds to a model that was trained under m; m where s₂ ≤ 1.
+
+    Beyond L_ft a query meets s₂ times as many keys; without this the model finds nothing among them (docs/results.md).
+    """
+    ratio = positive_number("target_length", target_length) / positive_number("trained_length", trained_length)
+    return positive_number("attention_factor", carried) * (0.1 * math.log(ratio) + 1.0 if ratio > 1 else 1.0)
+
+
+def second_window(name: str, carried: RopeScaling, target_length: int) -> Window:
+    """The last window of `carried` stretched to `target_length` by a second form, with its attention factor, which
+    `second-yarn` continues.
+
+    Raises LongRopeError for an unknown name, or a `target_length` that is not beyond the reach.
+    """
+    if name not in SECOND_FORMS:
+        raise LongRopeError(f"expected one of {', '.join(SECOND_FORMS)} to compare with, found {name!r}")
+    last, reach = carried.windows[-1], carried.target_length
+    if target_length <= reach:
+        raise LongRopeError(
+            f"{name} stretches what the checkpoint carries beyond its {reach} tokens; found a target of {target_length}"
+        )
+    factors = SECOND_FORMS[name](carried.geometry, last.factors, reach, target_length)
+    factor = last.attention_factor
+    if name == "second-yarn":
+        factor = continued_attention_factor(factor, reach, target_length)
+    return Window(target_length, tuple(factors.tolist()), attention_factor=factor)
 
 
 def _checked(

@@ -104,8 +104,8 @@ def loss_of(window: Window, split: str, samples: tuple[int, ...] | None = None) 
     return Question(window, _row(window, split, samples), split, samples)
 
 
-def gradient_of(window: Window, samples: tuple[int, ...]) -> Question:
-    return Question(window, _row(window, SEARCH, samples), SEARCH, samples, gradient=True)
+def gradient_of(window: Window, sample: int) -> Question:
+    return Question(window, _row(window, SEARCH, (sample,)), SEARCH, (sample,), gradient=True)
 
 
 def rank(loss: float) -> float:

@@ -5,8 +5,8 @@ pairs follow the gradient well; high-frequency pairs wrap many times and have ma
 raced first, steps are scaled by a pair's period, and large ratios can be reached by continuation: every stage doubles
 the window, starting from the last solution stretched to it (and from the closed forms, raced again).
 
-Gradients of single texts mostly disagree: a step takes several. What is returned is the best *validated* vector: the
-mean of its losses on the search texts, and on as many that no gradient was taken on, decides.
+What is returned is the best *validated* vector: the mean of its losses on the search texts, and on others that no
+gradient was taken on, decides.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientSettings:
-    """`steps` gradient steps per stage, each on `batch` samples at most; `learning_rate`, in units of u, falls by a
-    cosine to a tenth.
+    """`steps` gradient steps per stage, each on one sample; `learning_rate`, in units of u, falls by a cosine to a
+    tenth.
 
     `knots`: number of knots (None: every pair). `race_samples`: texts that choose the seed. Every `validate_every`
     steps the vector is validated; `patience` validations without improvement end a stage. `learn_attention_factor`
@@ -47,7 +47,6 @@ class GradientSettings:
     """
 
     steps: int = 30
-    batch: int = 1
     learning_rate: float = 0.1
     knots: int | None = None
     race_samples: int = 2
@@ -57,7 +56,7 @@ class GradientSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "race_samples", "validate_every", "patience"):
+        for name in ("steps", "race_samples", "validate_every", "patience"):
             if getattr(self, name) < 1:
                 raise LongRopeError(f"{name} must be at least 1; found {getattr(self, name)}")
         if not 0.0 < self.learning_rate < math.inf:
@@ -126,10 +125,9 @@ class GradientSearch(DialogueSearch):
         best_loss, best_point, stale = joint((yield both_splits(window_at(point)))), point, 0
         self.incumbent = window_at(point), best_loss
         scale, age = 1.0, 0  # age: steps in the moments
-        self._batches: list[tuple[int, ...]] = []
         for step in range(1, settings.steps + 1):
             window = window_at(point)
-            (answer,) = yield [gradient_of(window, self._draw(stage))]
+            (answer,) = yield [gradient_of(window, self._draw(stage, step))]
             gradient = self._gradient(space, window, answer)
             if gradient is None:  # the model broke here: back to the best point, with smaller steps
                 point, first, second, age, scale = best_point, np.zeros_like(point), np.zeros_like(point), 0, scale / 2
@@ -161,13 +159,12 @@ class GradientSearch(DialogueSearch):
         best = window_at(best_point)
         return np.asarray(best.factors), best.attention_factor
 
-    def _draw(self, stage: Stage) -> tuple[int, ...]:
-        """The samples of a step: every sample once, in drawn order and batches of about one size, before any again."""
-        if not self._batches:
-            parts = -(-stage.samples // self.settings.batch)
-            drawn = np.array_split(self._rng.permutation(stage.samples), parts)
-            self._batches = [tuple(sorted(part.tolist())) for part in drawn]
-        return self._batches.pop(0)
+    def _draw(self, stage: Stage, step: int) -> int:
+        """The sample of a step: every sample once, in drawn order, before any comes again."""
+        place = (step - 1) % stage.samples
+        if place == 0:
+            self._order = self._rng.permutation(stage.samples)
+        return int(self._order[place])
 
     def _gradient(self, space: FactorsAround, window: Window, answer: Answer) -> Vector | None:
         """d loss/d(u, log m) at `window`, or None where the loss or a derivative is not finite."""
