@@ -29,7 +29,7 @@ from longrope.models.load import load_tokenizer
 SHORT = 250  # tokens; BOS and EOS come on top
 TOKENS_PER_NEEDLE = 270  # of a long document
 PASSKEYS = 0.4  # of documents hold a passkey, half of them in NOISE, as the prompts of the suite do
-QUESTIONS = 6  # for the passkey of a long document
+QUESTIONS = 30  # for the passkey of a long document
 PASSKEY = (passkey.PASSKEY.replace("{key}", "{number}"), passkey.QUESTION, " {number}.\n")
 LEAST_TEXT = 32  # tokens of a document that are neither statement nor question
 FEW_DIGITS = 0.3  # of numbers have two to four different digits, which a copy of the last token alone gets wrong

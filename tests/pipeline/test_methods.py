@@ -22,6 +22,7 @@ from longrope.pipeline.texts import prepare_texts
 from longrope.rope.factors import CLOSED_FORMS, su_attention_factor, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
+from longrope.rope.stretch import continued_attention_factor
 from longrope.search.cma import CMASearch, HybridSearch
 from longrope.search.critical import CriticalCandidate, CriticalSpace
 from longrope.search.evaluators import Answer, CandidateSearch, Question, SerialEvaluator
@@ -32,7 +33,7 @@ from longrope.search.space import SearchSpace
 from tests.checkpoints import WINDOW, save_checkpoint
 from tests.pipeline.lengths import NEEDLE_LENGTH
 
-SEEDS = ["yarn", "ntk-critical", "ntk", "pi", *(f"yarn, β_fast {beta}" for beta in (16, 8, 4, 2))]
+SEEDS = ["yarn", "ntk-critical", "ntk", "pi", *(f"yarn, β_fast {beta}" for beta in (16, 8, 4, 2)), "yarn, late"]
 
 
 def falling(search: Any) -> list[Question]:
@@ -68,30 +69,33 @@ def test_each_method_plans_its_search(planned: Callable[..., Plan]) -> None:
         assert type(made.search) is kind
         assert [stage.length for stage in made.search.stages] == [128, 256, 512]
         assert [list(stage.seeds) for stage in made.search.stages] == [SEEDS] * 3
-        assert made.search.space.knots == 12
-    assert (made.search.polish.evaluations, made.search.polish.sigma, made.search.polish.patience) == (66, 0.2, None)
+        assert made.search.knots == 16
+    assert (made.search.polish.evaluations, made.search.polish.sigma, made.search.polish.patience) == (66, 0.1, None)
     cma = planned(method="cma", samples=1, patience=7)
     assert type(cma.search) is CMASearch
     assert (cma.search.stage.length, list(cma.search.stage.seeds)) == (NEEDLE_LENGTH, SEEDS)
-    assert (cma.search.settings.evaluations, cma.search.settings.patience, cma.search.space.knots) == (256, 7, 12)
+    assert (cma.search.settings.evaluations, cma.search.settings.patience, cma.search.knots) == (256, 7, 12)
 
 
-@pytest.mark.parametrize("method", ["gradient", "hybrid", "cma"])
-@pytest.mark.parametrize(("knots", "expected"), [(None, 12), (5, 5), (0, 16)])
-def test_knots(planned: Callable[..., Plan], method: str, knots: int | None, expected: int) -> None:
-    made = planned(method=method, samples=1, knots=knots, evaluations=30, continuation=False)
-    assert made.search.space.knots == expected  # type: ignore[attr-defined]
+@pytest.mark.parametrize(("knots", "gradient", "cma"), [(None, 16, 12), (5, 5, 5), (0, 16, 16)])
+def test_knots(planned: Callable[..., Plan], knots: int | None, gradient: int, cma: int) -> None:
+    made = {
+        method: planned(method=method, samples=1, knots=knots, evaluations=30, continuation=False).search
+        for method in ("gradient", "hybrid", "cma")
+    }
+    assert made["gradient"].knots == made["hybrid"].knots == gradient  # type: ignore[attr-defined]
+    assert made["hybrid"].polish_knots == made["cma"].knots == cma  # type: ignore[attr-defined]
 
 
 def test_a_small_head_has_a_knot_for_every_pair(source: list[str], tmp_path: Path) -> None:
     subject = open_model(str(save_checkpoint(tmp_path / "small", head_dim=16)))
-    options = SearchOptions(method="gradient", samples=1)
+    options = SearchOptions(method="hybrid", samples=1)
     texts = prepare_texts(subject, source, 128, options)
     try:
         made = plan(subject, install(subject.model, RopeScaling.original(subject.geometry)), texts, 128, options)
     finally:
         uninstall(subject.model)
-    assert made.search.space.knots == 8  # type: ignore[attr-defined]
+    assert made.search.polish_knots == 8  # type: ignore[attr-defined]
 
 
 def test_the_raced_seeds(subject: Subject) -> None:
@@ -104,6 +108,8 @@ def test_the_raced_seeds(subject: Subject) -> None:
             assert seeds[name].tolist() == CLOSED_FORMS[name](real.geometry, length)[0].tolist()
         for beta in (16, 8, 4, 2):
             assert seeds[f"yarn, β_fast {beta}"].tolist() == yarn(real.geometry, length, beta_fast=beta).tolist()
+        late = yarn(real.geometry, length, 16.0, 0.6, truncate=False)
+        assert seeds["yarn, late"].tolist() == late.tolist()
         assert len({tuple(factors.tolist()) for factors in seeds.values()}) == len(SEEDS)
 
 
@@ -245,7 +251,9 @@ def test_the_attention_factor_is_the_checkpoints_unless_given(
             uninstall(subject.model)
         return [question.window for question in made.search.ask()]
 
-    assert {one.attention_factor for one in window(yarn)} == {0.1 * math.log(4) + 1}
+    # Continued beyond the 4·L that the checkpoint reaches.
+    continued = continued_attention_factor(0.1 * math.log(4) + 1, 4 * WINDOW, 512)
+    assert {one.attention_factor for one in window(yarn)} == {continued}
     assert {one.attention_factor for one in window(yarn, attention_factor="1.25")} == {1.25}
     assert {one.attention_factor for one in window(yarn, attention_factor="yarn")} == {0.1 * math.log(8) + 1}
     plain = open_model(str(checkpoint))

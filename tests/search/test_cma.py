@@ -20,7 +20,7 @@ from longrope.search.dialogue import Stage, loss_of
 from longrope.search.evaluators import SEARCH, Answer, Question
 from longrope.search.gradient import GradientSettings
 from longrope.search.parametrise import LARGEST
-from tests.search.slopes import EASY, ORIGINAL, SEEDS, STAGE, Quadratic, check_stops_anywhere, complete, error_of
+from tests.search.slopes import EASY, SEEDS, STAGE, Quadratic, check_stops_anywhere, complete, error_of
 from tests.search.targets import GEOMETRY, OPTIMUM, TARGET_LENGTH
 
 RACED = len(SEEDS)
@@ -59,9 +59,10 @@ def test_it_crosses_a_wall_around_its_start() -> None:
         answer = Quadratic()(question)
         return answer if far < 0.01 or far > 0.05 else replace(answer, loss=100.0)
 
-    search = cma(stage, knots=8)
+    search = cma(stage, knots=8, sigma=1.0)
     complete(search, reply)
-    assert search.best[1] < 0.1 * Quadratic()(of(Window(TARGET_LENGTH, tuple(SEEDS["pi"])))).loss
+    assert error_of(search.best[0], SEEDS["pi"]) > 0.05
+    assert search.best[1] < 0.9 * Quadratic()(of(Window(TARGET_LENGTH, tuple(SEEDS["pi"])))).loss
 
 
 def test_the_start_is_never_lost() -> None:
@@ -165,7 +166,7 @@ def test_every_candidate_is_monotone_and_from_1(seed: int, sigma: float, knots: 
 
 def test_the_first_candidates_lie_around_the_start_as_far_as_sigma_says() -> None:
     spreads = []
-    for sigma in (0.02, 0.2):
+    for sigma in (0.002, 0.02):  # NTK rises by more than that: nothing is projected
         drawn = []
         for seed in range(20):
             search = cma(replace(STAGE, seeds={"ntk": SEEDS["ntk"]}), seed=seed, sigma=sigma)
@@ -173,7 +174,7 @@ def test_the_first_candidates_lie_around_the_start_as_far_as_sigma_says() -> Non
                 search.tell([Answer(1.0)])
             drawn += [np.log(question.window.factors) for question in search.ask()]
         spreads.append(np.std(drawn, axis=0)[1:])
-        if sigma == 0.02:
+        if sigma == 0.002:
             np.testing.assert_allclose(np.mean(drawn, axis=0), np.log(SEEDS["ntk"]), atol=0.01)
     np.testing.assert_allclose(spreads[1] / spreads[0], 10.0, rtol=0.2)
 

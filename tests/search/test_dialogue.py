@@ -16,11 +16,10 @@ from longrope.errors import LongRopeError
 from longrope.rope.factors import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASearch, CMASettings, HybridSearch
-from longrope.search.dialogue import Dialogue, DialogueSearch, Stage, gradient_of, loss_of, race
+from longrope.search.dialogue import Dialogue, DialogueSearch, Stage, both_splits, gradient_of, joint, loss_of, race
 from longrope.search.evaluators import SEARCH, VALIDATION, Answer, Question
 from longrope.search.gradient import GradientSearch, GradientSettings
 from longrope.search.log import SearchLog
-from longrope.search.parametrise import admissible
 from longrope.search.run import Conversation, Progress, run_search
 from tests.search.slopes import ORIGINAL, SAMPLES, SEEDS, STAGE, Quadratic, ReplyEvaluator, complete
 from tests.search.targets import GEOMETRY, HEADER, TARGET_LENGTH
@@ -158,6 +157,16 @@ def test_what_questions_are_made_of() -> None:
     assert gradient_of(WINDOW, 3) == Question(WINDOW, question.row, SEARCH, (3,), gradient=True)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_both_splits_decide_with_equal_weight_and_numbers_only(bad: float) -> None:
+    assert [(question.split, question.samples) for question in both_splits(WINDOW)] == [
+        (VALIDATION, None),
+        (SEARCH, None),
+    ]
+    assert joint([Answer(3.0), Answer(1.0)]) == 2.0
+    assert joint([Answer(bad), Answer(1.0)]) == joint([Answer(1.0), Answer(bad)]) == math.inf
+
+
 # --- the race
 
 
@@ -195,7 +204,7 @@ def test_searches_race_their_seeds_in_one_go(make: Callable[[], DialogueSearch])
     asked = search.ask()
     assert [question.samples for question in asked] == [(0, 1)] * 3
     search.tell([reply(question) for question in asked])
-    assert search.chosen_seeds == ["ntk"]
+    assert search.chosen_seeds == ["yarn"]
     assert all(question.samples is None for question in search.ask())
 
 
@@ -228,19 +237,23 @@ def overfitting(question: Question) -> Answer:
 
 
 @pytest.mark.parametrize("name", ["gradient", "hybrid"])
-def test_progress_of_a_search_that_validates_shows_validation_losses_only(
+def test_progress_of_a_search_that_validates_shows_what_it_chooses_by(
     progress_of: Callable[..., list[tuple[Question, Answer, Progress]]], name: str
 ) -> None:
     search = SEARCHES[name]()
     seen: list[float] = []
     told = progress_of(search, overfitting)
+    validated: Answer | None = None
     for question, answer, progress in told:
         assert progress.best_loss == min(seen, default=math.inf)
-        if question.split == VALIDATION:
-            seen.append(answer.loss)
-    assert min(seen) > 10.0
+        if validated is not None:  # the search samples are asked about right after
+            assert (question.split, question.samples) == (SEARCH, None)
+            seen.append(joint([validated, answer]))
+        validated = answer if question.split == VALIDATION else None
+    assert min(seen) > 5.0
     assert search.incumbent is not None
-    assert told[-1][2].best_loss == search.incumbent[1] == overfitting(loss_of(search.best[0], VALIDATION)).loss
+    assert told[-1][2].best_loss == search.incumbent[1]
+    assert search.incumbent[1] == joint([overfitting(question) for question in both_splits(search.best[0])])
 
 
 def test_progress_of_cma_follows_each_candidate(
@@ -276,6 +289,6 @@ def test_progress_begins_anew_with_every_stage(
         place for place, (question, _, _) in enumerate(told) if question.window.max_length == 8 * ORIGINAL
         and question.split == VALIDATION
     )  # fmt: skip
-    assert all(progress.best_loss < 8 * ORIGINAL for _, _, progress in told[3:first])
-    assert all(progress.best_loss >= 8 * ORIGINAL for _, _, progress in told[first + 1 :])
+    assert all(progress.best_loss < 8 * ORIGINAL for _, _, progress in told[4 : first + 2])
+    assert all(progress.best_loss >= 8 * ORIGINAL for _, _, progress in told[first + 2 :])
     assert lengths == sorted(lengths)

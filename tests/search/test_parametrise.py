@@ -1,4 +1,4 @@
-"""Factors around a seed: always in the space, the seed at 0, invertible, and with the derivative that differences show."""
+"""Factors around a seed: always in the space, the seed at 0, invertible, with the derivative that differences show."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ CriticalDim = Annotated[
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Gradient: steps per stage.")]
 Knots = Annotated[
     int | None,
-    typer.Option("--knots", min=0, help="Gradient, CMA-ES: knots of log λ; 0 for every pair. Default: 12."),
+    typer.Option(
+        "--knots", min=0, help="Gradient, CMA-ES: knots of log λ; 0 for every pair. Default: every pair; CMA-ES 12."
+    ),
 ]
 Evaluations = Annotated[
     int | None, typer.Option("--evaluations", min=1, help="CMA-ES: candidates. Default: 256, hybrid 66.")

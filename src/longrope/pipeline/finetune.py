@@ -153,9 +153,7 @@ def training_windows(subject: Subject, scaling: RopeScaling, settings: TrainingS
     scaling.check_fits(subject.geometry)
     reach = subject.geometry.original_length
     if settings.length <= reach:
-        raise LongRopeError(
-            f"expected a --length above the model's window of {reach} tokens, found {settings.length}"
-        )
+        raise LongRopeError(f"expected a --length above the model's window of {reach} tokens, found {settings.length}")
     long = scaling.window_for(settings.length)
     if long.max_length <= subject.reach:  # rows may be shorter than the window that they are computed under
         raise LongRopeError(

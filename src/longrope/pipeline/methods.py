@@ -24,6 +24,7 @@ from longrope.search.dialogue import Stage
 from longrope.search.evaluators import SEARCH, CandidateSearch
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.gradient import GradientSearch, GradientSettings
+from longrope.search.parametrise import admissible
 from longrope.search.racing import RacedSearch
 from longrope.search.run import Search
 from longrope.search.space import Candidate, SearchSpace
@@ -238,10 +239,16 @@ def raced_seeds(subject: Subject, length: int) -> dict[str, npt.NDArray[np.float
 
 
 def _gradient_questions(stages: list[Stage], settings: GradientSettings) -> int:
+    checks = 1 + -(-settings.steps // settings.validate_every)  # the start, and on the way; each on both splits
     return 1 + sum(
-        len(stage.seeds) + (index > 0) + settings.steps + 2 * (2 + -(-settings.steps // settings.validate_every))
+        len(stage.seeds) + (index > 0) + settings.steps + 2 * (checks + _out_of_order(stage))
         for index, stage in enumerate(stages)
     )
+
+
+def _out_of_order(stage: Stage) -> bool:
+    """Whether a seed may have to be asked about as it is, too: one that no search could return."""
+    return any(not np.array_equal(admissible(factors), factors) for factors in stage.seeds.values())
 
 
 def _described(stages: list[Stage], **settings: GradientSettings | CMASettings) -> dict[str, Any]:

@@ -31,9 +31,9 @@ class SearchOptions:
     top k; without it, Algorithm 1 as it is. `critical_dim`: longrope2 searches with this d_rcd alone, and every method
     also reports YaRN-rcd and NTK-rcd with it. `max_factor`: the largest λ (longrope only; by default 1.25·s).
 
-    Gradient and CMA-ES: `knots` (0: every pair; by default 12, or all pairs where there are fewer). Gradient: `steps`,
-    `learning_rate`, `continuation` (reach L' over 2L, 4L, …), `learn_attention_factor`. CMA-ES: `evaluations`, by
-    default 256 alone and 66 after the gradient.
+    Gradient and CMA-ES: `knots` (0: every pair; by default every pair for the gradient, 12 for CMA-ES). Gradient:
+    `steps`, `learning_rate`, `continuation` (reach L' over 2L, 4L, …), `learn_attention_factor`. CMA-ES:
+    `evaluations`, by default 256 alone and 66 after the gradient.
     """
 
     method: str = "longrope"

@@ -126,7 +126,7 @@ def _check_training(subject: Subject, stage: FinetuneStage, sources: Sequence[st
         tokenize(read_all(sources), subject.tokenizer),
         settings.shares,
         length=settings.length,
-        short_length=short,
+        short_length=short if settings.mixed else subject.geometry.original_length,
         # Enough rows to meet every part of the mix.
         count=settings.micro_batch * 8 * len(settings.shares),
         group=settings.micro_batch,

@@ -85,7 +85,6 @@ class RunFolder:
         with handle:
             self._lock(handle)
             self._require_own()  # a process may have been here since
-            self._tidy()
             found = self._found()
             if found is None or found["stages"].keys() != self.stages.keys() or any(self._changed(found)):
                 for name in (RESULT, REPORT):  # of the recipe as it was
@@ -93,6 +92,7 @@ class RunFolder:
                 write_json_atomic(
                     self.path / IDENTITY, self.identity | {"stages": self.stages, "command": record()["command"]}
                 )
+            self._tidy()
             yield
 
     def _lock(self, handle: TextIO) -> None:
