@@ -82,7 +82,7 @@ Steps = Annotated[int, typer.Option("--steps", min=1, help="Gradient: steps per 
 Knots = Annotated[
     int | None,
     typer.Option(
-        "--knots", min=0, help="Gradient, CMA-ES: knots of log λ; 0 for every pair. Default: every pair; CMA-ES 12."
+        "--knots", min=0, help="Gradient, CMA-ES: knots of log λ, 0: every pair. Default: every pair; CMA-ES 12."
     ),
 ]
 Evaluations = Annotated[
