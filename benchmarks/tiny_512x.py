@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib
@@ -33,8 +34,23 @@ def rows_of(argument: str) -> list[tuple[str, EvalRow]]:
     """`label scaling` and the row, for whole texts and all depths."""
     label, _, path = argument.partition("=")
     found = load_evaluation(Path(path)).rows
-    kept = [row for row in found if (row.suite, row.metric) in METRICS and not {"from", "depth"} & row.detail.keys()]
-    return [(f"{label}, {row.scaling}" if label else row.scaling, row) for row in kept]
+    kept = [row for row in found if (row.suite, row.metric) in METRICS and "from" not in row.detail]
+    return [(f"{label}, {row.scaling}" if label else row.scaling, row) for row in over_depths(kept)]
+
+
+def over_depths(rows: list[EvalRow]) -> list[EvalRow]:
+    """The rows, those of one needle suite at all depths as one."""
+    needles: dict[tuple[str, int], list[EvalRow]] = {}
+    for row in rows:
+        if row.suite == "needle":
+            needles.setdefault((row.scaling, row.length), []).append(row)
+    together = [row for row in rows if row.suite != "needle"]
+    for group in needles.values():
+        trials = sum(row.trials for row in group)
+        value = sum(row.value * row.trials for row in group) / trials
+        error = math.sqrt(value * (1 - value) / trials)
+        together.append(replace(group[0], value=value, stderr=error, trials=trials, detail={}))
+    return together
 
 
 def table(rows: list[tuple[str, EvalRow]], suite: str) -> list[str]:

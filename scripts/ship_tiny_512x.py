@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -23,8 +24,14 @@ SUITES = {"perplexity": ("perplexity", 1), "passkey": ("accuracy", 100), "needle
 def cell(rows: list[EvalRow], suite: str, length: int) -> str:
     metric, percent = SUITES[suite]
     own = [r for r in rows if (r.suite, r.metric, r.length, r.scaling) == (suite, metric, length, "longrope")]
-    own = [row for row in own if not {"from", "depth"} & row.detail.keys()]
-    return "–" if not own else f"{percent * own[0].value:.1f} ± {percent * (own[0].stderr or 0):.1f}"
+    own = [row for row in own if "from" not in row.detail]
+    if not own:
+        return "–"
+    if len(own) == 1:
+        return f"{percent * own[0].value:.1f} ± {percent * (own[0].stderr or 0):.1f}"
+    trials = sum(row.trials for row in own)  # a needle suite's rows are depths
+    value = sum(row.value * row.trials for row in own) / trials
+    return f"{percent * value:.1f} ± {percent * math.sqrt(value * (1 - value) / trials):.1f}"
 
 
 def card(run: Path, scaling: RopeScaling) -> str:
