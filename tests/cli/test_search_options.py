@@ -129,7 +129,7 @@ def test_extend_passes_them_on(extend, tmp_path):
     ran = extend(tmp_path / "run", "--method", "cma", "--evaluations", 22, "--critical-dim", 4, "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
-    assert (found["method"], found["evaluations"]) == ("cma", 8 + 1 + 22)
+    assert (found["method"], found["evaluations"]) == ("cma", 9 + 1 + 22)  # the raced seeds, the best of them again
     assert {"yarn-rcd", "ntk-rcd"} <= set(found["baselines"])
     options = json.loads((tmp_path / "run" / "search.json").read_text())["options"]
     assert (options["critical_dim"], options["evaluations"], options["racing"]) == (4, 22, False)
@@ -150,8 +150,8 @@ def test_search_writes_scalars(search, tmp_path):
     best = [(event.step, event.value) for event in events.Scalars("search/best_loss")]
     rows = [json.loads(line) for line in log_of(tmp_path / "run")[1] if "baseline" not in line]
     losses = [row["loss"] if row["samples"] is None else float("inf") for row in rows]
-    assert [step for step, _ in best] == list(range(9, 21))  # the race has no best yet
-    assert [value for _, value in best] == pytest.approx([min(losses[:step]) for step in range(9, 21)])
+    assert [step for step, _ in best] == list(range(10, 22))  # the race has no best yet
+    assert [value for _, value in best] == pytest.approx([min(losses[:step]) for step in range(10, 22)])
     assert "baseline/yarn" in events.Tags()["scalars"]
 
 
