@@ -251,14 +251,16 @@ def test_the_attention_factor_is_the_checkpoints_unless_given(
             uninstall(subject.model)
         return [question.window for question in made.search.ask()]
 
-    # Continued beyond the 4·L that the checkpoint reaches.
+    assert {one.attention_factor for one in window(yarn)} == {0.1 * math.log(4) + 1}
     continued = continued_attention_factor(0.1 * math.log(4) + 1, 4 * WINDOW, 512)
-    assert {one.attention_factor for one in window(yarn)} == {continued}
+    assert {one.attention_factor for one in window(yarn, attention_factor="continued")} == {continued}
     assert {one.attention_factor for one in window(yarn, attention_factor="1.25")} == {1.25}
     assert {one.attention_factor for one in window(yarn, attention_factor="yarn")} == {0.1 * math.log(8) + 1}
     plain = open_model(str(checkpoint))
     assert {one.attention_factor for one in window(plain)} == {su_attention_factor(plain.geometry, 512)}
     assert {one.attention_factor for one in window(plain, attention_factor="1")} == {1.0}
+    with pytest.raises(LongRopeError, match="carries no scaling whose attention factor could be continued"):
+        window(plain, attention_factor="continued")
 
 
 def test_a_scaling_that_the_checkpoint_carries_is_a_seed(source: list[str], tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from longrope.pipeline.subject import ModelOptions, Subject, open_model, recorde
 from longrope.pipeline.suite_options import SuiteOptions
 from longrope.rope.factors import yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.rope.stretch import continued_attention_factor
 from tests.checkpoints import WINDOW, save_checkpoint, words
 from tests.training.runs import TARGET, training, write_texts, yarn_scaling
 
@@ -159,10 +158,7 @@ def test_search_keeps_the_windows(run: Path, texts: Path, tmp_path: Path) -> Non
     assert subject.existing is not None
     assert found.scaling.windows[:-1] == subject.existing.windows
     assert found.scaling.windows[-1].max_length == 2 * TARGET
-    carried = subject.existing.windows[-1]
-    assert found.scaling.windows[-1].attention_factor == continued_attention_factor(
-        carried.attention_factor, carried.max_length, 2 * TARGET
-    )
+    assert found.scaling.windows[-1].attention_factor == subject.existing.windows[-1].attention_factor
     assert "f" * 64 in seen_documents(found.scaling)  # what the weights were trained on
     with pytest.raises(LongRopeError, match=f"above the model's window of {TARGET} tokens, found {TARGET}"):
         search(subject, TARGET, [str(texts / "search.txt")], tmp_path / "again", FEW)

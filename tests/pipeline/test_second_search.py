@@ -69,7 +69,7 @@ def test_what_algorithm_1_starts_from(tuned: Subject, subject: Subject, second: 
     seeds = list(dict.fromkeys(evolution.space.snap(factors).factors for factors in expected))
     assert asked[: len(seeds)] == seeds
     assert len(seeds) >= 7
-    assert {question.window.attention_factor for question in planned.search.ask()} == {CONTINUED}
+    assert {question.window.attention_factor for question in planned.search.ask()} == {M}
     assert [one.tolist() for one in evolution_seeds(subject, TARGET)] == [one.tolist() for one in expected[:3]]
 
 
@@ -104,16 +104,15 @@ def test_the_baselines(tuned: Subject, subject: Subject) -> None:
 
 
 def test_a_second_search_end_to_end(tuned: Subject, source: list[str], tmp_path: Path) -> None:
-    found = search(tuned, TARGET, source, tmp_path / "run", SearchOptions(population=8, iterations=1, samples=1))
+    options = SearchOptions(population=8, iterations=1, samples=1, attention_factor="continued")
+    found = search(tuned, TARGET, source, tmp_path / "run", options)
     assert set(found.baselines) == {*CLOSED_FORMS, "checkpoint", *SECOND}
     assert tuned.existing is not None
     assert found.scaling.windows[:-1] == tuned.existing.windows
     assert found.scaling.windows[-1].attention_factor == CONTINUED
     # YaRN's form was asked, with the same attention factor: the search loses to it by the grid's rounding at most.
     assert found.best_loss <= found.baselines["second-yarn"] + 1e-3
-    resumed = search(
-        tuned, TARGET, source, tmp_path / "run", SearchOptions(population=8, iterations=1, samples=1), resume=True
-    )
+    resumed = search(tuned, TARGET, source, tmp_path / "run", options, resume=True)
     assert (resumed.best_loss, resumed.scaling.windows) == (found.best_loss, found.scaling.windows)
 
 

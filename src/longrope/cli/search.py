@@ -55,7 +55,8 @@ Samples = Annotated[
 AttentionFactor = Annotated[
     str | None,
     typer.Option(
-        "--attention-factor", help="su (default; every runtime's own), yarn, or a number; 1 keeps short texts exact."
+        "--attention-factor",
+        help="su (default; every runtime's own), yarn, continued, or a number; 1 keeps short texts exact.",
     ),
 ]
 Population = Annotated[

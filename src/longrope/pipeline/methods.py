@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longrope.errors import LongRopeError
 from longrope.models.install import Installed
 from longrope.objectives.sampled import SampledObjective
-from longrope.pipeline.options import SearchOptions, attention_factor_of, start_tokens_of
+from longrope.pipeline.options import CONTINUED, SearchOptions, attention_factor_of, start_tokens_of
 from longrope.pipeline.seeds import carried_seeds, evolution_seeds
 from longrope.pipeline.subject import Subject
 from longrope.pipeline.texts import FAR, Texts, objectives_over
@@ -101,10 +102,13 @@ def build(
     """The search itself, its questions at most, its settings and attention factor. Asks the model of `subject` nothing,
     and of the objectives only how many samples of what length they have.
     """
-    carried = subject.carried_window(target_length)
-    if options.attention_factor is None and carried is not None:
-        # What the model was trained with, continued beyond its reach.
+    carried, wanted = subject.carried_window(target_length), options.attention_factor
+    if wanted == CONTINUED:
+        if carried is None:
+            raise LongRopeError(f"{subject.name} carries no scaling whose attention factor could be continued")
         attention_factor = continued_attention_factor(carried.attention_factor, subject.reach, target_length)
+    elif wanted is None and carried is not None:
+        attention_factor = carried.attention_factor  # what the model was trained with
     else:
         attention_factor = attention_factor_of(options.attention_factor or "su", subject.geometry, target_length)
     task = _Task(subject, objectives, target_length, options, attention_factor)

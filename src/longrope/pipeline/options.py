@@ -11,6 +11,7 @@ from longrope.search.space import START_TOKENS
 
 METHODS = ("longrope", "longrope2", "gradient", "hybrid", "cma")
 OBJECTIVES = ("perplexity", "needle")
+CONTINUED = "continued"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +22,10 @@ class SearchOptions:
     `gradient`, `hybrid` (the gradient's result polished by CMA-ES) or `cma` (CMA-ES alone). `objective`: `perplexity`,
     or `needle` with its `needle_depth` (`spread`, `start`, or a number in [0, 1]); by default `needle` for longrope2,
     else `perplexity`. `samples`: texts that are scored, by default the papers' 5 (3 beyond 512k tokens), 10 for
-    needles. `attention_factor`: `su`, `yarn`, or a number; by default that of the scaling the checkpoint carries,
-    beyond its reach continued as YaRN does, else `su`, which every runtime computes by itself. With 1, sequences inside
-    the original window stay exactly those of the original model, in the runtimes that honour it.
+    needles. `attention_factor`: `su`, `yarn`, or a number; by default that of the scaling the checkpoint carries, else
+    `su`, which every runtime computes by itself. `continued`: the carried one, continued beyond its reach as YaRN does;
+    better where nothing is trained there, and two attention factors, which no other runtime has. With 1, sequences
+    inside the original window stay exactly those of the original model, in the runtimes that honour it.
 
     Evolution: `population`, by default the papers' 64 (32 beyond 512k tokens), `iterations`, `patience`.
     `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search` (the paper's set as a
