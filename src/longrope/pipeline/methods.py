@@ -42,15 +42,13 @@ KNOTS = 12
 class Plan:
     """A search that is ready to run. `identity` is what makes it this search: a log of another one is refused.
 
-    `questions` is how many it asks at most; `objectives` are by (split, length); `attention_factor` is that of every
-    candidate, or where a search that learns it starts.
+    `questions` is how many it asks at most; `objectives` are by (split, length).
     """
 
     search: Search
     questions: int
     identity: dict[str, Any]
     objectives: dict[tuple[str, int], SampledObjective]
-    attention_factor: float
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def plan(subject: Subject, installed: Installed, texts: Texts, target_length: in
         "critical_dim": options.critical_dim,
         "settings": settings,
     }
-    return Plan(search, questions, identity, objectives, attention_factor)
+    return Plan(search, questions, identity, objectives)
 
 
 def build(
@@ -110,7 +108,7 @@ def build(
     elif wanted is None and carried is not None:
         attention_factor = carried.attention_factor  # what the model was trained with
     else:
-        attention_factor = attention_factor_of(options.attention_factor or "su", subject.geometry, target_length)
+        attention_factor = attention_factor_of(wanted or "su", subject.geometry, target_length)
     task = _Task(subject, objectives, target_length, options, attention_factor)
     return *_BUILDERS[options.method](task), attention_factor
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
-from longrope.data.packing import ORIGINAL_WINDOW
 from longrope.errors import LongRopeError
 from longrope.lengths import doubling_lengths, format_length
 from longrope.models.install import geometry_of
@@ -22,9 +21,9 @@ from longrope.pipeline.plan_costs import (
     forward_flops,
     gradient_bytes,
     reading_bytes,
+    run_flops,
     scoring_bytes,
     training_bytes,
-    training_flops,
 )
 from longrope.pipeline.plan_devices import Devices
 from longrope.pipeline.plan_search import search_work
@@ -206,11 +205,8 @@ def _training(
     """All devices share weights, optimizer states and rows; `context_parallel` of them share each row."""
     flops, tokens = Flops(), 0
     for settings in stages:
-        rows = settings.steps * settings.rows_per_step
-        tokens += rows * settings.length
-        for part, share in settings.shares.items():
-            document = original_length if part in ORIGINAL_WINDOW else settings.length
-            flops += training_flops(shape, settings.length, document) * (rows * share)
+        tokens += settings.steps * settings.rows_per_step * settings.length
+        flops += run_flops(shape, settings, original_length)
     longest = max(stages, key=lambda settings: settings.length)
 
     def size(gpus: int, offload: bool, shared: int) -> Bytes:

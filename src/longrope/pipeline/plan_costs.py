@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longrope.data.packing import ORIGINAL_WINDOW
 from longrope.models.cache import PREFILL_CHUNK
 from longrope.models.scoring import MLP_CHUNK
 from longrope.pipeline.plan_shape import ModelShape
+from longrope.training.settings import TrainingSettings
 
 LOGITS = 2**25
 """Numbers in one piece of logits, in scoring and in training."""
@@ -71,6 +73,15 @@ def training_flops(shape: ModelShape, length: int, document: int | None = None) 
     size = min(document or length, length)
     once = forward_flops(shape, size) * (length / size)
     return Flops(4 * once.matrices, (2 + _FLASH_BACKWARD) * once.attention)
+
+
+def run_flops(shape: ModelShape, settings: TrainingSettings, original_length: int) -> Flops:
+    """All rows of a fine-tuning; those of the original window hold documents of `original_length` tokens."""
+    rows, flops = settings.steps * settings.rows_per_step, Flops()
+    for part, share in settings.shares.items():
+        document = original_length if part in ORIGINAL_WINDOW else settings.length
+        flops += training_flops(shape, settings.length, document) * (rows * share)
+    return flops
 
 
 def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:

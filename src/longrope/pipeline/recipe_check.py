@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from longrope.data.packing import LONG, Frame, pack
 from longrope.data.samples import assert_disjoint
-from longrope.data.sources import read_all
+from longrope.data.sources import Document, read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import CHECKPOINT, ORIGINAL
@@ -26,7 +25,7 @@ from longrope.pipeline.recipe import (
     Stage,
 )
 from longrope.pipeline.recipe_steps import Step
-from longrope.pipeline.subject import Subject, sources_or_books
+from longrope.pipeline.subject import Subject, as_if_trained, sources_or_books
 from longrope.pipeline.suite_base import Material
 from longrope.pipeline.suites import SUITES
 from longrope.pipeline.texts import prepare_texts
@@ -81,17 +80,18 @@ def _check(subject: Subject, recipe: Recipe, step: Step, short: int, seen: dict[
     if isinstance(stage, EvaluateStage):
         _check_evaluation(subject, stage, step, sources, seen)
         return
-    seen |= {document.sha256: document.name for document in read_all(sources)}
+    documents = read_all(sources)
+    seen |= {document.sha256: document.name for document in documents}
     if isinstance(stage, FinetuneStage):
-        _check_training(subject, stage, sources, short)
+        _check_training(subject, stage, documents, short)
         return
     if stage.workers is not None:
         _require("ray", "ray")
     if isinstance(stage, SearchStage):
-        prepare_texts(_reaching(subject, step.trained), sources, stage.target, stage.settings)
+        prepare_texts(as_if_trained(subject, step.trained), documents, stage.target, stage.settings)
     elif isinstance(stage, RecoverStage):
         for length in stage.lengths:
-            prepare_texts(subject, sources, length, stage.settings)
+            prepare_texts(subject, documents, length, stage.settings)
 
 
 def _require(package: str, extra: str) -> None:
@@ -99,7 +99,7 @@ def _require(package: str, extra: str) -> None:
         raise LongRopeError(f'it needs {package}, which is not installed: pip install "longrope[{extra}]"')
 
 
-def _check_training(subject: Subject, stage: FinetuneStage, sources: Sequence[str], short: int) -> None:
+def _check_training(subject: Subject, stage: FinetuneStage, documents: Sequence[Document], short: int) -> None:
     _require("accelerate", "train")
     from longrope.pipeline.finetune import refuse_combinations
     from longrope.training.trainer import training_arguments
@@ -123,7 +123,7 @@ def _check_training(subject: Subject, stage: FinetuneStage, sources: Sequence[st
     sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
     require_room(model, settings, device, shards=stage.processes if sharded else 1, packed=packed)
     pack(
-        tokenize(read_all(sources), subject.tokenizer),
+        tokenize(documents, subject.tokenizer),
         settings.shares,
         length=settings.length,
         short_length=short if settings.mixed else subject.geometry.original_length,
@@ -133,14 +133,6 @@ def _check_training(subject: Subject, stage: FinetuneStage, sources: Sequence[st
         frame=Frame.of(subject.tokenizer),
         seed=settings.seed,
     )
-
-
-def _reaching(subject: Subject, length: int) -> Subject:
-    """The subject as if it had been trained for `length` tokens already: what continuation starts from."""
-    if length <= subject.reach:
-        return subject
-    ones = (1.0,) * subject.geometry.pairs
-    return replace(subject, existing=RopeScaling.single(subject.geometry, length, ones))
 
 
 def _check_evaluation(

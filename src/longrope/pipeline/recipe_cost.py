@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from longrope.data.packing import ORIGINAL_WINDOW
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import ORIGINAL
 from longrope.evaluation.perplexity import SUITE as PERPLEXITY
 from longrope.models.scoring import token_nll
 from longrope.pipeline.options import SearchOptions
-from longrope.pipeline.plan_costs import Flops, forward_flops, training_flops
+from longrope.pipeline.plan_costs import Flops, forward_flops, run_flops
 from longrope.pipeline.plan_search import search_work
 from longrope.pipeline.plan_shape import ModelShape, shape_of
 from longrope.pipeline.recipe import EvaluateStage, FinetuneStage, RecoverStage, SearchStage
 from longrope.pipeline.recipe_steps import Step
-from longrope.pipeline.subject import Subject
+from longrope.pipeline.subject import Subject, as_if_trained
 from longrope.pipeline.suite_base import Material
 from longrope.pipeline.suites import SUITES
-from longrope.rope.factors import CLOSED_FORMS
-from longrope.rope.scaling import RopeScaling, Window
 from longrope.training.settings import TrainingSettings
 
 PROBE = (256, 4096)
@@ -103,9 +100,9 @@ def _work(subject: Subject, shape: ModelShape, step: Step) -> tuple[int, Flops, 
     """Tokens, FLOPs and what they are for."""
     stage = step.stage
     if isinstance(stage, SearchStage):
-        return _searches(_as_if_trained(subject, step.trained), shape, [stage.target], stage.settings)
+        return _searches(as_if_trained(subject, step.trained), shape, [stage.target], stage.settings)
     if isinstance(stage, RecoverStage):
-        return _searches(_as_if_trained(subject, step.reach), shape, stage.lengths, stage.settings)
+        return _searches(as_if_trained(subject, step.reach), shape, stage.lengths, stage.settings)
     if isinstance(stage, FinetuneStage):
         return _training(subject, shape, stage.settings)
     if isinstance(stage, EvaluateStage):
@@ -124,10 +121,8 @@ def _searches(
 
 
 def _training(subject: Subject, shape: ModelShape, settings: TrainingSettings) -> tuple[int, Flops, str]:
-    rows, flops = settings.steps * settings.rows_per_step, Flops()
-    for part, share in settings.shares.items():
-        document = subject.geometry.original_length if part in ORIGINAL_WINDOW else settings.length
-        flops += training_flops(shape, settings.length, document) * (rows * share)
+    rows = settings.steps * settings.rows_per_step
+    flops = run_flops(shape, settings, subject.geometry.original_length)
     detail = f"{settings.steps} steps × {settings.rows_per_step} rows, {settings.mix}"
     return 3 * rows * settings.length, flops, detail
 
@@ -145,12 +140,3 @@ def _evaluation(subject: Subject, shape: ModelShape, stage: EvaluateStage, step:
             texts.append((part.length, contenders * part.steps * windows))
     flops = sum((forward_flops(shape, length) * count for length, count in texts), Flops())
     return sum(length * count for length, count in texts), flops, ", ".join(stage.suites)
-
-
-def _as_if_trained(subject: Subject, length: int) -> Subject:
-    """The subject as if it reached `length` tokens by now: a search has further seeds then, whatever their numbers."""
-    if length <= subject.reach:
-        return subject
-    factors, attention_factor = CLOSED_FORMS["yarn"](subject.geometry, length)
-    window = Window(length, tuple(factors.tolist()), 0, attention_factor)
-    return replace(subject, existing=RopeScaling(subject.geometry, (window,)))

@@ -70,6 +70,6 @@ def baselines(subject: Subject, length: int) -> dict[str, Window]:
     carried = subject.carried_window(length)
     if carried is not None:
         windows[CHECKPOINT] = replace(carried, max_length=length)
-    if subject.existing is not None:
-        windows |= {name: second_window(name, subject.existing, length) for name in second_forms(subject, length)}
+    if subject.existing is not None and length > subject.reach:
+        windows |= {name: second_window(name, subject.existing, length) for name in SECOND_FORMS}
     return windows

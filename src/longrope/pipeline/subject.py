@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from longrope.export.forms import RECORD, numbers_sha256, refuse_folded
 from longrope.models.install import geometry_of
 from longrope.models.load import EMBEDDED_MODELS, load_config, load_model, load_tokenizer, resolve
 from longrope.rope.existing import existing_scaling
+from longrope.rope.factors import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -117,6 +118,16 @@ def is_export(config: Any, recorded: RopeScaling) -> bool:
     """Whether `longrope export` wrote `config` to express `recorded`."""
     record = getattr(config, RECORD, None)
     return isinstance(record, dict) and record.get("scaling_sha256") == numbers_sha256(recorded)
+
+
+def as_if_trained(subject: Subject, length: int) -> Subject:
+    """The subject as if it reached `length` tokens already, under stand-in factors: for whoever asks what a later
+    search will need, and not for its numbers.
+    """
+    if length <= subject.reach:
+        return subject
+    factors, attention_factor = CLOSED_FORMS["yarn"](subject.geometry, length)
+    return replace(subject, existing=RopeScaling.single(subject.geometry, length, factors, 0, attention_factor))
 
 
 def require_longer(subject: Subject, target_length: int) -> None:
