@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from longrope.errors import LongRopeError
 from longrope.models import cache as module
+from longrope.models import scoring
 from longrope.models.cache import fill, new_cache, prefill
 from longrope.models.install import Installed, geometry_of, install
 from longrope.rope.scaling import RopeScaling, Window
@@ -51,9 +52,10 @@ def held(cache: DynamicCache) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_continuation_is_that_of_the_whole_text(family: str) -> None:
+@pytest.mark.parametrize("chunk_size", [16, None])
+def test_every_continuation_is_that_of_the_whole_text(family: str, chunk_size: int | None) -> None:
     installed, window = installed_and_window(family)
-    prefix = prefill(installed, TEXT, window, chunk_size=16)
+    prefix = prefill(installed, TEXT, window, chunk_size=chunk_size)
     before = held(prefix.cache)
     for question in QUESTIONS:
         expected = whole_nll(installed, question, window)
@@ -110,6 +112,27 @@ def test_memory_is_bounded_by_the_chunk() -> None:
     prefill(installed, TEXT, window, chunk_size=32)
     assert seen == [32, 32, 25]  # the last token is fed with a continuation
     assert heads == []
+
+
+@pytest.mark.parametrize(("family", "passes"), [("llama", 1), ("gemma2", 3)])
+def test_a_text_is_read_in_one_pass_without_a_mask(family: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a layer slides, its mask over the whole text would be quadratic: there it is read in chunks."""
+    monkeypatch.setattr(module, "PREFILL_CHUNK", 32)
+    monkeypatch.setattr(scoring, "MLP_CHUNK", 40)
+    installed, window = installed_and_window(family)
+    first = installed.model.model.layers[0]
+    seen: list[tuple[int, bool]] = []
+    mlps: list[int] = []
+    first.self_attn.register_forward_hook(
+        lambda _m, _a, given, _o: seen.append((given["hidden_states"].shape[1], given["attention_mask"] is None)),
+        with_kwargs=True,
+    )
+    first.mlp.act_fn.register_forward_hook(lambda _m, args, _o: mlps.append(args[0].shape[1]))
+    prefill(installed, TEXT, window)
+    assert len(seen) == passes
+    if passes == 1:
+        assert seen == [(89, True)]
+        assert mlps == [40, 40, 9]
 
 
 def test_after_an_exception_the_prefix_is_as_it_was() -> None:

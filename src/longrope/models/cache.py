@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError
+from longrope.models.scoring import run_base
 from longrope.rope.scaling import Window
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ PREFILL_CHUNK = 2048
 _LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
 
 
-def prefill(installed: Installed, ids: Tensor, window: Window, *, chunk_size: int = PREFILL_CHUNK) -> Prefilled:
-    """Read `ids` (1, T) under `window`, `chunk_size` tokens at a time, for continuations that share them.
+def prefill(installed: Installed, ids: Tensor, window: Window, *, chunk_size: int | None = None) -> Prefilled:
+    """Read `ids` (1, T) under `window` for continuations that share them; no logits are made.
 
-    Memory is the cache and the activations of one chunk; no logits are made. The model should be in eval mode.
+    By default in one pass, in which attention needs no mask, with the activations that scoring has
+    (`scoring.token_nll`). With a `chunk_size`, and where layers attend to a sliding window, so many tokens at a time:
+    memory is then the cache, and the activations and mask of one chunk. The model should be in eval mode.
 
     Raises LongRopeError when `ids` is not one text of at least one token, or the model's cache is not made of keys and
     values.
@@ -38,8 +41,14 @@ def prefill(installed: Installed, ids: Tensor, window: Window, *, chunk_size: in
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
         raise LongRopeError(f"expected token ids of one text, shape (1, T), found {tuple(ids.shape)}")
     cache = new_cache(installed.model)
-    fill(installed, cache, ids[:, :-1], window, chunk_size)
-    return Prefilled(installed, window, cache, ids[:, -1:], chunk_size)
+    text, chunk = ids[:, :-1], PREFILL_CHUNK if chunk_size is None else chunk_size
+    if chunk_size is None and text.shape[1] and not any(layer.is_sliding for layer in cache.layers):
+        with torch.no_grad(), installed.using(window) as model:
+            run_base(model, text, cache=cache)
+        _check_filled(cache, text.shape[1], model)
+    else:
+        fill(installed, cache, text, window, chunk)
+    return Prefilled(installed, window, cache, ids[:, -1:], chunk)
 
 
 @dataclass(frozen=True)
@@ -192,5 +201,9 @@ def fill(
                 past_key_values=cache,
                 use_cache=True,
             )
-    if int(cache.get_seq_length()) != past + count:
+    _check_filled(cache, past + count, model)
+
+
+def _check_filled(cache: DynamicCache, length: int, model: PreTrainedModel) -> None:
+    if int(cache.get_seq_length()) != length:
         raise LongRopeError(f"{type(model).__name__} keeps no keys in the cache it is given; it cannot be continued")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from longrope.errors import LongRopeError
 
@@ -46,7 +46,7 @@ def token_nll(
         raise LongRopeError(f"expected a start of 0 or more, found {start}")
     if start >= length - 1:
         raise LongRopeError(f"expected at least {start + 2} tokens to score, found {length}")
-    output = _base_output(model, input_ids, position_ids)
+    output = run_base(model, input_ids, position_ids)
     hidden_BTH = output.last_hidden_state[:, start:-1]
     targets = input_ids[:, start + 1 :]
     if chunk_size is None:
@@ -71,7 +71,7 @@ def top_tokens(model: PreTrainedModel, input_ids: Tensor, *, chunk_size: int | N
 
     `chunk_size` is the number of positions whose logits exist at once (by default what fits 128 MiB).
     """
-    output = _base_output(model, input_ids)
+    output = run_base(model, input_ids)
     if chunk_size is None:
         chunk_size = _chunk_size(model, input_ids.shape[0])
     pieces = torch.split(output.last_hidden_state, chunk_size, dim=1)
@@ -80,7 +80,7 @@ def top_tokens(model: PreTrainedModel, input_ids: Tensor, *, chunk_size: int | N
 
 def last_logits(model: PreTrainedModel, input_ids: Tensor, count: int) -> Tensor:
     """Logits (B, count, V) of the last `count` positions of `input_ids` (B, T), made from the whole text."""
-    output = _base_output(model, input_ids)
+    output = run_base(model, input_ids)
     return _head(model, output, output.last_hidden_state[:, -count:])
 
 
@@ -116,11 +116,16 @@ def _base_model(model: PreTrainedModel) -> nn.Module:
     return base
 
 
-def _base_output(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Any:
-    """What the model below the head returns for `input_ids` (B, T), its MLPs and final norm run in chunks."""
+def run_base(
+    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None, cache: Cache | None = None
+) -> Any:
+    """What the model below the head returns for `input_ids` (B, T), its MLPs and final norm run in chunks.
+
+    With a `cache`, the keys and values of the text join it.
+    """
     base = _base_model(model)
     with _chunked_modules(base):
-        return base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return base(input_ids=input_ids, position_ids=position_ids, past_key_values=cache, use_cache=cache is not None)
 
 
 def _chunk_size(model: PreTrainedModel, batch: int) -> int:

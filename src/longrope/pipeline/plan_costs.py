@@ -87,21 +87,28 @@ def run_flops(shape: ModelShape, settings: TrainingSettings, original_length: in
 def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
     """`models/scoring.token_nll`: every loss of one text, without gradients.
 
-    The larger of a layer and of a piece of the head. A layer at its rotation holds a·T·(3H + q + k + v) numbers (inputs
-    of the model, of the layer, normed) and a·T·max(3q, q + 3k) of the rotation; its norm in float32 8·T·H and its MLP
-    a·T·4H and a piece of a·2048·M. The head holds the hidden states and 8 bytes for each number of a piece of logits.
+    The larger of a layer and of a piece of the head: the hidden states and 8 bytes for each number of a piece of logits.
+    """
+    head = length * shape.hidden * itemsize + 8 * _piece(shape, length)
+    return {
+        "weights": shape.parameters * itemsize,
+        "activations": max(_layer_bytes(shape, length, itemsize), head) + _angle_bytes(shape, length, itemsize),
+    }
+
+
+def _layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
+    """A layer without gradients, its MLP in pieces.
+
+    At its rotation it holds a·T·(3H + q + k + v) numbers (inputs of the model, of the layer, normed) and
+    a·T·max(3q, q + 3k) of the rotation; its norm in float32 8·T·H and its MLP a·T·4H and a piece of a·2048·M.
     """
     hidden = length * shape.hidden * itemsize
     attention = shape.queries + shape.keys + shape.values + max(3 * shape.queries, shape.queries + 3 * shape.keys)
-    layer = max(
+    return max(
         3 * hidden + itemsize * length * attention,
         2 * hidden + 8 * length * shape.hidden,
         4 * hidden + itemsize * min(length, MLP_CHUNK) * (shape.mlp_width + shape.hidden),
     )
-    return {
-        "weights": shape.parameters * itemsize,
-        "activations": max(layer, hidden + 8 * _piece(shape, length)) + _angle_bytes(shape, length, itemsize),
-    }
 
 
 def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
@@ -123,22 +130,23 @@ def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
 
 
 def reading_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
-    """`models/cache.prefill`: keys and values of all layers, and one chunk of 2,048 tokens at work.
+    """`models/cache.prefill`: keys and values of all layers, and a layer at work on the whole text.
 
-    A chunk holds its layer's keys and values once more (they are extended by copying), repeated for every head where
-    heads share them, and its mask against all tokens in bytes and as numbers.
+    Where layers attend to a sliding window, a chunk of 2,048 tokens is at work: it holds its layer's keys and values
+    once more (they are extended by copying), repeated for every head where heads share them, and its mask against all
+    tokens in bytes and as numbers.
     """
     per_token = itemsize * (shape.keys + shape.values)
     kept = per_token * sum(length if reach is None else min(length, reach) for reach in shape.reaches)
-    repeated = shape.heads // shape.key_value_heads if shape.heads != shape.key_value_heads else 0
-    chunk = min(length, PREFILL_CHUNK)
-    attention = (1 + repeated) * per_token * length + (1 + itemsize) * chunk * length
-    attention += 3 * itemsize * chunk * (shape.hidden + shape.queries)
-    return {
-        "weights": shape.parameters * itemsize,
-        "keys and values": kept,
-        "activations": max(attention, itemsize * chunk * (4 * shape.hidden + shape.mlp_width)),
-    }
+    if all(reach is None for reach in shape.reaches):
+        activations = _layer_bytes(shape, length, itemsize) + _angle_bytes(shape, length, itemsize)
+    else:
+        repeated = shape.heads // shape.key_value_heads if shape.heads != shape.key_value_heads else 0
+        chunk = min(length, PREFILL_CHUNK)
+        activations = (1 + repeated) * per_token * length + (1 + itemsize) * chunk * length
+        activations += 3 * itemsize * chunk * (shape.hidden + shape.queries)
+        activations = max(activations, itemsize * chunk * (4 * shape.hidden + shape.mlp_width))
+    return {"weights": shape.parameters * itemsize, "keys and values": kept, "activations": activations}
 
 
 def training_bytes(
