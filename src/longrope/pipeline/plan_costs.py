@@ -87,7 +87,7 @@ def run_flops(shape: ModelShape, settings: TrainingSettings, original_length: in
 def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
     """`models/scoring.token_nll`: every loss of one text, without gradients.
 
-    The larger of a layer and of a piece of the head: the hidden states and 8 bytes for each number of a piece of logits.
+    The larger of a layer and of a piece of the head: the hidden states, and 8 bytes a number of a piece of logits.
     """
     head = length * shape.hidden * itemsize + 8 * _piece(shape, length)
     return {
