@@ -10,11 +10,25 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.pipeline import recipe_check as module
+from longrope.pipeline.finetune import training_windows
 from longrope.pipeline.recipe import Recipe
 from longrope.pipeline.recipe_check import check_recipe, stage_sources
+from longrope.pipeline.recipe_run import run_recipe
 from longrope.pipeline.recipe_steps import steps
-from longrope.pipeline.subject import Subject
-from tests.pipeline.recipes import EVALUATE, EXPORT, FOLDERS, RECOVER, SEARCH_4, SEARCH_16, STAGES, TRAIN_4, recipe
+from longrope.pipeline.subject import Subject, open_model
+from tests.pipeline.recipes import (
+    EVALUATE,
+    EXPORT,
+    FOLDERS,
+    RECOVER,
+    SEARCH_4,
+    SEARCH_8,
+    SEARCH_16,
+    STAGES,
+    TRAIN_4,
+    recipe,
+)
+from tests.training.runs import training
 
 NEEDLES = {"stage": "evaluate", "suites": ["needle"], "lengths": ["1x"]}
 
@@ -117,3 +131,24 @@ def test_packages_that_are_missing(
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else True)
     assert f"it needs {package}, which is not installed: pip install" in fails(subject, recipe(tmp_path, *stages))
+
+
+def test_nothing_is_made_where_texts_are_too_short(subject: Subject, tmp_path: Path) -> None:
+    made = recipe(tmp_path / "long", {**SEARCH_4, "target": "1M"})
+    with pytest.raises(LongRopeError, match=r"the longest texts\.txt with"):
+        run_recipe(subject, made, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_may_be_shorter_than_the_window(subject: Subject, tmp_path: Path) -> None:
+    """LongRoPE's Mistral: rows of 16k under the windows of 128k, then of 256k."""
+    rows = {"length": "2x", "steps": 1}
+    stages = (SEARCH_4, SEARCH_8, {**TRAIN_4, **rows}, {**TRAIN_4, "target": "8x", **rows})
+    done = run_recipe(subject, recipe(tmp_path / "short", *stages), tmp_path / "run")
+    assert [window.max_length for window in done.scaling.windows] == [512]
+    assert done.stages["04-finetune-512"]["tokens"] == {"long": 2 * 128}
+    tuned = open_model(str(tmp_path / "run/04-finetune-512"))
+    with pytest.raises(LongRopeError, match=r"rows of 128 tokens reaches beyond the model's 512, found one of 512"):
+        training_windows(tuned, done.scaling, training(length=128))
+    with pytest.raises(LongRopeError, match="above the model's window of 64 tokens, found 64"):
+        training_windows(tuned, done.scaling, training(length=64))

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import load_evaluation
 from longrope.pipeline import recipe_run
-from longrope.pipeline.finetune import training_windows
 from longrope.pipeline.recipe import Recipe
 from longrope.pipeline.recipe_cost import Rates, recipe_costs
 from longrope.pipeline.recipe_folder import RunFolder
@@ -26,8 +25,7 @@ from longrope.pipeline.recipe_stages import Listener, Stages
 from longrope.pipeline.recipe_steps import Step, steps
 from longrope.pipeline.subject import Subject, open_model
 from longrope.rope.scaling import RopeScaling
-from tests.pipeline.recipes import EVALUATE, EXPORT, FOLDERS, RECOVER, SEARCH_4, SEARCH_8, STAGES, TRAIN_4, recipe
-from tests.training.runs import training
+from tests.pipeline.recipes import EVALUATE, EXPORT, FOLDERS, RECOVER, SEARCH_4, STAGES, TRAIN_4, recipe
 
 SEARCHED_4, SEARCHED_8, TUNED_4, TUNED_8, SEARCHED_16, RECOVERED, EVALUATED, EXPORTED = FOLDERS
 
@@ -164,26 +162,6 @@ def test_the_plan_is_what_it_comes_to(result: RecipeResult, subject: Subject, sm
     # Two texts of each length, under the scaling and without.
     assert costs[EVALUATED].tokens == 2 * 2 * (64 + 1024)
     assert (costs[EXPORTED].tokens, costs[EXPORTED].seconds) == (0, 0.0)
-
-
-def test_the_plan_counts_every_suite(subject: Subject, folder: Path) -> None:
-    suites = ["perplexity", "passkey", "needle", "ruler", "retention"]
-    options = {"samples": 2, "trials": 3, "depths": 4, "needles": 1, "ruler_tasks": ["niah_single_1", "vt"]}
-    more = {"lengths": [256], "against": ["none", "original"]}
-    made = recipe(folder / "suites", SEARCH_4, {"stage": "evaluate", "suites": suites, **more, **options})
-    _, cost = recipe_costs(subject, steps(made, 64, 64), Rates(1e9, 1e9))
-    assert cost.tokens == 3 * 256 * (2 + 3 + 3 * 4 + 3 * 2) + 3 * 64 * 2 * 2
-    sliding = recipe(
-        folder / "sliding", SEARCH_4, {"stage": "evaluate", "lengths": [64, 256], "samples": 1, "stride": 32}
-    )
-    _, cost = recipe_costs(subject, steps(sliding, 64, 64), Rates(1e9, 1e9))
-    assert cost.tokens == 256 + 64 * (1 + 192 // 32)
-
-
-def test_a_plan_names_the_stage_that_cannot_be(subject: Subject, folder: Path) -> None:
-    made = recipe(folder / "wrong", SEARCH_4, {**SEARCH_8, "attention_factor": "large"})
-    with pytest.raises(LongRopeError, match=r"stage 2 \(search\): expected an attention factor of su, yarn"):
-        recipe_costs(subject, steps(made, 64, 64), Rates(1e9, 1e9))
 
 
 # --- a run goes on
@@ -411,24 +389,3 @@ def test_the_folder_is_locked_while_a_stage_runs(
 
     monkeypatch.setattr(Stages, "run", meanwhile)
     run_recipe(subject, made, tmp_path / "run")
-
-
-def test_nothing_is_made_where_texts_are_too_short(subject: Subject, folder: Path, tmp_path: Path) -> None:
-    made = recipe(folder / "long", {**SEARCH_4, "target": "1M"})
-    with pytest.raises(LongRopeError, match=r"the longest texts\.txt with"):
-        run_recipe(subject, made, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_rows_may_be_shorter_than_the_window(subject: Subject, folder: Path, tmp_path: Path) -> None:
-    """LongRoPE's Mistral: rows of 16k under the windows of 128k, then of 256k."""
-    rows = {"length": "2x", "steps": 1}
-    stages = (SEARCH_4, SEARCH_8, {**TRAIN_4, **rows}, {**TRAIN_4, "target": "8x", **rows})
-    done = run_recipe(subject, recipe(folder / "short", *stages), tmp_path / "run")
-    assert [window.max_length for window in done.scaling.windows] == [512]
-    assert done.stages["04-finetune-512"]["tokens"] == {"long": 2 * 128}
-    tuned = open_model(str(tmp_path / "run/04-finetune-512"))
-    with pytest.raises(LongRopeError, match=r"rows of 128 tokens reaches beyond the model's 512, found one of 512"):
-        training_windows(tuned, done.scaling, training(length=128))
-    with pytest.raises(LongRopeError, match="above the model's window of 64 tokens, found 64"):
-        training_windows(tuned, done.scaling, training(length=64))
