@@ -177,25 +177,52 @@ def _thinned(trace: Sequence[tuple[int, Window]], target: int, points: int = 24)
 
 
 def held_out(subject: Subject, installed: Installed, window: Window) -> dict[str, float]:
-    """Mean NLL over held-out texts and exact retrieval of held-out needles at the window's length, standard errors."""
+    """At the window's length, with standard errors: the mean NLL over held-out texts, and of held-out needles the exact
+    retrieval and the NLL of the answers' tokens.
+
+    Retrieval is 0 or 1 where a model is far from or sure of its answer; the NLL says how far.
+    """
     sources = read_all(sources_or_books(subject.name, [], "evaluation"))
     texts = prepare_samples(subject, sources, length=window.max_length, count=TEXTS, seed=1)
     nlls = torch.stack([nll.double().mean() for nll in PerplexityObjective(installed, texts).nlls(window)])
     needles = draw_needles(
         tokenize(sources, subject.tokenizer), subject.tokenizer, length=window.max_length, count=TRIALS, seed=1
     )
-    hits = 0
+    hits, answers = 0, torch.zeros(TRIALS, dtype=torch.float64)
     with installed.using(window), torch.inference_mode():
-        for row, answer in zip(needles.ids, needles.answer_tokens, strict=True):
-            predicted = last_logits(installed.model, row[None, :-1], answer).argmax(-1)[0]
-            hits += bool((predicted == row[-answer:]).all())
+        for place, (row, count) in enumerate(zip(needles.ids, needles.answer_tokens, strict=True)):
+            logits, answer = last_logits(installed.model, row[None, :-1], count)[0], row[-count:]
+            hits += bool((logits.argmax(-1) == answer).all())
+            answers[place] = torch.nn.functional.cross_entropy(logits.double(), answer)
     share = hits / TRIALS
     return {
         "nll": float(nlls.mean()),
         "nll_stderr": float(nlls.std() / math.sqrt(TEXTS)),
         "retrieval": share,
         "retrieval_stderr": math.sqrt(share * (1 - share) / TRIALS),
+        "answer_nll": float(answers.mean()),
+        "answer_nll_stderr": float(answers.std() / math.sqrt(TRIALS)),
     }
+
+
+def measure_again(subject: Subject, path: Path) -> None:
+    """Measure a finished cell's factors on held-out books, where that was done before all of it was recorded."""
+    cell = json.loads(path.read_text("utf-8"))
+    if "answer_nll" in cell["held_out"]:
+        return
+    target = cell["ratio"] * subject.geometry.original_length
+    if "window" in cell:
+        window = Window(target, tuple(cell["window"]["factors"]), 0, cell["window"]["attention_factor"])
+    else:
+        factors, attention_factor = CLOSED_FORMS[cell["method"]](subject.geometry, target)
+        window = Window(target, tuple(factors.tolist()), 0, attention_factor)
+    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    try:
+        measured = held_out(subject, installed, window)
+    finally:
+        uninstall(subject.model)
+    print(path.stem, {name: measured[name] - value for name, value in cell["held_out"].items()}, flush=True)
+    write_json_atomic(path, json_ready(cell | {"held_out": measured}))
 
 
 def main() -> None:
@@ -207,6 +234,7 @@ def main() -> None:
     parser.add_argument("--ratios", default="4,8,16")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--again", action="store_true", help="measure finished cells that lack a number again")
     args = parser.parse_args()
     subject = open_model(args.model, ModelOptions(dtype=args.dtype))
     cells = args.out / "cells"
@@ -216,6 +244,8 @@ def main() -> None:
                 for method in args.methods.split(";"):
                     name = f"{objective}-{ratio}x-{method.replace(', ', '-').replace(' ', '-')}-{seed}"
                     if (cells / f"{name}.json").exists():
+                        if args.again:
+                            measure_again(subject, cells / f"{name}.json")
                         continue
                     if method in CLOSED_FORMS:
                         cell = closed_form_cell(subject, objective, ratio, method, seed)

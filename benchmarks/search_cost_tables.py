@@ -82,8 +82,8 @@ def table(cells: Sequence[Cell], objective: str, ratio: int) -> list[str]:
         f"**{objective}, {ratio}×**",
         "",
         "| method | seeds | search loss | token passes | of the released | to its final loss | held-out loss "
-        "| retrieval |",
-        "|---|---|---|---|---|---|---|---|",
+        "| retrieval | answer loss |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method in ORDER:
         own = [cell for cell in here if cell["method"] == method]
@@ -112,6 +112,7 @@ def table(cells: Sequence[Cell], objective: str, ratio: int) -> list[str]:
             else "–",
             mean([row["nll"] for row in held], 4),
             f"{mean([100 * row['retrieval'] for row in held], 0)} %",
+            mean([row["answer_nll"] for row in held], 2),
         ]
         lines.append(f"| {' | '.join(cells_of_row)} |")
     return [*lines, ""]

@@ -33,6 +33,7 @@ from tests.checkpoints import WINDOW
 REACH, TARGET, M = 4 * WINDOW, 8 * WINDOW, 1.25
 CONTINUED = M * (0.1 * math.log(2) + 1)  # YaRN's, for s₂ = 2
 FIRST, SECOND = ["pi", "ntk", "yarn"], ["second-pi", "second-ntk", "second-ntk-critical", "second-yarn"]
+KEEPING = ["second-yarn, β_fast 8", "second-yarn, β_fast 2"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ def test_what_algorithm_1_starts_from(tuned: Subject, subject: Subject, second: 
     expected = [CLOSED_FORMS[name](subject.geometry, TARGET)[0] for name in FIRST]
     expected += [np.asarray(carried.windows[-1].factors)]
     expected += [SECOND_FORMS[name](subject.geometry, carried.windows[-1].factors, REACH, TARGET) for name in SECOND]
+    expected += [second_yarn(subject.geometry, carried.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
     assert [seed.tolist() for seed in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
     asked = [question.window.factors for question in planned.search.ask()]
     seeds = list(dict.fromkeys(evolution.space.snap(factors).factors for factors in expected))
@@ -75,9 +77,9 @@ def test_what_algorithm_1_starts_from(tuned: Subject, subject: Subject, second: 
 
 def test_the_races_start_from_them_too(tuned: Subject, subject: Subject) -> None:
     before, now = raced_seeds(subject, TARGET), raced_seeds(tuned, TARGET)
-    assert list(now) == [*before, "checkpoint", *SECOND]
+    assert list(now) == [*before, "checkpoint", *SECOND, *KEEPING]
     assert {name: factors.tolist() for name, factors in carried_seeds(tuned, TARGET).items()} == {
-        name: now[name].tolist() for name in ("checkpoint", *SECOND)
+        name: now[name].tolist() for name in ("checkpoint", *SECOND, *KEEPING)
     }
     assert carried_seeds(subject, TARGET) == {}
 
@@ -87,7 +89,7 @@ def test_searches_on_knots_race_them(second: Callable[..., Plan], method: str) -
     planned: Any = second(method=method)
     stages = planned.search.stages if method != "cma" else [planned.search.stage]
     assert [stage.length for stage in stages] == [TARGET]
-    assert list(stages[-1].seeds)[-5:] == ["checkpoint", *SECOND]
+    assert list(stages[-1].seeds)[-7:] == ["checkpoint", *SECOND, *KEEPING]
 
 
 def test_the_baselines(tuned: Subject, subject: Subject) -> None:

@@ -88,7 +88,7 @@ def _check(subject: Subject, recipe: Recipe, step: Step, short: int, seen: dict[
     if stage.workers is not None:
         _require("ray", "ray")
     if isinstance(stage, SearchStage):
-        prepare_texts(as_if_trained(subject, step.trained), documents, stage.target, stage.settings)
+        prepare_texts(as_if_trained(subject, step.carried), documents, stage.target, stage.settings)
     elif isinstance(stage, RecoverStage):
         for length in stage.lengths:
             prepare_texts(subject, documents, length, stage.settings)

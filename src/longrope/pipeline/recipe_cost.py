@@ -100,7 +100,7 @@ def _work(subject: Subject, shape: ModelShape, step: Step) -> tuple[int, Flops, 
     """Tokens, FLOPs and what they are for."""
     stage = step.stage
     if isinstance(stage, SearchStage):
-        return _searches(as_if_trained(subject, step.trained), shape, [stage.target], stage.settings)
+        return _searches(as_if_trained(subject, step.carried), shape, [stage.target], stage.settings)
     if isinstance(stage, RecoverStage):
         return _searches(as_if_trained(subject, step.reach), shape, stage.lengths, stage.settings)
     if isinstance(stage, FinetuneStage):

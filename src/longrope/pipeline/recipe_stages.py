@@ -80,8 +80,11 @@ class Stages:
         return open_model(self._name(step), replace(self.base.options, dtype=stage.dtype))
 
     def _search(self, step: Step, stage: SearchStage, folder: Path) -> dict[str, Any]:
+        subject = self._open(step, stage)
+        if step.onward:
+            subject = replace(subject, existing=RopeScaling.load(self.out / str(step.scaling) / SCALING))
         found = search(
-            self._open(step, stage),
+            subject,
             stage.target,
             stage_sources(self.base.name, self.recipe, stage),
             folder,

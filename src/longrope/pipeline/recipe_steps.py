@@ -26,7 +26,9 @@ class Step:
 
     `folder`: its name in the run folder. `weights`: the folder of the last fine-tuning before it, None for the model as
     it came; they reach `trained` tokens. `scaling`: the folder with the scaling that holds when it begins, None for
-    none yet, which reaches `reach` tokens. `factors`: of a fine-tuning, the search it takes them from.
+    none yet, which reaches `reach` tokens. `factors`: of a fine-tuning, the search it takes them from. `onward`: of a
+    search after the last fine-tuning, that it goes on from `scaling`, and leaves that one's windows and its own; one
+    before is for a fine-tuning and knows nothing of the others.
     """
 
     stage: Stage
@@ -36,12 +38,19 @@ class Step:
     scaling: str | None
     reach: int
     factors: str | None = None
+    onward: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The folders that its result depends on."""
-        scaling = None if isinstance(self.stage, SearchStage | FinetuneStage) else self.scaling
+        alone = isinstance(self.stage, SearchStage | FinetuneStage) and not self.onward
+        scaling = None if alone else self.scaling
         return tuple(dict.fromkeys(name for name in (self.weights, scaling, self.factors) if name is not None))
+
+    @property
+    def carried(self) -> int:
+        """How far the scaling reaches that a search goes on from."""
+        return self.reach if self.onward else self.trained
 
     @property
     def title(self) -> str:
@@ -64,10 +73,12 @@ def steps(recipe: Recipe, original_length: int, reach: int) -> list[Step]:
     trained, reaches = reach, reach
     searches: dict[int, str] = {}
     recovered: str | None = None
+    trainings = [place for place, stage in enumerate(recipe.stages, start=1) if isinstance(stage, FinetuneStage)]
     for place, stage in enumerate(recipe.stages, start=1):
         where = f"stage {place} ({stage.stage})"
         name = f"{place:02d}-{stage.stage}"
         factors = None
+        onward = isinstance(stage, SearchStage) and bool(trainings) and place > trainings[-1]
         if isinstance(stage, SearchStage | FinetuneStage):
             if recovered is not None:
                 raise LongRopeError(
@@ -80,6 +91,11 @@ def steps(recipe: Recipe, original_length: int, reach: int) -> list[Step]:
                     f"{where}: expected a target above the {trained} tokens that the model is trained for by then, "
                     f"found {stage.target}: put the stages in order of their targets"
                 )
+            if onward and stage.target <= reaches:
+                raise LongRopeError(
+                    f"{where}: expected a target above the {reaches} tokens that the search before it reaches, found "
+                    f"{stage.target}: put the searches after the last fine-tuning in order of their targets"
+                )
         if isinstance(stage, FinetuneStage):
             factors = searches.get(stage.target)
             if factors is None:
@@ -91,7 +107,7 @@ def steps(recipe: Recipe, original_length: int, reach: int) -> list[Step]:
             if scaling is None:
                 raise LongRopeError(f"{where}: there is no search before it: put one there")
             _check_lengths(where, stage, original_length, reaches)
-        made.append(Step(stage, name, weights, trained, scaling, reaches, factors))
+        made.append(Step(stage, name, weights, trained, scaling, reaches, factors, onward))
         if isinstance(stage, SearchStage):
             searches[stage.target] = scaling = name
             reaches = stage.target

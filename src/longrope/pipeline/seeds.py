@@ -16,11 +16,14 @@ from longrope.pipeline.subject import Subject
 from longrope.rope.factors import CLOSED_FORMS, ntk_aware, yarn
 from longrope.rope.geometry import FloatArray
 from longrope.rope.scaling import Window
-from longrope.rope.stretch import SECOND_FORMS, second_window
+from longrope.rope.stretch import SECOND_FORMS, second_window, second_yarn
 
 SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
 MILD_RATIOS = (2.0, 4.0)
 """Ratios of the closed forms that a recovery starts from, besides that of its own length."""
+SECOND_BETAS = (8, 2)
+"""β_fast of further second YaRNs: pairs that training has seen turn more often than this keep what it gave them. 32
+stretches the pairs by which a model counts from one token to the next, and it no longer finds what it found before."""
 NONE = "none"
 
 
@@ -43,7 +46,12 @@ def carried_seeds(subject: Subject, length: int) -> dict[str, FloatArray]:
     window = subject.carried_window(length)
     if window is None:
         return {}
-    return {CHECKPOINT: np.asarray(window.factors)} | second_forms(subject, length)
+    seeds = {CHECKPOINT: np.asarray(window.factors)} | second_forms(subject, length)
+    if length > subject.reach:
+        for beta in SECOND_BETAS:
+            factors = second_yarn(subject.geometry, window.factors, subject.reach, length, beta_fast=beta)
+            seeds[f"second-yarn, β_fast {beta}"] = factors
+    return seeds
 
 
 def second_forms(subject: Subject, length: int) -> dict[str, FloatArray]:
