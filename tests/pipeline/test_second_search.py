@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from longrope.models.install import Installed
 from longrope.pipeline.contenders import compared
 from longrope.pipeline.methods import Plan, plan, raced_seeds
 from longrope.pipeline.options import SearchOptions
+from longrope.pipeline.recipe_run import run_recipe
 from longrope.pipeline.search import search
 from longrope.pipeline.seeds import baselines, carried_seeds, evolution_seeds
 from longrope.pipeline.subject import Subject
@@ -29,6 +31,7 @@ from longrope.search.evaluators import CandidateSearch
 from longrope.search.evolution import Evolution
 from longrope.search.space import SearchSpace
 from tests.checkpoints import WINDOW
+from tests.pipeline.recipes import SEARCH_4, SEARCH_8, SEARCH_16, TRAIN_4, recipe
 
 REACH, TARGET, M = 4 * WINDOW, 8 * WINDOW, 1.25
 CONTINUED = M * (0.1 * math.log(2) + 1)  # YaRN's, for s₂ = 2
@@ -116,6 +119,21 @@ def test_a_second_search_end_to_end(tuned: Subject, source: list[str], tmp_path:
     assert found.best_loss <= found.baselines["second-yarn"] + 1e-3
     resumed = search(tuned, TARGET, source, tmp_path / "run", options, resume=True)
     assert (resumed.best_loss, resumed.scaling.windows) == (found.best_loss, found.scaling.windows)
+
+
+def test_searches_of_a_recipe_leave_a_window_each(subject: Subject, tmp_path: Path) -> None:
+    """After the last fine-tuning: the second goes on from the first, whose window it keeps and stretches."""
+    made = recipe(tmp_path, SEARCH_4, {**TRAIN_4, "steps": 1}, {**SEARCH_8, "attention_factor": "continued"}, SEARCH_16)
+    done = run_recipe(subject, made, tmp_path / "run")
+    trained, first, second = done.scaling.windows
+    assert [window.max_length for window in (trained, first, second)] == [256, 512, 1024]
+    assert first.attention_factor == second.attention_factor == trained.attention_factor * (0.1 * math.log(2) + 1)
+    said = json.loads((tmp_path / "run/04-search-1k/search.json").read_text("utf-8"))["baselines"]
+    identity = json.loads((tmp_path / "run/04-search-1k/search.jsonl").read_text("utf-8").splitlines()[0])
+    space = SearchSpace(pairs=16, upper=1.25 * 16)
+    stretched = space.snap(second_pi(subject.geometry, first.factors, 512, 1024)).to_row()
+    assert stretched in identity["settings"]["seeds"]
+    assert said["checkpoint"] != said["second-pi"]
 
 
 # --- evaluation
