@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -95,7 +96,8 @@ def check_stops_anywhere(folder: Path, make: Callable[[], Search], reply: Reply)
     whole = ReplyEvaluator(reply)
     expected = logged(folder / "whole", make(), whole)
     log = (folder / "whole").read_bytes()
-    assert len(read_log(folder / "whole")[1]) == whole.asked
+    rows = [row.row for row in read_log(folder / "whole")[1]]
+    assert len({json.dumps(row, sort_keys=True) for row in rows}) <= whole.asked <= len(rows)
     for stop in range(whole.asked):
         path = folder / f"{stop}"
         with pytest.raises(KeyboardInterrupt):

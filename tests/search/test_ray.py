@@ -132,7 +132,8 @@ def test_a_question_that_always_kills_its_worker(
     monkeypatch.setattr(ray_evaluator, "ATTEMPTS", 2)
     deaths, path = tmp_path / "deaths", tmp_path / "log"
     deaths.mkdir()
-    questions = [ask("pause", 0.5), ask("pause", 0.0), ask("die", str(deaths), 2), ask("pause", 0.0)]
+    doing = [("pause", 0.5), ("pause", 0.0), ("die", str(deaths), 2), ("pause", 0.0)]
+    questions = [ask(*do, samples=(place,)) for place, do in enumerate(doing)]
     with (
         SearchLog.create(path, {"seed": 0}) as log,
         pytest.raises(LongRopeError, match="died 2 times on the same question; the usual cause") as error,

@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import Answer
-from longrope.search.log import read_log
-from longrope.search.run import Progress
+from longrope.search.evaluators import VALIDATION, Answer, Question
+from longrope.search.log import SearchLog, read_log
+from longrope.search.run import Conversation, Progress
 from tests.search.targets import HEADER, SETTINGS, FunctionEvaluator, candidate_of, distance, evolve
 
 REPOSITORY = Path(__file__).parents[2]
@@ -176,6 +177,43 @@ def test_progress_of_a_resumed_search_begins_with_what_is_known(tmp_path: Path) 
     assert [one.replayed for one in seen] == [True] * 16 + [False] * 16
     losses = [row.answer.loss for row in read_log(tmp_path / "log")[1]]
     assert [one.best_loss for one in seen] == [min(losses[: one.evaluations]) for one in seen]
+
+
+def test_what_was_answered_is_not_computed_again(tmp_path: Path) -> None:
+    one, other = (Window(2048, (factor,) * 4) for factor in (1.0, 2.0))
+    asked = [
+        Question(one, {"n": 0}),
+        Question(other, {"n": 1}),
+        Question(one, {"n": 2}),
+        Question(one, {"n": 3}, VALIDATION),
+        Question(one, {"n": 4}, samples=(0,)),
+        Question(one, {"n": 5}, gradient=True),
+        Question(replace(one, attention_factor=1.5), {"n": 6}),
+    ]
+    computed: list[Question] = []
+
+    class Counting(FunctionEvaluator):
+        def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
+            for question in questions:
+                computed.append(question)
+                yield Answer(float(len(computed)))
+
+    path = tmp_path / "log"
+    with SearchLog.create(path, HEADER) as log:
+        conversation = Conversation(Counting(), log)
+        first = [answer.loss for answer, _ in conversation.answers(asked)]
+        again = [answer.loss for answer, _ in conversation.answers(asked[:2])]
+    assert (first, again) == ([1, 2, 1, 3, 4, 5, 6], [1, 2])
+    assert [question.row["n"] for question in computed] == [0, 1, 3, 4, 5, 6]
+    assert [row.answer.loss for row in read_log(path)[1]] == first + again
+
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:3]), "utf-8")  # the header and two answers
+    computed.clear()
+    with SearchLog.resume(path, HEADER) as log:
+        resumed = [answer.loss for answer, _ in Conversation(Counting(), log).answers(asked)]
+    assert [question.row["n"] for question in computed] == [3, 4, 5, 6]
+    assert resumed == [1, 2, 1, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])

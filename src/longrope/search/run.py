@@ -50,13 +50,17 @@ class Progress:
 
 
 class Conversation:
-    """Questions and answers under a log: what the log knows is replayed, the rest is asked and logged."""
+    """Questions and answers under a log: what the log knows is replayed, the rest is asked and logged.
+
+    What was answered before is not computed again: closed forms coincide, and a search asks about its result twice.
+    """
 
     def __init__(self, evaluator: Evaluator, log: SearchLog) -> None:
         self._evaluator, self._log = evaluator, log
         self._replay = list(log.evaluations)
         self._count = 0  # questions answered so far
         self._generation = 0
+        self._answered: dict[_Key, Answer] = {}
 
     def answers(self, questions: Sequence[Question]) -> Iterator[tuple[Answer, bool]]:
         """The answers in order, each as soon as it is known, and whether it came from the log.
@@ -70,14 +74,25 @@ class Conversation:
                     f"{self._log.path}: evaluation {entry.index} is not the one this search would ask; "
                     "the log was edited or made by another version: start anew with another -o"
                 )
-        for entry in known:
+        for question, entry in zip(questions, known, strict=False):
             self._count += 1
+            self._answered[_key(question)] = entry.answer
             yield entry.answer, True
         fresh = questions[len(known) :]
-        for question, answer in zip(fresh, self._evaluator.evaluate(fresh), strict=True):
+        new: dict[_Key, Question] = {}
+        for question in fresh:
+            if _key(question) not in self._answered:
+                new.setdefault(_key(question), question)
+        computed = zip(new, self._evaluator.evaluate(list(new.values())), strict=True)
+        for question in fresh:
+            if _key(question) not in self._answered:
+                key, answer = next(computed)
+                self._answered[key] = answer
+            answer = self._answered[_key(question)]
             self._log.append(Evaluation(self._count, self._generation, question.row, answer))
             self._count += 1
             yield answer, False
+        next(computed, None)  # an evaluator that has more to say was asked something else
         self._generation += 1
 
     def finish(self) -> None:
@@ -87,6 +102,14 @@ class Conversation:
                 f"{self._log.path} holds {len(self._replay)} evaluations, this search ends after {self._count}: "
                 "the log was edited or made by another version: start anew with another -o"
             )
+
+
+_Key = tuple[Window, str, tuple[int, ...] | None, bool]
+
+
+def _key(question: Question) -> _Key:
+    """What its answer depends on."""
+    return question.window, question.split, question.samples, question.gradient
 
 
 def run_search(
