@@ -39,10 +39,9 @@ UNIT = "found, attention factor 1"
 class SearchResult:
     """The best scaling found and what it cost; `best_loss` and `baselines` in nats per token on the search samples.
 
-    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice, also where the answer was known
-    by then; those about baselines and
-    for `choices` are not in it. `choices` says, where the method searches d_rcd, which one it found and what each
-    objective would have chosen.
+    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice, also where the answer was
+    known by then; those about baselines and for `choices` are not in it. `choices` says, where the method searches
+    d_rcd, which one it found and what each objective would have chosen.
     """
 
     method: str
