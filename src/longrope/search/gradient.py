@@ -34,6 +34,8 @@ from longrope.search.evaluators import SEARCH, Answer
 from longrope.search.parametrise import FactorsAround, Vector, check_knots, phase_scale
 
 _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
+_ATTENTION_SCALE = 0.2
+"""log m for one unit of its variable: a step that suits a factor changes every logit too much (docs/experiments.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +118,10 @@ class GradientSearch(DialogueSearch):
         space = FactorsAround(seed, phase_scale(self.geometry), self.knots)
 
         def window_at(point: Vector) -> Window:
-            # The last number is the logarithm of m's change: exactly 0, and m what it was, unless it is learned.
+            # The last number is that of m's change: exactly 0, and m what it was, unless it is learned.
             factors = space.factors(point[:-1])
-            return Window(stage.length, tuple(factors.tolist()), 0, attention_factor * math.exp(point[-1]))
+            change = math.exp(_ATTENTION_SCALE * point[-1])
+            return Window(stage.length, tuple(factors.tolist()), 0, attention_factor * change)
 
         point = np.zeros(self.knots + 1)
         first, second = np.zeros_like(point), np.zeros_like(point)
@@ -167,11 +170,12 @@ class GradientSearch(DialogueSearch):
         return int(self._order[place])
 
     def _gradient(self, space: FactorsAround, window: Window, answer: Answer) -> Vector | None:
-        """d loss/d(u, log m) at `window`, or None where the loss or a derivative is not finite."""
+        """d loss/d(u, log m in its unit) at `window`, or None where the loss or a derivative is not finite."""
         assert answer.gradient is not None
         if not np.isfinite((answer.loss, *answer.gradient)).all():
             return None
-        by_log = answer.gradient[-1] * window.attention_factor if self.settings.learn_attention_factor else 0.0
+        by_log = answer.gradient[-1] * window.attention_factor * _ATTENTION_SCALE
+        by_log = by_log if self.settings.learn_attention_factor else 0.0
         return np.append(space.pull_back(np.asarray(window.factors), np.array(answer.gradient[:-1])), by_log)
 
 
