@@ -112,7 +112,7 @@ def table(cells: Sequence[Cell], objective: str, ratio: int) -> list[str]:
             else "–",
             mean([row["nll"] for row in held], 4),
             f"{mean([100 * row['retrieval'] for row in held], 0)} %",
-            mean([row["answer_nll"] for row in held], 2),
+            mean([row["answer_nll"] for row in held], 2) if all("answer_nll" in row for row in held) else "–",
         ]
         lines.append(f"| {' | '.join(cells_of_row)} |")
     return [*lines, ""]

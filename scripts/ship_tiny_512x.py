@@ -2,7 +2,7 @@
 
     python scripts/ship_tiny_512x.py --run runs/tiny-512x --out src/longrope/assets/tiny-512x
 
-The scaling lies beside the config: no config can state four windows, and `longrope` reads it from there. The card's
+The scaling lies beside the config: no config can state so many windows, and `longrope` reads it from there. The card's
 numbers are those of the run's own evaluation stages.
 """
 
@@ -52,8 +52,8 @@ language: en
 # The embedded model at 512 times its window
 
 [The embedded model](../tiny/README.md) (1.7 million parameters, 256 tokens), taken to {scaling.target_length:,} tokens
-by `{identity["command"]}`: searches to 8k and 16k, fine-tuning at both, a second
-search to 128k without training, recovery of short windows. All stages and measurements took {seconds / 60:.0f} minutes
+by `{identity["command"]}`: searches to 8k and 16k, fine-tuning at both, second
+searches to 32k, 64k and 128k without training, recovery of short windows. All stages and measurements took {seconds / 60:.0f} minutes
 on two cores of an x86-64 CPU, shared with other work (torch {identity["versions"]["torch"]}, transformers
 {identity["versions"]["transformers"]}). It is a test bed, not a model to talk to.
 
