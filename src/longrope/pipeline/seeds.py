@@ -22,8 +22,8 @@ SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
 MILD_RATIOS = (2.0, 4.0)
 """Ratios of the closed forms that a recovery starts from, besides that of its own length."""
 SECOND_BETAS = (8, 2)
-"""β_fast of further second YaRNs: pairs that training has seen turn more often than this keep what it gave them. 32
-stretches the pairs by which a model counts from one token to the next, and it no longer finds what it found before."""
+"""β_fast of further second YaRNs, 32 by itself: a pair that turned more often in training keeps its factor. Which is
+best depends on L'."""
 NONE = "none"
 
 
