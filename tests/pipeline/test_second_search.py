@@ -65,17 +65,17 @@ def test_what_algorithm_1_starts_from(tuned: Subject, subject: Subject, second: 
     assert evolution.space == SearchSpace(pairs=16, upper=1.25 * TARGET / WINDOW)
     carried = tuned.existing
     assert carried is not None
-    expected = [CLOSED_FORMS[name](subject.geometry, TARGET)[0] for name in FIRST]
-    expected += [np.asarray(carried.windows[-1].factors)]
+    expected = [np.asarray(carried.windows[-1].factors)]
     expected += [SECOND_FORMS[name](subject.geometry, carried.windows[-1].factors, REACH, TARGET) for name in SECOND]
     expected += [second_yarn(subject.geometry, carried.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
+    expected = expected[::-1] + [CLOSED_FORMS[name](subject.geometry, TARGET)[0] for name in FIRST]
     assert [seed.tolist() for seed in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
     asked = [question.window.factors for question in planned.search.ask()]
     seeds = list(dict.fromkeys(evolution.space.snap(factors).factors for factors in expected))
     assert asked[: len(seeds)] == seeds
     assert len(seeds) >= 7
     assert {question.window.attention_factor for question in planned.search.ask()} == {M}
-    assert [one.tolist() for one in evolution_seeds(subject, TARGET)] == [one.tolist() for one in expected[:3]]
+    assert [one.tolist() for one in evolution_seeds(subject, TARGET)] == [one.tolist() for one in expected[-3:]]
 
 
 def test_the_races_start_from_them_too(tuned: Subject, subject: Subject) -> None:

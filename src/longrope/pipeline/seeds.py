@@ -31,8 +31,8 @@ def evolution_seeds(subject: Subject, length: int) -> list[FloatArray]:
     """The factors (D,) that Algorithm 1 starts from for a window of `length` tokens, the likeliest first."""
     geometry, existing = subject.geometry, subject.existing
     if length > subject.reach:
-        seeds = [CLOSED_FORMS[name](geometry, length)[0] for name in SEED_FORMS]
-        return seeds + list(carried_seeds(subject, length).values())
+        forms = [CLOSED_FORMS[name](geometry, length)[0] for name in SEED_FORMS]
+        return list(reversed(carried_seeds(subject, length).values())) + forms
     seeds = [np.ones(geometry.pairs)]
     if existing is not None:
         windows = sorted(existing.windows, key=lambda window: window != subject.carried_window(length))
