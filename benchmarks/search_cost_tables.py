@@ -78,12 +78,13 @@ def mean(values: Sequence[float], digits: int) -> str:
 def table(cells: Sequence[Cell], objective: str, ratio: int) -> list[str]:
     here = [cell for cell in cells if (cell["objective"], cell["ratio"]) == (objective, ratio)]
     released = {cell["seed"]: cell for cell in here if cell["method"] == "released"}
+    answers = all("answer_nll" in cell["held_out"] for cell in here)  # cells may be older than that measure
     lines = [
         f"**{objective}, {ratio}×**",
         "",
         "| method | seeds | search loss | token passes | of the released | to its final loss | held-out loss "
-        "| retrieval | answer loss |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| retrieval |" + (" answer loss |" if answers else ""),
+        "|---|---|---|---|---|---|---|---|" + ("---|" if answers else ""),
     ]
     for method in ORDER:
         own = [cell for cell in here if cell["method"] == method]
@@ -112,8 +113,9 @@ def table(cells: Sequence[Cell], objective: str, ratio: int) -> list[str]:
             else "–",
             mean([row["nll"] for row in held], 4),
             f"{mean([100 * row['retrieval'] for row in held], 0)} %",
-            mean([row["answer_nll"] for row in held], 2) if all("answer_nll" in row for row in held) else "–",
         ]
+        if answers:
+            cells_of_row.append(mean([row["answer_nll"] for row in held], 2))
         lines.append(f"| {' | '.join(cells_of_row)} |")
     return [*lines, ""]
 
