@@ -53,7 +53,7 @@ language: en
 
 [The embedded model](../tiny/README.md) (1.7 million parameters, 256 tokens), taken to {scaling.target_length:,} tokens
 by `{identity["command"]}`: searches to 8k and 16k, fine-tuning at both, second
-searches to 32k, 64k and 128k without training, recovery of short windows. All stages and measurements took {seconds / 60:.0f} minutes
+searches to 32k, 64k and 128k without training, recovery of short windows. All stages took {seconds / 60:.0f} minutes
 on two cores of an x86-64 CPU, shared with other work (torch {identity["versions"]["torch"]}, transformers
 {identity["versions"]["transformers"]}). It is a test bed, not a model to talk to.
 
