@@ -99,7 +99,7 @@ def test_interrupt_says_best_and_how_to_resume(cli, checkpoint, texts, tmp_path,
 
     def interrupted(self, window, rows=None):
         calls.append(window)
-        if len(calls) == 12:  # after the 6 baselines and 5 candidates
+        if len(calls) == 12:  # after 6 baselines, two of them the same, and 7 candidates, one of them a baseline
             raise KeyboardInterrupt
         return real(self, window, rows)
 
@@ -110,10 +110,10 @@ def test_interrupt_says_best_and_how_to_resume(cli, checkpoint, texts, tmp_path,
     )
     assert ran.code == 130
     assert ran.err.endswith("longrope: interrupted\n")
-    assert "after 5 evaluations" in ran.err
+    assert "after 7 evaluations" in ran.err
     assert "best loss" in ran.err
     assert "longrope search MODEL -o run --resume" in ran.err
-    assert len((tmp_path / "run" / "search.jsonl").read_text().splitlines()) == 1 + 6 + 5
+    assert len((tmp_path / "run" / "search.jsonl").read_text().splitlines()) == 1 + 6 + 7
 
 
 def test_start_tokens_can_be_searched(cli, checkpoint, texts, tmp_path):

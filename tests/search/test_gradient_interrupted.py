@@ -89,7 +89,7 @@ def test_a_step_that_breaks_goes_back_to_the_best_point_with_half_the_step() -> 
     logs = [math.log(question.window.attention_factor) for question, _ in said if question.gradient]
     assert len(logs) == 8
     assert logs[5] == 0.0  # the start: nothing was validated as better
-    rate = 0.5 * 0.1 * (0.55 + 0.45 * np.cos(math.pi * np.array([5, 6]) / 8))
+    rate = 0.5 * 0.2 * 0.1 * (0.55 + 0.45 * np.cos(math.pi * np.array([5, 6]) / 8))
     np.testing.assert_allclose(-np.diff(logs[5:]), rate, rtol=1e-6)
 
 
