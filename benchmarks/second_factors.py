@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--data", action="append", default=[])
     args = parser.parse_args()
     subject = open_model(args.run, ModelOptions(dtype="bfloat16"))
-    assert subject.existing is not None, f"{args.run} carries no scaling"
+    if subject.existing is None:
+        parser.error(f"expected the run of a fine-tuning, found {args.run}, which carries no scaling")
     documents = read_all(sources_or_books("tiny", args.data, "search"))
     grid = draw_grid(
         tokenize(documents, subject.tokenizer),

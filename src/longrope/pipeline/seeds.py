@@ -46,12 +46,7 @@ def carried_seeds(subject: Subject, length: int) -> dict[str, FloatArray]:
     window = subject.carried_window(length)
     if window is None:
         return {}
-    seeds = {CHECKPOINT: np.asarray(window.factors)} | second_forms(subject, length)
-    if length > subject.reach:
-        for beta in SECOND_BETAS:
-            factors = second_yarn(subject.geometry, window.factors, subject.reach, length, beta_fast=beta)
-            seeds[f"second-yarn, β_fast {beta}"] = factors
-    return seeds
+    return {CHECKPOINT: np.asarray(window.factors)} | second_forms(subject, length)
 
 
 def second_forms(subject: Subject, length: int) -> dict[str, FloatArray]:
@@ -60,8 +55,9 @@ def second_forms(subject: Subject, length: int) -> dict[str, FloatArray]:
     existing = subject.existing
     if existing is None or length <= subject.reach:
         return {}
-    factors = existing.windows[-1].factors
-    return {name: form(subject.geometry, factors, subject.reach, length) for name, form in SECOND_FORMS.items()}
+    stretch = (subject.geometry, existing.windows[-1].factors, subject.reach, length)
+    forms = {name: form(*stretch) for name, form in SECOND_FORMS.items()}
+    return forms | {f"second-yarn, β_fast {beta}": second_yarn(*stretch, beta_fast=beta) for beta in SECOND_BETAS}
 
 
 def baselines(subject: Subject, length: int) -> dict[str, Window]:

@@ -86,8 +86,7 @@ class Conversation:
         computed = zip(new, self._evaluator.evaluate(list(new.values())), strict=True)
         for question in fresh:
             if _key(question) not in self._answered:
-                key, answer = next(computed)
-                self._answered[key] = answer
+                self._answered.update([next(computed)])
             answer = self._answered[_key(question)]
             self._log.append(Evaluation(self._count, self._generation, question.row, answer))
             self._count += 1
