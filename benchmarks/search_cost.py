@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ from longrope.rope.factors import CLOSED_FORMS, yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.evaluators import Answer, CandidateSearch, Question, SerialEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings
+from longrope.search.gradient import GradientSearch
 from longrope.search.log import SearchLog
-from longrope.search.run import Conversation, Search, run_search
+from longrope.search.run import Conversation, Search, distinct, run_search
 
 SAMPLES = 3  # texts that a candidate is scored on
 TRIALS = 100  # held-out needles
@@ -52,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "longrope, raced": {"method": "longrope", "racing": True},
     "longrope2, raced": {"method": "longrope2", "racing": True},
     "gradient": {"method": "gradient"},
+    "gradient, only continued": {"method": "gradient"},  # later stages start from the last one's result alone
     "gradient, one jump": {"method": "gradient", "continuation": False},
     "hybrid": {"method": "hybrid"},
     "hybrid, one jump": {"method": "hybrid", "continuation": False},
@@ -65,6 +67,7 @@ class Recorder:
 
     def __init__(self, search: Search, evaluator: SerialEvaluator) -> None:
         self._search, self._evaluator = search, evaluator
+        self._known: set[Hashable] = set()  # a question that was asked before is not computed again
         self.token_passes, self.evaluations = 0, 0
         self.trace: list[tuple[int, Window]] = []
 
@@ -86,7 +89,9 @@ class Recorder:
 
     def tell(self, answers: Sequence[Answer]) -> None:
         self._search.tell(answers)
-        self.token_passes += sum(map(self._evaluator.token_passes, self._asked))
+        new = [question for question in distinct(self._asked) if question.key not in self._known]
+        self._known.update(question.key for question in new)
+        self.token_passes += sum(map(self._evaluator.token_passes, new))
         self.evaluations += len(self._asked)
         if self._search.incumbent is not None and (not self.trace or self.trace[-1][1] != self._search.incumbent[0]):
             self.trace.append((self.token_passes, self._search.incumbent[0]))
@@ -102,6 +107,8 @@ def run_cell(subject: Subject, objective: str, ratio: int, method: str, seed: in
         planned = plan(subject, installed, texts, target, options)
         if method == "released":
             planned = _released(subject, planned, target, seed)
+        if method == "gradient, only continued":
+            planned = _only_continued(planned)
         evaluator = SerialEvaluator(planned.objectives)
         recorder = Recorder(planned.search, evaluator)
         path = out / "search.jsonl"
@@ -124,6 +131,7 @@ def run_cell(subject: Subject, objective: str, ratio: int, method: str, seed: in
             "token_passes": recorder.token_passes,
             "seconds": seconds,
             "trace": trace,
+            "chosen_seeds": getattr(planned.search, "chosen_seeds", []),
             "window": {"factors": window.factors, "attention_factor": window.attention_factor},
             "held_out": held_out(subject, installed, window),
         }
@@ -165,8 +173,21 @@ def _released(subject: Subject, planned: Plan, target: int, seed: int) -> Plan:
     return replace(planned, search=search)
 
 
+def _only_continued(planned: Plan) -> Plan:
+    """The plan without a race against closed forms in any stage but the first."""
+    search = planned.search
+    assert isinstance(search, GradientSearch)
+    first, *later = search.stages
+    bare = [replace(stage, seeds={}) for stage in later]
+    made = GradientSearch([first, *bare], search.geometry, search.settings, planned.identity["attention_factor"])
+    return replace(planned, search=made)
+
+
 def _thinned(trace: Sequence[tuple[int, Window]], target: int, points: int = 24) -> list[tuple[int, Window]]:
-    """At most `points` of the windows of the target length, evenly spaced in the logarithm of the token passes."""
+    """At most `points` of the windows of the target length, evenly spaced in the logarithm of the token passes.
+
+    Every one is scored for the trace; what is read from it as first reached may be reached up to a quarter earlier.
+    """
     whole = [entry for entry in trace if entry[1].max_length == target]
     if len(whole) <= points:
         return whole

@@ -3,7 +3,7 @@
     python benchmarks/search_cost_tables.py --cells runs/cost/cells \\
         --out benchmarks/results --figure docs/images/search-cost.png
 
-It writes `search_cost.json` (every cell, without its trace) and `search_cost.md`.
+It writes `search_cost.json` (every cell) and `search_cost.md`; `--name` names them otherwise.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ORDER = (
     "cma, every pair",
     "gradient",
     "gradient, one jump",
+    "gradient, only continued",
     "hybrid",
     "hybrid, one jump",
 )
@@ -165,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="search_cost")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     cells = [json.loads(path.read_text()) for path in sorted(args.cells.glob("*.json"))]
@@ -172,14 +174,14 @@ def main() -> None:
     for objective in ("perplexity", "needle"):
         for ratio in sorted({cell["ratio"] for cell in cells if cell.get("trace")}):
             lines += table(cells, objective, ratio)
-    (args.out / "search_cost.md").write_text("\n".join(lines))
-    kept = [{key: value for key, value in cell.items() if key != "trace"} for cell in cells]
+    (args.out / f"{args.name}.md").write_text("\n".join(lines))
+    kept = [dict(cell) for cell in cells]
     common = kept[0].get("versions") if kept else None
     for cell in kept:
         for key in ("versions", "command"):
             if cell.get(key) == common or key == "command":
                 cell.pop(key, None)
-    (args.out / "search_cost.json").write_text(json.dumps({"versions": common, "cells": kept}, indent=1) + "\n")
+    (args.out / f"{args.name}.json").write_text(json.dumps({"versions": common, "cells": kept}, indent=1) + "\n")
     if args.figure:
         figure(cells, args.figure)
     print("\n".join(lines))

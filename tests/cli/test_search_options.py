@@ -60,7 +60,7 @@ def test_racing_is_off_by_default_and_drops_candidates_where_it_is_on(search, tm
 WRONG = [
     (("--racing", "maybe"), "expected --racing on or off, found 'maybe'"),
     (("--racing", "ON"), "expected --racing on or off, found 'ON'"),
-    (("--racing", "on", "--method", "hybrid"), "racing is for the methods longrope and longrope2"),
+    (("--racing", "on", "--method", "hybrid"), "racing is an option of the methods longrope, longrope2"),
     (("--critical-dim", "low"), "Invalid value for '--critical-dim'"),
     (("--critical-dim", "2.5"), "Invalid value for '--critical-dim'"),
     (("--critical-dim", -1), "a critical dimension of at least 1, found -1"),

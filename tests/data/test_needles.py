@@ -7,8 +7,9 @@ import pytest
 
 from longrope.data.documents import Document
 from longrope.data.needles import ANSWER, INSTRUCTION, NEEDLE, QUESTION, draw_needles
-from longrope.data.tokens import tokenize
+from longrope.data.tokens import TokenizedDocument, tokenize
 from longrope.errors import LongRopeError
+from tests.evaluation.embedded import TOKENIZERS, tokenized
 
 LENGTH = 400
 
@@ -97,3 +98,51 @@ def test_numbers_have_no_leading_zero(documents, bos_tokenizer):
     numbers = draw(documents, bos_tokenizer, count=20, digits=2).numbers
     assert min(map(int, numbers)) >= 10
     assert np.ptp(list(map(int, numbers))) > 0
+
+
+def test_text_of_other_samples_is_left_out(documents, bos_tokenizer):
+    """Whatever their length; the books are short enough that another seed's draw would overlap."""
+    searched = [draw(documents, bos_tokenizer, length=length, count=3) for length in (300, 700)]
+
+    def overlaps(samples):
+        key, number = samples.keys[0], samples.numbers[0]
+        parts = (INSTRUCTION, *(part.format(key=key, number=number) for part in (NEEDLE, QUESTION, ANSWER)))
+        text = samples.length - 1 - sum(len(encode(bos_tokenizer, part)) for part in parts) - 9  # of any other key
+        return any(
+            row.document_sha256 == other.document_sha256
+            and row.offset < other.offset + seen.length
+            and other.offset < row.offset + text
+            for row in samples.rows
+            for seen in searched
+            for other in seen.rows
+        )
+
+    assert any(overlaps(draw(documents, bos_tokenizer, seed=seed)) for seed in range(10))
+    assert not any(overlaps(draw(documents, bos_tokenizer, seed=seed, apart_from=searched)) for seed in range(10))
+    with pytest.raises(LongRopeError, match="need 2000 samples"):
+        draw(documents, bos_tokenizer, count=2000, apart_from=searched)
+
+
+def test_a_second_bos_is_refused(documents, bos_tokenizer):
+    ids = documents[0].ids.copy()
+    ids[::50] = 0
+    with pytest.raises(LongRopeError, match="holds the BOS token"):
+        draw([TokenizedDocument("b", documents[0].sha256, ids)], bos_tokenizer, count=1)
+
+
+@pytest.mark.parametrize("make", TOKENIZERS, ids=lambda make: make.__name__)
+def test_parts_have_the_tokens_of_running_text(make):
+    """A tokenizer that puts a blank in front of what it is given must not put one into every answer."""
+    tokenizer = make()
+    samples = draw(tokenized(tokenizer), tokenizer, count=3)
+    for row, number, key, count in zip(
+        samples.ids.tolist(), samples.numbers, samples.keys, samples.answer_tokens, strict=True
+    ):
+        running = encode(tokenizer, "It is." + NEEDLE.format(key=key, number=number))
+        alone = encode(tokenizer, "It is.")
+        assert running[: len(alone)] == alone
+        needle = running[len(alone) :]
+        assert any(row[at : at + len(needle)] == needle for at in range(LENGTH))
+        said = encode(tokenizer, f"It is {number}")
+        assert row[-count:] == said[len(encode(tokenizer, "It is")) :]
+        assert tokenizer.decode(row[-count:]).strip() == number

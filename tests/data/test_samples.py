@@ -183,3 +183,42 @@ def test_disjoint_by_hash() -> None:
     document = Document.of("text", "doc0")
     with pytest.raises(LongRopeError, match="text"):
         assert_disjoint(hashes, iter([document]))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=4),
+    span=st.integers(1, 40),
+    taken=st.integers(1, 60),
+    seeds=st.tuples(st.integers(0, 50), st.integers(0, 50)),
+)
+def test_places_that_are_taken_are_left_out_and_the_others_stay(
+    sizes: list[int], span: int, taken: int, seeds: tuple[int, int]
+) -> None:
+    documents = corpus(*sizes)
+    held = [(origin, taken) for origin in all_places(documents, taken, seeds[0])[:3]]
+    found = all_places(documents, span, seeds[1], held)
+    everything = all_places(documents, span, seeds[1])
+    kept = [
+        origin
+        for origin in everything
+        if not any(
+            origin.document_sha256 == row.document_sha256
+            and max(origin.offset, row.offset) < min(origin.offset + span, row.offset + length)
+            for row, length in held
+        )
+    ]
+    assert set(found) == set(kept)
+    if not held:
+        assert found == everything
+
+
+def all_places(
+    documents: list[TokenizedDocument], span: int, seed: int, taken: list[tuple[SampleOrigin, int]] | None = None
+) -> list[SampleOrigin]:
+    """As many places as there are."""
+    for count in range(sum(len(document.ids) // span for document in documents), 0, -1):
+        try:
+            return list(draw_places(documents, span=span, count=count, seed=seed, taken=taken or ()))
+        except LongRopeError:
+            continue
+    return []

@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longrope.data.books import read_book
 from longrope.data.documents import Document
-from longrope.data.tokens import Ids, TokenizedDocument
+from longrope.data.tokens import Ids, TokenizedDocument, encode
 from longrope.evaluation.contenders import Contender, closed_form_contender
-from longrope.evaluation.replies import encode
 from longrope.models.install import Installed, geometry_of, install
 from longrope.models.load import load_model, load_tokenizer
 from longrope.rope.geometry import RopeGeometry

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from longrope.data.tokens import encode
 from longrope.errors import LongRopeError
 from longrope.evaluation import passkey as module
 from longrope.evaluation.passkey import Passkeys, draw_passkeys, passkey
-from longrope.evaluation.replies import encode, leading_number
+from longrope.evaluation.replies import leading_number
 from tests.evaluation.embedded import TOKENIZERS, WINDOW, key, none, tiny, tiny_tokenizer
 
 LENGTHS = (200, 256, 1031)

@@ -80,7 +80,7 @@ def test_each_method_plans_its_search(planned: Callable[..., Plan]) -> None:
 @pytest.mark.parametrize(("knots", "gradient", "cma"), [(None, 16, 12), (5, 5, 5), (0, 16, 16)])
 def test_knots(planned: Callable[..., Plan], knots: int | None, gradient: int, cma: int) -> None:
     made = {
-        method: planned(method=method, samples=1, knots=knots, evaluations=30, continuation=False).search
+        method: planned(method=method, samples=1, knots=knots, evaluations=None if method == "gradient" else 30).search
         for method in ("gradient", "hybrid", "cma")
     }
     assert made["gradient"].knots == made["hybrid"].knots == gradient  # type: ignore[attr-defined]
@@ -243,7 +243,7 @@ def test_the_attention_factor_is_the_checkpoints_unless_given(
     yarn = open_model(str(folder))
 
     def window(subject: Subject, **more: Any) -> list[Any]:
-        options = SearchOptions(method=method, samples=1, objective="perplexity", population=4, **more)
+        options = SearchOptions(method=method, samples=1, objective="perplexity", **more)
         texts = prepare_texts(subject, source, NEEDLE_LENGTH, options)
         try:
             made = plan(subject, install(subject.model, RopeScaling.original(subject.geometry)), texts, 512, options)

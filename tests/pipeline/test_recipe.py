@@ -34,7 +34,7 @@ def test_lengths_are_of_the_model(tmp_path: Path) -> None:
 def test_keys_go_to_the_stage_or_its_verb(tmp_path: Path) -> None:
     made = recipe(
         tmp_path,
-        {**SEARCH, "method": "gradient", "attention_factor": 1, "needle_depth": 0.5, "workers": 2, "dtype": "bfloat16"},
+        {**SEARCH, "method": "gradient", "attention_factor": 1, "steps": 5, "workers": 2, "dtype": "bfloat16"},
         {**TUNE, "length": 128, "lora": {"rank": 2}, "trainer": {"adam_epsilon": 1e-6}, "data": ["book:x", "a.txt"]},
         {"stage": "recover"},
         {"stage": "evaluate", "suites": ["retention"], "tasks": ["arc_challenge:25", "mmlu"], "seed": 7},
@@ -45,7 +45,7 @@ def test_keys_go_to_the_stage_or_its_verb(tmp_path: Path) -> None:
     assert isinstance(tune, FinetuneStage)
     assert isinstance(recover, RecoverStage)
     assert isinstance(evaluate, EvaluateStage)
-    assert search.settings == SearchOptions(method="gradient", attention_factor="1", needle_depth="0.5", seed=3)
+    assert search.settings == SearchOptions(method="gradient", attention_factor="1", steps=5, seed=3)
     assert (search.workers, search.dtype, search.data) == (2, "bfloat16", None)
     assert (tune.target, tune.settings.length, tune.settings.seed) == (256, 128, 3)
     assert tune.settings.lora == LoraSettings(rank=2)

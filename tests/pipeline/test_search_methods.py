@@ -12,6 +12,7 @@ import pytest
 
 from longrope.rope.scaling import RopeScaling
 from longrope.search.critical import CriticalCandidate
+from longrope.search.space import START_TOKENS
 from tests.pipeline.lengths import NEEDLE_LENGTH
 
 GRADIENT = ("--method", "gradient", "--steps", 4, "--samples", 2)
@@ -35,6 +36,18 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()[1:]]
 
 
+def passes(row: dict[str, Any]) -> int:
+    """Token passes of a question about 2 search or 3 validation texts."""
+    texts = len(row["samples"] or ([0, 1, 2] if row["split"] == "validation" else [0, 1]))
+    return int(row["length"]) * texts * (3 if "gradient" in row else 1)
+
+
+def computed(rows: list[dict[str, Any]]) -> int:
+    """Token passes of all different questions."""
+    parts = ("length", "factors", "attention_factor", "split", "samples")
+    return sum({str([row[part] for part in parts]) + str("gradient" in row): passes(row) for row in rows}.values())
+
+
 def test_gradient_end_to_end(cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = run(cli, checkpoint, texts, out, 256, *GRADIENT, "--attention-factor", 1)
@@ -43,8 +56,13 @@ def test_gradient_end_to_end(cli: Callable[..., Any], checkpoint: Path, texts: P
     assert set(found["baselines"]) == BASELINES
     rows = [line for line in lines_of(out) if "baseline" not in line]
     assert len(rows) == found["evaluations"] == (9 + 2 + 4 + 2) + (10 + 2 + 4 + 2) + 1
+    stages = json.loads((out / "search.jsonl").read_text().splitlines()[0])["settings"]["stages"]
+    races = ((rows[:9], stages[0]["seeds"]), (rows[17:27], [*stages[1]["seeds"], "stretched"]))
+    winners = [min(zip(race, names, strict=True), key=lambda one: one[0]["loss"])[1] for race, names in races]
+    assert found["chosen_seeds"] == winners
     # A forward counts 1 and a gradient 3 per token: races and the end on 2 texts, validations on 3 + 2, steps on 1.
-    assert found["token_passes"] == 128 * (9 * 2 + 2 * 5 + 4 * 3) + 256 * (10 * 2 + 2 * 5 + 4 * 3 + 2)
+    assert sum(map(passes, rows)) == 128 * (9 * 2 + 2 * 5 + 4 * 3) + 256 * (10 * 2 + 2 * 5 + 4 * 3 + 2)
+    assert found["token_passes"] == computed(rows) < sum(map(passes, rows))  # the result was known before the end
     steps = [row for row in rows if "gradient" in row]
     assert len(steps) == 8
     assert all(len(row["gradient"]) == 17 and row["samples"] in ([0], [1]) for row in steps)
@@ -155,7 +173,7 @@ def test_cma_and_hybrid_end_to_end_and_cut_off(
     cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, method: str
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    more = ("--method", method, *CMA, "--steps", 2, "--no-continuation")
+    more = ("--method", method, *CMA, *(("--steps", 2, "--no-continuation") if method == "hybrid" else ()))
     found = run(cli, checkpoint, texts, whole, 128, *more)
     assert (found["method"], found["objective"]) == (method, "perplexity")
     rows = [line for line in lines_of(whole) if "baseline" not in line]
@@ -166,7 +184,7 @@ def test_cma_and_hybrid_end_to_end_and_cut_off(
     assert list(window.factors) == best["factors"]
     if method == "cma":
         assert len(rows) == 9 + 1 + 11
-        assert found["token_passes"] == 128 * 2 * len(rows)
+        assert found["token_passes"] == computed(rows) < sum(map(passes, rows)) == 128 * 2 * len(rows)
         assert found["best_loss"] == min(row["loss"] for row in full)
     else:
         validated = [place for place, row in enumerate(rows) if row["split"] == "validation"]
@@ -277,13 +295,13 @@ def test_the_table_names_the_critical_dimension(
         (("--objective", "needle", "--needle-depth", "2"), "expected a needle depth"),
         (("--method", "gradient", "--knots", 40), "2 to 16 knots"),
         (("--method", "gradient", "--learning-rate", 0), "learning rate must be positive"),
-        (("--method", "gradient", "--start-tokens", 4), "method longrope only"),
+        (("--method", "longrope2", "--start-tokens", 4), "start tokens is an option of"),
         (
             ("--method", "cma", "--evaluations", 10),
             "at least 11 evaluations, a generation of CMA-ES on 12 knots; found 10",
         ),
         (("--method", "hybrid", "--no-continuation", "--evaluations", 10), "at least 11 evaluations"),
-        (("--method", "gradient", "--racing", "on"), "racing is for the methods longrope and longrope2"),
+        (("--method", "gradient", "--racing", "on"), "racing is an option of the methods longrope, longrope2"),
         (("--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
         (("--method", "longrope2", "--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
         (("--critical-dim", 0), "a critical dimension of at least 1, found 0"),
@@ -328,3 +346,46 @@ def test_another_search_is_not_resumed(cli: Callable[..., Any], checkpoint: Path
         )
         assert ran.code == 2
         assert "the log of another search" in ran.err
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("gradient", "--steps", 2, "--no-continuation"),
+        ("hybrid", "--steps", 2, "--no-continuation", *CMA),
+        ("cma", *CMA),
+    ],
+    ids=lambda method: method[0],
+)
+def test_bounds_and_start_tokens_end_to_end(
+    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, method: tuple[Any, ...]
+) -> None:
+    """PI's factors are 2 here: a largest λ of 1.5 cuts them, and n̂ is chosen when the factors are."""
+    more = ("--method", *method, "--max-factor", 1.5, "--start-tokens")
+    found = run(cli, checkpoint, texts, tmp_path / "given", 128, *more, 8)
+    rows = [line for line in lines_of(tmp_path / "given") if "baseline" not in line]
+    assert {row["start_tokens"] for row in rows} == {8}
+    assert max(max(row["factors"]) for row in rows) == 1.5
+    assert RopeScaling.load(tmp_path / "given" / "scaling.json").windows[-1].start_tokens == 8
+    searched = run(cli, checkpoint, texts, tmp_path / "searched", 128, *more, "search")
+    window = RopeScaling.load(tmp_path / "searched" / "scaling.json").windows[-1]
+    tried = [
+        row.get("start_tokens", 0)
+        for row in lines_of(tmp_path / "searched")
+        if row.get("factors") == list(window.factors) and row["split"] == "search" and row["samples"] is None
+    ]
+    assert set(START_TOKENS) <= set(tried)
+    assert searched["evaluations"] > found["evaluations"]
+
+
+def test_a_stop_between_the_two_result_files_loses_neither(
+    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    more = ("--method", "cma", *CMA)
+    run(cli, checkpoint, texts, out, 128, *more)
+    for name in ("search.json", "scaling.json"):
+        before = json.loads((out / name).read_text())
+        (out / name).unlink()
+        run(cli, checkpoint, texts, out, 128, *more, "--resume")
+        assert json.loads((out / name).read_text()).keys() == before.keys()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,14 +80,29 @@ def test_needle_texts_are_those_of_draw_needles(subject: Subject, source: list[s
     )
     found = prepare_texts(subject, source, NEEDLE_LENGTH, options)
     documents = tokenize(read_all(source), subject.tokenizer)
+    seen: list[NeedleSamples] = []
     for split, count, seed in (("search", 4, 5), ("validation", 3, 6)):
         samples = found[split, NEEDLE_LENGTH]
-        expected = draw_needles(documents, subject.tokenizer, length=NEEDLE_LENGTH, count=count, seed=seed, depth=depth)
+        expected = draw_needles(
+            documents,
+            subject.tokenizer,
+            length=NEEDLE_LENGTH,
+            count=count,
+            seed=seed,
+            depth=depth,
+            apart_from=seen,
+        )
+        seen.append(expected)
         assert isinstance(samples, NeedleSamples)
         assert torch.equal(samples.ids, expected.ids)
         assert (samples.answer_tokens, samples.depths) == (expected.answer_tokens, expected.depths)
     keys = [set(zip(samples.keys, samples.numbers, strict=True)) for samples in found.values()]  # type: ignore[union-attr]
     assert not keys[0] & keys[1]
+
+
+def jump(method: str) -> dict[str, Any]:
+    """The options of a method that goes to its target at once."""
+    return {"method": method} | ({"continuation": False} if method in ("gradient", "hybrid") else {})
 
 
 SPLITS = {
@@ -100,7 +116,7 @@ SPLITS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_has_the_splits_that_it_asks(subject: Subject, source: list[str], method: str) -> None:
-    found = prepare_texts(subject, source, NEEDLE_LENGTH, SearchOptions(method=method, samples=2, continuation=False))
+    found = prepare_texts(subject, source, NEEDLE_LENGTH, SearchOptions(samples=2, **jump(method)))
     assert set(found) == {(split, NEEDLE_LENGTH) for split in SPLITS[method]}
 
 
@@ -112,7 +128,7 @@ def test_the_search_texts_of_a_seed_are_the_same_for_every_method(subject: Subje
                 subject,
                 source,
                 NEEDLE_LENGTH,
-                SearchOptions(method=method, objective=objective, samples=2, continuation=False, seed=3),
+                SearchOptions(objective=objective, samples=2, seed=3, **jump(method)),
             )["search", NEEDLE_LENGTH].sha256
             for method in METHODS
         }
@@ -136,7 +152,8 @@ def test_longrope2_also_has_texts_of_the_other_objective(
 
 def test_needles_do_not_fit_everywhere(subject: Subject, source: list[str]) -> None:
     """A stage too short for the needle's parts is an error that says how long they are."""
-    with pytest.raises(LongRopeError, match=r"needle samples longer than .* found a length of 128"):
+    says = r"needle samples longer than .* found a length of 128; stages of 128, 256, 512 .* --no-continuation"
+    with pytest.raises(LongRopeError, match=says):
         prepare_texts(subject, source, NEEDLE_LENGTH, SearchOptions(method="gradient", objective="needle"))
 
 
@@ -178,7 +195,7 @@ def test_defaults_of_objective_and_samples(
 
     monkeypatch.setattr(module, "draw_samples", draw("perplexity"))
     monkeypatch.setattr(module, "draw_needles", draw("needle"))
-    options = SearchOptions(method=method, objective=objective, continuation=False)
+    options = SearchOptions(objective=objective, **jump(method))
     prepare_texts(subject, source, target, options)
     assert options.chosen_objective == draws[0][0] != options.other_objective
     assert asked == draws

@@ -86,12 +86,14 @@ def descent() -> list[tuple[dict[str, Any], float, bool]]:
     """A gradient search over three windows: races, steps on one text, validations, and the final loss."""
     rows: list[tuple[dict[str, Any], float, bool]] = []
     for length in (512, 1024, 2048):
-        rows += [({"length": length, "split": "search", "samples": [0, 1]}, 4.3, False) for _ in range(3)]
+        raced = [{"length": length, "factors": [n], "split": "search", "samples": [0, 1]} for n in range(3)]
+        rows += [(row, 4.3, False) for row in raced]
         for step in range(12):
-            rows.append(({"length": length, "split": "search", "samples": [step % 3]}, 4.2, True))
+            rows.append(({"length": length, "factors": [step], "split": "search", "samples": [step % 3]}, 4.2, True))
             if step % 4 == 0:
                 loss = 4.0 + length / 16384 - 0.002 * step
-                rows.append(({"length": length, "split": "validation", "samples": None}, loss, False))
+                row = {"length": length, "factors": [step], "split": "validation", "samples": None}
+                rows.append((row, loss, False))
     return [*rows, ({"length": TARGET, "split": "search", "samples": None}, 4.12, False)]
 
 

@@ -38,6 +38,13 @@ def test_a_gradient_search(tmp_path):
     assert [point.loss for point in trace.progress] == [4.12]
 
 
+def test_a_question_that_was_asked_before_costs_nothing(tmp_path):
+    """The factors and their gradient on the same text are two questions."""
+    row = {"length": 2048, "factors": [1.0], "split": "search", "samples": [0]}
+    trace = read(tmp_path, [(row, 4.0, False), (row, 4.0, True), (row, 4.0, False), (row, 4.0, True)])
+    assert (trace.evaluations, trace.token_passes) == (4, (1 + 3) * 2048)
+
+
 def test_a_raced_search(tmp_path):
     """Candidates are scored text by text; those scored on all three count, with the mean over them."""
     first, second, third = ({"steps": [n], "start_tokens": 0} for n in range(3))

@@ -266,3 +266,9 @@ def test_less_than_one_generation_is_refused(knots: int | None) -> None:
     ):
         with pytest.raises(LongRopeError, match=f"at least {generation} evaluations, .* found {generation - 1}"):
             make()
+
+
+def test_a_seed_that_the_package_does_not_take_is_refused() -> None:
+    CMASettings(seed=2**32 - 1)
+    with pytest.raises(LongRopeError, match="seeds up to 4294967295; found 4294967296"):
+        CMASettings(seed=2**32)

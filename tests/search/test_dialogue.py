@@ -16,7 +16,17 @@ from longrope.errors import LongRopeError
 from longrope.rope.factors import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASearch, CMASettings, HybridSearch
-from longrope.search.dialogue import Dialogue, DialogueSearch, Stage, both_splits, gradient_of, joint, loss_of, race
+from longrope.search.dialogue import (
+    Bounds,
+    Dialogue,
+    DialogueSearch,
+    Stage,
+    both_splits,
+    gradient_of,
+    joint,
+    loss_of,
+    race,
+)
 from longrope.search.evaluators import SEARCH, VALIDATION, Answer, Question
 from longrope.search.gradient import GradientSearch, GradientSettings
 from longrope.search.log import SearchLog
@@ -172,7 +182,7 @@ def test_both_splits_decide_with_equal_weight_and_numbers_only(bad: float) -> No
 
 def raced(stage: Stage, losses: list[float], samples: int = 2) -> tuple[list[Question], str]:
     """What a race asks, all of it, and who wins."""
-    dialogue = race(stage, stage.seeds, 1.2, samples)
+    dialogue = race(stage, stage.seeds, 1.2, samples, Bounds())
     questions = next(dialogue)
     with pytest.raises(StopIteration) as end:
         dialogue.send([Answer(loss) for loss in losses])

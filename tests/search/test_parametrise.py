@@ -157,8 +157,26 @@ def test_pull_back_is_the_derivative(knots: int) -> None:
         np.testing.assert_allclose(gradient, (sides[:, 0] - sides[:, 1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("pairs", "knots"), [(32, 1), (32, 33), (1, 1)])
+@pytest.mark.parametrize(("pairs", "knots"), [(32, 1), (32, 33), (2, 1)])
 def test_knots_that_the_pairs_do_not_have_are_refused(pairs: int, knots: int) -> None:
     with pytest.raises(LongRopeError, match=f"2 to {pairs} knots for {pairs} rotary pairs, found {knots}") as error:
         FactorsAround(np.ones(pairs), np.ones(pairs), knots)
     assert "\n" not in str(error.value)
+
+
+def test_one_pair_is_nothing_to_search_between() -> None:
+    with pytest.raises(LongRopeError, match="at least 2 rotary pairs to search between, found 1"):
+        FactorsAround(np.ones(1), np.ones(1), 1)
+
+
+@given(u=st.lists(st.floats(-5, 5), min_size=8, max_size=8), largest=st.floats(1.0, 20.0))
+def test_no_factor_is_larger_than_the_bound(u: list[float], largest: float) -> None:
+    """The seed's neither; what lies below the bound is what it is without one."""
+    seed, scale = np.geomspace(1, 16, 8), np.full(8, 0.5)
+    bounded, free = FactorsAround(seed, scale, 8, largest), FactorsAround(seed, scale, 8)
+    factors = bounded.factors(np.array(u))
+    assert (np.diff(factors) >= 0).all()
+    assert factors.min() >= 1
+    assert factors.max() <= largest
+    if max(seed.max(), free.factors(np.array(u)).max()) <= largest:
+        np.testing.assert_array_equal(factors, free.factors(np.array(u)))

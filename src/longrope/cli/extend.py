@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,12 @@ from longrope.lengths import parse_length, parse_lengths
 
 if TYPE_CHECKING:
     from longrope.pipeline.extend import Extension
+
+
+Population = Annotated[
+    int | None, typer.Option("--population", min=1, help="Evolution: P, as in longrope search. Default: 32.")
+]
+Iterations = Annotated[int | None, typer.Option("--iterations", min=0, help="Evolution: iterations. Default: 20.")]
 
 
 def command(
@@ -67,8 +73,8 @@ def command(
     samples: search_verb.Samples = 3,
     attention_factor: search_verb.AttentionFactor = None,
     seed: Seed = 0,
-    population: search_verb.Population = 32,
-    iterations: search_verb.Iterations = 20,
+    population: Population = None,
+    iterations: Iterations = None,
     patience: search_verb.Patience = None,
     start_tokens: search_verb.StartTokens = "0",
     racing: search_verb.Racing = "off",
@@ -122,8 +128,7 @@ def command(
         samples=samples,
         attention_factor=attention_factor,
         seed=seed,
-        population=population,
-        iterations=iterations,
+        **_budget(method, population, iterations),
         patience=patience,
         start_tokens=start_tokens,
         racing=on_or_off("--racing", racing),
@@ -212,3 +217,12 @@ def show(extension: Extension, out: Path) -> None:
     output.print(f"scaling:    {extension.search.path}")
     output.print(f"all of it:  {out}")
     output.print(f"report:     {extension.report.html}")
+
+
+def _budget(method: str, population: int | None, iterations: int | None) -> dict[str, Any]:
+    """An evolution's population and iterations, a demonstration's where none are given; to the others only what is."""
+    from longrope.pipeline.options import EVOLUTION
+
+    small: dict[str, int | None] = {"population": 32, "iterations": 20} if method in EVOLUTION else {}
+    given = {"population": population, "iterations": iterations}
+    return small | {name: value for name, value in given.items() if value is not None}

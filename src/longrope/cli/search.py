@@ -66,10 +66,17 @@ Population = Annotated[
 Iterations = Annotated[int, typer.Option("--iterations", min=0, help="Evolution: iterations.")]
 Patience = Annotated[
     int | None,
-    typer.Option("--patience", min=1, help="Stop after this many iterations (validations) without improvement."),
+    typer.Option(
+        "--patience",
+        min=1,
+        help="Stop after this many iterations (gradient: validations, 2 in 30 steps) without improvement.",
+    ),
 ]
 StartTokens = Annotated[
-    str, typer.Option("--start-tokens", help="0 (every runtime can express it), a number, or 'search'; longrope only.")
+    str, typer.Option("--start-tokens", help="0 (every runtime can express it), a number, or 'search'; not longrope2.")
+]
+MaxFactor = Annotated[
+    float | None, typer.Option("--max-factor", help="The largest λ; not longrope2. Default of longrope: 1.25·s.")
 ]
 Racing = Annotated[
     str,
@@ -122,6 +129,7 @@ def command(
     iterations: Iterations = 40,
     patience: Patience = None,
     start_tokens: StartTokens = "0",
+    max_factor: MaxFactor = None,
     racing: Racing = "off",
     critical_dim: CriticalDim = None,
     steps: Steps = 30,
@@ -161,6 +169,7 @@ def command(
         iterations=iterations,
         patience=patience,
         start_tokens=start_tokens,
+        max_factor=max_factor,
         racing=on_or_off("--racing", racing),
         critical_dim=critical_dim,
         steps=steps,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.samples import SampleOrigin, draw_places
-from longrope.data.tokens import TokenizedDocument, bos_of
+from longrope.data.samples import SampleOrigin, check_no_bos, draw_places
+from longrope.data.tokens import TokenizedDocument, bos_of, encode, encode_inside
 from longrope.errors import LongRopeError
 from longrope.files import sha256_bytes
 
@@ -85,25 +85,27 @@ def draw_needles(
     seed: int,
     depth: str | float = "spread",
     digits: int = 7,
+    apart_from: Sequence[NeedleSamples] = (),
 ) -> NeedleSamples:
     """`count` needle samples of exactly `length` tokens; text, keys and numbers are drawn by `seed`.
 
     `depth`: `spread` puts the needles at evenly spaced depths from 0 to 1, `start` all directly behind the instruction
     (the sample of App. C), a number in [0, 1] all there. The text comes from the places of `draw_places`: one per
-    document first.
+    document first, none of it a part of what `apart_from` is made of.
 
-    Raises LongRopeError when the parts alone are longer than `length`, or the documents are too few or too short.
+    Raises LongRopeError when the parts alone are longer than `length`, the documents are too few or too short, or a
+    text holds the BOS id itself.
     """
     depths = _depths(depth, count)
     rng = np.random.default_rng(seed)
     bos = bos_of(tokenizer)
-    front = ([] if bos is None else [bos]) + _encode(tokenizer, INSTRUCTION)
+    front = ([] if bos is None else [bos]) + encode(tokenizer, INSTRUCTION)
     keys = [draw_key(rng) for _ in range(count)]
     numbers = [draw_number(rng, digits) for _ in range(count)]
     parts = []
     for key, number in zip(keys, numbers, strict=True):
         needle, question, answer = (
-            _encode(tokenizer, template.format(key=key, number=number)) for template in (NEEDLE, QUESTION, ANSWER)
+            encode_inside(tokenizer, template.format(key=key, number=number)) for template in (NEEDLE, QUESTION, ANSWER)
         )
         parts.append((needle, question, answer))
     longest = len(front) + max(sum(map(len, part)) for part in parts)
@@ -114,12 +116,14 @@ def draw_needles(
         )
     # One span for all, the longest text any sample needs: places then do not depend on how keys are split.
     span = length - len(front) - min(sum(map(len, part)) for part in parts)
-    rows = draw_places(documents, span=span, count=count, seed=seed)
+    taken = [(row, samples.length) for samples in apart_from for row in samples.rows]
+    rows = draw_places(documents, span=span, count=count, seed=seed, taken=taken)
     by_hash = {document.sha256: document for document in documents}
     ids = np.empty((count, length), dtype=np.int64)
     for sample, row, (needle, question, answer), place in zip(ids, rows, parts, depths, strict=True):
         room = length - len(front) - len(needle) - len(question) - len(answer)
         text = by_hash[row.document_sha256].ids[row.offset : row.offset + room]
+        check_no_bos(text, bos, row)
         at = round(place * room)
         sample[:] = np.concatenate([front, text[:at], needle, text[at:], question, answer])
     answers = tuple(len(answer) for _, _, answer in parts)
@@ -146,8 +150,3 @@ def _depths(depth: str | float, count: int) -> tuple[float, ...]:
     if not 0.0 <= value <= 1.0:
         raise LongRopeError(f"expected a needle depth of 'spread', 'start' or a number from 0 to 1; found {depth!r}")
     return (value,) * count
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids

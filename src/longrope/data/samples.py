@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from longrope.data.documents import Document
-from longrope.data.tokens import TokenizedDocument
+from longrope.data.tokens import Ids, TokenizedDocument
 from longrope.errors import LongRopeError
 from longrope.files import sha256_bytes
 
@@ -77,24 +77,37 @@ def draw_samples(
     ids = np.empty((count, length), dtype=np.int64)
     for sample, row in zip(ids, rows, strict=True):
         text = by_hash[row.document_sha256].ids[row.offset : row.offset + span]
-        if bos_token_id is not None and (text == bos_token_id).any():
-            raise LongRopeError(
-                f"the text of {row.document} holds the BOS token ({bos_token_id}), which belongs only in front; "
-                "tokenise it with special tokens split"
-            )
+        check_no_bos(text, bos_token_id, row)
         sample[: len(front)] = front
         sample[len(front) :] = text
     return Samples(torch.from_numpy(ids), rows, has_bos=bos_token_id is not None)
 
 
+def check_no_bos(text: Ids, bos_token_id: int | None, row: SampleOrigin) -> None:
+    """Raise LongRopeError where a text, which lies at `row`, holds the BOS id itself."""
+    if bos_token_id is not None and (text == bos_token_id).any():
+        raise LongRopeError(
+            f"the text of {row.document} holds the BOS token ({bos_token_id}), which belongs only in front; "
+            "tokenise it with special tokens split"
+        )
+
+
 def draw_places(
-    documents: Sequence[TokenizedDocument], *, span: int, count: int, seed: int
+    documents: Sequence[TokenizedDocument],
+    *,
+    span: int,
+    count: int,
+    seed: int,
+    taken: Sequence[tuple[SampleOrigin, int]] = (),
 ) -> tuple[SampleOrigin, ...]:
     """`count` non-overlapping places of `span` consecutive tokens, one per document first, then in further rounds.
 
     Every document of n tokens is cut into n // span slots behind a drawn phase; a round takes the next of its slots
     in drawn order. The same (documents, span, count, seed) gives the same places whatever order the documents are
-    listed in, and a smaller count gives the first of them. Identical documents count once.
+    listed in, and a smaller count gives the first of them. Identical documents count once. `taken`: places and their
+    tokens that none of these may overlap; slots that do are left out, and the others stay where they are.
+
+    Raises LongRopeError for numbers that describe no draw, or where there are fewer places than `count`.
     """
     if span < 1 or count < 1 or seed < 0:
         raise LongRopeError(f"expected span and count from 1 and a seed from 0, found {span}, {count} and {seed}")
@@ -106,7 +119,14 @@ def draw_places(
         number, spare = divmod(len(document.ids), span)
         phase = int(rng.integers(spare + 1))
         order = rng.permutation(number)
-        slots.append([SampleOrigin(document.name, document.sha256, phase + int(slot) * span) for slot in order])
+        held = [
+            range(row.offset - span + 1, row.offset + length)
+            for row, length in taken
+            if row.document_sha256 == document.sha256
+        ]
+        offsets = [phase + int(slot) * span for slot in order]
+        free = [offset for offset in offsets if not any(offset in places for places in held)]
+        slots.append([SampleOrigin(document.name, document.sha256, offset) for offset in free])
     possible = sum(map(len, slots))
     if possible < count:
         raise _too_little(unique, span, count, possible)

@@ -26,6 +26,7 @@ from longrope.files import sha256_text
 Ids = npt.NDArray[np.int32]
 
 _FORMAT = "longrope-tokens-1"  # part of every cache key: raise it when the encoding options or the file's layout change
+_BEFORE = "a"  # of what a piece goes on from: one token that merges with no white space behind it
 _DIGEST_WORDS = 8  # a SHA-256 as int32 words in front of the ids, so that damage is seen
 
 
@@ -61,6 +62,21 @@ def tokenize(
         ids.flags.writeable = False
         result.append(TokenizedDocument(document.name, document.sha256, ids))
     return result
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text by itself: no BOS, and a special token spelled out in it stays text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
+
+
+def encode_inside(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that begins with white space where it goes on from another.
+
+    Llama-2-like tokenizers put a blank in front of what they are given: " 7" by itself would get two.
+    """
+    before, both = encode(tokenizer, _BEFORE), encode(tokenizer, _BEFORE + text)
+    return both[len(before) :] if both[: len(before)] == before else encode(tokenizer, text)
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -17,11 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.data.needles import ANSWER, INSTRUCTION, NEEDLE, QUESTION, draw_key, draw_number
 from longrope.data.samples import draw_places
-from longrope.data.tokens import Ids, TokenizedDocument
+from longrope.data.tokens import Ids, TokenizedDocument, encode, encode_inside
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import Contender
 from longrope.evaluation.replies import (
-    encode,
     front,
     ids_sha256,
     joined,
@@ -145,9 +144,9 @@ def _draw_alike(
     alike: dict[int, dict[str, Needle]] = {}
     while True:
         key, number = draw_key(rng), draw_number(rng, DIGITS)
-        question = encode(tokenizer, QUESTION.format(key=key))
+        question = encode_inside(tokenizer, QUESTION.format(key=key))
         family = alike.setdefault(len(question), {})
-        sentence, answer = (encode(tokenizer, part.format(key=key, number=number)) for part in (NEEDLE, ANSWER))
+        sentence, answer = (encode_inside(tokenizer, part.format(key=key, number=number)) for part in (NEEDLE, ANSWER))
         family.setdefault(key, Needle(depths[len(family)], number, sentence, question, answer))
         if len(family) == len(depths):
             return tuple(family.values())

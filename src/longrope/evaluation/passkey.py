@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.tokens import Ids
+from longrope.data.tokens import Ids, encode, encode_inside
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import Contender
 from longrope.evaluation.replies import (
-    encode,
     front,
     ids_sha256,
     joined,
@@ -71,11 +70,11 @@ def draw_passkeys(tokenizer: PreTrainedTokenizerBase, *, length: int, count: int
     keys = tuple(str(key) for key in rng.integers(10 ** (DIGITS - 1), 10**DIGITS, count))
     depths = tuple(rng.uniform(size=count).tolist())
     room = number_room(tokenizer, keys)
-    begin, question = front(tokenizer) + encode(tokenizer, INSTRUCTION), encode(tokenizer, QUESTION)
+    begin, question = front(tokenizer) + encode(tokenizer, INSTRUCTION), encode_inside(tokenizer, QUESTION)
     noise = encode(tokenizer, NOISE)
     prompts = []
     for key, depth in zip(keys, depths, strict=True):
-        sentence = encode(tokenizer, PASSKEY.format(key=key))
+        sentence = encode_inside(tokenizer, PASSKEY.format(key=key))
         frame = len(begin) + len(sentence) + len(question) + room
         if frame > length:
             raise LongRopeError(

@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.tokens import Ids, bos_of
+from longrope.data.tokens import Ids, bos_of, encode_inside
 from longrope.files import sha256_bytes
 from longrope.models.install import Installed
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of one piece of a prompt: no BOS, and a special token spelled out in a text stays text."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return ids
 
 
 def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -51,7 +45,7 @@ def number_room(tokenizer: PreTrainedTokenizerBase, numbers: Iterable[str]) -> i
 
     A model need not split digits as its tokenizer does, so what it says is compared as text, not as tokens.
     """
-    return max(max(len(encode(tokenizer, f" {number}")), len(number) + 1) for number in numbers)
+    return max(max(len(encode_inside(tokenizer, f" {number}")), len(number) + 1) for number in numbers)
 
 
 def joined(*pieces: Sequence[int] | Ids) -> Ids:

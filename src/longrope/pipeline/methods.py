@@ -21,7 +21,7 @@ from longrope.rope.scaling import Window
 from longrope.rope.stretch import continued_attention_factor
 from longrope.search.cma import CMASearch, CMASettings, HybridSearch
 from longrope.search.critical import CriticalCandidate, CriticalSpace
-from longrope.search.dialogue import Stage
+from longrope.search.dialogue import Bounds, Stage
 from longrope.search.evaluators import SEARCH, CandidateSearch
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.gradient import GradientSearch, GradientSettings
@@ -169,25 +169,39 @@ def _evolution(
 def _gradient(task: _Task) -> _Built:
     """Adam around raced closed forms, over doubling windows."""
     settings, stages = _gradient_settings(task), _stages(task)
-    search = GradientSearch(stages, task.subject.geometry, settings, task.attention_factor)
-    return search, _gradient_questions(stages, settings), _described(stages, gradient=settings)
+    bounds = _bounds(task)
+    search = GradientSearch(stages, task.subject.geometry, settings, task.attention_factor, bounds)
+    return search, _gradient_questions(stages, settings, bounds), _described(stages, bounds, gradient=settings)
 
 
 def _hybrid(task: _Task) -> _Built:
     """The gradient search, then a short CMA-ES around its result."""
     settings, stages = _gradient_settings(task), _stages(task)
-    polish = _cma_settings(task, evaluations=66, sigma=0.1)
-    search = HybridSearch(stages, task.subject.geometry, settings, polish, task.attention_factor)
-    questions = _gradient_questions(stages, settings) + polish.evaluations + 5
-    return search, questions, _described(stages, gradient=settings, polish=polish)
+    polish, bounds = _cma_settings(task, evaluations=66, sigma=0.1), _bounds(task)
+    search = HybridSearch(stages, task.subject.geometry, settings, polish, task.attention_factor, bounds)
+    questions = _gradient_questions(stages, settings, bounds) + polish.evaluations + 5
+    return search, questions, _described(stages, bounds, gradient=settings, polish=polish)
 
 
 def _cma(task: _Task) -> _Built:
     """CMA-ES around the best of raced closed forms."""
     (stage,) = _stages(task)
-    settings = _cma_settings(task, evaluations=256, sigma=0.15)
-    search = CMASearch(stage, task.subject.geometry, settings, task.attention_factor)
-    return search, len(stage.seeds) + 1 + settings.evaluations, _described([stage], cma=settings)
+    settings, bounds = _cma_settings(task, evaluations=256, sigma=0.15), _bounds(task)
+    search = CMASearch(stage, task.subject.geometry, settings, task.attention_factor, bounds)
+    questions = len(stage.seeds) + 1 + settings.evaluations + _choices(bounds)
+    return search, questions, _described([stage], bounds, cma=settings)
+
+
+def _bounds(task: _Task) -> Bounds:
+    """What the user bounds λ by, and n̂."""
+    largest = task.options.max_factor
+    choices = start_tokens_of(task.options.start_tokens)
+    return Bounds(start_tokens=choices) if largest is None else Bounds(largest, choices)
+
+
+def _choices(bounds: Bounds) -> int:
+    """How many n̂ a result is tried with: none where there is no choice."""
+    return len(bounds.start_tokens) if len(bounds.start_tokens) > 1 else 0
 
 
 def _gradient_settings(task: _Task) -> GradientSettings:
@@ -240,11 +254,15 @@ def raced_seeds(subject: Subject, length: int) -> dict[str, npt.NDArray[np.float
     return seeds | carried_seeds(subject, length)
 
 
-def _gradient_questions(stages: list[Stage], settings: GradientSettings) -> int:
+def _gradient_questions(stages: list[Stage], settings: GradientSettings, bounds: Bounds) -> int:
     checks = 1 + -(-settings.steps // settings.validate_every)  # the start, and on the way; each on both splits
-    return 1 + sum(
-        len(stage.seeds) + (index > 0) + settings.steps + 2 * (checks + _out_of_order(stage))
-        for index, stage in enumerate(stages)
+    return (
+        1
+        + 2 * _choices(bounds)
+        + sum(
+            len(stage.seeds) + (index > 0) + settings.steps + 2 * (checks + _out_of_order(stage))
+            for index, stage in enumerate(stages)
+        )
     )
 
 
@@ -253,8 +271,9 @@ def _out_of_order(stage: Stage) -> bool:
     return any(not np.array_equal(admissible(factors), factors) for factors in stage.seeds.values())
 
 
-def _described(stages: list[Stage], **settings: GradientSettings | CMASettings) -> dict[str, Any]:
+def _described(stages: list[Stage], bounds: Bounds, **settings: GradientSettings | CMASettings) -> dict[str, Any]:
     return {
+        **({} if bounds == Bounds() else {"bounds": asdict(bounds)}),
         **{name: asdict(value) for name, value in settings.items()},
         "stages": [{"length": stage.length, "seeds": list(stage.seeds)} for stage in stages],
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.rope.factors import su_attention_factor, yarn_attention_factor
@@ -12,6 +13,21 @@ from longrope.search.space import START_TOKENS
 METHODS = ("longrope", "longrope2", "gradient", "hybrid", "cma")
 OBJECTIVES = ("perplexity", "needle")
 CONTINUED = "continued"
+EVOLUTION, GRADIENT = ("longrope", "longrope2"), ("gradient", "hybrid")
+_OF_METHODS = {
+    "population": EVOLUTION,
+    "iterations": EVOLUTION,
+    "racing": EVOLUTION,
+    "start_tokens": ("longrope", "gradient", "hybrid", "cma"),
+    "max_factor": ("longrope", "gradient", "hybrid", "cma"),
+    "steps": GRADIENT,
+    "learning_rate": GRADIENT,
+    "continuation": GRADIENT,
+    "learn_attention_factor": GRADIENT,
+    "knots": (*GRADIENT, "cma"),
+    "evaluations": ("hybrid", "cma"),
+}
+"""The methods that an option means something to: with another it may only be what it is by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +43,22 @@ class SearchOptions:
     better where nothing is trained there, and two attention factors, which no other runtime has. With 1, sequences
     inside the original window stay exactly those of the original model, in the runtimes that honour it.
 
-    Evolution: `population`, by default the papers' 64 (32 beyond 512k tokens), `iterations`, `patience`.
-    `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search` (the paper's set as a
-    gene; longrope only). `racing`: candidates are dropped after each sample on which they cannot be expected in the
-    top k; without it, Algorithm 1 as it is. `critical_dim`: longrope2 searches with this d_rcd alone, and every method
-    also reports YaRN-rcd and NTK-rcd with it. `max_factor`: the largest λ (longrope only; by default 1.25·s).
+    All but longrope2: `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search`
+    (the paper's set: a gene of longrope, an outer choice of the others, whose result is tried with each). `max_factor`:
+    the largest λ, for longrope by default 1.25·s.
+
+    Evolution: `population`, by default the papers' 64 (32 beyond 512k tokens), `iterations`. `racing`: candidates are
+    dropped after each sample on which they cannot be expected in the top k; without it, Algorithm 1 as it is.
 
     Gradient and CMA-ES: `knots` (0: every pair; by default every pair for the gradient, 12 for CMA-ES). Gradient:
     `steps`, `learning_rate`, `continuation` (reach L' over 2L, 4L, …), `learn_attention_factor`. CMA-ES:
     `evaluations`, by default 256 alone and 66 after the gradient.
+
+    `patience`: iterations of an evolution, generations of CMA-ES, validations of the gradient without improvement that
+    end a search or stage. `critical_dim`: longrope2 searches with this d_rcd alone, and every method also reports
+    YaRN-rcd and NTK-rcd with it.
+
+    Raises LongRopeError for values that mean nothing, or nothing to the method.
     """
 
     method: str = "longrope"
@@ -63,14 +86,21 @@ class SearchOptions:
             raise LongRopeError(f"expected a search method of {', '.join(METHODS)}; found {self.method!r}")
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise LongRopeError(f"expected an objective of {', '.join(OBJECTIVES)}; found {self.objective!r}")
-        if self.method != "longrope" and start_tokens_of(self.start_tokens) != (0,):
-            raise LongRopeError(f"start tokens are searched by the method longrope only; found {self.method!r}")
-        if self.racing and self.method not in ("longrope", "longrope2"):
-            raise LongRopeError(f"racing is for the methods longrope and longrope2; found {self.method!r}")
+        start_tokens_of(self.start_tokens)
+        for name, methods in _OF_METHODS.items():
+            if self.method not in methods and getattr(self, name) != _default(name):
+                raise LongRopeError(
+                    f"{name.replace('_', ' ')} is an option of the methods {', '.join(methods)}; "
+                    f"found {getattr(self, name)} with {self.method!r}"
+                )
+        if self.needle_depth != "spread" and self.chosen_objective != "needle" and self.method != "longrope2":
+            raise LongRopeError(f"a needle depth is for the objective needle; found {self.chosen_objective!r}")
+        for name, least in (("samples", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise LongRopeError(f"expected {name} of at least {least}, found {value}")
         if self.critical_dim is not None and self.critical_dim < 1:
             raise LongRopeError(f"expected a critical dimension of at least 1, found {self.critical_dim}")
-        if self.max_factor is not None and self.method != "longrope":
-            raise LongRopeError(f"the largest λ is bounded by the method longrope only; found {self.method!r}")
         if self.max_factor is not None and not 1.0 <= self.max_factor < float("inf"):
             raise LongRopeError(f"expected a largest λ of at least 1, found {self.max_factor}")
 
@@ -87,7 +117,11 @@ class SearchOptions:
     @property
     def by_gradient(self) -> bool:
         """Whether the method goes through stages and validates."""
-        return self.method in ("gradient", "hybrid")
+        return self.method in GRADIENT
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(SearchOptions) if field.name == name)
 
 
 def attention_factor_of(text: str, geometry: RopeGeometry, target_length: int) -> float:

@@ -103,6 +103,8 @@ def recover(
     that exists is overwritten.
     """
     options, listener = options or SearchOptions(), listener or Listener()
+    if options.method != "longrope":
+        raise LongRopeError(f"a recovery searches by the method longrope only; found {options.method!r}")
     carried, lengths = _checked(subject, lengths)
     max_factor = options.max_factor if max_factor is None else max_factor
     bounds = {length: _default_bound(carried, length) if max_factor is None else max_factor for length in lengths}

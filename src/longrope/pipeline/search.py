@@ -26,10 +26,10 @@ from longrope.pipeline.texts import Texts, data_provenance, prepare_texts
 from longrope.pipeline.workers import numerics, ray_evaluator
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.dialogue import rank
+from longrope.search.dialogue import DialogueSearch, rank
 from longrope.search.evaluators import Evaluator, Question, SerialEvaluator
 from longrope.search.log import SearchLog
-from longrope.search.run import Conversation, Progress, run_search
+from longrope.search.run import Conversation, Progress, distinct, run_search
 
 LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
 UNIT = "found, attention factor 1"
@@ -39,9 +39,10 @@ UNIT = "found, attention factor 1"
 class SearchResult:
     """The best scaling found and what it cost; `best_loss` and `baselines` in nats per token on the search samples.
 
-    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice, also where the answer was
-    known by then; those about baselines and for `choices` are not in it. `choices` says, where the method searches
-    d_rcd, which one it found and what each objective would have chosen.
+    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice, a question that was asked
+    before not again; those about baselines and for `choices` are not in it. `choices` says, where the method searches
+    d_rcd, which one it found and what each objective would have chosen. `chosen_seeds`: of a search that races seeds,
+    the one that each stage started from; `stretched` is the last stage's result.
     """
 
     method: str
@@ -53,6 +54,7 @@ class SearchResult:
     scaling: RopeScaling
     path: Path
     choices: Choices | None = None
+    chosen_seeds: tuple[str, ...] = ()
 
     @property
     def critical_dim(self) -> int | None:
@@ -69,6 +71,8 @@ class SearchResult:
             "baselines": self.baselines,
             "scaling": str(self.path),
         }
+        if self.chosen_seeds:
+            row["chosen_seeds"] = list(self.chosen_seeds)
         if self.choices is None:
             return row
         return row | {"critical_dim": self.choices.critical_dim, "critical_dims": self.choices.to_json()}
@@ -168,19 +172,22 @@ def search_window(
         objective=options.chosen_objective,
         best_loss=best_loss,
         evaluations=len(questions),
-        token_passes=sum(map(cost.token_passes, questions)),
+        token_passes=sum(map(cost.token_passes, distinct(questions))),
         baselines=baselines,
         scaling=_scaling(subject, best),
         path=out / SCALING,
         choices=chosen,
+        chosen_seeds=tuple(planned.search.chosen_seeds) if isinstance(planned.search, DialogueSearch) else (),
     )
     summary = json_ready(result.to_json()) | {"options": asdict(options)}
     scaling = result.scaling.with_provenance(
         model=subject.name, search=identity, data=data_provenance(texts), **summary, **record()
     )
-    if not result.path.exists():  # a finished search that is resumed comes to the same end: nothing is written again
-        scaling.save(result.path)
+    # A finished search that is resumed comes to the same end: what is there is not written again.
+    if not (out / SUMMARY).exists():
         write_json_atomic(out / SUMMARY, summary | record())
+    if not result.path.exists():
+        scaling.save(result.path)
     return replace(result, scaling=scaling)
 
 

@@ -10,6 +10,7 @@ from longrope.data.needles import NeedleSamples, draw_needles
 from longrope.data.samples import Samples, draw_samples
 from longrope.data.sources import Source, read_all
 from longrope.data.tokens import bos_of, tokenize
+from longrope.errors import LongRopeError
 from longrope.lengths import doubling_lengths
 from longrope.models.install import Installed
 from longrope.objectives.needle import NeedleObjective
@@ -35,11 +36,19 @@ def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: in
     documents = tokenize(read_all(sources), subject.tokenizer)
     far = target_length > FAR
 
-    def draw(objective: str, length: int, count: int, seed: int) -> AnySamples:
+    def draw(
+        objective: str, length: int, count: int, seed: int, apart_from: Sequence[NeedleSamples] = ()
+    ) -> AnySamples:
         samples: AnySamples
         if objective == "needle":
             samples = draw_needles(
-                documents, subject.tokenizer, length=length, count=count, seed=seed, depth=options.needle_depth
+                documents,
+                subject.tokenizer,
+                length=length,
+                count=count,
+                seed=seed,
+                depth=options.needle_depth,
+                apart_from=apart_from,
             )
         else:
             bos = bos_of(subject.tokenizer)
@@ -59,10 +68,18 @@ def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: in
             texts[OTHER, target_length] = draw(other, target_length, count(other), options.seed)
         return texts
     lengths = stage_lengths(subject.reach, target_length, options.continuation)
-    if chosen == "needle":  # other keys, numbers and places; the needle's depth is spread over each split
+    if chosen == "needle":  # validation: other keys and numbers, and text of no stage's search
+        try:
+            searched = {length: draw(chosen, length, count(chosen), options.seed) for length in lengths}
+        except LongRopeError as error:
+            if len(lengths) == 1:
+                raise
+            stages = ", ".join(map(str, lengths))
+            raise LongRopeError(f"{error}; stages of {stages} tokens lead there: --no-continuation is one") from error
+        seen = [samples for samples in searched.values() if isinstance(samples, NeedleSamples)]
         for length in lengths:
-            texts[SEARCH, length] = draw(chosen, length, count(chosen), options.seed)
-            texts[VALIDATION, length] = draw(chosen, length, VALIDATION_SAMPLES, options.seed + 1)
+            texts[SEARCH, length] = searched[length]
+            texts[VALIDATION, length] = draw(chosen, length, VALIDATION_SAMPLES, options.seed + 1, seen)
         return texts
     # One draw, cut for the shorter stages: a validation text overlaps no search text of any stage.
     first = count(chosen)

@@ -18,7 +18,7 @@ from longrope.search.log import read_log
 class Point:
     """One evaluation on all texts of a split: how many evaluations and token passes were spent with it, and its loss.
 
-    `token_passes` counts a forward once and a backward twice, the baselines' not at all.
+    `token_passes` counts a forward once and a backward twice, a question that was asked before and the baselines' not.
     """
 
     evaluations: int
@@ -85,6 +85,7 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
     series: dict[tuple[str, int], list[Point]] = {}
     partial: dict[str, list[float]] = {}
     asked = passes = 0
+    known: set[str] = set()  # a question that was asked before was not computed again
     for entry in evaluations:
         row, answer = dict(entry.row), entry.answer
         if "baseline" in row:
@@ -96,7 +97,10 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
         count = texts.get((split, length), 0)
         rows = count if samples is None else len(samples)
         asked += 1
-        passes += rows * length * (1 if answer.gradient is None else 3)
+        question = f"{json.dumps(entry.row)} {answer.gradient is None}"
+        if question not in known:
+            known.add(question)
+            passes += rows * length * (1 if answer.gradient is None else 3)
         loss: float | None = answer.loss
         if samples is not None:  # a raced candidate is scored text by text
             scored = partial.setdefault(json.dumps(row), [])

@@ -15,7 +15,18 @@ from cmaes import CMA
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.dialogue import Dialogue, DialogueSearch, Stage, both_splits, joint, loss_of, race, rank
+from longrope.search.dialogue import (
+    Bounds,
+    Dialogue,
+    DialogueSearch,
+    Stage,
+    best_start_tokens,
+    both_splits,
+    joint,
+    loss_of,
+    race,
+    rank,
+)
 from longrope.search.evaluators import SEARCH
 from longrope.search.gradient import GradientSearch, GradientSettings
 from longrope.search.parametrise import FactorsAround, Vector, check_knots, phase_scale
@@ -40,6 +51,8 @@ class CMASettings:
         for name, least in (("evaluations", 1), ("race_samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise LongRopeError(f"{name} must be at least {least}; found {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise LongRopeError(f"CMA-ES takes seeds up to {2**32 - 1}; found {self.seed}")
         if not 0.0 < self.sigma < math.inf:
             raise LongRopeError(f"the step size of CMA-ES must be positive; found {self.sigma}")
         if self.patience is not None and self.patience < 1:
@@ -52,6 +65,8 @@ _WORST = 1e300  # what is no number, for CMA-ES: it subtracts losses, and infini
 class _Evolve(DialogueSearch):
     """What both searches share: generations of CMA-ES around a start, scored on all search samples."""
 
+    bounds: Bounds
+
     def _evolve(
         self, space: FactorsAround, length: int, attention_factor: float, settings: CMASettings
     ) -> Dialogue[tuple[Window, float]]:
@@ -59,10 +74,11 @@ class _Evolve(DialogueSearch):
         optimiser = CMA(mean=np.zeros(space.knots), sigma=settings.sigma, seed=settings.seed)
 
         def window(factors: Vector) -> Window:
-            return Window(length, tuple(factors.tolist()), 0, attention_factor)
+            return self.bounds.window(length, factors, attention_factor)
 
-        (answer,) = yield [loss_of(window(space.seed), SEARCH)]
-        best = window(space.seed), rank(answer.loss)
+        start = window(space.seed if space.seed.max() <= space.largest else space.origin)
+        (answer,) = yield [loss_of(start, SEARCH)]
+        best = start, rank(answer.loss)
         self._found(best)
         stale = 0
         for _ in range(settings.evaluations // optimiser.population_size):
@@ -101,8 +117,14 @@ class CMASearch(_Evolve):
     """Seeds are raced, CMA-ES starts from the best. `incumbent`: the best candidate and its search loss."""
 
     def __init__(
-        self, stage: Stage, geometry: RopeGeometry, settings: CMASettings, attention_factor: float = 1.0
+        self,
+        stage: Stage,
+        geometry: RopeGeometry,
+        settings: CMASettings,
+        attention_factor: float = 1.0,
+        bounds: Bounds | None = None,
     ) -> None:
+        self.bounds = bounds or Bounds()
         self.stage, self.geometry, self.settings = stage, geometry, settings
         self.attention_factor = attention_factor
         self.knots = _checked_knots(settings, geometry.pairs)
@@ -110,11 +132,14 @@ class CMASearch(_Evolve):
 
     def _run(self) -> Dialogue[tuple[Window, float]]:
         stage, settings = self.stage, self.settings
-        name = yield from race(stage, stage.seeds, self.attention_factor, settings.race_samples)
+        name = yield from race(stage, stage.seeds, self.attention_factor, settings.race_samples, self.bounds)
         self.chosen_seeds.append(name)
         seed = np.asarray(stage.seeds[name], dtype=np.float64)
-        space = FactorsAround(seed, phase_scale(self.geometry), self.knots)
-        return (yield from self._evolve(space, stage.length, self.attention_factor, settings))
+        space = FactorsAround(seed, phase_scale(self.geometry), self.knots, self.bounds.largest)
+        best = yield from self._evolve(space, stage.length, self.attention_factor, settings)
+        if len(self.bounds.start_tokens) == 1:
+            return best
+        return (yield from best_start_tokens(best[0], self.bounds.start_tokens, lambda w: [loss_of(w, SEARCH)]))
 
     def _found(self, best: tuple[Window, float]) -> None:
         self.incumbent = best
@@ -130,12 +155,14 @@ class HybridSearch(GradientSearch, _Evolve):
         settings: GradientSettings,
         polish: CMASettings,
         attention_factor: float = 1.0,
+        bounds: Bounds | None = None,
     ) -> None:
         self.polish, self.polish_knots = polish, _checked_knots(polish, geometry.pairs)
-        super().__init__(stages, geometry, settings, attention_factor)
+        super().__init__(stages, geometry, settings, attention_factor, bounds)
 
     def _polished(self, window: Window) -> Dialogue[Window]:
-        space = FactorsAround(np.asarray(window.factors), phase_scale(self.geometry), self.polish_knots)
+        seed = np.asarray(window.factors)
+        space = FactorsAround(seed, phase_scale(self.geometry), self.polish_knots, self.bounds.largest)
         polished, _ = yield from self._evolve(space, window.max_length, window.attention_factor, self.polish)
         if polished == window:
             return window

@@ -8,17 +8,33 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
 from longrope.search.evaluators import SEARCH, VALIDATION, Answer, Question
-from longrope.search.parametrise import Vector, admissible
+from longrope.search.parametrise import LARGEST, Vector, admissible
 
 _T = TypeVar("_T")
 Dialogue = Generator[list[Question], list[Answer], _T]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a search keeps to: λ ≤ `largest`, and `start_tokens`, the choices of n̂.
+
+    n̂ is discrete: the search runs with the first choice, and where there are others its result is tried with each.
+    """
+
+    largest: float = LARGEST
+    start_tokens: tuple[int, ...] = (0,)
+
+    def window(self, length: int, factors: Vector, attention_factor: float) -> Window:
+        """`factors` (D,) and the first n̂ as a window."""
+        return Window(length, tuple(factors.tolist()), self.start_tokens[0], attention_factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +88,9 @@ class DialogueSearch(ABC):
             self._questions, self._best = [], end.value
 
 
-def race(stage: Stage, seeds: Mapping[str, Vector], attention_factor: float, samples: int) -> Dialogue[str]:
+def race(
+    stage: Stage, seeds: Mapping[str, Vector], attention_factor: float, samples: int, bounds: Bounds
+) -> Dialogue[str]:
     """The name of the seed with the lowest loss, made `admissible`, on the first few search samples.
 
     Of equal losses the first wins; a loss that is no number comes last.
@@ -80,10 +98,23 @@ def race(stage: Stage, seeds: Mapping[str, Vector], attention_factor: float, sam
     shared = tuple(range(min(samples, stage.samples)))
     questions = []
     for factors in seeds.values():
-        window = Window(stage.length, tuple(admissible(factors).tolist()), 0, attention_factor)
+        window = bounds.window(stage.length, admissible(factors, bounds.largest), attention_factor)
         questions.append(loss_of(window, SEARCH, shared))
     answers = yield questions
     return min(zip(seeds, answers, strict=True), key=lambda entry: rank(entry[1].loss))[0]
+
+
+def best_start_tokens(
+    window: Window, choices: Sequence[int], asked: Callable[[Window], list[Question]]
+) -> Dialogue[tuple[Window, float]]:
+    """The window with the n̂ of `choices` that has the lowest `joint` loss on what is `asked`, of equals the first, and
+    that loss."""
+    windows = [replace(window, start_tokens=count) for count in choices]
+    questions = [asked(tried) for tried in windows]
+    answers = iter((yield [question for each in questions for question in each]))
+    losses = [joint(list(islice(answers, len(each)))) for each in questions]
+    best = losses.index(min(losses))
+    return windows[best], losses[best]
 
 
 def both_splits(window: Window) -> list[Question]:
@@ -115,6 +146,7 @@ def rank(loss: float) -> float:
 
 def _row(window: Window, split: str, samples: tuple[int, ...] | None) -> dict[str, object]:
     return {
+        **({"start_tokens": window.start_tokens} if window.start_tokens else {}),
         "length": window.max_length,
         "factors": list(window.factors),
         "attention_factor": window.attention_factor,

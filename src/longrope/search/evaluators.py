@@ -31,6 +31,11 @@ class Question:
     samples: tuple[int, ...] | None = None
     gradient: bool = False
 
+    @property
+    def key(self) -> tuple[Window, str, tuple[int, ...] | None, bool]:
+        """What the answer depends on: questions with the same one are computed once."""
+        return self.window, self.split, self.samples, self.gradient
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

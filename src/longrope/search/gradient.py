@@ -21,9 +21,11 @@ from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 from longrope.search.dialogue import (
+    Bounds,
     Dialogue,
     DialogueSearch,
     Stage,
+    best_start_tokens,
     both_splits,
     gradient_of,
     joint,
@@ -44,8 +46,9 @@ class GradientSettings:
     tenth.
 
     `knots`: number of knots (None: every pair). `race_samples`: texts that choose the seed. Every `validate_every`
-    steps the vector is validated; `patience` validations without improvement end a stage. `learn_attention_factor`
-    makes the attention factor a parameter too.
+    steps the vector is validated; `patience` validations without improvement end a stage, which 30 steps with two of
+    them never reach by themselves: it is for longer searches, or 1. `learn_attention_factor` makes the attention factor
+    a parameter too.
     """
 
     steps: int = 30
@@ -79,9 +82,11 @@ class GradientSearch(DialogueSearch):
         geometry: RopeGeometry,
         settings: GradientSettings,
         attention_factor: float = 1.0,
+        bounds: Bounds | None = None,
     ) -> None:
         if not stages:
             raise LongRopeError("a gradient search needs at least one stage")
+        self.bounds = bounds or Bounds()
         self.stages, self.geometry, self.settings = tuple(stages), geometry, settings
         self.knots = geometry.pairs if settings.knots is None else settings.knots
         check_knots(geometry.pairs, self.knots)
@@ -97,13 +102,16 @@ class GradientSearch(DialogueSearch):
             seeds = dict(stage.seeds)
             if factors is not None:
                 seeds["stretched"] = stretched(factors, reached / original, stage.length / original)
-            name = yield from race(stage, seeds, attention_factor, self.settings.race_samples)
+            name = yield from race(stage, seeds, attention_factor, self.settings.race_samples, self.bounds)
             self.chosen_seeds.append(name)
             seed = np.asarray(seeds[name], dtype=np.float64)
             factors, attention_factor = yield from self._descend(stage, seed, attention_factor)
             reached = stage.length
         assert factors is not None
-        window = yield from self._polished(Window(reached, tuple(factors.tolist()), 0, attention_factor))
+        window = yield from self._polished(self.bounds.window(reached, factors, attention_factor))
+        if len(self.bounds.start_tokens) > 1:
+            window, loss = yield from best_start_tokens(window, self.bounds.start_tokens, both_splits)
+            self.incumbent = window, loss
         (answer,) = yield [loss_of(window, SEARCH)]
         return window, answer.loss
 
@@ -115,13 +123,13 @@ class GradientSearch(DialogueSearch):
     def _descend(self, stage: Stage, seed: Vector, attention_factor: float) -> Dialogue[tuple[Vector, float]]:
         """Adam from the seed and m. The best validated factors (D,) and attention factor, the seed's included."""
         settings = self.settings
-        space = FactorsAround(seed, phase_scale(self.geometry), self.knots)
+        space = FactorsAround(seed, phase_scale(self.geometry), self.knots, self.bounds.largest)
 
         def window_at(point: Vector) -> Window:
             # The last number is that of m's change: exactly 0, and m what it was, unless it is learned.
             factors = space.factors(point[:-1])
             change = math.exp(_ATTENTION_SCALE * point[-1])
-            return Window(stage.length, tuple(factors.tolist()), 0, attention_factor * change)
+            return self.bounds.window(stage.length, factors, attention_factor * change)
 
         point = np.zeros(self.knots + 1)
         first, second = np.zeros_like(point), np.zeros_like(point)
@@ -153,8 +161,8 @@ class GradientSearch(DialogueSearch):
                 if stale >= settings.patience:
                     break
         # A checkpoint's factors need not be monotone: the result is never worse than the seed it began with.
-        if not np.array_equal(space.origin, seed):
-            seed_window = Window(stage.length, tuple(seed.tolist()), 0, attention_factor)
+        if seed.max() <= self.bounds.largest and not np.array_equal(space.origin, seed):
+            seed_window = self.bounds.window(stage.length, seed, attention_factor)
             loss = joint((yield both_splits(seed_window)))
             if loss < best_loss:
                 self.incumbent = seed_window, loss

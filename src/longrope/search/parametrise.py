@@ -33,7 +33,8 @@ def phase_scale(geometry: RopeGeometry) -> Vector:
 
 @dataclass(frozen=True, eq=False)
 class FactorsAround:
-    """u (knots,) ↔ λ (D,) around the seed λ (D,), with the scale c (D,). A seed outside comes in first: `admissible`.
+    """u (knots,) ↔ λ (D,) from 1 to `largest` around the seed λ (D,), with the scale c (D,). A seed outside comes in
+    first: `admissible`.
 
     Raises LongRopeError for fewer than 2 knots or more knots than pairs.
     """
@@ -41,6 +42,7 @@ class FactorsAround:
     seed: Vector
     scale: Vector
     knots: int
+    largest: float = LARGEST
 
     def __post_init__(self) -> None:
         check_knots(len(self.seed), self.knots)
@@ -59,15 +61,15 @@ class FactorsAround:
     @cached_property
     def origin(self) -> Vector:
         """λ (D,) at u = 0."""
-        return admissible(self.seed)
+        return admissible(self.seed, self.largest)
 
     def factors(self, numbers: Vector) -> Vector:
-        """λ (D,) of u (knots,): non-decreasing, from 1 to LARGEST. A pair that does not move keeps the seed's factor,
+        """λ (D,) of u (knots,): non-decreasing, from 1 to `largest`. A pair that does not move keeps the seed's factor,
         bit for bit."""
         start = np.log(self.origin)
         moved = nearest_monotone(start + self.scale * (self.interpolation @ numbers), self.scale**-2.0)
         factors = np.where(moved == start, self.origin, np.exp(np.minimum(moved, 700.0)))  # exp of more overflows
-        return admissible(factors)
+        return admissible(factors, self.largest)
 
     def numbers(self, factors: Vector) -> Vector:
         """u (knots,) that gives the knots the factors λ (D,): with a knot for every pair, what undoes `factors`."""
@@ -78,13 +80,15 @@ class FactorsAround:
         return self.interpolation.T @ (self.scale * factors * gradient)
 
 
-def admissible(factors: Vector) -> Vector:
-    """The factors (D,) made non-decreasing by a running maximum, from 1 to LARGEST."""
-    return np.asarray(np.maximum.accumulate(np.clip(factors, 1.0, LARGEST)), dtype=np.float64)
+def admissible(factors: Vector, largest: float = LARGEST) -> Vector:
+    """The factors (D,) made non-decreasing by a running maximum, from 1 to `largest`."""
+    return np.asarray(np.maximum.accumulate(np.clip(factors, 1.0, largest)), dtype=np.float64)
 
 
 def check_knots(pairs: int, knots: int) -> None:
     """Raises LongRopeError for a number of knots that the pairs do not have."""
+    if pairs < 2:
+        raise LongRopeError(f"expected at least 2 rotary pairs to search between, found {pairs}; longrope searches one")
     if not 2 <= knots <= pairs:
         raise LongRopeError(f"expected 2 to {pairs} knots for {pairs} rotary pairs, found {knots}")
 

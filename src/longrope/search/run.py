@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,7 +60,7 @@ class Conversation:
         self._replay = list(log.evaluations)
         self._count = 0  # questions answered so far
         self._generation = 0
-        self._answered: dict[_Key, Answer] = {}
+        self._answered: dict[Hashable, Answer] = {}
 
     def answers(self, questions: Sequence[Question]) -> Iterator[tuple[Answer, bool]]:
         """The answers in order, each as soon as it is known, and whether it came from the log.
@@ -76,18 +76,18 @@ class Conversation:
                 )
         for question, entry in zip(questions, known, strict=False):
             self._count += 1
-            self._answered[_key(question)] = entry.answer
+            self._answered[question.key] = entry.answer
             yield entry.answer, True
         fresh = questions[len(known) :]
-        new: dict[_Key, Question] = {}
+        new: dict[Hashable, Question] = {}
         for question in fresh:
-            if _key(question) not in self._answered:
-                new.setdefault(_key(question), question)
+            if question.key not in self._answered:
+                new.setdefault(question.key, question)
         computed = zip(new, self._evaluator.evaluate(list(new.values())), strict=True)
         for question in fresh:
-            if _key(question) not in self._answered:
+            if question.key not in self._answered:
                 self._answered.update([next(computed)])
-            answer = self._answered[_key(question)]
+            answer = self._answered[question.key]
             self._log.append(Evaluation(self._count, self._generation, question.row, answer))
             self._count += 1
             yield answer, False
@@ -103,18 +103,10 @@ class Conversation:
             )
 
 
-_Key = tuple[Window, str, tuple[int, ...] | None, bool]
-
-
-def _key(question: Question) -> _Key:
-    """What its answer depends on."""
-    return question.window, question.split, question.samples, question.gradient
-
-
 def run_search(
     search: Search, conversation: Conversation, on_progress: Callable[[Progress], None] = lambda _: None
 ) -> list[Question]:
-    """Ask and tell until done. Returns the questions asked, replayed ones included.
+    """Ask and tell until done. Returns the questions asked, replayed ones included; `distinct` ones were computed.
 
     Raises LongRopeError when the log holds other questions than the search asks.
     """
@@ -136,3 +128,8 @@ def run_search(
             best = search.incumbent[1]
         questions += asked
     return questions
+
+
+def distinct(questions: Sequence[Question]) -> list[Question]:
+    """The questions without those that another answered before: what one conversation computes."""
+    return list({question.key: question for question in questions}.values())

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longrope.data.tokens import TokenizedDocument
+from longrope.data.tokens import TokenizedDocument, encode
 from longrope.errors import LongRopeError
-from longrope.evaluation.replies import encode
 from longrope.evaluation.ruler import tracking
 from longrope.evaluation.ruler.counting import numbered
 from longrope.evaluation.ruler.niah import NOISE

@@ -10,9 +10,9 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.samples import draw_places
-from longrope.data.tokens import TokenizedDocument
+from longrope.data.tokens import TokenizedDocument, encode, encode_inside
 from longrope.errors import LongRopeError
-from longrope.evaluation.replies import encode, front, ids_sha256, joined
+from longrope.evaluation.replies import front, ids_sha256, joined
 from longrope.evaluation.ruler import counting, tracking
 from longrope.evaluation.ruler.niah import Needles
 from longrope.evaluation.ruler.qa import Questions
@@ -84,7 +84,7 @@ def draw_task(
         if length >= SHORTEST:
             return _ROOM[task]
         reply = counting.numbered(sample.answers) if task == "cwe" else ", ".join(sample.answers)
-        return min(_ROOM[task], len(encode(tokenizer, f" {reply}")) + _SPARE)
+        return min(_ROOM[task], len(encode_inside(tokenizer, f" {reply}")) + _SPARE)
 
     samples = []
     for trial, maker in enumerate(makers):
