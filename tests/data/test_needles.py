@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from longrope.data.documents import Document
-from longrope.data.needles import ANSWER, INSTRUCTION, NEEDLE, QUESTION, draw_needles
+from longrope.data.needles import ANSWER, INSTRUCTION, NEEDLE, QUESTION, Places, draw_needles, needle_places
 from longrope.data.tokens import TokenizedDocument, tokenize
 from longrope.errors import LongRopeError
 from tests.evaluation.embedded import TOKENIZERS, tokenized
@@ -100,27 +102,48 @@ def test_numbers_have_no_leading_zero(documents, bos_tokenizer):
     assert np.ptp(list(map(int, numbers))) > 0
 
 
-def test_text_of_other_samples_is_left_out(documents, bos_tokenizer):
-    """Whatever their length; the books are short enough that another seed's draw would overlap."""
-    searched = [draw(documents, bos_tokenizer, length=length, count=3) for length in (300, 700)]
+def text_of(samples, place, tokenizer):
+    """What a sample holds beside its parts."""
+    parts = {"key": samples.keys[place], "number": samples.numbers[place]}
+    row = samples.ids[place].tolist()
+    needle = encode(tokenizer, NEEDLE.format(**parts))
+    tail = len(encode(tokenizer, QUESTION.format(**parts))) + samples.answer_tokens[place]
+    body = row[1 + len(encode(tokenizer, INSTRUCTION)) : len(row) - tail]
+    at = next(start for start in range(len(body)) if body[start : start + len(needle)] == needle)
+    return body[:at] + body[at + len(needle) :]
 
-    def overlaps(samples):
-        key, number = samples.keys[0], samples.numbers[0]
-        parts = (INSTRUCTION, *(part.format(key=key, number=number) for part in (NEEDLE, QUESTION, ANSWER)))
-        text = samples.length - 1 - sum(len(encode(bos_tokenizer, part)) for part in parts) - 9  # of any other key
-        return any(
-            row.document_sha256 == other.document_sha256
-            and row.offset < other.offset + seen.length
-            and other.offset < row.offset + text
-            for row in samples.rows
-            for seen in searched
-            for other in seen.rows
-        )
 
-    assert any(overlaps(draw(documents, bos_tokenizer, seed=seed)) for seed in range(10))
-    assert not any(overlaps(draw(documents, bos_tokenizer, seed=seed, apart_from=searched)) for seed in range(10))
-    with pytest.raises(LongRopeError, match="need 2000 samples"):
-        draw(documents, bos_tokenizer, count=2000, apart_from=searched)
+@pytest.mark.parametrize("seed", range(12))
+def test_places_for_more_samples_hold_other_text(documents, bos_tokenizer, seed):
+    """Of no length and no split the same, whatever the keys that the others draw; the first are those drawn alone."""
+    count, more = 4, 3
+    places = needle_places(documents, bos_tokenizer, length=LENGTH, count=count, seed=seed, more=more)
+    others = Places(places.rows[count:], places.span)
+    searched = draw(documents, bos_tokenizer, count=count, seed=seed, places=places)
+    assert searched.sha256 == draw(documents, bos_tokenizer, count=count, seed=seed).sha256
+    for length in (300, LENGTH):
+        short = draw(documents, bos_tokenizer, length=length, count=count, seed=seed, places=places)
+        apart = draw(documents, bos_tokenizer, length=length, count=more, seed=seed + 1, places=others)
+        assert (short.rows, apart.rows) == (places.rows[:count], places.rows[count:])
+        by_hash = {document.sha256: document for document in documents}
+        for samples in (short, apart):
+            for place, row in enumerate(samples.rows):
+                text = text_of(samples, place, bos_tokenizer)
+                assert len(text) <= places.span
+                assert text == by_hash[row.document_sha256].ids[row.offset :][: len(text)].tolist()
+    spans = sorted((row.document_sha256, row.offset) for row in places.rows)
+    for (one, start), (other, following) in pairwise(spans):
+        assert one != other or start + places.span <= following
+
+
+def test_facts_that_need_more_text_than_there_is_are_drawn_again(documents, bos_tokenizer):
+    places = needle_places(documents, bos_tokenizer, length=LENGTH, count=1, seed=0)
+    tight = Places(places.rows * 9, places.span - 3)
+    free, drawn = (draw(documents, bos_tokenizer, count=9, seed=1, places=one) for one in (None, tight))
+    assert all(len(text_of(drawn, place, bos_tokenizer)) <= tight.span for place in range(9))
+    assert any(len(text_of(free, place, bos_tokenizer)) > tight.span for place in range(9))
+    kept = [place for place in range(9) if len(text_of(free, place, bos_tokenizer)) <= tight.span]
+    assert [drawn.keys[place] for place in kept] == [free.keys[place] for place in kept] != []
 
 
 def test_a_second_bos_is_refused(documents, bos_tokenizer):

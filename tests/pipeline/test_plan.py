@@ -112,9 +112,7 @@ def test_a_search_asks_what_was_planned(options: SearchOptions, tmp_path: Path, 
     subject = open_model(str(checkpoint))
     planned = search_work(subject, 128, options)
     result = search(subject, 128, [str(texts / "search.txt")], tmp_path / "run", options)
-    assert result.evaluations == planned.questions
-    # What was known is asked, not computed: closed forms that coincide here, and the result.
-    assert 0 <= planned.token_passes - result.token_passes <= 3 * 2 * 128
+    assert (result.evaluations, result.token_passes) == (planned.questions, planned.token_passes)
 
 
 def test_questions_asked_at_once_are_shared_by_the_devices() -> None:

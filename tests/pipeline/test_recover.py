@@ -248,10 +248,13 @@ def test_what_is_refused(extended: Subject, subject: Subject, source: list[str],
             f"from 64 tokens on and below the model's reach of 4096, found {found}",
             lambda lengths=lengths: recover(extended, lengths, source, out),  # type: ignore[misc]
         )
-    says("largest λ of at least 1, found 0.5", lambda: recover(extended, [WINDOW], source, out, max_factor=0.5))
+    says(r"largest λ from 1 to 1e\+09, found 0.5", lambda: recover(extended, [WINDOW], source, out, max_factor=0.5))
     for method in ("longrope2", "gradient", "hybrid", "cma"):
         options = SearchOptions(method=method)
-        says("by the method longrope only", lambda options=options: recover(extended, [64], source, out, options))  # type: ignore[misc]
+        says(
+            "a recovery searches by the method longrope only",
+            lambda options=options: recover(extended, [64], source, out, options),
+        )  # type: ignore[misc]
     says("there is no recovery in", lambda: recover(extended, [WINDOW], source, out, resume=True))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from longrope.data.needles import NeedleSamples, draw_needles
+from longrope.data.needles import NeedleSamples, Places, draw_needles, needle_places
 from longrope.data.samples import SampleOrigin, Samples
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
@@ -21,6 +21,7 @@ from longrope.pipeline import texts as module
 from longrope.pipeline.options import METHODS, OBJECTIVES, SearchOptions
 from longrope.pipeline.subject import Subject
 from longrope.pipeline.texts import FAR, data_provenance, prepare_texts, stage_lengths
+from longrope.rope.scaling import RopeScaling
 from tests.pipeline.lengths import NEEDLE_LENGTH
 
 
@@ -80,24 +81,43 @@ def test_needle_texts_are_those_of_draw_needles(subject: Subject, source: list[s
     )
     found = prepare_texts(subject, source, NEEDLE_LENGTH, options)
     documents = tokenize(read_all(source), subject.tokenizer)
-    seen: list[NeedleSamples] = []
-    for split, count, seed in (("search", 4, 5), ("validation", 3, 6)):
+    size = {"length": NEEDLE_LENGTH, "count": 4, "seed": 5}
+    places = needle_places(documents, subject.tokenizer, **size, more=3)
+    splits = (("search", 4, 5, None), ("validation", 3, 6, Places(places.rows[4:], places.span)))
+    for split, count, seed, given in splits:
         samples = found[split, NEEDLE_LENGTH]
         expected = draw_needles(
-            documents,
-            subject.tokenizer,
-            length=NEEDLE_LENGTH,
-            count=count,
-            seed=seed,
-            depth=depth,
-            apart_from=seen,
+            documents, subject.tokenizer, length=NEEDLE_LENGTH, count=count, seed=seed, depth=depth, places=given
         )
-        seen.append(expected)
         assert isinstance(samples, NeedleSamples)
         assert torch.equal(samples.ids, expected.ids)
         assert (samples.answer_tokens, samples.depths) == (expected.answer_tokens, expected.depths)
     keys = [set(zip(samples.keys, samples.numbers, strict=True)) for samples in found.values()]  # type: ignore[union-attr]
     assert not keys[0] & keys[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_stage_searches_needles_in_text_that_validates(subject: Subject, source: list[str], seed: int) -> None:
+    """All stages have the beginnings of the same places, which the longest decides."""
+    own = subject.geometry
+    reaching = replace(subject, existing=RopeScaling.extended(own, 256, (1.0,) * own.pairs, 0, 1.0))
+    found = prepare_texts(
+        reaching, source, 1024, SearchOptions(method="gradient", objective="needle", seed=seed, samples=3)
+    )
+    assert [length for split, length in found if split == "search"] == [512, 1024]
+    for split in ("search", "validation"):
+        assert found[split, 512].rows == found[split, 1024].rows
+    documents = tokenize(read_all(source), subject.tokenizer)
+    places = needle_places(documents, subject.tokenizer, length=1024, count=3, seed=seed, more=3)
+    assert found["search", 1024].rows + found["validation", 1024].rows == places.rows
+    for one, other in combinations(places.rows, 2):  # test_needles.py: no text is longer than the span
+        assert abs(one.offset - other.offset) >= places.span
+
+
+def test_a_wrong_depth_is_not_blamed_on_a_stage(subject: Subject, source: list[str]) -> None:
+    options = SearchOptions(method="gradient", objective="needle", needle_depth="2", samples=2)
+    with pytest.raises(LongRopeError, match=r"expected a needle depth of .* found '2'$"):
+        prepare_texts(subject, source, 1024, options)
 
 
 def jump(method: str) -> dict[str, Any]:
@@ -152,7 +172,7 @@ def test_longrope2_also_has_texts_of_the_other_objective(
 
 def test_needles_do_not_fit_everywhere(subject: Subject, source: list[str]) -> None:
     """A stage too short for the needle's parts is an error that says how long they are."""
-    says = r"needle samples longer than .* found a length of 128; stages of 128, 256, 512 .* --no-continuation"
+    says = r"needle samples longer than .* found a length of 128, the first of the stages of 128, 256, 512 tokens"
     with pytest.raises(LongRopeError, match=says):
         prepare_texts(subject, source, NEEDLE_LENGTH, SearchOptions(method="gradient", objective="needle"))
 

@@ -76,6 +76,14 @@ class NeedleSamples:
         return tuple(sorted({row.document_sha256 for row in self.rows}))
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where texts come from: `span` consecutive tokens at every one of `rows`, none of which overlap."""
+
+    rows: tuple[SampleOrigin, ...]
+    span: int
+
+
 def draw_needles(
     documents: Sequence[TokenizedDocument],
     tokenizer: PreTrainedTokenizerBase,
@@ -85,49 +93,103 @@ def draw_needles(
     seed: int,
     depth: str | float = "spread",
     digits: int = 7,
-    apart_from: Sequence[NeedleSamples] = (),
+    places: Places | None = None,
 ) -> NeedleSamples:
     """`count` needle samples of exactly `length` tokens; text, keys and numbers are drawn by `seed`.
 
     `depth`: `spread` puts the needles at evenly spaced depths from 0 to 1, `start` all directly behind the instruction
-    (the sample of App. C), a number in [0, 1] all there. The text comes from the places of `draw_places`: one per
-    document first, none of it a part of what `apart_from` is made of.
+    (the sample of App. C), a number in [0, 1] all there. The text is the beginning of that at `places`, by default
+    those of `needle_places`: one per document first.
 
     Raises LongRopeError when the parts alone are longer than `length`, the documents are too few or too short, or a
     text holds the BOS id itself.
     """
     depths = _depths(depth, count)
-    rng = np.random.default_rng(seed)
+    if places is None:
+        places = needle_places(documents, tokenizer, length=length, count=count, seed=seed, digits=digits)
     bos = bos_of(tokenizer)
-    front = ([] if bos is None else [bos]) + encode(tokenizer, INSTRUCTION)
+    front = _front(tokenizer)
+    facts = _facts(tokenizer, np.random.default_rng(seed), count, digits, least=length - len(front) - places.span)
+    _check_room(tokenizer, facts, length)
+    by_hash = {document.sha256: document for document in documents}
+    ids = np.empty((count, length), dtype=np.int64)
+    rows = places.rows[:count]
+    for sample, row, fact, place in zip(ids, rows, facts, depths, strict=True):
+        room = length - len(front) - fact.size
+        text = by_hash[row.document_sha256].ids[row.offset : row.offset + room]
+        check_no_bos(text, bos, row)
+        at = round(place * room)
+        sample[:] = np.concatenate([front, text[:at], fact.needle, text[at:], fact.question, fact.answer])
+    answers = tuple(len(fact.answer) for fact in facts)
+    keys, numbers = tuple(fact.key for fact in facts), tuple(fact.number for fact in facts)
+    return NeedleSamples(torch.from_numpy(ids), answers, depths, keys, numbers, rows)
+
+
+def needle_places(
+    documents: Sequence[TokenizedDocument],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    count: int,
+    seed: int,
+    digits: int = 7,
+    more: int = 0,
+) -> Places:
+    """The places of the `count` samples that `draw_needles` draws with the same arguments, and `more` for others.
+
+    Raises LongRopeError as `draw_needles` does.
+    """
+    facts = _facts(tokenizer, np.random.default_rng(seed), count, digits)
+    _check_room(tokenizer, facts, length)
+    # One span for all, the longest text any sample needs: places then do not depend on how keys are split.
+    span = length - len(_front(tokenizer)) - min(fact.size for fact in facts)
+    return Places(draw_places(documents, span=span, count=count + more, seed=seed), span)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """What a sample hides and asks for, and its parts in tokens."""
+
+    key: str
+    number: str
+    needle: list[int]
+    question: list[int]
+    answer: list[int]
+
+    @property
+    def size(self) -> int:
+        return len(self.needle) + len(self.question) + len(self.answer)
+
+
+def _facts(
+    tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int, digits: int, least: int = 0
+) -> list[_Fact]:
+    """`count` facts; those of fewer than `least` tokens, which would need more text than there is, are drawn again."""
+
+    def fact(key: str, number: str) -> _Fact:
+        texts = (template.format(key=key, number=number) for template in (NEEDLE, QUESTION, ANSWER))
+        return _Fact(key, number, *(encode_inside(tokenizer, text) for text in texts))
+
     keys = [draw_key(rng) for _ in range(count)]
-    numbers = [draw_number(rng, digits) for _ in range(count)]
-    parts = []
-    for key, number in zip(keys, numbers, strict=True):
-        needle, question, answer = (
-            encode_inside(tokenizer, template.format(key=key, number=number)) for template in (NEEDLE, QUESTION, ANSWER)
-        )
-        parts.append((needle, question, answer))
-    longest = len(front) + max(sum(map(len, part)) for part in parts)
+    facts = [fact(key, draw_number(rng, digits)) for key in keys]
+    for place in range(count):
+        while facts[place].size < least:
+            facts[place] = fact(draw_key(rng), draw_number(rng, digits))
+    return facts
+
+
+def _front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    bos = bos_of(tokenizer)
+    return ([] if bos is None else [bos]) + encode(tokenizer, INSTRUCTION)
+
+
+def _check_room(tokenizer: PreTrainedTokenizerBase, facts: Sequence[_Fact], length: int) -> None:
+    longest = len(_front(tokenizer)) + max(fact.size for fact in facts)
     if longest >= length:
         raise LongRopeError(
             f"expected needle samples longer than instruction, needle, question and answer, which take {longest} "
             f"tokens of this tokenizer; found a length of {length}"
         )
-    # One span for all, the longest text any sample needs: places then do not depend on how keys are split.
-    span = length - len(front) - min(sum(map(len, part)) for part in parts)
-    taken = [(row, samples.length) for samples in apart_from for row in samples.rows]
-    rows = draw_places(documents, span=span, count=count, seed=seed, taken=taken)
-    by_hash = {document.sha256: document for document in documents}
-    ids = np.empty((count, length), dtype=np.int64)
-    for sample, row, (needle, question, answer), place in zip(ids, rows, parts, depths, strict=True):
-        room = length - len(front) - len(needle) - len(question) - len(answer)
-        text = by_hash[row.document_sha256].ids[row.offset : row.offset + room]
-        check_no_bos(text, bos, row)
-        at = round(place * room)
-        sample[:] = np.concatenate([front, text[:at], needle, text[at:], question, answer])
-    answers = tuple(len(answer) for _, _, answer in parts)
-    return NeedleSamples(torch.from_numpy(ids), answers, depths, tuple(keys), tuple(numbers), rows)
 
 
 def draw_key(rng: np.random.Generator) -> str:

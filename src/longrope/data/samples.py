@@ -93,19 +93,13 @@ def check_no_bos(text: Ids, bos_token_id: int | None, row: SampleOrigin) -> None
 
 
 def draw_places(
-    documents: Sequence[TokenizedDocument],
-    *,
-    span: int,
-    count: int,
-    seed: int,
-    taken: Sequence[tuple[SampleOrigin, int]] = (),
+    documents: Sequence[TokenizedDocument], *, span: int, count: int, seed: int
 ) -> tuple[SampleOrigin, ...]:
     """`count` non-overlapping places of `span` consecutive tokens, one per document first, then in further rounds.
 
     Every document of n tokens is cut into n // span slots behind a drawn phase; a round takes the next of its slots
     in drawn order. The same (documents, span, count, seed) gives the same places whatever order the documents are
-    listed in, and a smaller count gives the first of them. Identical documents count once. `taken`: places and their
-    tokens that none of these may overlap; slots that do are left out, and the others stay where they are.
+    listed in, and a smaller count gives the first of them. Identical documents count once.
 
     Raises LongRopeError for numbers that describe no draw, or where there are fewer places than `count`.
     """
@@ -119,14 +113,7 @@ def draw_places(
         number, spare = divmod(len(document.ids), span)
         phase = int(rng.integers(spare + 1))
         order = rng.permutation(number)
-        held = [
-            range(row.offset - span + 1, row.offset + length)
-            for row, length in taken
-            if row.document_sha256 == document.sha256
-        ]
-        offsets = [phase + int(slot) * span for slot in order]
-        free = [offset for offset in offsets if not any(offset in places for places in held)]
-        slots.append([SampleOrigin(document.name, document.sha256, offset) for offset in free])
+        slots.append([SampleOrigin(document.name, document.sha256, phase + int(slot) * span) for slot in order])
     possible = sum(map(len, slots))
     if possible < count:
         raise _too_little(unique, span, count, possible)

@@ -8,6 +8,7 @@ from typing import Any
 from longrope.errors import LongRopeError
 from longrope.rope.factors import su_attention_factor, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
+from longrope.search.parametrise import LARGEST
 from longrope.search.space import START_TOKENS
 
 METHODS = ("longrope", "longrope2", "gradient", "hybrid", "cma")
@@ -101,8 +102,8 @@ class SearchOptions:
                 raise LongRopeError(f"expected {name} of at least {least}, found {value}")
         if self.critical_dim is not None and self.critical_dim < 1:
             raise LongRopeError(f"expected a critical dimension of at least 1, found {self.critical_dim}")
-        if self.max_factor is not None and not 1.0 <= self.max_factor < float("inf"):
-            raise LongRopeError(f"expected a largest λ of at least 1, found {self.max_factor}")
+        if self.max_factor is not None and not 1.0 <= self.max_factor <= LARGEST:
+            raise LongRopeError(f"expected a largest λ from 1 to {LARGEST:g}, found {self.max_factor}")
 
     @property
     def chosen_objective(self) -> str:

@@ -6,7 +6,7 @@ No candidate is dropped then and no patience ends it, so the questions are the m
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +108,7 @@ def search_work(subject: Subject, target_length: int, options: SearchOptions) ->
     search, _, _, _ = build(subject, objectives, target_length, options)
     evaluator = SerialEvaluator(objectives)
     rounds, questions, passes, loss = [], 0, 0, 0.0
+    known: set[Hashable] = set()  # a question that was asked before is not computed again
     gradient = (1.0,) * (subject.geometry.pairs + 1)
 
     def work(question: Question) -> Work:
@@ -119,7 +120,9 @@ def search_work(subject: Subject, target_length: int, options: SearchOptions) ->
         asked = search.ask()
         rounds.append([work(question) for question in asked])
         questions += len(asked)
-        passes += sum(map(evaluator.token_passes, asked))
+        new = {question.key: question for question in asked if question.key not in known}
+        known.update(new)
+        passes += sum(map(evaluator.token_passes, new.values()))
         answers = []
         for question in asked:
             loss -= 1.0

@@ -138,9 +138,7 @@ class RecoverStage(_WorkingStage):
     @model_validator(mode="after")
     def _bounded(self) -> RecoverStage:
         if self.settings.method != "longrope":
-            raise LongRopeError(
-                f"the largest λ is bounded by the method longrope only; found method {self.settings.method!r}"
-            )
+            raise LongRopeError(f"a recovery searches by the method longrope only; found {self.settings.method!r}")
         return self
 
 

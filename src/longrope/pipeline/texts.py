@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from longrope.data.needles import NeedleSamples, draw_needles
+from longrope.data.needles import NeedleSamples, Places, draw_needles, needle_places
 from longrope.data.samples import Samples, draw_samples
 from longrope.data.sources import Source, read_all
 from longrope.data.tokens import bos_of, tokenize
@@ -36,9 +36,7 @@ def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: in
     documents = tokenize(read_all(sources), subject.tokenizer)
     far = target_length > FAR
 
-    def draw(
-        objective: str, length: int, count: int, seed: int, apart_from: Sequence[NeedleSamples] = ()
-    ) -> AnySamples:
+    def draw(objective: str, length: int, count: int, seed: int, places: Places | None = None) -> AnySamples:
         samples: AnySamples
         if objective == "needle":
             samples = draw_needles(
@@ -48,7 +46,7 @@ def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: in
                 count=count,
                 seed=seed,
                 depth=options.needle_depth,
-                apart_from=apart_from,
+                places=places,
             )
         else:
             bos = bos_of(subject.tokenizer)
@@ -68,21 +66,28 @@ def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: in
             texts[OTHER, target_length] = draw(other, target_length, count(other), options.seed)
         return texts
     lengths = stage_lengths(subject.reach, target_length, options.continuation)
-    if chosen == "needle":  # validation: other keys and numbers, and text of no stage's search
-        try:
-            searched = {length: draw(chosen, length, count(chosen), options.seed) for length in lengths}
-        except LongRopeError as error:
-            if len(lengths) == 1:
-                raise
-            stages = ", ".join(map(str, lengths))
-            raise LongRopeError(f"{error}; stages of {stages} tokens lead there: --no-continuation is one") from error
-        seen = [samples for samples in searched.values() if isinstance(samples, NeedleSamples)]
-        for length in lengths:
-            texts[SEARCH, length] = searched[length]
-            texts[VALIDATION, length] = draw(chosen, length, VALIDATION_SAMPLES, options.seed + 1, seen)
-        return texts
-    # One draw, cut for the shorter stages: a validation text overlaps no search text of any stage.
     first = count(chosen)
+    # One draw, cut for the shorter stages: a validation text overlaps no search text of any stage.
+    if chosen == "needle":  # other keys and numbers, too; the needle's depth is spread over each split
+        size = {"length": target_length, "count": first, "seed": options.seed}
+        places = needle_places(documents, subject.tokenizer, **size, more=VALIDATION_SAMPLES)
+        apart = Places(places.rows[first:], places.span)
+
+        def both_splits(length: int) -> tuple[AnySamples, AnySamples]:
+            searched = draw(chosen, length, first, options.seed, places)
+            return searched, draw(chosen, length, VALIDATION_SAMPLES, options.seed + 1, apart)
+
+        whole = both_splits(target_length)  # first: what is wrong at every length is said of this one
+        for length in lengths:
+            try:
+                found = whole if length == target_length else both_splits(length)
+            except LongRopeError as error:
+                stages = ", ".join(map(str, lengths))
+                raise LongRopeError(
+                    f"{error}, the first of the stages of {stages} tokens; leave continuation out (--no-continuation)"
+                ) from error
+            texts[SEARCH, length], texts[VALIDATION, length] = found
+        return texts
     both = draw(chosen, target_length, first + VALIDATION_SAMPLES, options.seed)
     assert isinstance(both, Samples)
     for length in lengths:

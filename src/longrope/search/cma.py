@@ -139,7 +139,9 @@ class CMASearch(_Evolve):
         best = yield from self._evolve(space, stage.length, self.attention_factor, settings)
         if len(self.bounds.start_tokens) == 1:
             return best
-        return (yield from best_start_tokens(best[0], self.bounds.start_tokens, lambda w: [loss_of(w, SEARCH)]))
+        best = yield from best_start_tokens(best[0], self.bounds.start_tokens, lambda w: [loss_of(w, SEARCH)])
+        self._found(best)
+        return best
 
     def _found(self, best: tuple[Window, float]) -> None:
         self.incumbent = best
