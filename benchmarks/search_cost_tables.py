@@ -153,6 +153,7 @@ def figure(cells: Sequence[Cell], path: Path) -> None:
                     (line,) = axis.plot(
                         [p for p, _ in points], [loss for _, loss in points], color=color, linestyle=dashes,
                         linewidth=1.5, drawstyle="steps-post",
+                        zorder=3 if method.startswith("gradient") else 2,  # which the hybrid follows, until it goes on
                     )  # fmt: skip
                     axis.plot(*points[-1], marker="o", color=color, markersize=4)
                     drawn.setdefault(name_of(method), line)
