@@ -67,7 +67,7 @@ class Recorder:
 
     def __init__(self, search: Search, evaluator: SerialEvaluator) -> None:
         self._search, self._evaluator = search, evaluator
-        self._known: set[Hashable] = set()  # a question that was asked before is not computed again
+        self._known: set[Hashable] = set()
         self.token_passes, self.evaluations = 0, 0
         self.trace: list[tuple[int, Window]] = []
 
@@ -89,9 +89,7 @@ class Recorder:
 
     def tell(self, answers: Sequence[Answer]) -> None:
         self._search.tell(answers)
-        new = [question for question in distinct(self._asked) if question.key not in self._known]
-        self._known.update(question.key for question in new)
-        self.token_passes += sum(map(self._evaluator.token_passes, new))
+        self.token_passes += sum(map(self._evaluator.token_passes, distinct(self._asked, self._known)))
         self.evaluations += len(self._asked)
         if self._search.incumbent is not None and (not self.trace or self.trace[-1][1] != self._search.incumbent[0]):
             self.trace.append((self.token_passes, self._search.incumbent[0]))

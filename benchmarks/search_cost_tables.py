@@ -141,12 +141,7 @@ def figure(cells: Sequence[Cell], path: Path) -> None:
                 drawn.setdefault("YaRN", axis.axhline(level, color="#999999", linewidth=1, linestyle=":"))
             for method in filter(STYLES.get, ORDER):
                 for cell in here:
-                    if (
-                        cell["method"] != method
-                        or cell["seed"] != seed
-                        or method not in STYLES
-                        or not cell.get("trace")
-                    ):
+                    if cell["method"] != method or cell["seed"] != seed or not cell.get("trace"):
                         continue
                     color, dashes = STYLES[method]
                     points = [*cell["trace"], [cell["token_passes"], cell["search_loss"]]]

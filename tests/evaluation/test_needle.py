@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from longrope.data.needles import INSTRUCTION, NEEDLE
-from longrope.data.tokens import encode
+from longrope.data.tokens import encode, front
 from longrope.errors import LongRopeError
 from longrope.evaluation import needle as module
 from longrope.evaluation.needle import NeedleGrid, draw_grid, grid_depths, needle, needles_that_fit
-from longrope.evaluation.replies import front
 from longrope.models.scoring import token_nll
 from tests.evaluation.embedded import (
     TOKENIZERS,

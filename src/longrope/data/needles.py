@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.samples import SampleOrigin, check_no_bos, draw_places
-from longrope.data.tokens import TokenizedDocument, bos_of, encode, encode_inside
+from longrope.data.tokens import TokenizedDocument, bos_of, encode, encode_inside, front
 from longrope.errors import LongRopeError
 from longrope.files import sha256_bytes
 
@@ -107,19 +107,18 @@ def draw_needles(
     depths = _depths(depth, count)
     if places is None:
         places = needle_places(documents, tokenizer, length=length, count=count, seed=seed, digits=digits)
-    bos = bos_of(tokenizer)
-    front = _front(tokenizer)
-    facts = _facts(tokenizer, np.random.default_rng(seed), count, digits, least=length - len(front) - places.span)
+    bos, begin = bos_of(tokenizer), opening(tokenizer)
+    facts = _facts(tokenizer, np.random.default_rng(seed), count, digits, least=length - len(begin) - places.span)
     _check_room(tokenizer, facts, length)
     by_hash = {document.sha256: document for document in documents}
     ids = np.empty((count, length), dtype=np.int64)
     rows = places.rows[:count]
     for sample, row, fact, place in zip(ids, rows, facts, depths, strict=True):
-        room = length - len(front) - fact.size
+        room = length - len(begin) - fact.size
         text = by_hash[row.document_sha256].ids[row.offset : row.offset + room]
         check_no_bos(text, bos, row)
         at = round(place * room)
-        sample[:] = np.concatenate([front, text[:at], fact.needle, text[at:], fact.question, fact.answer])
+        sample[:] = np.concatenate([begin, text[:at], fact.needle, text[at:], fact.question, fact.answer])
     answers = tuple(len(fact.answer) for fact in facts)
     keys, numbers = tuple(fact.key for fact in facts), tuple(fact.number for fact in facts)
     return NeedleSamples(torch.from_numpy(ids), answers, depths, keys, numbers, rows)
@@ -142,7 +141,7 @@ def needle_places(
     facts = _facts(tokenizer, np.random.default_rng(seed), count, digits)
     _check_room(tokenizer, facts, length)
     # One span for all, the longest text any sample needs: places then do not depend on how keys are split.
-    span = length - len(_front(tokenizer)) - min(fact.size for fact in facts)
+    span = length - len(opening(tokenizer)) - min(fact.size for fact in facts)
     return Places(draw_places(documents, span=span, count=count + more, seed=seed), span)
 
 
@@ -178,13 +177,13 @@ def _facts(
     return facts
 
 
-def _front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    bos = bos_of(tokenizer)
-    return ([] if bos is None else [bos]) + encode(tokenizer, INSTRUCTION)
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What every text with needles begins with: BOS where the tokenizer puts one, and the instruction."""
+    return front(tokenizer) + encode(tokenizer, INSTRUCTION)
 
 
 def _check_room(tokenizer: PreTrainedTokenizerBase, facts: Sequence[_Fact], length: int) -> None:
-    longest = len(_front(tokenizer)) + max(fact.size for fact in facts)
+    longest = len(opening(tokenizer)) + max(fact.size for fact in facts)
     if longest >= length:
         raise LongRopeError(
             f"expected needle samples longer than instruction, needle, question and answer, which take {longest} "

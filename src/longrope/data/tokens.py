@@ -93,6 +93,12 @@ def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return bos if added else None
 
 
+def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands before every prompt: BOS where the tokenizer puts one, else nothing."""
+    bos = bos_of(tokenizer)
+    return [] if bos is None else [bos]
+
+
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """SHA-256 over everything that decides the ids of a text; None where the tokenizer cannot be written out.
 

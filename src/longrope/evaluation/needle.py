@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.needles import ANSWER, INSTRUCTION, NEEDLE, QUESTION, draw_key, draw_number
+from longrope.data.needles import ANSWER, NEEDLE, QUESTION, draw_key, draw_number, opening
 from longrope.data.samples import draw_places
-from longrope.data.tokens import Ids, TokenizedDocument, encode, encode_inside
+from longrope.data.tokens import Ids, TokenizedDocument, encode_inside
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import Contender
 from longrope.evaluation.replies import (
-    front,
     ids_sha256,
     joined,
     leading_number,
@@ -90,7 +89,7 @@ def needles_that_fit(tokenizer: PreTrainedTokenizerBase, shortest: int, depths: 
     A run uses the same number at every length, or its lengths would not be comparable.
     """
     (needle,) = _draw_alike(tokenizer, (0.5,), np.random.default_rng(seed))
-    spare = shortest - len(front(tokenizer)) - len(encode(tokenizer, INSTRUCTION)) - len(needle.question)
+    spare = shortest - len(opening(tokenizer)) - len(needle.question)
     return int(min(max(SHARE * spare // len(needle.sentence), 1), depths))
 
 
@@ -115,7 +114,7 @@ def draw_grid(
     if not 1 <= len(depths) <= MOST_DEPTHS:
         raise LongRopeError(f"expected 1 to {MOST_DEPTHS} needle depths, found {len(depths)}")
     rng = np.random.default_rng(seed)
-    begin = front(tokenizer) + encode(tokenizer, INSTRUCTION)
+    begin = opening(tokenizer)
     groups = -(-len(depths) // per_document)
     drawn = [_draw_alike(tokenizer, depths[group::groups], rng) for _ in range(trials) for group in range(groups)]
     room = number_room(tokenizer, [needle.number for needles in drawn for needle in needles])

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.tokens import Ids, encode, encode_inside
+from longrope.data.tokens import Ids, encode, encode_inside, front
 from longrope.errors import LongRopeError
 from longrope.evaluation.contenders import Contender
 from longrope.evaluation.replies import (
-    front,
     ids_sha256,
     joined,
     leading_number,

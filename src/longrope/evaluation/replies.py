@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.tokens import Ids, bos_of, encode_inside
+from longrope.data.tokens import Ids, encode_inside
 from longrope.files import sha256_bytes
 from longrope.models.install import Installed
-
-
-def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What stands before every prompt: BOS where the tokenizer puts one, else nothing."""
-    bos = bos_of(tokenizer)
-    return [] if bos is None else [bos]
 
 
 def stop_tokens(installed: Installed, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -24,6 +24,7 @@ from longrope.pipeline.texts import FAR, VALIDATION_SAMPLES, stage_lengths
 from longrope.search.critical import CriticalSpace
 from longrope.search.evaluators import OTHER, SEARCH, VALIDATION, Answer, CandidateSearch, Question, SerialEvaluator
 from longrope.search.evolution import Evolution
+from longrope.search.run import distinct
 
 
 class _Sized(SampledObjective):
@@ -108,7 +109,7 @@ def search_work(subject: Subject, target_length: int, options: SearchOptions) ->
     search, _, _, _ = build(subject, objectives, target_length, options)
     evaluator = SerialEvaluator(objectives)
     rounds, questions, passes, loss = [], 0, 0, 0.0
-    known: set[Hashable] = set()  # a question that was asked before is not computed again
+    known: set[Hashable] = set()
     gradient = (1.0,) * (subject.geometry.pairs + 1)
 
     def work(question: Question) -> Work:
@@ -120,9 +121,7 @@ def search_work(subject: Subject, target_length: int, options: SearchOptions) ->
         asked = search.ask()
         rounds.append([work(question) for question in asked])
         questions += len(asked)
-        new = {question.key: question for question in asked if question.key not in known}
-        known.update(new)
-        passes += sum(map(evaluator.token_passes, new.values()))
+        passes += sum(map(evaluator.token_passes, distinct(asked, known)))
         answers = []
         for question in asked:
             loss -= 1.0

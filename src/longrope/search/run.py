@@ -130,6 +130,15 @@ def run_search(
     return questions
 
 
-def distinct(questions: Sequence[Question]) -> list[Question]:
-    """The questions without those that another answered before: what one conversation computes."""
-    return list({question.key: question for question in questions}.values())
+def distinct(questions: Sequence[Question], known: set[Hashable] | None = None) -> list[Question]:
+    """Those that neither a question before them nor one of `known` asked: what one conversation computes.
+
+    `known` holds keys of earlier questions, and gets those of these.
+    """
+    known = set() if known is None else known
+    new = []
+    for question in questions:
+        if question.key not in known:
+            known.add(question.key)
+            new.append(question)
+    return new

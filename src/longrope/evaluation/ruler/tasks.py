@@ -10,9 +10,9 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.samples import draw_places
-from longrope.data.tokens import TokenizedDocument, encode, encode_inside
+from longrope.data.tokens import TokenizedDocument, encode, encode_inside, front
 from longrope.errors import LongRopeError
-from longrope.evaluation.replies import front, ids_sha256, joined
+from longrope.evaluation.replies import ids_sha256, joined
 from longrope.evaluation.ruler import counting, tracking
 from longrope.evaluation.ruler.niah import Needles
 from longrope.evaluation.ruler.qa import Questions
