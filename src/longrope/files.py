@@ -52,6 +52,11 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def json_number(value: float | None) -> float | str | None:
+    """JSON has no NaN and no infinity: they become their names, which `float` reads."""
+    return value if value is None or math.isfinite(value) else str(value)
+
+
 def json_ready(value: Any) -> Any:
     """`value` as JSON can say it: numbers that are NaN or infinite, which JSON has not, become None."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,32 @@ def test_one_writer_nothing_overwritten_nothing_invented(tmp_path: Path) -> None
         CellLog.create(path, HEADER)
     with pytest.raises(LongRopeError, match="cannot write"):
         CellLog.create(tmp_path / "none" / "eval.cells.jsonl", HEADER)
+
+
+def test_no_space_left_keeps_the_finished_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "eval.cells.jsonl"
+
+    def full_after(size: int, write: Callable[[int, bytes], int] = os.write) -> Callable[[int, bytes], int]:
+        pieces = iter([size])
+
+        def half(handle: int, data: bytes) -> int:
+            if (room := next(pieces, 0)) == 0:
+                raise OSError(28, "No space left on device")
+            return write(handle, data[:room])
+
+        return half
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full_after(10))
+        with pytest.raises(LongRopeError, match=r"No space left on device; make room and start again"):
+            CellLog.create(path, HEADER)
+    assert not path.exists()
+    with CellLog.create(path, HEADER) as log:
+        log.append(cell("yarn"))
+        before = path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full_after(10))
+            with pytest.raises(LongRopeError, match=r"finished cells are kept, make room and use --resume"):
+                log.append(cell("ntk"))
+        assert path.read_bytes() == before
+        assert list(log.cells) == [cell("yarn").key]

@@ -6,16 +6,15 @@ further line is one cell, written in one piece and flushed. Not the result (resu
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow, row_from_json
+from longrope.files import json_number
+from longrope.linelog import LineLog
 
 SCHEMA = "longrope.eval-cells/1"
 
@@ -42,7 +41,9 @@ class Cell:
 
     def to_json(self) -> str:
         line = asdict(self.key) | {"samples_sha256": self.samples_sha256, "documents": self.documents}
-        rows = [asdict(row) | {name: _named(getattr(row, name)) for name in ("value", "stderr")} for row in self.rows]
+        rows = [
+            asdict(row) | {name: json_number(getattr(row, name)) for name in ("value", "stderr")} for row in self.rows
+        ]
         return json.dumps(line | {"rows": rows}, allow_nan=False)
 
     @classmethod
@@ -54,48 +55,32 @@ class Cell:
         return cls(key, tuple(map(row_from_json, cell["rows"])), cell["samples_sha256"], cell["documents"])
 
 
-def _named(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinity: they are written as their names."""
-    return value if value is None or math.isfinite(value) else str(value)
-
-
-class CellLog:
+class CellLog(LineLog):
     """An open file of cells, locked against other processes. Use `create` or `resume`, in a `with` block."""
 
     def __init__(self, path: Path, *, new: bool) -> None:
         """Open and lock. Raises LongRopeError when another process has the file, or there is (not) one already."""
-        self.path = path
         self.cells: dict[CellKey, Cell] = {}
-        flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0)
         try:
-            self._handle = os.open(path, flags, 0o644)
+            super().__init__(path, new=new)
         except FileExistsError as error:
             raise LongRopeError(
                 f"{path} exists, from a run that did not end or whose output was moved: add --resume to go on with it,"
                 " or choose another -o"
             ) from error
-        except FileNotFoundError as error:
-            if new:
-                raise LongRopeError(f"cannot write {path}: {error.strerror}") from error
-            raise LongRopeError(f"there is no {path} to resume; start without --resume") from error
         except OSError as error:
+            if not new and isinstance(error, FileNotFoundError):
+                raise LongRopeError(f"there is no {path} to resume; start without --resume") from error
             raise LongRopeError(f"cannot write {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._handle)
-            raise LongRopeError(f"another process is writing {path}; wait for it or stop it") from error
 
     @classmethod
     def create(cls, path: Path, header: dict[str, Any]) -> CellLog:
-        """A new file. Raises LongRopeError when there is one already."""
+        """A new file. Raises LongRopeError when there is one already, or it cannot be written."""
         log = cls(path, new=True)
         try:
-            log._write(json.dumps({"schema": SCHEMA, **header}, allow_nan=False))
-        except LongRopeError:
-            log.close()
-            path.unlink()  # an empty file could be neither resumed nor created again
-            raise
+            log.write_first(json.dumps({"schema": SCHEMA, **header}, allow_nan=False))
+        except OSError as error:
+            raise LongRopeError(f"cannot write {path}: {error.strerror}; make room and start again") from error
         return log
 
     @classmethod
@@ -138,30 +123,14 @@ class CellLog:
                     "to measure it again"
                 ) from error
             self.cells[cell.key] = cell
-        os.ftruncate(self._handle, len(whole))
+        self.cut(len(whole))
 
     def append(self, cell: Cell) -> None:
         """Keep a finished cell. Raises LongRopeError when it cannot be written; the cells before it are kept."""
-        self._write(cell.to_json())
-        self.cells[cell.key] = cell
-
-    def _write(self, line: str) -> None:
-        data = f"{line}\n".encode()
-        size = os.fstat(self._handle).st_size
         try:
-            while data:
-                data = data[os.write(self._handle, data) :]
+            self.write(cell.to_json())
         except OSError as error:
-            os.ftruncate(self._handle, size)  # half a line is no line
             raise LongRopeError(
                 f"cannot write {self.path}: {error.strerror}; finished cells are kept, make room and use --resume"
             ) from error
-
-    def close(self) -> None:
-        os.close(self._handle)
-
-    def __enter__(self) -> CellLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.cells[cell.key] = cell

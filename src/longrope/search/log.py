@@ -6,15 +6,14 @@ written in one piece and flushed, so a killed process leaves whole lines. No pic
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.files import json_number
+from longrope.linelog import LineLog
 from longrope.search.evaluators import Answer
 
 SCHEMA = "longrope.search/1"
@@ -33,9 +32,9 @@ class Evaluation:
     answer: Answer
 
     def to_json(self) -> str:
-        line = {"index": self.index, "generation": self.generation, **self.row, "loss": _named(self.answer.loss)}
+        line = {"index": self.index, "generation": self.generation, **self.row, "loss": json_number(self.answer.loss)}
         if self.answer.gradient is not None:
-            line["gradient"] = [_named(value) for value in self.answer.gradient]
+            line["gradient"] = [json_number(value) for value in self.answer.gradient]
         return json.dumps(line, allow_nan=False)
 
     @classmethod
@@ -49,32 +48,20 @@ class Evaluation:
         return cls(index, generation, row, answer)
 
 
-def _named(value: float) -> float | str:
-    """JSON has no NaN and no infinity: they are written as their names."""
-    return value if math.isfinite(value) else str(value)
-
-
-class SearchLog:
+class SearchLog(LineLog):
     """An open log, locked against other processes. Use `create` or `resume`, in a `with` block."""
 
     def __init__(self, path: Path, *, new: bool) -> None:
         """Open and lock. Raises LongRopeError when another process has the log, or there is (not) one already."""
-        self.path = path
         self.evaluations: list[Evaluation] = []
-        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0)
         try:
-            self._handle = os.open(path, flags, 0o644)
+            super().__init__(path, new=new)
         except FileExistsError as error:
             raise LongRopeError(f"{path} exists: add --resume to continue it, or choose another -o") from error
         except OSError as error:
             if not new and isinstance(error, FileNotFoundError):
                 raise LongRopeError(f"there is no search log at {path} to resume; start without --resume") from error
             raise LongRopeError(f"cannot write the search log {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._handle)
-            raise LongRopeError(f"another process is writing {path}; wait for it or stop it") from error
 
     @classmethod
     def create(cls, path: Path, header: dict[str, Any]) -> SearchLog:
@@ -82,10 +69,8 @@ class SearchLog:
         line = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
         log = cls(path, new=True)
         try:
-            log._write(line)
+            log.write_first(line)
         except OSError as error:
-            log.close()
-            path.unlink()  # an empty log could be neither resumed nor created again
             raise LongRopeError(
                 f"cannot write the search log {path}: {error.strerror}; nothing was kept, make room and start again"
             ) from error
@@ -123,32 +108,13 @@ class SearchLog:
     def append(self, evaluation: Evaluation) -> None:
         """Write one evaluation. Raises LongRopeError when it cannot be written; what was logged before is kept."""
         try:
-            self._write(evaluation.to_json())
+            self.write(evaluation.to_json())
         except OSError as error:
             raise LongRopeError(
                 f"cannot write the search log {self.path}: {error.strerror}; the log is valid up to here, "
                 "make room and continue with --resume"
             ) from error
         self.evaluations.append(evaluation)
-
-    def _write(self, line: str) -> None:
-        data = f"{line}\n".encode()
-        size = os.fstat(self._handle).st_size
-        try:
-            while data:
-                data = data[os.write(self._handle, data) :]
-        except BaseException:
-            os.ftruncate(self._handle, size)  # half a line is no line: the log stays valid
-            raise
-
-    def close(self) -> None:
-        os.close(self._handle)
-
-    def __enter__(self) -> SearchLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_log(path: Path) -> tuple[dict[str, Any], list[Evaluation]]:
