@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, one_line
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -50,6 +50,19 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """`write_text_atomic` of `value` as indented JSON; NaN and infinity are refused because JSON has neither."""
     write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises LongRopeError, with the path, when it holds something else."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise LongRopeError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise LongRopeError(f"expected JSON in {path}, found something else: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise LongRopeError(f"expected a JSON object in {path}, found {type(value).__name__}")
+    return value
 
 
 def json_number(value: float | None) -> float | str | None:

@@ -364,7 +364,7 @@ def test_no_run_at_all(subject: Subject, small: Recipe, tmp_path: Path) -> None:
     refused(subject, small, tmp_path, "is not of a recipe's run")
     for text in ("{", "[]"):
         (tmp_path / "recipe.json").write_text(text)
-        refused(subject, small, tmp_path, "cannot read .*recipe.json")
+        refused(subject, small, tmp_path, "expected .*JSON.* in .*recipe.json, found .*; put it back")
 
 
 def test_a_second_process(result: RecipeResult, subject: Subject, small: Recipe, folder: Path) -> None:

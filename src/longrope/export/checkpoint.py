@@ -5,15 +5,13 @@ Not its tensors: those are in `tensors.py`. Pickled weights are never opened, an
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from longrope.errors import LongRopeError, one_line
-from longrope.files import write_json_atomic
+from longrope.files import read_json, write_json_atomic
 from longrope.models.load import resolve
 
 INDEX = "model.safetensors.index.json"
@@ -105,16 +103,3 @@ def raise_limits(folder: Path, length: int) -> None:
             limit = settings.get(key)
             if isinstance(limit, int) and limit < length:
                 write_json_atomic(path, settings | {key: length})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises LongRopeError, with the path, when it holds something else."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise LongRopeError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise LongRopeError(f"expected JSON in {path}, found something else: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise LongRopeError(f"expected a JSON object in {path}, found {type(value).__name__}")
-    return value

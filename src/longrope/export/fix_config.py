@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.export.checkpoint import read_json
 from longrope.export.forms import FORMS, PHI3, RECORD, Expression, express, numbers_sha256
 from longrope.export.hf_config import superset_config
-from longrope.files import write_json_atomic
+from longrope.files import read_json, write_json_atomic
 from longrope.models.load import load_config
 from longrope.rope.checks import shown
 from longrope.rope.geometry import RopeGeometry, text_config

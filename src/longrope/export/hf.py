@@ -20,7 +20,6 @@ from longrope.export.checkpoint import (
     copy_companions,
     copy_weights,
     raise_limits,
-    read_json,
     source_folder,
     weight_files,
 )
@@ -33,7 +32,7 @@ from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
 from longrope.export.serve import Serving, serving
 from longrope.export.tensors import Rewrite, rewrite, stored_tensors
 from longrope.export.verify import Verification, verify_hf, verify_tokenizer
-from longrope.files import new_output_folder, write_json_atomic, write_text_atomic
+from longrope.files import new_output_folder, read_json, write_json_atomic, write_text_atomic
 from longrope.models.load import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.scaling import RopeScaling

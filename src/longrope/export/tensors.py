@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from longrope.errors import LongRopeError
-from longrope.export.checkpoint import INDEX, SINGLE, read_json, weight_files
-from longrope.files import write_json_atomic
+from longrope.export.checkpoint import INDEX, SINGLE, weight_files
+from longrope.files import read_json, write_json_atomic
 
 Change = Callable[[Tensor], Tensor]
 """What happens to one tensor, in float64 and with its shape kept; the result is rounded to the stored dtype once."""

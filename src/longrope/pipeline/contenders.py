@@ -66,6 +66,7 @@ def compared(
         names = [*(name for name in names if name != own), own]
     contenders, scalings = [], {}
     for entry in names:
+        check_named(entry)
         if entry == ORIGINAL:
             contenders.append(before)
         elif entry == CHECKPOINT:
@@ -80,19 +81,23 @@ def compared(
             scalings[entry] = RopeScaling.load(entry)
             scalings[entry].check_fits(subject.geometry)
             contenders.append(scaling_contender(entry, scalings[entry]))
-        elif entry in CLOSED_FORMS:
-            contenders.append(closed_form_contender(entry, subject.geometry, target))
         else:
-            raise LongRopeError(
-                f"expected {', '.join([*CLOSED_FORMS, CHECKPOINT, ORIGINAL, *SECOND_FORMS])} or a scaling's path "
-                f"ending in .json to compare with, found {entry!r}"
-            )
+            contenders.append(closed_form_contender(entry, subject.geometry, target))
     if scaling is not None:
         if name in names:
             raise LongRopeError(f"{name} is compared with itself; leave it out of what to compare with")
         contenders.append(scaling_contender(name, scaling))
         scalings[name] = scaling
     return Field(tuple(contenders), scalings, before)
+
+
+def check_named(entry: str) -> None:
+    """Raise LongRopeError where `entry` is no name of something to compare with, and no path of a scaling."""
+    known = (*CLOSED_FORMS, CHECKPOINT, ORIGINAL, *SECOND_FORMS)
+    if entry not in known and not entry.endswith(".json"):
+        raise LongRopeError(
+            f"expected {', '.join(known)} or a scaling's path ending in .json to compare with, found {entry!r}"
+        )
 
 
 def as_it_is(subject: Subject) -> Contender | None:

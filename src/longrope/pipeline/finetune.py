@@ -27,9 +27,9 @@ from longrope.data.packing import LONG, ORIGINAL_WINDOW, Frame, PackedRows, pack
 from longrope.data.sources import Source, read_all
 from longrope.data.tokens import tokenize, tokenizer_hash
 from longrope.errors import LongRopeError
-from longrope.export.checkpoint import read_json, source_folder
+from longrope.export.checkpoint import source_folder
 from longrope.export.forms import RECORD, numbers_sha256, refuse_folded
-from longrope.files import check_output_folder, json_ready, new_output_folder, write_json_atomic
+from longrope.files import check_output_folder, json_ready, new_output_folder, read_json, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.models.install import install, uninstall
 from longrope.pipeline.finetune_output import ADAPTER, CHECKPOINT, SUMMARY, TRAINER, FinetuneResult, Writing

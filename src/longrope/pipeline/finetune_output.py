@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.data.packing import PackedRows
-from longrope.export.checkpoint import copy_companions, read_json, source_folder
+from longrope.export.checkpoint import copy_companions, source_folder
 from longrope.export.losses import transformers_losses
-from longrope.files import json_ready, write_json_atomic
+from longrope.files import json_ready, read_json, write_json_atomic
 from longrope.pipeline.subject import Subject
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window

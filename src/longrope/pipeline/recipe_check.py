@@ -13,7 +13,7 @@ from longrope.data.samples import assert_disjoint
 from longrope.data.sources import Document, read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import CHECKPOINT, ORIGINAL
+from longrope.pipeline.contenders import check_named
 from longrope.pipeline.plan_shape import weightless
 from longrope.pipeline.recipe import (
     EvaluateStage,
@@ -29,9 +29,7 @@ from longrope.pipeline.subject import Subject, as_if_trained, sources_or_books
 from longrope.pipeline.suite_base import Material
 from longrope.pipeline.suites import SUITES
 from longrope.pipeline.texts import prepare_texts
-from longrope.rope.factors import CLOSED_FORMS
 from longrope.rope.scaling import RopeScaling
-from longrope.rope.stretch import SECOND_FORMS
 from longrope.training.memory import require_room
 
 
@@ -139,12 +137,9 @@ def _check_evaluation(
     subject: Subject, stage: EvaluateStage, step: Step, sources: Sequence[str], seen: dict[str, str]
 ) -> None:
     for name in stage.against:
+        check_named(name)
         if name.endswith(".json"):
             RopeScaling.load(name).check_fits(subject.geometry)
-        elif name not in (known := [*CLOSED_FORMS, CHECKPOINT, ORIGINAL, *SECOND_FORMS]):
-            raise LongRopeError(
-                f"expected {', '.join(known)} or a scaling's path ending in .json to compare with, found {name!r}"
-            )
     documents = read_all(sources) if stage.needs_text else []
     assert_disjoint(seen, documents)
     lengths = stage.at(subject.geometry.original_length, step.reach)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from longrope.errors import LongRopeError
-from longrope.files import check_output_folder, json_ready, write_json_atomic
+from longrope.files import check_output_folder, json_ready, read_json, write_json_atomic
 from longrope.models.fingerprint import fingerprint
 from longrope.pipeline.recipe import SETTINGS, Recipe
 from longrope.pipeline.recipe_check import stage_sources
@@ -153,12 +153,9 @@ class RunFolder:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises LongRopeError when it is none."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LongRopeError(f"cannot read {path}: {error}; put it back, or choose another -o") from error
-    if not isinstance(found, dict):
-        raise LongRopeError(f"cannot read {path}: expected a JSON object; put it back, or choose another -o")
-    return found
+        return read_json(path)
+    except LongRopeError as error:
+        raise LongRopeError(f"{error}; put it back, or choose another -o") from error
 
 
 def _plain(value: Any) -> Any:

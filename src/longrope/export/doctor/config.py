@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.export.checkpoint import read_json
 from longrope.export.doctor.table import ModelClass, model_class
 from longrope.export.forms import RECORD
+from longrope.files import read_json
 from longrope.rope.checks import positive_number, whole_number
 
 DICTIONARIES = ("rope_scaling", "rope_parameters")
