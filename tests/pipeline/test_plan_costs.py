@@ -89,14 +89,20 @@ def test_forward_of_the_embedded_model_is_exact() -> None:
     assert counted(measured).attention > 0
 
 
-def test_gradient_of_the_embedded_model() -> None:
+@pytest.mark.parametrize("chunk", [2048, 64])
+def test_gradient_of_the_embedded_model(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first layer's input takes no gradient, and recomputing stops at the last number needed: a little less."""
+    monkeypatch.setattr(scoring, "MLP_CHUNK", chunk)
+    monkeypatch.setattr(plan_costs, "MLP_CHUNK", chunk)
     installed = installed_tiny()
     with counter() as measured:
         objective(installed, LENGTH).loss_and_gradient(window(installed, LENGTH))
     planned = gradient_flops(shape_of("tiny", installed.model), LENGTH, LENGTH - 1)
     assert counted(measured).attention == planned.attention
     assert planned.matrices * 0.85 <= counted(measured).matrices <= planned.matrices
+    assert (planned.matrices > 3 * forward_flops(shape_of("tiny", installed.model), LENGTH, LENGTH - 1).matrices) == (
+        chunk < LENGTH
+    )
 
 
 def test_training_of_the_embedded_model() -> None:

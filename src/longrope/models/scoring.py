@@ -1,4 +1,4 @@
-"""Memory-bounded scoring: the loss of every token, with logits and MLP activations of a piece of the text at a time.
+"""Memory-bounded scoring: the loss of every token, with logits, MLPs and norms of a piece of the text at a time.
 
 Peak memory is O(T·hidden) for the hidden states and the attention's keys and values, not O(T·vocabulary): with
 131,072 tokens and a vocabulary of 128,256 the logits alone would be 67 GB in float32.
@@ -21,6 +21,7 @@ from longrope.errors import LongRopeError
 
 MLP_CHUNK = 2048
 _LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
+_Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 _POSITION_WISE = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
 
 
@@ -86,14 +87,16 @@ def last_logits(model: PreTrainedModel, input_ids: Tensor, count: int) -> Tensor
 
 @contextmanager
 def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Every decoder layer keeps only its input for the backward pass and computes the rest again.
+    """Every decoder layer keeps only its input for the backward pass and computes the rest again, its MLP and norms in
+    chunks.
 
     transformers' own gradient checkpointing works in training mode only, where dropout would be on.
     """
     base = _base_model(model)
     with ExitStack() as stack:
-        # A layer that is computed again must take the same steps, so its MLP stays in chunks until the block ends.
-        stack.enter_context(_chunked_modules(base))
+        # A layer that is computed again must take the same steps, so it works in chunks until the block ends. It would
+        # keep what MLP and norms make of all chunks for its backward pass: that is made again, too, chunk by chunk.
+        stack.enter_context(_chunked_modules(base, _checkpointed))
         for layer in _layers(base):
             stack.enter_context(_replaced_forward(layer, _checkpointed))
         yield
@@ -119,7 +122,7 @@ def _base_model(model: PreTrainedModel) -> nn.Module:
 def run_base(
     model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None, cache: Cache | None = None
 ) -> Any:
-    """What the model below the head returns for `input_ids` (B, T), its MLPs and final norm run in chunks.
+    """What the model below the head returns for `input_ids` (B, T), its MLPs and norms run in chunks.
 
     With a `cache`, the keys and values of the text join it.
     """
@@ -142,28 +145,33 @@ def _head(model: PreTrainedModel, output: Any, hidden: Tensor) -> Tensor:
 
 
 @contextmanager
-def _chunked_modules(base: nn.Module) -> Iterator[None]:
-    """Every position-wise module runs on pieces of the sequence in the block."""
+def _chunked_modules(base: nn.Module, wrap: _Wrap = lambda forward: forward) -> Iterator[None]:
+    """Every position-wise module runs on pieces of the sequence in the block, each piece by `wrap` of its forward."""
     with ExitStack() as stack:
         for module in _position_wise_modules(base):
             if not isinstance(module.forward, _InChunks):  # a block around this one may have done it
-                stack.enter_context(_replaced_forward(module, lambda forward: _InChunks(forward, MLP_CHUNK)))
+                stack.enter_context(_replaced_forward(module, lambda forward: _InChunks(forward, MLP_CHUNK, wrap)))
         yield
 
 
 def _position_wise_modules(base: nn.Module) -> list[nn.Module]:
-    """The MLPs of all layers and the final norm: modules that treat every position alone."""
-    mlps = [module for name, module in base.named_modules() if name.rpartition(".")[2] in _POSITION_WISE]
-    final_norms = [module for module in base.children() if type(module).__name__.endswith("Norm")]
-    return mlps + final_norms
+    """The MLPs and norms: modules that treat every position alone."""
+
+    def alone(name: str, module: nn.Module) -> bool:
+        norm = type(module).__name__.endswith("Norm") and not isinstance(module, nn.GroupNorm)
+        return norm or name.rpartition(".")[2] in _POSITION_WISE
+
+    return [module for name, module in base.named_modules() if alone(name, module)]
 
 
 @dataclass(frozen=True)
 class _InChunks:
-    """`forward` applied to pieces of `size` positions of its only argument (B, T, H); called otherwise, as it is."""
+    """`forward`, wrapped, applied to pieces of `size` positions of its only argument (B, T, H); called otherwise, as it
+    is."""
 
     forward: Callable[..., Any]
     size: int
+    wrap: _Wrap
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) != 1 or kwargs or args[0].dim() != 3 or args[0].shape[1] <= self.size:
@@ -171,20 +179,21 @@ class _InChunks:
         hidden: Tensor = args[0]
         # Contiguous: with more than one row in the batch a piece is not, and some families call view() on it.
         pieces = (piece.contiguous() for piece in torch.split(hidden, self.size, dim=1))
-        first = self.forward(next(pieces))
+        forward = self.wrap(self.forward)
+        first = forward(next(pieces))
         if not isinstance(first, Tensor):  # a router that returns more than its output: not for chunks
             return self.forward(hidden)
         if torch.is_grad_enabled():
-            return torch.cat([first, *(self.forward(piece) for piece in pieces)], dim=1)
+            return torch.cat([first, *(forward(piece) for piece in pieces)], dim=1)
         out = first.new_empty(*hidden.shape[:2], first.shape[-1])
         out[:, : self.size] = first
         for at, piece in enumerate(pieces, start=1):
-            out[:, at * self.size : (at + 1) * self.size] = self.forward(piece)
+            out[:, at * self.size : (at + 1) * self.size] = forward(piece)
         return out
 
 
 @contextmanager
-def _replaced_forward(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _replaced_forward(module: nn.Module, wrap: _Wrap) -> Iterator[None]:
     """Replace `module.forward` on the instance for the length of the block; hooks keep working."""
     own = vars(module).get("forward")
     module.forward = wrap(module.forward)

@@ -62,7 +62,7 @@ class SampledObjective(ABC):
         """`loss`, and its derivatives by λ_0 … λ_{D−1} and the attention factor (D + 1 numbers).
 
         Only these get gradients, weights get none; the activations of a layer are computed again in the backward pass,
-        so memory stays near that of scoring.
+        so memory stays near that of scoring, beside the input of every layer.
         """
         model, tokens = self.installed.model, self._tokens(rows)
         model.eval()

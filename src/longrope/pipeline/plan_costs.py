@@ -59,14 +59,17 @@ def forward_flops(shape: ModelShape, length: int, scored: int | None = None) -> 
 def gradient_flops(shape: ModelShape, length: int, scored: int | None = None) -> Flops:
     """Loss and gradient in the factors: forward, forward again (checkpoints), and gradients of inputs, not of weights.
 
-    3 forwards of matrices; of attention 2 and a backward, 4.5.
+    3 forwards of matrices; of attention 2 and a backward, 4.5. In a text of several pieces of 2,048 tokens, an MLP is
+    computed once more for its backward pass, without its last matrix: 2/3 of it where it is gated, else less.
     """
     once = forward_flops(shape, length, scored)
-    return Flops(3 * once.matrices, (2 + _FLASH_BACKWARD) * once.attention)
+    again = 2 / 3 * 2 * length * shape.layers * shape.mlp_weights if length > MLP_CHUNK else 0.0
+    return Flops(3 * once.matrices + again, (2 + _FLASH_BACKWARD) * once.attention)
 
 
 def training_flops(shape: ModelShape, length: int, document: int | None = None) -> Flops:
-    """A row of training: as `gradient_flops`, and gradients of weights, 4 forwards of matrices.
+    """A row of training: forward, forward again, and gradients of inputs and weights, 4 forwards of matrices; of
+    attention as `gradient_flops`.
 
     Attention stays inside documents of `document` tokens (default: the row is one).
     """
@@ -97,17 +100,18 @@ def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
 
 
 def _layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
-    """A layer without gradients, its MLP in pieces.
+    """A layer without gradients, its norms and its MLP in pieces.
 
     At its rotation it holds a·T·(3H + q + k + v) numbers (inputs of the model, of the layer, normed) and
-    a·T·max(3q, q + 3k) of the rotation; its norm in float32 8·T·H and its MLP a·T·4H and a piece of a·2048·M.
+    a·T·max(3q, q + 3k) of the rotation; at a norm in float32 a·T·3H and a piece of 8·2048·H, in its MLP a·T·4H and a
+    piece of a·2048·M.
     """
-    hidden = length * shape.hidden * itemsize
+    hidden, piece = length * shape.hidden * itemsize, min(length, MLP_CHUNK)
     attention = shape.queries + shape.keys + shape.values + max(3 * shape.queries, shape.queries + 3 * shape.keys)
     return max(
         3 * hidden + itemsize * length * attention,
-        2 * hidden + 8 * length * shape.hidden,
-        4 * hidden + itemsize * min(length, MLP_CHUNK) * (shape.mlp_width + shape.hidden),
+        3 * hidden + 8 * piece * shape.hidden,
+        4 * hidden + itemsize * piece * (shape.mlp_width + shape.hidden),
     )
 
 
@@ -115,16 +119,15 @@ def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
     """`objectives/sampled.loss_and_gradient`: weights get no gradient, layers are computed again.
 
     a·T·(N + 3)·H of layer inputs and gradients, and the larger of a layer and of the head. A layer computed again holds
-    a·T·(3q + o + 3k + v + M), gradients of a piece of its MLP, a·2048·2/3·M, and 8·T·H where norms are in float32; the
-    head 12 bytes for each number of a piece of logits.
+    a·T·(3q + o + 3k + v), and a piece of its MLP with its gradients, a·2048·2·M, or of a norm in float32, 28·2048·H;
+    the head 12 bytes for each number of a piece of logits.
     """
-    per_token = 3 * (shape.queries + shape.keys) + shape.heads_output + shape.values + shape.mlp_width
-    piece = itemsize * min(length, MLP_CHUNK) * shape.mlp_width * 2 / 3
-    upcast = 8 * length * shape.hidden if itemsize < 4 else 0
+    per_token = 3 * (shape.queries + shape.keys) + shape.heads_output + shape.values
+    piece = min(length, MLP_CHUNK) * max(2 * itemsize * shape.mlp_width, 28 * shape.hidden)
     return {
         "weights": shape.parameters * itemsize,
         "inputs of the layers": (shape.layers + 3) * length * shape.hidden * itemsize,
-        "activations": max(itemsize * length * per_token + piece + upcast, 12 * _piece(shape, length))
+        "activations": max(itemsize * length * per_token + piece, 12 * _piece(shape, length))
         + 2 * _angle_bytes(shape, length, itemsize),
     }
 
