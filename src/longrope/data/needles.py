@@ -109,7 +109,7 @@ def draw_needles(
         places = needle_places(documents, tokenizer, length=length, count=count, seed=seed, digits=digits)
     bos, begin = bos_of(tokenizer), opening(tokenizer)
     facts = _facts(tokenizer, np.random.default_rng(seed), count, digits, least=length - len(begin) - places.span)
-    _check_room(tokenizer, facts, length)
+    _check_room(begin, facts, length)
     by_hash = {document.sha256: document for document in documents}
     ids = np.empty((count, length), dtype=np.int64)
     rows = places.rows[:count]
@@ -138,10 +138,10 @@ def needle_places(
 
     Raises LongRopeError as `draw_needles` does.
     """
-    facts = _facts(tokenizer, np.random.default_rng(seed), count, digits)
-    _check_room(tokenizer, facts, length)
+    begin, facts = opening(tokenizer), _facts(tokenizer, np.random.default_rng(seed), count, digits)
+    _check_room(begin, facts, length)
     # One span for all, the longest text any sample needs: places then do not depend on how keys are split.
-    span = length - len(opening(tokenizer)) - min(fact.size for fact in facts)
+    span = length - len(begin) - min(fact.size for fact in facts)
     return Places(draw_places(documents, span=span, count=count + more, seed=seed), span)
 
 
@@ -182,8 +182,8 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return front(tokenizer) + encode(tokenizer, INSTRUCTION)
 
 
-def _check_room(tokenizer: PreTrainedTokenizerBase, facts: Sequence[_Fact], length: int) -> None:
-    longest = len(opening(tokenizer)) + max(fact.size for fact in facts)
+def _check_room(begin: Sequence[int], facts: Sequence[_Fact], length: int) -> None:
+    longest = len(begin) + max(fact.size for fact in facts)
     if longest >= length:
         raise LongRopeError(
             f"expected needle samples longer than instruction, needle, question and answer, which take {longest} "

@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel
 
 from longrope.errors import LongRopeError
 
-MLP_CHUNK = 2048
+MLP_CHUNK = 2048  # positions that an MLP or a norm takes at once
 _LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
 _Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 _POSITION_WISE = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
