@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longrope.rope.angles import cos_sin
-from longrope.rope.factors import ntk_aware
+from longrope.rope.closed_forms import ntk_aware
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 

@@ -32,17 +32,18 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from longrope.data.needles import NeedleSamples, draw_needles
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
-from longrope.models.cache import fill, new_cache
-from longrope.models.generate import generate
-from longrope.models.install import Installed, geometry_of, install, uninstall
-from longrope.models.rerotate import Rerotation
-from longrope.pipeline.options import SearchOptions
-from longrope.pipeline.search import search
-from longrope.pipeline.subject import open_model, prepare_samples, sources_or_books
+from longrope.models.apply import geometry_of, install, uninstall
+from longrope.models.generation.cache import fill, new_cache
+from longrope.models.generation.generate import generate
+from longrope.models.generation.rerotate import Rerotation
+from longrope.models.loading import open_model, prepare_samples, sources_or_books
+from longrope.models.scaled import Installed
 from longrope.provenance import record
-from longrope.rope.factors import yarn, yarn_attention_factor
+from longrope.rope.closed_forms import yarn, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.search.config import SearchOptions
+from longrope.search.run import search
 
 TREATMENTS = ("recompute", "rerotate", "stale")
 BINS = ((0, 16), (16, 64), (64, 256), (256, 1000))  # tokens after the switch

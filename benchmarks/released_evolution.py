@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from longrope.search.space import STEPS, Candidate
+from longrope.search.spaces import STEPS, Candidate
 
 CROSSOVER_TRIES = 20
 

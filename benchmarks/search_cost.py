@@ -26,22 +26,23 @@ from released_evolution import ReleasedSpace
 from longrope.data.needles import draw_needles
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
-from longrope.files import json_ready, write_json_atomic
-from longrope.models.install import Installed, install, uninstall
+from longrope.models.apply import install, uninstall
+from longrope.models.loading import ModelOptions, Subject, open_model, prepare_samples, sources_or_books
+from longrope.models.scaled import Installed
 from longrope.models.scoring import last_logits
-from longrope.objectives.perplexity import PerplexityObjective
-from longrope.pipeline.methods import Plan, plan
-from longrope.pipeline.options import SearchOptions
-from longrope.pipeline.subject import ModelOptions, Subject, open_model, prepare_samples, sources_or_books
-from longrope.pipeline.texts import prepare_texts
 from longrope.provenance import record
-from longrope.rope.factors import CLOSED_FORMS, yarn
+from longrope.rope.closed_forms import CLOSED_FORMS, yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.evaluators import Answer, CandidateSearch, Question, SerialEvaluator
+from longrope.search.config import SearchOptions
+from longrope.search.evaluator import Answer, CandidateSearch, Question, SerialEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.gradient import GradientSearch
 from longrope.search.log import SearchLog
-from longrope.search.run import Conversation, Search, distinct, run_search
+from longrope.search.loop import Conversation, Search, distinct, run_search
+from longrope.search.methods import Plan, plan
+from longrope.search.objective import PerplexityObjective
+from longrope.search.search_data import prepare_texts
+from longrope.storage import json_ready, write_json_atomic
 
 SAMPLES = 3  # texts that a candidate is scored on
 TRIALS = 100  # held-out needles

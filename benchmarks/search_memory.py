@@ -23,13 +23,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from longrope.models import scoring
-from longrope.models.install import install
-from longrope.models.load import load_tokenizer
-from longrope.pipeline.options import SearchOptions
-from longrope.pipeline.subject import ModelOptions, open_model, sources_or_books
-from longrope.pipeline.texts import objectives_over, prepare_texts
-from longrope.rope.factors import yarn
+from longrope.models.apply import install
+from longrope.models.loading import ModelOptions, load_tokenizer, open_model, sources_or_books
+from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.search.config import SearchOptions
+from longrope.search.search_data import objectives_over, prepare_texts
 
 MIB = 2**20
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -16,14 +16,14 @@ import torch
 
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
-from longrope.evaluation.contenders import scaling_contender
 from longrope.evaluation.needle import draw_grid, grid_depths, needle
-from longrope.lengths import parse_length
-from longrope.models.install import install
+from longrope.models.apply import install
+from longrope.models.loading import ModelOptions, open_model, prepare_samples, sources_or_books
 from longrope.models.scoring import token_nll
-from longrope.pipeline.subject import ModelOptions, open_model, prepare_samples, sources_or_books
+from longrope.rope.baselines import scaling_contender
+from longrope.rope.progressive import SECOND_FORMS, continued_attention_factor, second_yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.rope.stretch import SECOND_FORMS, continued_attention_factor, second_yarn
+from longrope.units import parse_length
 
 DEPTHS = 5
 

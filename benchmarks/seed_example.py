@@ -26,13 +26,14 @@ from typing import Any
 import torch
 
 from longrope import LongRoPEModel, RopeScaling, load_data
-from longrope.data.sources import read_all, shipped_books
-from longrope.files import write_json_atomic, write_text_atomic
-from longrope.lengths import format_length, parse_length, parse_lengths
-from longrope.models.standalone_sizes import ForwardPlan, Sizes
-from longrope.pipeline.options import SearchOptions
+from longrope.data.books import shipped_books
+from longrope.data.sources import read_all
 from longrope.provenance import record
-from longrope.rope.factors import yarn
+from longrope.rope.closed_forms import yarn
+from longrope.search.config import SearchOptions
+from longrope.standalone.sizes import ForwardPlan, Sizes
+from longrope.storage import write_json_atomic, write_text_atomic
+from longrope.units import format_length, parse_length, parse_lengths
 
 SIZES = Sizes(d_model=512, n_heads=8, num_layers=6, base_length=4096)
 SEED_LENGTH, SEED_BATCH = 2048 * 1024, 2

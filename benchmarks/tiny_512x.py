@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from longrope.evaluation.results import EvalRow, load_evaluation
-from longrope.lengths import format_length
+from longrope.units import format_length
 
 METRICS = {
     ("perplexity", "perplexity"): "Perplexity",

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from longrope.data.sources import read_documents
 from longrope.data.tokens import tokenize
 from longrope.evaluation import passkey
-from longrope.models.load import load_tokenizer
+from longrope.models.loading import load_tokenizer
 
 SHORT = 250  # tokens; BOS and EOS come on top
 TOKENS_PER_NEEDLE = 270  # of a long document

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.files import sha256_bytes, write_json_atomic, write_text_atomic
+from longrope.storage import sha256_bytes, write_json_atomic, write_text_atomic
 
 ASSETS = Path(__file__).resolve().parent.parent / "src/longrope/assets/books"
 XZ_PRESET = 9 | lzma.PRESET_EXTREME

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longrope.data.samples import assert_disjoint, draw_samples
 from longrope.data.sources import read_documents
 from longrope.data.tokens import bos_of, tokenize
-from longrope.evaluation.contenders import closed_form_contender
 from longrope.evaluation.perplexity import perplexity
-from longrope.models.install import geometry_of, install, uninstall
+from longrope.models.apply import geometry_of, install, uninstall
+from longrope.rope.baselines import closed_form_contender
 from longrope.rope.scaling import RopeScaling
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)

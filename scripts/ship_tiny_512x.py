@@ -18,8 +18,8 @@ import shutil
 from pathlib import Path
 
 from longrope.evaluation.results import EvalRow, load_evaluation
-from longrope.lengths import format_length
 from longrope.rope.scaling import RopeScaling
+from longrope.units import format_length
 
 SUITES = {"perplexity": ("perplexity", 1), "passkey": ("accuracy", 100), "needle": ("accuracy", 100)}
 

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError, one_line
-from longrope.files import (
+from longrope.provenance import command_line
+from longrope.storage import (
     new_output_folder,
     sha256_bytes,
     sha256_file,
@@ -26,8 +27,7 @@ from longrope.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from longrope.lengths import format_length, parse_length, parse_lengths
-from longrope.provenance import command_line
+from longrope.units import format_length, parse_length, parse_lengths
 
 # lengths
 

@@ -10,33 +10,33 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longrope.models.cache import prefill
-    from longrope.models.generate import generate, generation
-    from longrope.models.install import install, uninstall
-    from longrope.models.load import load_model, load_tokenizer
+    from longrope.models.apply import install, uninstall
+    from longrope.models.generation.cache import prefill
+    from longrope.models.generation.generate import generate, generation
+    from longrope.models.loading import load_model, load_tokenizer
     from longrope.models.scoring import token_nll
-    from longrope.pipeline.standalone import LongRoPEModel, load_data
     from longrope.rope.geometry import RopeGeometry
     from longrope.rope.presets import preset
     from longrope.rope.scaling import RopeScaling, Window
+    from longrope.standalone.api import LongRoPEModel, load_data
 
 __version__ = version("longrope")
 
 _HOMES = {
-    "LongRoPEModel": "pipeline.standalone",
+    "LongRoPEModel": "standalone.api",
     "RopeGeometry": "rope.geometry",
     "RopeScaling": "rope.scaling",
     "Window": "rope.scaling",
-    "generate": "models.generate",
-    "generation": "models.generate",
-    "install": "models.install",
-    "load_data": "pipeline.standalone",
-    "load_model": "models.load",
-    "load_tokenizer": "models.load",
-    "prefill": "models.cache",
+    "generate": "models.generation.generate",
+    "generation": "models.generation.generate",
+    "install": "models.apply",
+    "load_data": "standalone.api",
+    "load_model": "models.loading",
+    "load_tokenizer": "models.loading",
+    "prefill": "models.generation.cache",
     "preset": "rope.presets",
     "token_nll": "models.scoring",
-    "uninstall": "models.install",
+    "uninstall": "models.apply",
 }
 
 __all__ = [

@@ -9,10 +9,10 @@ import pytest
 
 from longrope.data.books import read_book
 from longrope.evaluation.results import load_evaluation
-from longrope.files import sha256_text
-from longrope.models.install import geometry_of
-from longrope.models.load import load_model
+from longrope.models.apply import geometry_of
+from longrope.models.loading import load_model
 from longrope.rope.scaling import RopeScaling
+from longrope.storage import sha256_text
 
 QUICK = ("--trials", 1, "--depths", 2, "--samples", 2)
 
@@ -157,7 +157,7 @@ def test_another_tokenizer_is_no_original(cli, checkpoint):
 
 
 def test_ctrl_c_says_how_to_go_on(cli, tmp_path, monkeypatch):
-    from longrope.pipeline import suites_long
+    from longrope.evaluation import suites_long
 
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Ran
-from tests.training.runs import open_fresh, write_texts, yarn_scaling
+from tests.train.runs import open_fresh, write_texts, yarn_scaling
 
 QUICK = ("--length", "256", "--steps", "2", "--batch", "1", "--learning-rate", "1e-3", "--warmup", "0")
 

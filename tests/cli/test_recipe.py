@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Ran
-from tests.pipeline.recipes import EVALUATE, RECOVER, SEARCH_4, STAGES, write_recipe
+from tests.recipes.recipes import EVALUATE, RECOVER, SEARCH_4, STAGES, write_recipe
 
 QUICK = (SEARCH_4, {"stage": "evaluate", "lengths": ["4x"], "samples": 1})
 

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 from longrope.cli import common, tensorboard
 from longrope.cli.watch import SearchWatch
-from longrope.search.run import Progress
+from longrope.search.loop import Progress
 from tests.report import runs
 
 BASELINES = {"none": 5.4, "pi": 4.8, "yarn": 4.19, "broken": math.nan}

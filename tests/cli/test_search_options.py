@@ -110,7 +110,7 @@ def test_without_ray_it_says_what_to_install_and_leaves_nothing(search, tmp_path
 
 def test_workers_that_cannot_be_had_leave_nothing(search, tmp_path, monkeypatch):
     """The command can be given again as it was."""
-    from longrope.pipeline import workers
+    from longrope.search import ray_evaluator as workers
 
     def refuse(*_arguments, **_options):
         raise LongRopeError("cannot join the Ray cluster")

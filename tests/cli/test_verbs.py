@@ -93,7 +93,7 @@ def test_resume_continues_to_the_same_end(cli, checkpoint, texts, searched, tmp_
 
 
 def test_interrupt_says_best_and_how_to_resume(cli, checkpoint, texts, tmp_path, monkeypatch):
-    from longrope.objectives.perplexity import PerplexityObjective
+    from longrope.search.objective import PerplexityObjective
 
     real, calls = PerplexityObjective.loss, []
 

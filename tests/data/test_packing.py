@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from longrope.data.packing import IGNORED, LONG, MEDIUM, PIECES, SHORT, Frame, PackedRows, pack, parse_mix
 from longrope.data.tokens import TokenizedDocument
 from longrope.errors import LongRopeError
-from longrope.files import sha256_text
+from longrope.storage import sha256_text
 
 N, L = 64, 16
 FRAME = Frame(bos=1, eos=2)

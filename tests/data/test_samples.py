@@ -24,7 +24,7 @@ from longrope.data import (
     tokenize,
 )
 from longrope.errors import LongRopeError
-from longrope.files import sha256_text
+from longrope.storage import sha256_text
 
 BOS = 0
 

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from longrope.data.books import read_book
 from longrope.data.documents import Document
 from longrope.data.tokens import Ids, TokenizedDocument, encode
-from longrope.evaluation.contenders import Contender, closed_form_contender
-from longrope.models.install import Installed, geometry_of, install
-from longrope.models.load import load_model, load_tokenizer
+from longrope.models.apply import geometry_of, install
+from longrope.models.loading import load_model, load_tokenizer
+from longrope.models.scaled import Installed
+from longrope.rope.baselines import Contender, closed_form_contender
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 

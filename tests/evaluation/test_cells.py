@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.cells import Cell, CellKey, CellLog
-from longrope.evaluation.results import EvalRow
+from longrope.evaluation.results import Cell, CellKey, CellLog, EvalRow
 
 HEADER = {"seed": 0, "suites": {"passkey": {"trials": 30}}, "versions": {"torch": "2"}}
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import closed_form_contender
 from longrope.evaluation.harness import OPEN_LLM, Harness, HarnessTask
 from longrope.models.scoring import token_nll
+from longrope.rope.baselines import closed_form_contender
 from tests.evaluation.embedded import WINDOW, book, geometry, none, shuffled, tiny, tiny_tokenizer
 
 TEXTS = [book().text[at : at + 500] for at in (1000, 9000, 22_000)]

@@ -11,7 +11,6 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from longrope.data.samples import draw_samples
 from longrope.data.tokens import bos_of
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.needle import draw_grid, grid_depths, needle
 from longrope.evaluation.passkey import draw_passkeys, passkey
 from longrope.evaluation.perplexity import perplexity
@@ -19,7 +18,9 @@ from longrope.evaluation.results import EvalRow
 from longrope.evaluation.retention import most_likely, retention
 from longrope.evaluation.ruler.suite import ruler_task
 from longrope.evaluation.ruler.tasks import draw_task
-from longrope.models.install import Installed, install
+from longrope.models.apply import install
+from longrope.models.scaled import Installed
+from longrope.rope.baselines import Contender
 from longrope.rope.scaling import RopeScaling, Window
 from tests.evaluation.embedded import WINDOW, geometry, none, shuffled, tiny, tiny_tokenizer, tokenized
 

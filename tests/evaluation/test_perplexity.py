@@ -10,9 +10,9 @@ import torch
 
 from longrope.errors import LongRopeError
 from longrope.evaluation import perplexity as module
-from longrope.evaluation.contenders import Contender, scaling_contender
 from longrope.evaluation.perplexity import perplexity
 from longrope.evaluation.results import EvalRow, rows_to_json, values_by_length
+from longrope.rope.baselines import Contender, scaling_contender
 from longrope.rope.scaling import RopeScaling, Window
 from tests.evaluation.tiny import GEOMETRY, installed, nll_by_hand, plain, ramp, random_samples, scaled_by_hand
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.perplexity import loss_by_position, perplexity
+from longrope.rope.baselines import Contender
 from tests.evaluation.tiny import installed, nll_by_hand, ramp, random_samples, scaled_by_hand
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow, Evaluation, load_evaluation, mean_and_stderr, row_from_json
-from longrope.files import write_json_atomic
+from longrope.storage import write_json_atomic
 
 ROWS = [
     EvalRow("perplexity", "none", 256, "perplexity", 55.1, 3.5, 10),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.retention import most_likely, retention
 from longrope.models.scoring import top_tokens
+from longrope.rope.baselines import Contender
 from tests.evaluation.tiny import GEOMETRY, installed, plain, ramp, random_samples, scaled_by_hand
 
 SAMPLES = random_samples(3, GEOMETRY.original_length)

@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longrope.data.samples import SampleOrigin, Samples
-from longrope.models.install import Installed, install
+from longrope.models.apply import install
+from longrope.models.scaled import Installed
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 

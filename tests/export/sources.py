@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from longrope.models.install import install
+from longrope.models.apply import install
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import VOCABULARY, WINDOW, tiny_model

@@ -9,9 +9,9 @@ import torch
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow
+from longrope.export.card import serving
 from longrope.export.forms import express
 from longrope.export.hf import export_hf
-from longrope.export.serve import serving
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.export.sources import SU, TARGET, WINDOW, plain_logits, save_model, scaled_logits, scaling_of

@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.export import hf
 from longrope.export.hf import export_hf
 from longrope.export.hf_config import superset_config
-from longrope.models.install import geometry_of, install
+from longrope.models.apply import geometry_of, install
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW, save_checkpoint
 

@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.export import verify
 from longrope.export.hf import export_hf
 from longrope.export.phi3 import require_eligible
-from longrope.models.install import install
+from longrope.models.apply import install
 from longrope.rope.geometry import RopeGeometry
 from tests.checkpoints import save_checkpoint
 from tests.export.sources import SU, TARGET, WINDOW, ids, plain_logits, save_model, scaled_logits, scaling_of

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from longrope.data.sources import read_all
 from longrope.export.hf import export_hf
-from longrope.models.install import geometry_of, install
-from longrope.models.load import load_model, load_tokenizer
-from longrope.rope.factors import su_attention_factor, yarn
+from longrope.models.apply import geometry_of, install
+from longrope.models.loading import load_model, load_tokenizer
+from longrope.rope.closed_forms import su_attention_factor, yarn
 from longrope.rope.scaling import RopeScaling
 from tests.export.sources import SU, TARGET, WINDOW, ids, save_model, scaled_logits, scaling_of
 

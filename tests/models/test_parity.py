@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from longrope.models.install import geometry_of, install, uninstall
-from longrope.rope import factors as closed
-from longrope.rope.existing import existing_scaling
+from longrope.models.apply import geometry_of, install, uninstall
+from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import RopeGeometry
+from longrope.rope.hf_config import existing_scaling
 from longrope.rope.scaling import RopeScaling, Window
 from tests.models.families import FAMILIES, ONE_ROPE_PER_LAYER_TYPE, WINDOW, logits, tiny_config, tiny_model, tokens
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Llama4ForCausalLM, Llama4TextConfig, PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.install import geometry_of, install
+from longrope.models.apply import geometry_of, install
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import logits, tiny_config, tiny_model, tokens

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models import scoring
-from longrope.models.install import geometry_of, install
+from longrope.models.apply import geometry_of, install
 from longrope.models.scoring import checkpointed_layers, token_nll
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import FAMILIES, VOCABULARY, logits, tiny_model, tokens

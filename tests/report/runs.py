@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from longrope.evaluation.results import EvalRow, Evaluation
-from longrope.files import sha256_text, write_json_atomic
-from longrope.rope.factors import CLOSED_FORMS
+from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.evaluators import Answer
+from longrope.search.evaluator import Answer
 from longrope.search.log import Evaluation as LogLine
 from longrope.search.log import SearchLog
+from longrope.storage import sha256_text, write_json_atomic
 
 GEOMETRY = RopeGeometry(rotary_dim=64, base=10_000.0, original_length=256)
 TARGET = 2048

@@ -8,7 +8,7 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.report.collect import collect
-from longrope.report.contenders import OWN
+from longrope.report.styles import OWN
 from tests.report import runs
 
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from longrope.report.collect import collect
-from longrope.report.colours import TONES
+from longrope.report.figures.colours import TONES
 from longrope.report.html import render
 from longrope.report.page import build
 from tests.report import runs

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longrope.rope.angles import cos_sin
-from longrope.rope.factors import ntk_aware, pi, su_attention_factor, yarn
+from longrope.rope.closed_forms import ntk_aware, pi, su_attention_factor, yarn
 from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.presets import preset, preset_names
 from longrope.rope.scaling import MAX_POSITION, Window

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.rope import factors as closed
+from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.presets import preset, preset_names, preset_table
 from longrope.rope.scaling import RopeScaling

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.rope import factors as closed
+from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.rope.test_geometry import LLAMA2_7B, PHI3_MINI

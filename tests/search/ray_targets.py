@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.objectives.perplexity import PerplexityObjective
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import Answer, Question, SerialEvaluator
+from longrope.search.evaluator import Answer, Question, SerialEvaluator
+from longrope.search.objective import PerplexityObjective
 from tests.evaluation.tiny import installed, random_samples
 from tests.search.targets import GEOMETRY, TARGET_LENGTH, distance
 

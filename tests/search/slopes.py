@@ -11,14 +11,14 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from longrope.rope.factors import ntk_aware, pi, yarn
+from longrope.rope.closed_forms import ntk_aware, pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.dialogue import DialogueSearch, Stage
-from longrope.search.evaluators import Answer, Question
+from longrope.search.evaluator import Answer, Question
 from longrope.search.gradient import GradientSearch, GradientSettings
+from longrope.search.knots import FactorsAround, phase_scale
 from longrope.search.log import SearchLog, read_log
-from longrope.search.parametrise import FactorsAround, phase_scale
-from longrope.search.run import Conversation, Search, run_search
+from longrope.search.loop import Conversation, Search, run_search
 from tests.search.targets import GEOMETRY, HEADER, TARGET_LENGTH
 
 ORIGINAL, SAMPLES = GEOMETRY.original_length, 4

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from longrope.rope.factors import ntk_aware, pi, yarn
+from longrope.rope.closed_forms import ntk_aware, pi, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import Answer, CandidateSearch, Question
+from longrope.search.evaluator import Answer, CandidateSearch, Question
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.log import Evaluation, SearchLog
-from longrope.search.run import Conversation, Progress, run_search
-from longrope.search.space import START_TOKENS, Candidate, SearchSpace
+from longrope.search.loop import Conversation, Progress, run_search
+from longrope.search.spaces import START_TOKENS, Candidate, SearchSpace
 
 GEOMETRY = RopeGeometry(rotary_dim=64, base=10_000.0, original_length=256)
 TARGET_LENGTH = 2048

@@ -11,7 +11,7 @@ import pytest
 
 from longrope.search.cma import CMASearch, CMASettings, HybridSearch
 from longrope.search.dialogue import Bounds, DialogueSearch
-from longrope.search.evaluators import Answer, Question
+from longrope.search.evaluator import Answer, Question
 from longrope.search.gradient import GradientSearch, GradientSettings
 from tests.search.slopes import SEEDS, STAGE, Quadratic, check_stops_anywhere, complete
 from tests.search.targets import GEOMETRY, OPTIMUM, TARGET_LENGTH

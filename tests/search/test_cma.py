@@ -17,9 +17,9 @@ from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASearch, CMASettings, HybridSearch
 from longrope.search.dialogue import Stage, loss_of
-from longrope.search.evaluators import SEARCH, Answer, Question
+from longrope.search.evaluator import SEARCH, Answer, Question
 from longrope.search.gradient import GradientSettings
-from longrope.search.parametrise import LARGEST
+from longrope.search.knots import LARGEST
 from tests.search.slopes import EASY, SEEDS, STAGE, Quadratic, check_stops_anywhere, complete, error_of
 from tests.search.targets import GEOMETRY, OPTIMUM, TARGET_LENGTH
 

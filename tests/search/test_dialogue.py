@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
-from longrope.rope.factors import pi, yarn
+from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASearch, CMASettings, HybridSearch
 from longrope.search.dialogue import (
@@ -27,10 +27,10 @@ from longrope.search.dialogue import (
     loss_of,
     race,
 )
-from longrope.search.evaluators import SEARCH, VALIDATION, Answer, Question
+from longrope.search.evaluator import SEARCH, VALIDATION, Answer, Question
 from longrope.search.gradient import GradientSearch, GradientSettings
 from longrope.search.log import SearchLog
-from longrope.search.run import Conversation, Progress, run_search
+from longrope.search.loop import Conversation, Progress, run_search
 from tests.search.slopes import ORIGINAL, SAMPLES, SEEDS, STAGE, Quadratic, ReplyEvaluator, complete
 from tests.search.targets import GEOMETRY, HEADER, TARGET_LENGTH
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.search.evaluators import CandidateSearch
+from longrope.search.evaluator import CandidateSearch
 from longrope.search.evolution import Evolution, EvolutionSettings
-from longrope.search.space import Candidate, SearchSpace
+from longrope.search.spaces import Candidate, SearchSpace
 from tests.search.targets import SEEDS, SETTINGS, SPACE, TARGET_LENGTH, complete, distance
 
 

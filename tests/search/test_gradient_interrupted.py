@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.rope.factors import pi, yarn
+from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.dialogue import Stage
-from longrope.search.evaluators import Answer, Question
+from longrope.search.evaluator import Answer, Question
 from longrope.search.gradient import GradientSearch
 from longrope.search.log import read_log
 from tests.search.slopes import (

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.rope.factors import CLOSED_FORMS, ntk_aware, ntk_critical, pi, yarn
+from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, ntk_critical, pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.dialogue import Stage
-from longrope.search.evaluators import Answer, Question
+from longrope.search.evaluator import Answer, Question
 from longrope.search.gradient import GradientSearch, GradientSettings, stretched
-from longrope.search.parametrise import LARGEST
+from longrope.search.knots import LARGEST
 from tests.search.slopes import (
     EASY,
     ORIGINAL,

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrope.rope.factors import pi, yarn
+from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, HybridSearch
 from longrope.search.dialogue import Stage, both_splits, joint, loss_of
-from longrope.search.evaluators import SEARCH, VALIDATION, Answer, Question
+from longrope.search.evaluator import SEARCH, VALIDATION, Answer, Question
 from longrope.search.gradient import GradientSearch, GradientSettings
 from tests.search.slopes import (
     EASY,

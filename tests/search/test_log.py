@@ -11,7 +11,7 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.search.log import SCHEMA, SearchLog, read_log
-from longrope.search.space import Candidate
+from longrope.search.spaces import Candidate
 from tests.search.targets import HEADER, evaluation, evolve
 
 ROWS = [evaluation(index, index // 2, Candidate((100, 100 + index), 4), 3.0 + index / 7) for index in range(4)]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from longrope.search import racing
-from longrope.search.evaluators import SEARCH, Answer, CandidateSearch, Question
+from longrope.search.evaluator import SEARCH, Answer, CandidateSearch, Question
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.log import SearchLog
+from longrope.search.loop import Conversation, Progress, run_search
 from longrope.search.racing import RacedSearch
-from longrope.search.run import Conversation, Progress, run_search
 from tests.search.slopes import SAMPLES, Quadratic, Reply, ReplyEvaluator, check_stops_anywhere
 from tests.search.targets import HEADER, SEEDS, SETTINGS, SPACE, distance, to_window
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import Answer
+from longrope.search.evaluator import Answer
 from longrope.search.racing import RacedSearch
 from tests.search.slopes import SAMPLES
 

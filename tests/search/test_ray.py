@@ -17,8 +17,8 @@ from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
 from longrope.search import ray_evaluator
 from longrope.search.log import SearchLog, read_log
+from longrope.search.loop import Conversation, Progress
 from longrope.search.ray_evaluator import RayEvaluator, ray_session
-from longrope.search.run import Conversation, Progress
 from tests.evaluation.tiny import ramp
 from tests.search.ray_targets import WINDOW, Obedient, Unmakeable, ask, losses, serial
 from tests.search.targets import GEOMETRY, TARGET_LENGTH, distance, evolve

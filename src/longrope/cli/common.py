@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from longrope.errors import LongRopeError
-from longrope.files import json_ready
-from longrope.lengths import parse_length
+from longrope.storage import json_ready
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.pipeline.subject import ModelOptions
+    from longrope.models.loading import ModelOptions
 
 # Tables are never cut: piped output is wide, a narrow terminal wraps.
 output = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
@@ -57,7 +57,7 @@ def model_options(
     trust_remote_code: bool = False,
 ) -> ModelOptions:
     """The options of loading a model, from those of the command line."""
-    from longrope.pipeline.subject import ModelOptions
+    from longrope.models.loading import ModelOptions
 
     return ModelOptions(
         dtype=dtype,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longrope.cli.common import Json, output, print_json, table
-from longrope.lengths import format_length
+from longrope.units import format_length
 
 if TYPE_CHECKING:
-    from longrope.export.doctor.compare import Cell, Finding
-    from longrope.export.doctor.diagnose import Diagnosis
+    from longrope.doctor.compare import Cell, Finding
+    from longrope.doctor.diagnose import Diagnosis
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
 
     Without --runtime, transformers 5 and 4.57, vLLM and SGLang count, and llama.cpp for a GGUF file.
     """
-    from longrope.export.doctor.diagnose import diagnose
+    from longrope.doctor.diagnose import diagnose
 
     names = [name.strip() for name in runtime.split(",") if name.strip()]
     found = diagnose(checkpoint, expect=expect, names=names)

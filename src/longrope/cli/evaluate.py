@@ -27,8 +27,8 @@ from longrope.cli.common import (
 )
 from longrope.cli.evaluate_tables import show
 from longrope.cli.watch import resume_command
-from longrope.files import check_output_file, write_json_atomic
-from longrope.lengths import parse_length, parse_lengths
+from longrope.storage import check_output_file, write_json_atomic
+from longrope.units import parse_length, parse_lengths
 
 Lengths = Annotated[
     str | None,
@@ -138,10 +138,10 @@ def command(
     target = parse_length(target_length) if target_length else None
     if out is not None:
         check_output_file(out)
+    from longrope.evaluation.config import SuiteOptions
     from longrope.evaluation.harness import HarnessTask
-    from longrope.pipeline.evaluate import cells_path, evaluate
-    from longrope.pipeline.subject import open_model
-    from longrope.pipeline.suite_options import SuiteOptions
+    from longrope.evaluation.run import cells_path, evaluate
+    from longrope.models.loading import open_model
     from longrope.rope.scaling import RopeScaling
 
     quiet_libraries()

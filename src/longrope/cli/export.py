@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from longrope.cli.common import Json, OriginalLength, RemoteCode, output, print_json, quiet_libraries
-from longrope.lengths import parse_length
+from longrope.units import parse_length
 
 
 def command(
@@ -50,7 +50,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint with the longer window, reload it and prove that it is applied."""
-    from longrope.export.targets import export
+    from longrope.export.export import export
 
     quiet_libraries()
     done = export(

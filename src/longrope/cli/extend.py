@@ -29,11 +29,11 @@ from longrope.cli.common import (
 from longrope.cli.tensorboard import LogDir, scalars
 from longrope.cli.watch import SearchWatch
 from longrope.errors import LongRopeError
-from longrope.files import check_output_folder
-from longrope.lengths import parse_length, parse_lengths
+from longrope.storage import check_output_folder
+from longrope.units import parse_length, parse_lengths
 
 if TYPE_CHECKING:
-    from longrope.pipeline.extend import Extension
+    from longrope.recipes.extend import Extension
 
 
 Population = Annotated[
@@ -107,17 +107,17 @@ def command(
         return
     if dry_run:
         raise LongRopeError("--dry-run prints the plan of a --recipe; without one, longrope plan says what things cost")
-    from longrope.models.load import EMBEDDED
+    from longrope.models.checkpoint_files import EMBEDDED
 
     model = model or EMBEDDED
     length = parse_length(target_length) if target_length else None
     compared = parse_lengths(lengths) if lengths else None
     if not resume:
         check_output_folder(out)
-    from longrope.pipeline.extend import Listener, extend, summary
-    from longrope.pipeline.inspect import inspect
-    from longrope.pipeline.options import SearchOptions
-    from longrope.pipeline.subject import open_model
+    from longrope.models.inspect import inspect
+    from longrope.models.loading import open_model
+    from longrope.recipes.extend import Listener, extend, summary
+    from longrope.search.config import SearchOptions
 
     quiet_libraries()
     loading = model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
@@ -221,7 +221,7 @@ def show(extension: Extension, out: Path) -> None:
 
 def _budget(method: str, population: int | None, iterations: int | None) -> dict[str, Any]:
     """An evolution's population and iterations, a demonstration's where none are given; to the others only what is."""
-    from longrope.pipeline.options import EVOLUTION
+    from longrope.search.config import EVOLUTION
 
     small: dict[str, int | None] = {"population": 32, "iterations": 20} if method in EVOLUTION else {}
     given = {"population": population, "iterations": iterations}

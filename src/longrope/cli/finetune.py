@@ -32,12 +32,12 @@ from longrope.cli.common import (
 from longrope.cli.tensorboard import LogDir
 from longrope.cli.watch import resume_command
 from longrope.errors import LongRopeError
-from longrope.files import check_output_folder
-from longrope.lengths import parse_length
+from longrope.storage import check_output_folder
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.pipeline.finetune_output import FinetuneResult
-    from longrope.training.trainer import Progress
+    from longrope.train.output import FinetuneResult
+    from longrope.train.trainer import Progress
 
 Scaling = Annotated[Path, typer.Option("--scaling", help="The scaling.json of a search.")]
 Length = Annotated[str, typer.Option("--length", help="Tokens in a row, N: 4096, 128k. At most the scaling's window.")]
@@ -142,10 +142,10 @@ def command(
     further = _json_object(trainer)
     from accelerate import PartialState
 
-    from longrope.pipeline.finetune import Listener, finetune
-    from longrope.pipeline.subject import open_model
+    from longrope.models.loading import open_model
     from longrope.rope.scaling import RopeScaling
-    from longrope.training.settings import LoraSettings, TrainingSettings
+    from longrope.train.config import LoraSettings, TrainingSettings
+    from longrope.train.finetune import Listener, finetune
 
     quiet_libraries()
     settings = TrainingSettings(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from longrope.cli.common import Json, Model, OriginalLength, RemoteCode, output, print_json, quiet_libraries, table
-from longrope.lengths import format_length, parse_length
+from longrope.units import format_length, parse_length
 
 if TYPE_CHECKING:
-    from longrope.pipeline.inspect import Inspection
+    from longrope.models.inspect import Inspection
 
 
 def command(
@@ -18,7 +18,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Show a model's rotary geometry: periods, critical dimensions, the scaling already present."""
-    from longrope.pipeline.inspect import inspect
+    from longrope.models.inspect import inspect
 
     quiet_libraries()
     length = parse_length(original_length) if original_length else None

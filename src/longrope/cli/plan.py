@@ -8,11 +8,11 @@ import typer
 
 from longrope.cli.common import Json, Model, OriginalLength, RemoteCode, output, print_json, quiet_libraries, table
 from longrope.errors import LongRopeError
-from longrope.lengths import format_length, parse_length
+from longrope.units import format_length, parse_length
 
 if TYPE_CHECKING:
-    from longrope.pipeline.plan import CostPlan
-    from longrope.training.settings import TrainingSettings
+    from longrope.costs.plan import CostPlan
+    from longrope.train.config import TrainingSettings
 
 TargetLength = Annotated[str, typer.Option("--target-length", help="The new window L' in tokens: 4096, 128k, 2M.")]
 Gpu = Annotated[str, typer.Option("--gpu", help="a100-80, h100, h200, b200, l40s, rtx4090, mi300x, cpu, …")]
@@ -62,10 +62,10 @@ def command(
 ) -> None:
     """Tokens, FLOPs, memory and hours of search, fine-tuning and evaluation, before they are spent."""
     target = parse_length(target_length)
-    from longrope.pipeline.options import METHODS, SearchOptions
-    from longrope.pipeline.plan import plan
-    from longrope.pipeline.plan_devices import Devices
-    from longrope.training.settings import TrainingSettings
+    from longrope.costs.devices import Devices
+    from longrope.costs.plan import plan
+    from longrope.search.config import METHODS, SearchOptions
+    from longrope.train.config import TrainingSettings
 
     quiet_libraries()
     trainings: list[TrainingSettings] | None = None
@@ -106,7 +106,7 @@ def command(
 
 def show(planned: CostPlan) -> None:
     """Print a plan: a table, what does not fit, and the assumptions."""
-    from longrope.pipeline.plan_words import gigabytes
+    from longrope.costs.plan import gigabytes
 
     shape, devices = planned.shape, planned.devices
     active = shape.active_weights + shape.head_weights

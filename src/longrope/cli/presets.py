@@ -10,8 +10,8 @@ import typer
 
 from longrope.cli.common import Json, output, print_json, quiet_libraries, table
 from longrope.errors import LongRopeError
-from longrope.files import check_output_file
-from longrope.lengths import format_length, parse_length
+from longrope.storage import check_output_file
+from longrope.units import format_length, parse_length
 
 if TYPE_CHECKING:
     from longrope.rope.scaling import RopeScaling
@@ -48,9 +48,9 @@ def command(
 
 
 def _from_file(path: Path, model: str, target_length: int) -> RopeScaling:
-    from longrope.models.load import load_config
+    from longrope.models.loading import load_config
     from longrope.rope.authors_files import read_authors_factors
-    from longrope.rope.factors import su_attention_factor
+    from longrope.rope.closed_forms import su_attention_factor
     from longrope.rope.geometry import RopeGeometry
 
     quiet_libraries()

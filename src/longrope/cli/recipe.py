@@ -13,14 +13,14 @@ from longrope.cli.common import messages, number, output, print_json, progress_b
 from longrope.cli.finetune import TrainingWatch
 from longrope.cli.watch import SearchWatch
 from longrope.errors import LongRopeError
-from longrope.lengths import format_length
+from longrope.units import format_length
 
 if TYPE_CHECKING:
-    from longrope.pipeline.recipe_cost import StepCost
-    from longrope.pipeline.recipe_run import RecipeResult
-    from longrope.pipeline.recipe_stages import Listener
-    from longrope.pipeline.recipe_steps import Step
-    from longrope.pipeline.subject import ModelOptions
+    from longrope.models.loading import ModelOptions
+    from longrope.recipes.costs import StepCost
+    from longrope.recipes.graph import Step
+    from longrope.recipes.run import RecipeResult
+    from longrope.recipes.stages import Listener
 
 
 def run(
@@ -35,13 +35,13 @@ def run(
     as_json: bool,
 ) -> None:
     """Print what the recipe will cost; unless that is all that was asked for, run it, or go on with it."""
-    from longrope.pipeline.recipe_check import check_recipe
-    from longrope.pipeline.recipe_cost import measure_rates, recipe_costs
-    from longrope.pipeline.recipe_file import load_recipe, recipe_model
-    from longrope.pipeline.recipe_folder import RunFolder
-    from longrope.pipeline.recipe_run import run_recipe
-    from longrope.pipeline.recipe_steps import steps
-    from longrope.pipeline.subject import open_model
+    from longrope.models.loading import open_model
+    from longrope.recipes.check import check_recipe
+    from longrope.recipes.costs import measure_rates, recipe_costs
+    from longrope.recipes.folder import RunFolder
+    from longrope.recipes.graph import steps
+    from longrope.recipes.run import run_recipe
+    from longrope.recipes.yaml import load_recipe, recipe_model
 
     quiet_libraries()
     own, original_length = recipe_model(name)
@@ -117,7 +117,7 @@ class _Watch:
         self._task = bar.add_task("", total=None, visible=False, note="")
 
     def listener(self) -> Listener:
-        from longrope.pipeline.recipe_stages import Listener
+        from longrope.recipes.stages import Listener
 
         return Listener(
             on_step=self._step,

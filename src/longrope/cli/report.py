@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from longrope.cli.common import Json, output, print_json
-from longrope.files import check_output_file
+from longrope.storage import check_output_file
 
 
 def command(
@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Write a report on one run, or on several side by side: a single HTML file, and its figures as PNG and SVG."""
     check_output_file(out)
-    from longrope.pipeline.report import report
+    from longrope.report.run import report
 
     written = report(runs, out, figures)
     if as_json:

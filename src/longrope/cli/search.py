@@ -29,11 +29,11 @@ from longrope.cli.common import (
 )
 from longrope.cli.tensorboard import LogDir, scalars
 from longrope.cli.watch import SearchWatch
-from longrope.files import check_output_folder
-from longrope.lengths import parse_length
+from longrope.storage import check_output_folder
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.pipeline.search import SearchResult
+    from longrope.search.run import SearchResult
 
 TargetLength = Annotated[str, typer.Option("--target-length", help="The new window L' in tokens: 4096, 128k, 2M.")]
 Method = Annotated[
@@ -153,9 +153,9 @@ def command(
     length = parse_length(target_length)
     if not resume:
         check_output_folder(out)
-    from longrope.pipeline.options import SearchOptions
-    from longrope.pipeline.search import search
-    from longrope.pipeline.subject import open_model
+    from longrope.models.loading import open_model
+    from longrope.search.config import SearchOptions
+    from longrope.search.run import search
 
     quiet_libraries()
     options = SearchOptions(

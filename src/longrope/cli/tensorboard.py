@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from longrope.evaluation.results import EvalRow
-    from longrope.search.run import Progress
+    from longrope.search.loop import Progress
 
 
 def _require_tensorboard(log_dir: Path | None) -> Path | None:

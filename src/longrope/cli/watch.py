@@ -16,7 +16,7 @@ from longrope.cli.common import messages
 from longrope.cli.tensorboard import Scalars
 
 if TYPE_CHECKING:
-    from longrope.search.run import Progress
+    from longrope.search.loop import Progress
 
 
 class SearchWatch:
@@ -51,7 +51,7 @@ class SearchWatch:
         try:
             yield
         except KeyboardInterrupt:
-            from longrope.pipeline.search import LOG
+            from longrope.search.run import LOG
 
             self._bar.stop()
             if not (out / LOG).exists():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from longrope.data.books import ShippedBook, shipped_books
+from longrope.data.documents import Document, drop_duplicates
 from longrope.data.samples import SampleOrigin, Samples, assert_disjoint, draw_places, draw_samples
-from longrope.data.sources import Document, ShippedBook, drop_duplicates, read_all, read_documents, shipped_books
+from longrope.data.sources import read_all, read_documents
 from longrope.data.tokens import TokenizedDocument, bos_of, tokenize
 
 __all__ = [

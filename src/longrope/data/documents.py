@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from longrope.errors import LongRopeError
-from longrope.files import sha256_bytes
+from longrope.storage import sha256_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from longrope.data.samples import SampleOrigin, check_no_bos, draw_places
 from longrope.data.tokens import TokenizedDocument, bos_of, encode, encode_inside, front
 from longrope.errors import LongRopeError
-from longrope.files import sha256_bytes
+from longrope.storage import sha256_bytes
 
 INSTRUCTION = (
     "A special magic number is hidden within the following text. Make sure to memorize it. I will quiz you about the"

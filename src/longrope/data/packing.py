@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.data.tokens import TokenizedDocument, bos_of
 from longrope.errors import LongRopeError
-from longrope.files import sha256_text
+from longrope.storage import sha256_text
 
 SHORT, PIECES, MEDIUM, LONG = PARTS = ("short", "pieces", "medium", "long")
 ORIGINAL_WINDOW = (SHORT, PIECES)

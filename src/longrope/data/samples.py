@@ -12,7 +12,7 @@ import torch
 from longrope.data.documents import Document
 from longrope.data.tokens import Ids, TokenizedDocument
 from longrope.errors import LongRopeError
-from longrope.files import sha256_bytes
+from longrope.storage import sha256_bytes
 
 
 @dataclass(frozen=True, slots=True)

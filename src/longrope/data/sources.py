@@ -21,8 +21,7 @@ from pathlib import Path
 
 from longrope.data.books import ShippedBook, read_book, shipped_books
 from longrope.data.documents import Document, Duplicate, drop_duplicates
-from longrope.data.hub import DatasetName, read_dataset
-from longrope.data.readers import known_suffixes, reader_for
+from longrope.data.readers import DatasetName, known_suffixes, read_dataset, reader_for
 from longrope.errors import LongRopeError
 
 __all__ = [

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.data.documents import Document
 from longrope.errors import LongRopeError
-from longrope.files import sha256_text
+from longrope.storage import sha256_text
 
 Ids = npt.NDArray[np.int32]
 

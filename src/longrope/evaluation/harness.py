@@ -19,10 +19,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError, one_line
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.retention import SUITE
-from longrope.models.install import Installed
+from longrope.models.scaled import Installed
+from longrope.rope.baselines import Contender
 
 _RESAMPLINGS = 1000  # for the standard error of metrics that have no formula
 

@@ -19,7 +19,6 @@ from longrope.data.needles import ANSWER, NEEDLE, QUESTION, draw_key, draw_numbe
 from longrope.data.samples import draw_places
 from longrope.data.tokens import Ids, TokenizedDocument, encode_inside
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.replies import (
     ids_sha256,
     joined,
@@ -30,8 +29,9 @@ from longrope.evaluation.replies import (
     stop_tokens,
 )
 from longrope.evaluation.results import EvalRow, mean_and_stderr
-from longrope.models.cache import prefill
-from longrope.models.install import Installed
+from longrope.models.generation.cache import prefill
+from longrope.models.scaled import Installed
+from longrope.rope.baselines import Contender
 
 SUITE = "needle"
 DIGITS = 7

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.data.tokens import Ids, encode, encode_inside, front
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.replies import (
     ids_sha256,
     joined,
@@ -27,8 +26,9 @@ from longrope.evaluation.replies import (
     stop_tokens,
 )
 from longrope.evaluation.results import EvalRow, mean_and_stderr
-from longrope.models.cache import prefill
-from longrope.models.install import Installed
+from longrope.models.generation.cache import prefill
+from longrope.models.scaled import Installed
+from longrope.rope.baselines import Contender
 
 SUITE = "passkey"
 DIGITS = 5

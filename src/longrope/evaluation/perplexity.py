@@ -16,10 +16,10 @@ from torch import Tensor
 
 from longrope.data.samples import Samples
 from longrope.errors import LongRopeError
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.results import EvalRow, mean_and_stderr
-from longrope.models.install import Installed
+from longrope.models.scaled import Installed
 from longrope.models.scoring import token_nll
+from longrope.rope.baselines import Contender
 
 SUITE = "perplexity"
 FIRST_BUCKET = 32

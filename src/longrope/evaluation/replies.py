@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.tokens import Ids, encode_inside
-from longrope.files import sha256_bytes
-from longrope.models.install import Installed
+from longrope.models.scaled import Installed
+from longrope.storage import sha256_bytes
 
 
 def stop_tokens(installed: Installed, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from longrope.data.samples import Samples
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.perplexity import perplexity
 from longrope.evaluation.results import EvalRow, mean_and_stderr
-from longrope.models.install import Installed
+from longrope.models.scaled import Installed
 from longrope.models.scoring import top_tokens
+from longrope.rope.baselines import Contender
 
 SUITE = "retention"
 

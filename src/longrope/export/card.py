@@ -1,18 +1,25 @@
-"""The model card of an export: what was done, how, the evidence, the limits, and how to serve it."""
+"""The model card of an export: what was done, how, the evidence, the limits, and how to serve it.
+
+The commands that serve an exported folder, runtime by runtime, and what each runtime does with its two regimes.
+
+Rules as read or executed in transformers 5.23 and 4.57, vLLM 0.33, SGLang 0.5.23 and llama.cpp of October 2026. What a
+runtime computes from any folder, number by number, is `longrope doctor`'s.
+"""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from longrope.evaluation.results import EvalRow
-from longrope.export.forms import PHI3, UNIFIED, Expression
-from longrope.export.notes import notes_on
-from longrope.export.serve import Serving
+from longrope.export.forms import HF, PHI3, UNIFIED, Expression, express, is_forced, notes_on
+from longrope.export.hf_config import THREE_KEYS
 from longrope.export.verify import Verification
-from longrope.lengths import format_length
 from longrope.provenance import command_line, versions
 from longrope.rope.scaling import RopeScaling
+from longrope.units import format_length
 
 
 def model_card(
@@ -126,3 +133,118 @@ def _cell(row: EvalRow | None) -> str:
         return "–"
     digits = 2 if row.value >= 2 else 3  # shares and accuracies are at most 1
     return f"{row.value:.{digits}f}" + (f" ± {row.stderr:.{digits}f}" if row.stderr is not None else "")
+
+
+CONTEXT_STEP = 256  # llama.cpp rounds contexts up to a multiple of this
+# Where llama.cpp's graph of the architecture takes factors; from the first, `--to gguf` writes whole files.
+_GGUF_WHOLE = ("llama", "mistral", "qwen2")
+_GGUF_PATCHED = ("mixtral", "phi3", "phimoe", "granite", "granitemoe", "apertus", "minicpm", "minicpm3")
+_REFUSED_BY_4 = ("olmo", "olmo2")
+"""Whose `rope_scaling` transformers 4 allows `type` and `factor` only."""
+_REPREFILLS = ("phi3", "phimoe", "phi4_multimodal")
+"""transformers' classes whose `generate` drops the cache where a text outgrows the short factors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How one runtime serves the checkpoint; without a command, why it cannot."""
+
+    runtime: str
+    commands: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """As printed: the commands, then the notes, indented."""
+        head = [f"{self.runtime}: {command}" for command in self.commands] or [f"{self.runtime}: no"]
+        return [*head, *(f"  {note}" for note in self.notes)]
+
+
+def serving(path: str, model_name: str, family: str, expression: Expression) -> list[Serving]:
+    """The four runtimes for the folder at `path`, exported from `model_name`, whose text model has type `family`."""
+    place = shlex.quote(path)
+    target = expression.stated.target_length
+    exported = "phi3" if expression.form == PHI3 else family
+    server = f"python -m sglang.launch_server --model-path {place} --context-length {target}"
+    return [
+        Serving("transformers", (f"transformers serve {place}",), tuple(_transformers(exported, expression))),
+        Serving("vLLM", (f"vllm serve {place} --max-model-len {target}",), tuple(_vllm(expression))),
+        Serving("SGLang", (server,), tuple(_sglang(expression))),
+        _llama_cpp(place, model_name, family, expression),
+    ]
+
+
+def _transformers(family: str, expression: Expression) -> list[str]:
+    switch, target = expression.switch, expression.stated.target_length
+    notes = [f'in Python: AutoModelForCausalLM.from_pretrained("PATH"); texts of up to {target} tokens']
+    if family in THREE_KEYS and not is_forced(expression.stated):
+        notes.append(
+            "transformers 4 refuses this config, because its Phi-3 takes no attention factor; "
+            "--fold-attention-factor mends that"
+        )
+    if family in _REFUSED_BY_4:
+        notes.append(f"transformers 4 refuses any longrope config of {family}")
+    if expression.one_regime:
+        return notes
+    notes.append(f"the longest text of a batch decides: up to {switch} tokens the short factors, beyond the long ones")
+    if family in _REPREFILLS:
+        notes.append(f"`generate` computes the keys again when a text without padding grows past {switch} tokens")
+    else:
+        notes.append(
+            f"`generate` keeps the keys of the short factors when a text grows past {switch} tokens, which spoils what "
+            f"follows: start beyond {switch}, use longrope.generate or use_cache=False, or export --to {PHI3} "
+            f"or {UNIFIED}"
+        )
+    return notes
+
+
+def _vllm(expression: Expression) -> list[str]:
+    switch = expression.switch
+    notes = [f"without --max-model-len it stops at {switch} tokens; --hf-overrides is not needed"]
+    if not expression.one_regime:
+        notes.append(
+            f"one set of factors for the engine: the long ones, for short texts too; with --max-model-len {switch} "
+            "the short ones"
+        )
+    return notes
+
+
+def _sglang(expression: Expression) -> list[str]:
+    switch = expression.switch
+    wrong = f"the token at position {switch} is turned like the first one (a fault of its rotary module)"
+    if expression.one_regime:
+        return [wrong]
+    return [
+        f"one text of a batch beyond {switch} tokens gives all of them the long factors, and keys cached under the "
+        f"short factors stay: prefer --to {UNIFIED}",
+        wrong,
+    ]
+
+
+def _llama_cpp(place: str, model_name: str, family: str, expression: Expression) -> Serving:
+    serve = f"llama-server -m model.gguf -c {expression.stated.target_length}"
+    # Its converter of Phi-3 writes factors, and computes the attention factor from the lengths.
+    if "phi3" in (expression.form, family) and is_forced(expression.stated):
+        convert = f"python convert_hf_to_gguf.py {place} --outfile model.gguf"
+        notes = "the converter of Phi-3 takes SentencePiece and GPT-2 vocabularies only; for another, --to gguf --gguf"
+        return Serving("llama.cpp", (convert, serve), (notes, *_contexts(expression)))
+    both = _contexts(express(expression.given, HF))  # that file has the regimes of scaling.json, whatever the form
+    export = f"longrope export {shlex.quote(model_name)} --scaling {place}/scaling.json --to gguf -o model.gguf"
+    converted = "converted.gguf, the original model converted by llama.cpp, in any quantisation"
+    if family in _GGUF_WHOLE:
+        notes = f"for a large or a quantised model add --gguf {converted}"
+        return Serving("llama.cpp", (export, serve), (notes, *both))
+    if family in _GGUF_PATCHED:
+        return Serving("llama.cpp", (f"{export} --gguf converted.gguf", serve), (converted, *both))
+    return Serving("llama.cpp", (), (f"its graph for {family} gives the RoPE no factors",))
+
+
+def _contexts(expression: Expression) -> list[str]:
+    if expression.one_regime:
+        return []
+    inside = expression.switch // CONTEXT_STEP * CONTEXT_STEP
+    if not inside:
+        return ["always the long factors: a context has at least 256 tokens"]
+    return [
+        f"one set of factors for a context: up to -c {inside} the short ones, above it the long ones, for short texts "
+        "too; with -np N each slot has -c / N"
+    ]

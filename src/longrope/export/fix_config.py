@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.export.forms import FORMS, PHI3, RECORD, Expression, express, numbers_sha256
+from longrope.export.forms import FORMS, PHI3, Expression, express
 from longrope.export.hf_config import superset_config
-from longrope.files import read_json, write_json_atomic
-from longrope.models.load import load_config
+from longrope.models.checkpoint_files import RECORD
+from longrope.models.loading import load_config
 from longrope.rope.checks import shown
 from longrope.rope.geometry import RopeGeometry, text_config
-from longrope.rope.scaling import RopeScaling
+from longrope.rope.scaling import RopeScaling, numbers_sha256
+from longrope.storage import read_json, write_json_atomic
 
 SCALING = "scaling.json"
 

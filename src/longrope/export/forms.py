@@ -2,6 +2,10 @@
 
 `hf` keeps the short and the long factors. `hf-unified` has the long factors in both places: one regime, which every
 runtime applies alike, at the price of the short window. `phi3` is `hf` relabelled as Phi-3 (`phi3.py`).
+
+What a runtime cannot express of a scaling. Nothing is lost in silence: an export stops, or names the loss.
+
+What a form means for its user beyond what it loses: the price of one regime, of folding, or of not folding.
 """
 
 from __future__ import annotations
@@ -10,15 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.export.losses import transformers_scaling
-from longrope.files import sha256_text
-from longrope.rope.factors import su_attention_factor
-from longrope.rope.scaling import RopeScaling, Window
+from longrope.rope.closed_forms import su_attention_factor
+from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 
 HF, UNIFIED, PHI3 = "hf", "hf-unified", "phi3"
 FORMS = (HF, UNIFIED, PHI3)
-RECORD = "longrope"
-"""The key of config.json that says how the checkpoint was exported; `save_pretrained` of other tools keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +91,87 @@ def is_forced(expressed: RopeScaling) -> bool:
     return abs(expressed.windows[-1].attention_factor / forced_attention_factor(expressed) - 1.0) < 1e-9
 
 
-def numbers_sha256(scaling: RopeScaling) -> str:
-    """SHA-256 of a scaling's numbers, whatever its provenance."""
-    return sha256_text(replace(scaling, provenance={}).to_json())
-
-
-def refuse_folded(record: Any, model_name: str) -> None:
-    """Raise LongRopeError when `record`, what config.json has under RECORD, says that a factor is in the weights."""
-    if isinstance(record, dict) and record.get("query_scale", 1.0) != 1.0:
-        raise LongRopeError(
-            f"{model_name} is an export with an attention factor folded into its weights; "
-            "export from the model that it was made from"
-        )
-
-
 def _with_attention_factor(scaling: RopeScaling, attention_factor: float) -> RopeScaling:
     windows = tuple(
         Window(window.max_length, window.factors, window.start_tokens, attention_factor) for window in scaling.windows
     )
     return replace(scaling, windows=windows)
+
+
+def transformers_losses(scaling: RopeScaling) -> list[str]:
+    """What transformers' `longrope` cannot express of `scaling`, one phrase each; empty when it can express all.
+
+    It has two regimes, short up to one length and long beyond, one list of factors each, one attention factor for both,
+    and no start tokens.
+    """
+    losses = []
+    windows = scaling.windows
+    if len(windows) > 2:
+        dropped = ", ".join(str(window.max_length) for window in windows[1:-1])
+        losses.append(f"the windows to {dropped} tokens: transformers has two regimes and one switch")
+    start_tokens = {window.max_length: window.start_tokens for window in windows if window.start_tokens}
+    if start_tokens:
+        found = ", ".join(f"{n_hat} (window to {length})" for length, n_hat in start_tokens.items())
+        losses.append(f"the start tokens {found}: every position is rescaled")
+    factors = {window.attention_factor for window in (windows[0], windows[-1])}
+    if len(factors) > 1:
+        losses.append(
+            f"the attention factor {windows[0].attention_factor:g} of the short window: "
+            f"{windows[-1].attention_factor:g} is used in both"
+        )
+    return losses
+
+
+def transformers_scaling(scaling: RopeScaling) -> RopeScaling:
+    """The part of `scaling` that transformers expresses: two windows, one attention factor, no start tokens.
+
+    Raises LongRopeError when the scaling does not reach beyond the original window.
+    """
+    short, long = scaling.windows[0], scaling.windows[-1]
+    original = scaling.geometry.original_length
+    if long.max_length <= original:
+        raise LongRopeError(
+            f"expected a scaling that reaches beyond the original window of {original} tokens; this one ends at "
+            f"{long.max_length}"
+        )
+    switch = short.max_length if len(scaling.windows) > 1 else original
+    m = long.attention_factor
+    windows = (Window(switch, short.factors, 0, m), Window(long.max_length, long.factors, 0, m))
+    return RopeScaling(scaling.geometry, windows, scaling.provenance)
+
+
+def require_lossless(losses: list[str], target: str, allow_lossy: bool) -> None:
+    """Raise LongRopeError when something would be lost and the user has not said that it may be."""
+    if losses and not allow_lossy:
+        raise LongRopeError(
+            f"{target} cannot express this scaling; it would lose {'; '.join(losses)}. "
+            "Add --allow-lossy to export all the same"
+        )
+
+
+def notes_on(expression: Expression) -> list[str]:
+    """One line each, for the model card and the terminal."""
+    switch = expression.switch
+    wanted, stated = (scaling.windows[-1].attention_factor for scaling in (expression.effective, expression.stated))
+    notes = []
+    if expression.form == UNIFIED:
+        notes.append(
+            f"One set of factors at every length: texts of up to {switch} tokens get the long factors too and are not "
+            "read as by the source model. That is the price of computing the same in every runtime; `longrope eval` "
+            f"on this folder at {switch} tokens measures it."
+        )
+    if expression.query_scale != 1.0:
+        notes.append(
+            f"The attention factor {wanted:.6g} is folded into the queries: their weights are multiplied by "
+            f"{expression.query_scale:.6g} and rounded to their dtype once, and the config states {stated:.6g}, which "
+            "runtimes compute from the lengths whatever it says. Logits are those of the unfolded scaling at every "
+            "length up to that rounding. Inside the original window they are close to what they would be unfolded, "
+            "not equal bit for bit, and a runtime that drops the scaling computes wrong attention there too."
+        )
+    elif not is_forced(expression.stated):
+        notes.append(
+            "MLX and ExLlamaV3 compute an attention factor of "
+            f"{forced_attention_factor(expression.stated):.6g} from the lengths whatever the config says; this scaling "
+            f"has {stated:.6g}. With --fold-attention-factor all agree."
+        )
+    return notes

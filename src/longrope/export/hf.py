@@ -15,27 +15,25 @@ from transformers import Phi3Config
 
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow
-from longrope.export.card import model_card, public_name
-from longrope.export.checkpoint import (
+from longrope.export.card import Serving, model_card, public_name, serving
+from longrope.export.forms import HF, PHI3, Expression, express, notes_on, require_lossless, transformers_losses
+from longrope.export.hf_config import superset_config
+from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
+from longrope.export.verify import Verification, verify_hf, verify_tokenizer
+from longrope.export.weights import Rewrite, fold_changes, rewrite, stored_tensors
+from longrope.models.checkpoint_files import (
+    RECORD,
     copy_companions,
     copy_weights,
     raise_limits,
+    refuse_folded,
     source_folder,
     weight_files,
 )
-from longrope.export.fold import fold_changes
-from longrope.export.forms import HF, PHI3, RECORD, Expression, express, refuse_folded
-from longrope.export.hf_config import superset_config
-from longrope.export.losses import require_lossless, transformers_losses
-from longrope.export.notes import notes_on
-from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
-from longrope.export.serve import Serving, serving
-from longrope.export.tensors import Rewrite, rewrite, stored_tensors
-from longrope.export.verify import Verification, verify_hf, verify_tokenizer
-from longrope.files import new_output_folder, read_json, write_json_atomic, write_text_atomic
-from longrope.models.load import load_config
+from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.scaling import RopeScaling
+from longrope.storage import new_output_folder, read_json, write_json_atomic, write_text_atomic
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.export.tensors import Stored
+from longrope.export.weights import Stored
 from longrope.rope.geometry import RopeGeometry
 
 _FUSED = {

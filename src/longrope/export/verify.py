@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.export.forms import Expression
-from longrope.export.tensors import Change
-from longrope.models.install import install, uninstall
-from longrope.models.load import load_config, load_model, load_tokenizer
+from longrope.export.weights import Change
+from longrope.models.apply import install, uninstall
+from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope.geometry import text_config
 from longrope.rope.scaling import RopeScaling
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import SCHEMA, EvalRow, Evaluation, load_evaluation
-from longrope.files import sha256_text
-from longrope.report.contenders import OWN, is_baseline
+from longrope.report.styles import OWN, is_baseline
 from longrope.report.trace import Trace, read_trace
 from longrope.rope.scaling import RopeScaling
+from longrope.storage import sha256_text
 
 LOG, SCALING, EXTENSION = "search.jsonl", "scaling.json", "extend.json"
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 
 from longrope.evaluation.results import EvalRow
 from longrope.report import tables
-from longrope.report.caveats import comparability
 from longrope.report.collect import Run
-from longrope.report.contenders import OWN, Contender, contenders, is_baseline
-from longrope.report.exhibits import Exhibit, closed_forms, loss_unit
 from longrope.report.figures.by_length import accuracy_figure, perplexity_figure, score_figure
 from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.search import search_figure
-from longrope.report.headline import headline, pooled
 from longrope.report.numbers import NOTHING, Cell, count
+from longrope.report.sections import Exhibit, closed_forms, loss_unit
+from longrope.report.styles import OWN, Contender, contenders, is_baseline
+from longrope.report.summary import headline, pooled
 from longrope.report.svg import Drawing
 from longrope.report.tables import Line, Table
+from longrope.report.warnings import comparability
 from longrope.rope.scaling import Window
 
 Shown = Mapping[str, Contender]

@@ -11,10 +11,10 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from longrope.report.colours import variables
-from longrope.report.exhibits import Exhibit
+from longrope.report.figures.colours import variables
 from longrope.report.numbers import FEW_TRIALS, MARK
 from longrope.report.page import Report
+from longrope.report.sections import Exhibit
 
 
 def render(report: Report, version: str) -> str:

@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from longrope.report.caveats import Caveats, caveats, comparability
 from longrope.report.collect import Run
 from longrope.report.comparison import comparison
-from longrope.report.contenders import OWN, Contender, contenders
-from longrope.report.exhibits import Exhibit, exhibits
-from longrope.report.facts import Fact, facts, what_was_done
-from longrope.report.headline import Number, headline
+from longrope.report.metadata import Fact, facts, what_was_done
 from longrope.report.numbers import count, listed
+from longrope.report.sections import Exhibit, exhibits
+from longrope.report.styles import OWN, Contender, contenders
+from longrope.report.summary import Number, headline
 from longrope.report.svg import drawing
+from longrope.report.warnings import Caveats, caveats, comparability
 
 
 @dataclass(frozen=True)

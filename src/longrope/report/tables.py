@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from longrope.evaluation.contenders import ORIGINAL
 from longrope.evaluation.results import EvalRow
-from longrope.lengths import format_length
-from longrope.report.contenders import Contender
 from longrope.report.numbers import NOTHING, Cell, count, fixed, per_cent, share, with_error
+from longrope.report.styles import Contender
 from longrope.report.trace import Trace
+from longrope.rope.baselines import ORIGINAL
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
+from longrope.units import format_length
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.search.evaluators import OTHER, SEARCH
+from longrope.search.evaluator import OTHER, SEARCH
 from longrope.search.log import read_log
 
 

@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 
 from longrope.errors import LongRopeError
-from longrope.files import sha256_bytes
 from longrope.rope.checks import positive_number, shown, whole_number
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
+from longrope.storage import sha256_bytes
 
 _MAX_BYTES = 16 * 1024 * 1024  # the largest real one (32 layers of 64 columns) has 30 KB
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.rope.factors import su_attention_factor
+from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 

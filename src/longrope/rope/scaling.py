@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from longrope.errors import LongRopeError
-from longrope.files import write_json_atomic
 from longrope.rope.checks import positive_number, shown, whole_number
 from longrope.rope.geometry import RopeGeometry
+from longrope.storage import sha256_text, write_json_atomic
 
 SCHEMA = "longrope.scaling/1"
 MAX_POSITION = 2**31 - 1
@@ -296,3 +296,8 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def numbers_sha256(scaling: RopeScaling) -> str:
+    """SHA-256 of a scaling's numbers, whatever its provenance."""
+    return sha256_text(replace(scaling, provenance={}).to_json())

@@ -27,9 +27,9 @@ from longrope.search.dialogue import (
     race,
     rank,
 )
-from longrope.search.evaluators import SEARCH
+from longrope.search.evaluator import SEARCH
 from longrope.search.gradient import GradientSearch, GradientSettings
-from longrope.search.parametrise import FactorsAround, Vector, check_knots, phase_scale
+from longrope.search.knots import FactorsAround, Vector, check_knots, phase_scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import SEARCH, VALIDATION, Answer, Question
-from longrope.search.parametrise import LARGEST, Vector, admissible
+from longrope.search.evaluator import SEARCH, VALIDATION, Answer, Question
+from longrope.search.knots import LARGEST, Vector, admissible
 
 _T = TypeVar("_T")
 Dialogue = Generator[list[Question], list[Answer], _T]

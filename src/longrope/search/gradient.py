@@ -32,8 +32,8 @@ from longrope.search.dialogue import (
     loss_of,
     race,
 )
-from longrope.search.evaluators import SEARCH, Answer
-from longrope.search.parametrise import FactorsAround, Vector, check_knots, phase_scale
+from longrope.search.evaluator import SEARCH, Answer
+from longrope.search.knots import FactorsAround, Vector, check_knots, phase_scale
 
 _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
 _ATTENTION_SCALE = 0.2

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.files import json_number
-from longrope.linelog import LineLog
-from longrope.search.evaluators import Answer
+from longrope.search.evaluator import Answer
+from longrope.storage import LineLog, json_number
 
 SCHEMA = "longrope.search/1"
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 import numpy as np
 
 from longrope.rope.scaling import Window
-from longrope.search.evaluators import SEARCH, Answer, CandidateSearch, Genome, Optimiser, Question
-from longrope.search.parametrise import Vector
+from longrope.search.evaluator import SEARCH, Answer, CandidateSearch, Genome, Optimiser, Question
+from longrope.search.knots import Vector
 
 _G = TypeVar("_G", bound=Genome)
 

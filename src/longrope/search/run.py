@@ -1,144 +1,249 @@
-"""Run a search under a log: the loop that can be stopped at any moment and resumed.
+"""Search rescale factors for a model and a target length, and leave a run folder: scaling, log and summary.
 
-Resuming replays the log: the search asks the same questions, the logged answers are told, and the first question
-without an answer is where work goes on. The end is bit-identical to that of an uninterrupted run.
+`run/search.jsonl` is the log and the state; `run/scaling.json` the result; `run/search.json` the summary.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from longrope.data.sources import Source
 from longrope.errors import LongRopeError
-from longrope.rope.scaling import Window
-from longrope.search.evaluators import VALIDATION, Answer, Evaluator, Question
-from longrope.search.log import Evaluation, SearchLog
+from longrope.models.apply import install, uninstall
+from longrope.models.loading import Subject, fingerprint, require_longer, sources_or_books
+from longrope.provenance import record
+from longrope.rope.scaling import RopeScaling, Window
+from longrope.search.config import SearchOptions
+from longrope.search.critical_dim import Choices, choices, forms_with_critical_dim
+from longrope.search.dialogue import DialogueSearch, rank
+from longrope.search.evaluator import Evaluator, Question, SerialEvaluator
+from longrope.search.initial import NONE
+from longrope.search.initial import baselines as baseline_windows
+from longrope.search.log import SearchLog
+from longrope.search.loop import Conversation, Progress, distinct, run_search
+from longrope.search.methods import plan
+from longrope.search.ray_evaluator import numerics, ray_evaluator
+from longrope.search.search_data import Texts, data_provenance, prepare_texts
+from longrope.storage import json_ready, new_output_folder, write_json_atomic
+
+LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
+UNIT = "found, attention factor 1"
 
 
-class Search(Protocol):
-    """Asks questions until it is done. What it asks depends on its seed and the answers alone."""
+@dataclass(frozen=True)
+class SearchResult:
+    """The best scaling found and what it cost; `best_loss` and `baselines` in nats per token on the search samples.
 
-    @property
-    def done(self) -> bool: ...
-
-    @property
-    def incumbent(self) -> tuple[Window, float] | None:
-        """The best window so far and the loss it was chosen by; None where there is none yet."""
-
-    @property
-    def best(self) -> tuple[Window, float]:
-        """The best window and its loss on the search samples."""
-
-    def ask(self) -> list[Question]: ...
-
-    def tell(self, answers: Sequence[Answer]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a progress display needs after each evaluation.
-
-    `best_loss`: the loss, in nats per token, that the best window so far was chosen by; infinity before there is one.
+    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice, a question that was asked
+    before not again; those about baselines and for `choices` are not in it. `choices` says, where the method searches
+    d_rcd, which one it found and what each objective would have chosen. `chosen_seeds`: of a search that races seeds,
+    the one that each stage started from; `stretched` is the last stage's result.
     """
 
-    evaluations: int
+    method: str
+    objective: str
     best_loss: float
-    replayed: bool
+    evaluations: int
+    token_passes: int
+    baselines: dict[str, float]
+    scaling: RopeScaling
+    path: Path
+    choices: Choices | None = None
+    chosen_seeds: tuple[str, ...] = ()
+
+    @property
+    def critical_dim(self) -> int | None:
+        """d_rcd where the method finds one."""
+        return None if self.choices is None else self.choices.critical_dim
+
+    def to_json(self) -> dict[str, Any]:
+        row = {
+            "method": self.method,
+            "objective": self.objective,
+            "best_loss": self.best_loss,
+            "evaluations": self.evaluations,
+            "token_passes": self.token_passes,
+            "baselines": self.baselines,
+            "scaling": str(self.path),
+        }
+        if self.chosen_seeds:
+            row["chosen_seeds"] = list(self.chosen_seeds)
+        if self.choices is None:
+            return row
+        return row | {"critical_dim": self.choices.critical_dim, "critical_dims": self.choices.to_json()}
 
 
-class Conversation:
-    """Questions and answers under a log: what the log knows is replayed, the rest is asked and logged.
+def search(
+    subject: Subject,
+    target_length: int,
+    data: Sequence[Source],
+    out: Path,
+    options: SearchOptions | None = None,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    on_start: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> SearchResult:
+    """Search factors for `target_length` tokens on texts from `data`; write the run to the new folder `out`.
 
-    What was answered before is not computed again: closed forms coincide, and a search asks about its result twice.
+    `on_start` gets the number of evaluations and the baselines' losses, `on_progress` follows each evaluation. With
+    `resume`, an interrupted search in `out` goes on to the end it would have had. `workers` answer in so many Ray
+    processes, of the cluster at `ray_address` if given, with the same result bit for bit on the same hardware.
+
+    Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
     """
-
-    def __init__(self, evaluator: Evaluator, log: SearchLog) -> None:
-        self._evaluator, self._log = evaluator, log
-        self._replay = list(log.evaluations)
-        self._count = 0  # questions answered so far
-        self._generation = 0
-        self._answered: dict[Hashable, Answer] = {}
-
-    def answers(self, questions: Sequence[Question]) -> Iterator[tuple[Answer, bool]]:
-        """The answers in order, each as soon as it is known, and whether it came from the log.
-
-        Raises LongRopeError when the log holds another question here.
-        """
-        known = self._replay[self._count : self._count + len(questions)]
-        for question, entry in zip(questions, known, strict=False):
-            if json.loads(json.dumps(question.row)) != entry.row:
-                raise LongRopeError(
-                    f"{self._log.path}: evaluation {entry.index} is not the one this search would ask; "
-                    "the log was edited or made by another version: start anew with another -o"
-                )
-        for question, entry in zip(questions, known, strict=False):
-            self._count += 1
-            self._answered[question.key] = entry.answer
-            yield entry.answer, True
-        fresh = questions[len(known) :]
-        new: dict[Hashable, Question] = {}
-        for question in fresh:
-            if question.key not in self._answered:
-                new.setdefault(question.key, question)
-        computed = zip(new, self._evaluator.evaluate(list(new.values())), strict=True)
-        for question in fresh:
-            if question.key not in self._answered:
-                self._answered.update([next(computed)])
-            answer = self._answered[question.key]
-            self._log.append(Evaluation(self._count, self._generation, question.row, answer))
-            self._count += 1
-            yield answer, False
-        next(computed, None)  # an evaluator that has more to say was asked something else
-        self._generation += 1
-
-    def finish(self) -> None:
-        """Raise LongRopeError when the log knows more than was asked."""
-        if self._count < len(self._replay):
-            raise LongRopeError(
-                f"{self._log.path} holds {len(self._replay)} evaluations, this search ends after {self._count}: "
-                "the log was edited or made by another version: start anew with another -o"
-            )
+    require_longer(subject, target_length)
+    return search_window(
+        subject,
+        target_length,
+        data,
+        out,
+        options or SearchOptions(),
+        resume=resume,
+        workers=workers,
+        ray_address=ray_address,
+        on_start=on_start,
+        on_progress=on_progress,
+    )
 
 
-def run_search(
-    search: Search, conversation: Conversation, on_progress: Callable[[Progress], None] = lambda _: None
-) -> list[Question]:
-    """Ask and tell until done. Returns the questions asked, replayed ones included; `distinct` ones were computed.
+def search_window(
+    subject: Subject,
+    target_length: int,
+    data: Sequence[Source],
+    out: Path,
+    options: SearchOptions,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    on_start: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> SearchResult:
+    """`search` for any window of at least L tokens: beyond what the subject reaches, or inside it (`recover`).
 
-    Raises LongRopeError when the log holds other questions than the search asks.
+    The scaling found is the carried one with the found window among its own. Inside its reach, where none is given,
+    the attention factor is a small outer choice: that of the carried window, which the search runs with, or 1 with the
+    factors found or the original ones.
+
+    Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
     """
-    questions: list[Question] = []
-    best, validates = math.inf, False
-    while not search.done:
-        asked = search.ask()
-        answers = []
-        for question, (answer, replayed) in zip(asked, conversation.answers(asked), strict=True):
-            answers.append(answer)
-            # A search knows its best only when it is told, and a generation can take hours; but a search that
-            # validates does not choose by the losses on its search samples.
-            validates = validates or question.split == VALIDATION
-            if question.samples is None and not validates and math.isfinite(answer.loss):
-                best = min(best, answer.loss)
-            on_progress(Progress(len(questions) + len(answers), best, replayed))
-        search.tell(answers)
-        if search.incumbent is not None:
-            best = search.incumbent[1]
-        questions += asked
-    return questions
+    given = _forms_given(subject, target_length, options)
+    sources = sources_or_books(subject.name, data, "search")
+    texts = prepare_texts(subject, sources, target_length, options)
+    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    try:
+        planned = plan(subject, installed, texts, target_length, options)
+        # Another model, other texts or settings are another search; another way to compute gives other last bits.
+        identity = planned.identity | {"model_fingerprint": fingerprint(subject.model), "numerics": numerics(subject)}
+        cost = SerialEvaluator(planned.objectives)
+        with (
+            _evaluator(subject, texts, cost, workers, ray_address) as evaluator,
+            _log(out, identity | {"record": record()}, resume) as log,
+        ):
+            conversation = Conversation(evaluator, log)
+            held_against = baseline_windows(subject, target_length)
+            baselines = _losses(conversation, held_against)
+            if given and options.method != "longrope2":  # which reports them with the one that it found
+                baselines |= _losses(conversation, given)
+            on_start(planned.questions, baselines)
+            questions = run_search(planned.search, conversation, on_progress)
+            best, best_loss = planned.search.best
+            if target_length <= subject.reach and options.attention_factor is None:
+                unit = replace(best, attention_factor=1.0)
+                losses = {} if unit == best else _losses(conversation, {UNIT: unit})
+                others = [(held_against[NONE], baselines[NONE]), *((unit, loss) for loss in losses.values())]
+                best, best_loss = min([(best, best_loss), *others], key=lambda pair: rank(pair[1]))
+            chosen = choices(conversation, planned, options)
+            if chosen is not None:
+                baselines |= _losses(conversation, _forms_found(subject, target_length, chosen.critical_dim))
+            conversation.finish()
+    finally:
+        uninstall(subject.model)
+    result = SearchResult(
+        method=options.method,
+        objective=options.chosen_objective,
+        best_loss=best_loss,
+        evaluations=len(questions),
+        token_passes=sum(map(cost.token_passes, distinct(questions))),
+        baselines=baselines,
+        scaling=_scaling(subject, best),
+        path=out / SCALING,
+        choices=chosen,
+        chosen_seeds=tuple(planned.search.chosen_seeds) if isinstance(planned.search, DialogueSearch) else (),
+    )
+    summary = json_ready(result.to_json()) | {"options": asdict(options)}
+    scaling = result.scaling.with_provenance(
+        model=subject.name, search=identity, data=data_provenance(texts), **summary, **record()
+    )
+    # A finished search that is resumed comes to the same end: what is there is not written again.
+    if not (out / SUMMARY).exists():
+        write_json_atomic(out / SUMMARY, summary | record())
+    if not result.path.exists():
+        scaling.save(result.path)
+    return replace(result, scaling=scaling)
 
 
-def distinct(questions: Sequence[Question], known: set[Hashable] | None = None) -> list[Question]:
-    """Those that neither a question before them nor one of `known` asked: what one conversation computes.
+@contextmanager
+def _evaluator(
+    subject: Subject, texts: Texts, serial: SerialEvaluator, workers: int | None, ray_address: str | None
+) -> Iterator[Evaluator]:
+    """Who answers: this process, or Ray workers where any are asked for."""
+    if workers is None and ray_address is None:
+        yield serial
+        return
+    with ray_evaluator(subject, texts, workers=workers, address=ray_address) as evaluator:
+        yield evaluator
 
-    `known` holds keys of earlier questions, and gets those of these.
+
+def _log(out: Path, identity: dict[str, Any], resume: bool) -> SearchLog:
+    """The log to go on with, or that of a new run, in a new folder."""
+    if resume:
+        return SearchLog.resume(out / LOG, identity)
+    new_output_folder(out)
+    return SearchLog.create(out / LOG, identity)
+
+
+def _forms_given(subject: Subject, target_length: int, options: SearchOptions) -> dict[str, Window]:
+    """YaRN-rcd and NTK-rcd with the d_rcd that is given; none where it is not."""
+    given, last = options.critical_dim, subject.geometry.pairs - 1
+    if given is None:
+        return {}
+    if given > last:
+        raise LongRopeError(f"expected a critical dimension from 1 to {last}, found {given}")
+    try:
+        return forms_with_critical_dim(subject.geometry, target_length, given)
+    except LongRopeError as error:
+        raise LongRopeError(f"the critical dimension {given} is too low for NTK-rcd: {error}") from error
+
+
+def _forms_found(subject: Subject, target_length: int, critical_dim: int) -> dict[str, Window]:
+    """The same with the d_rcd that was found; none where it is so low that they cannot be: the result still can."""
+    try:
+        return forms_with_critical_dim(subject.geometry, target_length, max(critical_dim, 1))
+    except LongRopeError:
+        return {}
+
+
+def _scaling(subject: Subject, best: Window) -> RopeScaling:
+    """The windows that the model was trained with, then the one found.
+
+    A checkpoint that carries a scaling was trained with it: within its reach it keeps it.
     """
-    known = set() if known is None else known
-    new = []
-    for question in questions:
-        if question.key not in known:
-            known.add(question.key)
-            new.append(question)
-    return new
+    if subject.existing is None:
+        return RopeScaling.extended(
+            subject.geometry, best.max_length, best.factors, best.start_tokens, best.attention_factor
+        )
+    return replace(subject.existing, provenance={"carried": subject.existing.provenance}).with_window(best)
+
+
+def _losses(conversation: Conversation, windows: dict[str, Window]) -> dict[str, float]:
+    """The loss of named windows on the search samples, through the log like every other question."""
+    questions = [Question(window, {"baseline": name}) for name, window in windows.items()]
+    return dict(zip(windows, (answer.loss for answer, _ in conversation.answers(questions)), strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.ruler.samples import Sample
-from longrope.files import sha256_bytes
+from longrope.storage import sha256_bytes
 
 PROMPT = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.evaluation.contenders import Contender
 from longrope.evaluation.replies import reply_text, row_tensor, stop_tokens
 from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.evaluation.ruler.scoring import postprocess
 from longrope.evaluation.ruler.tasks import RulerSamples
-from longrope.models.cache import prefill
-from longrope.models.install import Installed
+from longrope.models.generation.cache import prefill
+from longrope.models.scaled import Installed
+from longrope.rope.baselines import Contender
 
 SUITE = "ruler"
 MEAN = "mean"

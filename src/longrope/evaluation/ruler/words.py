@@ -6,7 +6,7 @@ import random
 from functools import cache
 
 from longrope.errors import LongRopeError
-from longrope.files import sha256_text
+from longrope.storage import sha256_text
 
 
 @cache

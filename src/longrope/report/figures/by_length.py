@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from longrope.evaluation.results import EvalRow
-from longrope.report.colours import light
-from longrope.report.contenders import Contender
 from longrope.report.figures.canvas import legend, length_axis, line_style, log_values, new_figure, note, window_line
+from longrope.report.figures.colours import light
 from longrope.report.numbers import wilson
+from longrope.report.styles import Contender
 
 Errors = Callable[[EvalRow], tuple[float, float]]
 

@@ -16,9 +16,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from longrope.lengths import format_length
-from longrope.report.colours import light
-from longrope.report.contenders import Contender
+from longrope.report.figures.colours import light
+from longrope.report.styles import Contender
+from longrope.units import format_length
 
 WIDTH = 4.4  # inches
 HEIGHT = 3.0

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from longrope.report.colours import light
-from longrope.report.contenders import Contender
 from longrope.report.figures.canvas import legend, line_style, mark, new_figure
+from longrope.report.figures.colours import light
+from longrope.report.styles import Contender
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 

@@ -10,10 +10,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from longrope.evaluation.results import EvalRow
-from longrope.lengths import format_length
-from longrope.report.colours import light
-from longrope.report.contenders import Contender
 from longrope.report.figures.canvas import WIDTH
+from longrope.report.figures.colours import light
+from longrope.report.styles import Contender
+from longrope.units import format_length
 
 _COLUMNS = 2
 _NARROW = 6  # more lengths than this and a panel takes the whole width

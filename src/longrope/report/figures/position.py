@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from longrope.evaluation.results import EvalRow
-from longrope.report.contenders import Contender
 from longrope.report.figures.canvas import legend, length_axis, line_style, new_figure, window_line
+from longrope.report.styles import Contender
 
 
 def position_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], original_length: int | None) -> Figure:

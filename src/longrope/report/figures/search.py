@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from longrope.lengths import format_length
-from longrope.report.colours import light
-from longrope.report.contenders import Contender
 from longrope.report.figures.canvas import HEIGHT, WIDTH, legend, log_ticks, note, plain, thinned
+from longrope.report.figures.colours import light
+from longrope.report.styles import Contender
 from longrope.report.trace import Point, Trace
-from longrope.search.evaluators import SEARCH
+from longrope.search.evaluator import SEARCH
+from longrope.units import format_length
 
 _MOST_DOTS = 1200
 _WORTH_A_PANEL = 0.5  # of the whole range: when what the search gained takes less, it gets a panel of its own

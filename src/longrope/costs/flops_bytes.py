@@ -1,0 +1,193 @@
+"""FLOPs and bytes of what longrope does with a model, from its shape. Pure arithmetic; tests compare it with torch.
+
+FLOPs: a multiplication and an addition are two. Matrices are counted apart from attention, whose rate differs. Norms,
+rotations and the softmax are left out. Attention counts the pairs that are attended to: the causal half, inside the
+window where it slides. torch's `FlopCounterMode` counts the whole square of a flash kernel, twice as much.
+
+Bytes are the peak on one device of one text at a time with a flash or memory-efficient attention kernel, which makes no
+T×T matrix. Notation: T tokens, a bytes a number, H hidden, q, k, v, o numbers of queries, keys, values and attention's
+output of a token, M `mlp_width`, V vocabulary, N layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from longrope.costs.model_dims import ModelShape
+from longrope.data.packing import ORIGINAL_WINDOW
+from longrope.models.generation.cache import PREFILL_CHUNK
+from longrope.models.scoring import MLP_CHUNK
+from longrope.train.config import TrainingSettings
+
+LOGITS = 2**25
+"""Numbers in one piece of logits, in scoring and in training."""
+STATE_BYTES = 16
+"""A trained weight: itself 4, its gradient 4, AdamW's two moments 8 (float32)."""
+_FLASH_BACKWARD = 2.5
+"""Of a flash attention's forward: its two products computed as five (scores again, and dV, dP, dQ, dK)."""
+
+Bytes = dict[str, float]
+"""Bytes by what takes them; they add up to the peak."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """FLOPs of matrices (projections, MLPs, head) and of attention (q·kᵀ and its product with v)."""
+
+    matrices: float = 0.0
+    attention: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.matrices + self.attention
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.matrices + other.matrices, self.attention + other.attention)
+
+    def __mul__(self, times: float) -> Flops:
+        return Flops(self.matrices * times, self.attention * times)
+
+
+def forward_flops(shape: ModelShape, length: int, scored: int | None = None) -> Flops:
+    """One text of `length` tokens; the head runs for `scored` positions (default: all)."""
+    head = shape.head_weights * (length if scored is None else scored)
+    matrices = 2 * (shape.active_weights * length + head)
+    per_pair = 2 * (shape.queries + shape.heads_output)
+    return Flops(matrices, per_pair * shape.attended_pairs(length))
+
+
+def gradient_flops(shape: ModelShape, length: int, scored: int | None = None) -> Flops:
+    """Loss and gradient in the factors: forward, forward again (checkpoints), and gradients of inputs, not of weights.
+
+    3 forwards of matrices; of attention 2 and a backward, 4.5. In a text of several pieces of 2,048 tokens, an MLP is
+    computed once more for its backward pass, without its last matrix: 2/3 of it where it is gated, else less.
+    """
+    once = forward_flops(shape, length, scored)
+    again = 2 / 3 * 2 * length * shape.layers * shape.mlp_weights if length > MLP_CHUNK else 0.0
+    return Flops(3 * once.matrices + again, (2 + _FLASH_BACKWARD) * once.attention)
+
+
+def training_flops(shape: ModelShape, length: int, document: int | None = None) -> Flops:
+    """A row of training: forward, forward again, and gradients of inputs and weights, 4 forwards of matrices; of
+    attention as `gradient_flops`.
+
+    Attention stays inside documents of `document` tokens (default: the row is one).
+    """
+    size = min(document or length, length)
+    once = forward_flops(shape, size) * (length / size)
+    return Flops(4 * once.matrices, (2 + _FLASH_BACKWARD) * once.attention)
+
+
+def run_flops(shape: ModelShape, settings: TrainingSettings, original_length: int) -> Flops:
+    """All rows of a fine-tuning; those of the original window hold documents of `original_length` tokens."""
+    rows, flops = settings.steps * settings.rows_per_step, Flops()
+    for part, share in settings.shares.items():
+        document = original_length if part in ORIGINAL_WINDOW else settings.length
+        flops += training_flops(shape, settings.length, document) * (rows * share)
+    return flops
+
+
+def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
+    """`models/scoring.token_nll`: every loss of one text, without gradients.
+
+    The larger of a layer and of a piece of the head: the hidden states, and 8 bytes a number of a piece of logits.
+    """
+    head = length * shape.hidden * itemsize + 8 * _piece(shape, length)
+    return {
+        "weights": shape.parameters * itemsize,
+        "activations": max(_layer_bytes(shape, length, itemsize), head) + _angle_bytes(shape, length, itemsize),
+    }
+
+
+def _layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
+    """A layer without gradients, its norms and its MLP in pieces.
+
+    At its rotation it holds a·T·(3H + q + k + v) numbers (inputs of the model, of the layer, normed) and
+    a·T·max(3q, q + 3k) of the rotation; at a norm in float32 a·T·3H and a piece of 8·2048·H, in its MLP a·T·4H and a
+    piece of a·2048·M.
+    """
+    hidden, piece = length * shape.hidden * itemsize, min(length, MLP_CHUNK)
+    attention = shape.queries + shape.keys + shape.values + max(3 * shape.queries, shape.queries + 3 * shape.keys)
+    return max(
+        3 * hidden + itemsize * length * attention,
+        3 * hidden + 8 * piece * shape.hidden,
+        4 * hidden + itemsize * piece * (shape.mlp_width + shape.hidden),
+    )
+
+
+def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
+    """`objectives/sampled.loss_and_gradient`: weights get no gradient, layers are computed again.
+
+    a·T·(N + 3)·H of layer inputs and gradients, and the larger of a layer and of the head. A layer computed again holds
+    a·T·(3q + o + 3k + v), and a piece of its MLP with its gradients, a·2048·2·M, or of a norm in float32, 28·2048·H;
+    the head 12 bytes for each number of a piece of logits.
+    """
+    per_token = 3 * (shape.queries + shape.keys) + shape.heads_output + shape.values
+    piece = min(length, MLP_CHUNK) * max(2 * itemsize * shape.mlp_width, 28 * shape.hidden)
+    return {
+        "weights": shape.parameters * itemsize,
+        "inputs of the layers": (shape.layers + 3) * length * shape.hidden * itemsize,
+        "activations": max(itemsize * length * per_token + piece, 12 * _piece(shape, length))
+        + 2 * _angle_bytes(shape, length, itemsize),
+    }
+
+
+def reading_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
+    """`models/cache.prefill`: keys and values of all layers, and a layer at work on the whole text.
+
+    Where layers attend to a sliding window, a chunk of 2,048 tokens is at work: it holds its layer's keys and values
+    once more (they are extended by copying), repeated for every head where heads share them, and its mask against all
+    tokens in bytes and as numbers.
+    """
+    per_token = itemsize * (shape.keys + shape.values)
+    kept = per_token * sum(length if reach is None else min(length, reach) for reach in shape.reaches)
+    if all(reach is None for reach in shape.reaches):
+        activations = _layer_bytes(shape, length, itemsize) + _angle_bytes(shape, length, itemsize)
+    else:
+        repeated = shape.heads // shape.key_value_heads if shape.heads != shape.key_value_heads else 0
+        chunk = min(length, PREFILL_CHUNK)
+        activations = (1 + repeated) * per_token * length + (1 + itemsize) * chunk * length
+        activations += 3 * itemsize * chunk * (shape.hidden + shape.queries)
+        activations = max(activations, itemsize * chunk * (4 * shape.hidden + shape.mlp_width))
+    return {"weights": shape.parameters * itemsize, "keys and values": kept, "activations": activations}
+
+
+def training_bytes(
+    shape: ModelShape,
+    length: int,
+    *,
+    gpus: int,
+    context_parallel: int = 1,
+    offload: bool = False,
+    itemsize: int = 2,
+) -> Bytes:
+    """A training step: AdamW with float32 states sharded over `gpus` (FSDP2), computed in bfloat16 (`itemsize` 2).
+
+    16 bytes for each weight over the GPUs; what is gathered for computing: two layers (one at work, one on its way),
+    their gradients, and what is outside the layers. Every layer keeps its input (two with `offload`); the layer
+    computed again holds a·T·(5H + q + k + v + o + 2M), gradients included, and 8·T·H where norms are taken in float32;
+    logits come in pieces, 12 bytes for each number. `context_parallel` devices share the T tokens of a row.
+    """
+    tokens = length / context_parallel
+    hidden = tokens * shape.hidden * itemsize
+    attention = shape.queries + shape.keys + shape.values + shape.heads_output
+    per_token = 5 * shape.hidden + attention + 2 * shape.mlp_width
+    outside = shape.parameters - shape.layers * shape.layer_parameters
+    gathered = itemsize * (4 * shape.layer_parameters + max(outside, 0))
+    upcast = 8 * tokens * shape.hidden if itemsize < 4 else 0
+    return {
+        "states": STATE_BYTES * shape.parameters / gpus,
+        "gathered weights": gathered,
+        "inputs of the layers": (2 if offload else shape.layers) * hidden,
+        "activations": max(itemsize * tokens * per_token + upcast, 2 * hidden + 12 * _piece(shape, int(tokens))),
+    }
+
+
+def _piece(shape: ModelShape, length: int) -> int:
+    """Numbers in one piece of the logits of a text."""
+    return min(length, max(1, LOGITS // shape.vocabulary)) * shape.vocabulary
+
+
+def _angle_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
+    """Cosines and sines of every position, and token ids and positions."""
+    return length * (2 * shape.rotary_dim * itemsize + 16)

@@ -1,0 +1,158 @@
+"""What a search will ask, without a model: the search itself is run against answers that always get better.
+
+No candidate is dropped then and no patience ends it, so the questions are the most that it can ask.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longrope.costs.devices import Devices
+from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
+from longrope.costs.model_dims import ModelShape
+from longrope.models.loading import Subject
+from longrope.search.config import SearchOptions
+from longrope.search.evaluator import OTHER, SEARCH, VALIDATION, Answer, CandidateSearch, Question, SerialEvaluator
+from longrope.search.evolution import Evolution
+from longrope.search.initial import baselines
+from longrope.search.loop import distinct
+from longrope.search.methods import build
+from longrope.search.objective import SampledObjective
+from longrope.search.search_data import FAR, VALIDATION_SAMPLES, stage_lengths
+from longrope.search.spaces import CriticalSpace
+
+
+class _Sized(SampledObjective):
+    """So many texts of such a length, and nothing in them."""
+
+    name = "sized"
+
+    def __init__(self, count: int, length: int) -> None:
+        self._ids = torch.empty(count, length, dtype=torch.int64, device="meta")
+
+    @property
+    def ids(self) -> Tensor:
+        return self._ids
+
+    def scored(self, row: int) -> int:
+        return self.length - 1
+
+
+Work = tuple[int, int, bool]
+"""Rows, their tokens, and whether the gradient is asked for."""
+
+
+@dataclass(frozen=True)
+class SearchWork:
+    """What a search asks for at most.
+
+    `rounds`: questions that are asked at once. `token_passes`: of the search, as its summary counts them; `baselines`
+    and the other objective's scores of LongRoPE2 come on top, `extra`.
+    """
+
+    rounds: list[list[Work]]
+    extra: list[list[Work]]
+    questions: int
+    token_passes: int
+
+    @property
+    def longest(self) -> int:
+        return max(length for work in self.rounds for _, length, _ in work)
+
+    @property
+    def by_gradient(self) -> bool:
+        return any(gradient for work in self.rounds for *_, gradient in work)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, `extra` included, a forward once and a backward twice."""
+        every = [work for asked in (*self.rounds, *self.extra) for work in asked]
+        return sum(rows * length * (3 if gradient else 1) for rows, length, gradient in every)
+
+    def flops(self, shape: ModelShape) -> Flops:
+        cost = _Costs(shape)
+        return sum((cost(work) for asked in (*self.rounds, *self.extra) for work in asked), Flops())
+
+    def seconds(self, shape: ModelShape, devices: Devices) -> float:
+        """With one replica on each device: the questions of a round are shared, rounds follow each other."""
+        cost, total = _Costs(shape), 0.0
+        for asked in (*self.rounds, *self.extra):
+            free = [0.0] * devices.count
+            for work in asked:
+                heapq.heappush(free, heapq.heappop(free) + devices.seconds(cost(work)))
+            total += max(free)
+        return total
+
+
+class _Costs:
+    """The FLOPs of a question; the same one comes a thousand times."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.shape = shape
+        self.known: dict[tuple[int, bool], Flops] = {}
+
+    def __call__(self, work: Work) -> Flops:
+        rows, length, gradient = work
+        if (length, gradient) not in self.known:
+            self.known[length, gradient] = (gradient_flops if gradient else forward_flops)(self.shape, length)
+        return self.known[length, gradient] * rows
+
+
+def search_work(subject: Subject, target_length: int, options: SearchOptions) -> SearchWork:
+    """What the search of `options` asks of a model with the geometry and existing scaling of `subject`."""
+    objectives = sized_objectives(subject.reach, target_length, options)
+    search, _, _, _ = build(subject, objectives, target_length, options)
+    evaluator = SerialEvaluator(objectives)
+    rounds, questions, passes, loss = [], 0, 0, 0.0
+    known: set[Hashable] = set()
+    gradient = (1.0,) * (subject.geometry.pairs + 1)
+
+    def work(question: Question) -> Work:
+        objective = objectives[question.split, question.window.max_length]
+        rows = objective.count if question.samples is None else len(question.samples)
+        return rows, objective.length, question.gradient
+
+    while not search.done:
+        asked = search.ask()
+        rounds.append([work(question) for question in asked])
+        questions += len(asked)
+        passes += sum(map(evaluator.token_passes, distinct(asked, known)))
+        answers = []
+        for question in asked:
+            loss -= 1.0
+            answers.append(Answer(loss, gradient if question.gradient else None))
+        search.tell(answers)
+    scored = objectives[SEARCH, target_length].count
+    compared = len(baselines(subject, target_length))
+    extra: list[list[Work]] = [[(scored, target_length, False)] * compared]
+    if isinstance(search, CandidateSearch) and isinstance(search.optimiser, Evolution):
+        space = search.optimiser.space
+        if isinstance(space, CriticalSpace):  # the best of each d_rcd by the other objective
+            other = objectives[OTHER, target_length].count
+            extra.append([(other, target_length, False)] * (space.last - space.first + 1))
+    return SearchWork(rounds, extra, questions, passes)
+
+
+def sized_objectives(
+    reach: int, target_length: int, options: SearchOptions
+) -> Mapping[tuple[str, int], SampledObjective]:
+    """The counts and lengths of the texts that `texts.prepare_texts` draws."""
+
+    def count(objective: str) -> int:
+        default = 10 if objective == "needle" else 3 if target_length > FAR else 5
+        return default if options.samples is None else options.samples
+
+    searched = count(options.chosen_objective)
+    if options.by_gradient:
+        lengths = stage_lengths(reach, target_length, options.continuation)
+        splits = {SEARCH: searched, VALIDATION: VALIDATION_SAMPLES}
+        return {(split, length): _Sized(rows, length) for length in lengths for split, rows in splits.items()}
+    counts = {SEARCH: searched}
+    if options.method == "longrope2":
+        counts[OTHER] = count(options.other_objective)
+    return {(split, target_length): _Sized(rows, target_length) for split, rows in counts.items()}

@@ -1,0 +1,133 @@
+"""The files of a checkpoint folder that say how its rotary embedding is: config.json, and what goes with it.
+
+Nothing here knows a runtime; `readings.py` says what each makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longrope.doctor.table import ModelClass, model_class
+from longrope.errors import LongRopeError
+from longrope.models.checkpoint_files import RECORD
+from longrope.rope.checks import positive_number, whole_number
+from longrope.storage import read_json
+
+DICTIONARIES = ("rope_scaling", "rope_parameters")
+_LARGEST_HEAD = 2**16  # no model comes near; a damaged file is not given the memory
+ORIGINAL = "original_max_position_embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The language model's part of a config.json, as it stands in the file."""
+
+    path: Path
+    """The checkpoint's folder."""
+    values: Mapping[str, Any]
+    family: str
+    """model_type."""
+    length: int
+    """max_position_embeddings: L'."""
+    tokenizer_length: int | None
+    """model_max_length of tokenizer_config.json, where that limits anything."""
+    record: Mapping[str, Any]
+    """What our own export wrote about itself; empty for a checkpoint that is not ours."""
+
+    @property
+    def model_class(self) -> ModelClass:
+        """How transformers' class of this family differs from Llama's."""
+        return model_class(self.family)
+
+    @property
+    def query_scale(self) -> float:
+        """What an export folded into the queries' weights; logits scale with it in every runtime. 1 where nothing."""
+        return positive_number(f"{RECORD}.query_scale", self.record.get("query_scale", 1.0))
+
+    @property
+    def repair(self) -> str:
+        """How this config.json is mended: by the command, where it has a scaling.json to be written from."""
+        command = f"longrope fix-config {self.path}"
+        return command if (self.path / "scaling.json").is_file() else "edit config.json"
+
+    def dictionary(self, name: str) -> dict[str, Any]:
+        """A copy of `rope_scaling` or `rope_parameters`; empty where the file has none."""
+        value = self.values.get(name)
+        return dict(value) if isinstance(value, Mapping) else {}
+
+    @property
+    def base(self) -> float | None:
+        """The top-level rope_theta (`rotary_emb_base` in GPT-NeoX); None where there is none."""
+        value = self.values.get("rope_theta", self.values.get("rotary_emb_base"))
+        return None if value is None else positive_number("rope_theta", value)
+
+    @property
+    def original_length(self) -> int | None:
+        """The top-level original_max_position_embeddings; None where there is none."""
+        value = self.values.get(ORIGINAL)
+        return None if value is None else whole_number(ORIGINAL, value, 2)
+
+    def rotary_dim(self, parameters: Mapping[str, Any]) -> int:
+        """Dimensions of a head that rotate, where a share in `parameters` goes before one at the top level.
+
+        Raises LongRopeError when config.json does not say how large a head is.
+        """
+        size = self._rotary_dim(parameters)
+        if not 2 <= size <= _LARGEST_HEAD:
+            raise LongRopeError(f"expected 2 to {_LARGEST_HEAD} rotary dimensions in {self.path}; found {size}")
+        return size
+
+    def _rotary_dim(self, parameters: Mapping[str, Any]) -> int:
+        latent = self.values.get("qk_rope_head_dim")
+        if latent is not None:
+            return whole_number("qk_rope_head_dim", latent, 2)
+        head_dim = self.values.get("head_dim")
+        if head_dim is None:
+            default = self.model_class.head_dim
+            head_dim = default if isinstance(default, int) else self._head_share()
+        places = (parameters.get("partial_rotary_factor"), self.values.get("partial_rotary_factor"))
+        shares = (*places, self.values.get("rotary_pct"), self.model_class.partial)
+        share = positive_number("partial_rotary_factor", next(share for share in shares if share is not None))
+        return int(whole_number("head_dim", head_dim, 2) * share)
+
+    def _head_share(self) -> int:
+        hidden, heads = self.values.get("hidden_size"), self.values.get("num_attention_heads")
+        if hidden is None or heads is None:
+            raise LongRopeError(
+                f"expected head_dim, or hidden_size and num_attention_heads, in {self.path}/config.json; found neither"
+            )
+        return whole_number("hidden_size", hidden, 2) // whole_number("num_attention_heads", heads, 1)
+
+
+def read_config(folder: Path) -> Config:
+    """Read the folder of a checkpoint. No weights are needed.
+
+    Raises LongRopeError when it has no config.json, or one without the lengths of a language model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise LongRopeError(f"expected a checkpoint folder with a config.json, found none in {folder}")
+    whole = read_json(path)
+    inner = whole.get("text_config")
+    values = inner if isinstance(inner, dict) and "num_hidden_layers" not in whole else whole
+    for name in DICTIONARIES:
+        if not isinstance(values.get(name), dict | None):
+            raise LongRopeError(f"expected {name} of {path} to be an object or null; found {values[name]!r}"[:300])
+    record = whole.get(RECORD)
+    return Config(
+        path=folder,
+        values=values,
+        family=str(values.get("model_type", "unknown")),
+        length=whole_number(f"max_position_embeddings of {path}", values.get("max_position_embeddings"), 2),
+        tokenizer_length=_tokenizer_length(folder),
+        record=record if isinstance(record, dict) else {},
+    )
+
+
+def _tokenizer_length(folder: Path) -> int | None:
+    path = folder / "tokenizer_config.json"
+    limit = read_json(path).get("model_max_length") if path.is_file() else None
+    return limit if isinstance(limit, int) and limit > 0 else None  # int(1e30), "no limit", limits nothing

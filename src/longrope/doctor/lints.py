@@ -1,0 +1,170 @@
+"""Lints: what in a checkpoint's files is known to go wrong somewhere, with what to do. They change no exit code.
+
+Every lint is a function of the file alone; whether a runtime is hit by it is in that runtime's finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longrope.doctor.config import DICTIONARIES, ORIGINAL, Config
+from longrope.doctor.readings import LONGROPE, PHI3_KEYS
+from longrope.export.gguf.container import GgufRope
+from longrope.export.gguf.keys import CONTEXT_STEP
+
+_ATTENTION_BOUNDS = (0.5, 2.0)  # published configs had 32, the ratio, in its place
+
+
+@dataclass(frozen=True, slots=True)
+class Lint:
+    """One finding: a name to look for, what is wrong, and what to do."""
+
+    name: str
+    says: str
+    advice: str
+
+
+def lint_config(config: Config) -> list[Lint]:
+    """The lints of a config.json with a RoPE scaling; none where no scaling is stated."""
+    dictionaries = {name: flat for name in DICTIONARIES if (flat := _entry(config, name))}
+    scaled = {name: entry for name, entry in dictionaries.items() if _type(entry) != "default"}
+    if not scaled:
+        return []
+    fix = config.repair
+    entry = next(iter(scaled.values()))
+    found = [*_places(config, dictionaries, fix), *_shape(config, scaled, fix)]
+    original = config.original_length or entry.get(ORIGINAL) or config.model_class.original_length
+    if isinstance(original, int) and original > 0:
+        found += _lengths(original, config.length, entry.get("factor"), fix)
+    found += _attention(entry.get("attention_factor"), "attention_factor")
+    if config.tokenizer_length is not None and config.tokenizer_length < config.length:
+        says = f"model_max_length of tokenizer_config.json is {config.tokenizer_length}, L' is {config.length}"
+        found.append(Lint("tokenizer-length", says, f"set model_max_length to {config.length}: vLLM serves no more"))
+    return found
+
+
+def lint_gguf(rope: GgufRope, target: int) -> list[Lint]:
+    """The lints of a GGUF file that should serve `target` tokens."""
+    again = "longrope export --to gguf writes these keys"
+    found: list[Lint] = []
+    if rope.original_context_length is not None:
+        found += _lengths(rope.original_context_length, target, None, again)
+    elif rope.long_factors is not None:
+        says = "rope.scaling.original_context_length is absent, so context_length is the switch"
+        found.append(Lint("original-length", says, again))
+    found += _attention(rope.attention_factor, "rope.scaling.attn_factor")
+    if rope.factor is not None and rope.scaling_type == LONGROPE:
+        says = f"rope.scaling.factor {rope.factor:g} scales all positions on top of the factors"
+        found.append(Lint("scaling-factor", says, "remove the key"))
+    if rope.context_length is not None and rope.context_length < target:
+        says = f"context_length is {rope.context_length}, L' is {target}: llama-server serves no more"
+        found.append(Lint("context-length", says, again))
+    return found
+
+
+def _entry(config: Config, name: str) -> dict[str, Any]:
+    """The dictionary `name`; where it has one per layer type, that of the scaled type."""
+    value = config.dictionary(name)
+    inner = [dict(item) for item in value.values() if isinstance(item, Mapping)]
+    return next((item for item in inner if _type(item) != "default"), inner[0]) if inner else value
+
+
+def _type(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("rope_type", entry.get("type", "default")))
+
+
+def _places(config: Config, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
+    """What stands in one place and not in the other, or differently."""
+    is_nested = {name: _is_nested(config.dictionary(name)) for name in entries}
+    layers = config.model_class.layers
+    for name, nested in is_nested.items():
+        if nested and layers != "nested":
+            outcome = "an error in" if layers == "declared" else "passed over by"
+            says = f"{name} has one dictionary per layer type: {outcome} {config.family}, which has one RoPE for all"
+            yield Lint("nested-dictionary", says, fix)
+        if not nested and layers == "nested" and name == "rope_parameters":
+            says = f"{name} is flat: passed over by {config.family}, which has one RoPE per layer type"
+            yield Lint("flat-dictionary", says, fix)
+    if not any(is_nested.values()):
+        yield from _legacy_places(config, entries, fix)
+    if len(entries) == 2:
+        first, second = (entries[name] for name in DICTIONARIES)
+        differing = sorted(key for key in first.keys() & second.keys() if first[key] != second[key])
+        if differing or _type(first) != _type(second):
+            says = f"rope_scaling and rope_parameters disagree in {', '.join(differing) or 'their type'}"
+            yield Lint("dictionaries-disagree", says, f"transformers 5 takes rope_scaling; {fix}")
+
+
+def _legacy_places(config: Config, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
+    if "rope_scaling" not in entries:
+        says = "rope_parameters alone: transformers 4, MLX-LM, Ollama and others read rope_scaling and see plain RoPE"
+        yield Lint("no-rope-scaling", says, fix)
+    if "linear" not in map(_type, entries.values()):
+        inside = next((entry[ORIGINAL] for entry in entries.values() if ORIGINAL in entry), None)
+        top = config.original_length
+        needs_top = config.model_class.keys_4 == PHI3_KEYS  # Phi-3's, which look nowhere else
+        if (inside is None) != (top is None) and not (needs_top and inside is None):
+            place = "inside the dictionary" if top is None else "at the top level"
+            says = f"{ORIGINAL} stands {place} only; runtimes look in one place or the other"
+            yield Lint("original-length-once", says, fix)
+        if inside is not None and top is not None and inside != top:
+            says = f"{ORIGINAL} is {inside} inside the dictionary and {top} at the top level"
+            yield Lint("original-length-differs", says, fix)
+    without = [name for name, value in entries.items() if "rope_theta" not in value]
+    if config.base is None and without:
+        says = f"{' and '.join(without)} without rope_theta, and none at the top level: a default base is taken"
+        yield Lint("no-rope-theta", says, fix)
+
+
+def _shape(config: Config, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
+    """Types, list lengths, head dimension."""
+    types = {_type(entry) for entry in entries.values()} | {str(entry.get("type", "")) for entry in entries.values()}
+    if "su" in types:
+        says = "the type is 'su', the old name of longrope, which many runtimes no longer know"
+        yield Lint("legacy-su", says, fix)
+    for name, entry in entries.items():
+        both = (entry.get("type"), entry.get("rope_type"))
+        if None not in both and both[0] != both[1] and both != ("su", LONGROPE):
+            says = f"{name} has type {both[0]!r} and rope_type {both[1]!r}: an error in vLLM"
+            yield Lint("type-differs", says, fix)
+        pairs = config.rotary_dim(entry) // 2
+        for key in ("short_factor", "long_factor"):
+            values = entry.get(key)
+            if isinstance(values, list) and len(values) != pairs:
+                says = f"{name}.{key} has {len(values)} numbers, the rotary embedding has {pairs} pairs"
+                yield Lint("list-length", says, "give the factors of this model")
+        if any(key in entry for key in ("n_hat", "start_tokens")):
+            yield Lint("start-tokens", f"{name} states start tokens, which no runtime reads", "search without them")
+    facts = config.model_class
+    if config.values.get("head_dim") is None and "none" in (facts.head_dim, facts.head_dim_4):
+        says = f"head_dim is absent, and the class {config.family} leaves it None: an error with longrope"
+        yield Lint("no-head-dim", says, f"write head_dim {config.rotary_dim({})}, or {fix}")
+
+
+def _lengths(original: int, target: int, factor: Any, fix: str) -> Iterator[Lint]:
+    ratio = target / original
+    if isinstance(factor, int | float) and abs(factor / ratio - 1.0) > 1e-9:
+        says = f"factor is {factor:g}, L'/L is {target}/{original} = {ratio:g}; some runtimes take one, some the other"
+        yield Lint("factor", says, fix)
+    if original % CONTEXT_STEP:
+        says = f"L = {original} is no multiple of {CONTEXT_STEP}, to which llama.cpp rounds a context up"
+        inside = original // CONTEXT_STEP * CONTEXT_STEP
+        advice = f"there the short factors hold up to -c {inside}" if inside else "there the short factors never hold"
+        yield Lint("original-length-multiple", says, advice)
+
+
+def _attention(value: Any, name: str) -> Iterator[Lint]:
+    low, high = _ATTENTION_BOUNDS
+    if isinstance(value, int | float) and not low <= value <= high:
+        says = f"{name} is {value:g}, outside of [{low:g}, {high:g}]: attention logits scale with its square"
+        yield Lint(
+            "attention-factor",
+            says,
+            "it should be near √(1 + ln s/ln L); was the ratio s written in its place?",
+        )
+
+
+def _is_nested(value: Mapping[str, Any]) -> bool:
+    return any(isinstance(item, Mapping) for item in value.values())

@@ -1,0 +1,233 @@
+"""From what a runtime reads to what it computes: frequencies, attention factor, and which window at which length.
+
+One function for every rule that the table names. The closed forms (yarn, linear, llama3) are those of `longrope.rope`,
+which equal transformers'; a runtime that deviates from them does so in its attention factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from longrope.doctor.config import ORIGINAL, Config
+from longrope.doctor.readings import LONGROPE, Reading, RefusedError, UnknownRuleError, read, require
+from longrope.doctor.table import Runtime
+from longrope.errors import LongRopeError
+from longrope.export.gguf.keys import CONTEXT_STEP
+from longrope.rope import closed_forms as closed
+from longrope.rope.checks import positive_number
+from longrope.rope.geometry import FloatArray, RopeGeometry
+
+SHORT, LONG = "short", "long"
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What a runtime turns by: radians per token, float64 (D,), and what multiplies cosines and sines."""
+
+    frequencies: FloatArray
+    attention_factor: float
+    plain: bool = False
+    """Whether the frequencies are base^(-2i/d): no factor other than 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """What a runtime computes from a checkpoint, at every length."""
+
+    short: Rotation
+    long: Rotation
+    base: float
+    switch: str
+    """The rule that chooses, one of the table's."""
+    original_length: int
+    """L as the runtime reads it."""
+    engine: int
+    """Tokens that the engine or context is started for; it serves no more."""
+    windowed: bool
+    """Whether it has two windows, which may hold the same numbers."""
+    remarks: tuple[str, ...] = ()
+
+    def window(self, length: int) -> str | None:
+        """`short` or `long` for a text of `length` tokens alone in its batch; None where it is not served."""
+        if self.switch in ("engine", "context") and length > self.engine:
+            return None
+        is_long = {
+            "forward": length > self.original_length,
+            "past": length - 1 > self.original_length,  # the last position, which counts from 0
+            "engine": self.engine > self.original_length,
+            "context": -(-self.engine // CONTEXT_STEP) * CONTEXT_STEP > self.original_length,
+            "always": True,
+        }
+        return LONG if is_long[self.switch] else SHORT
+
+    def at(self, length: int) -> Rotation | None:
+        """What turns a text of `length` tokens; None where it is not served."""
+        window = self.window(length)
+        return None if window is None else self.long if window == LONG else self.short
+
+
+def behaviour(config: Config, runtime: Runtime, switch: int, target: int) -> Behaviour:
+    """What `runtime` computes from `config`, started for `target` tokens (or `switch`, as its row says).
+
+    Raises RefusedError where the runtime stops with an error, UnknownRuleError where the table has no rule.
+    """
+    reading = read(config, runtime)
+    if reading.rope_type != "default":
+        if reading.rope_type not in runtime.types:
+            raise UnknownRuleError(f"the table has no rule of {runtime.label} for the type {reading.rope_type!r}")
+        if config.family in runtime.refuses:
+            raise RefusedError(runtime.refuses[config.family])
+        if runtime.only is not None and config.family not in runtime.only:
+            says = runtime.otherwise_says.format(family=config.family)
+            if runtime.otherwise == "refused":
+                raise RefusedError(says)
+            plain = replace(reading, rope_type="default", remarks=(*reading.remarks, says))
+            return _behaviour(config, runtime, plain, switch, target)
+        require(reading.parameters, runtime.needs_of(config.family))
+    return _behaviour(config, runtime, reading, switch, target)
+
+
+def _behaviour(config: Config, runtime: Runtime, reading: Reading, switch: int, target: int) -> Behaviour:
+    short, long, remarks = _rotations(config, runtime, reading)
+    engine, capped = _engine(config, runtime, switch, target)
+    return Behaviour(
+        short=short,
+        long=long,
+        base=reading.base,
+        switch=runtime.switch,
+        original_length=reading.original_length,
+        engine=engine,
+        windowed=reading.rope_type == LONGROPE,
+        remarks=(*reading.remarks, *remarks, *capped),
+    )
+
+
+def _engine(config: Config, runtime: Runtime, switch: int, target: int) -> tuple[int, list[str]]:
+    """Tokens that the engine is started for, and why these are fewer than they should be."""
+    wanted = {"target": target, "original": switch, "default": config.original_length or config.length}[runtime.engine]
+    caps = {
+        "config": ("max_position_embeddings", config.length),
+        "tokenizer": ("model_max_length", config.tokenizer_length),
+    }
+    engine, remarks = wanted, []
+    for name, limit in (caps[cap] for cap in runtime.limits):
+        if limit is not None and limit < engine:
+            engine = limit
+            remarks.append(f"{name} {limit} caps the length that it serves")
+    return engine, remarks
+
+
+def _rotations(config: Config, runtime: Runtime, reading: Reading) -> tuple[Rotation, Rotation, list[str]]:
+    """The rotations of the short and of the long window, the same where there is one, and remarks."""
+    geometry = RopeGeometry(reading.rotary_dim, reading.base, reading.original_length)
+    if reading.rope_type == "default":
+        plain = Rotation(geometry.inv_freq, 1.0, plain=True)
+        return plain, plain, []
+    if reading.rope_type == LONGROPE:
+        return _longrope(config, runtime, reading, geometry)
+    factors, attention_factor = _closed_form(config, runtime, reading, geometry)
+    rotation = _rotation(geometry, factors, attention_factor)
+    return rotation, rotation, []
+
+
+def _longrope(
+    config: Config, runtime: Runtime, reading: Reading, geometry: RopeGeometry
+) -> tuple[Rotation, Rotation, list[str]]:
+    short, long = (_factors(reading.parameters, f"{window}_factor", geometry.pairs) for window in (SHORT, LONG))
+    remarks = []
+    if config.model_class.short_only_5 and runtime.name == "transformers-5":
+        long = short
+        remarks.append(f"the rotary module of {config.family} turns by the short factors at every length")
+    short_m, long_m = _attention_factors(config, runtime, reading)
+    if runtime.multiplies:
+        short, long = 1.0 / short, 1.0 / long
+        remarks.append("multiplies the frequencies by the factors, where all others divide")
+    return _rotation(geometry, short, short_m), _rotation(geometry, long, long_m), remarks
+
+
+def _rotation(geometry: RopeGeometry, factors: FloatArray, attention_factor: float) -> Rotation:
+    return Rotation(geometry.inv_freq / factors, attention_factor, plain=bool(np.all(factors == 1.0)))
+
+
+def _factors(parameters: Mapping[str, Any], name: str, pairs: int) -> FloatArray:
+    """λ as float64 (D,); a list of one number is stretched by broadcasting in every runtime that uses tensors."""
+    values = parameters.get(name)
+    if not isinstance(values, list) or not values:
+        raise RefusedError(f"{name} is no list of numbers")
+    if len(values) not in (1, pairs):
+        raise RefusedError(f"{name} has {len(values)} numbers for {pairs} rotary pairs: shapes differ")
+    try:
+        return np.broadcast_to([positive_number(name, value) for value in values], (pairs,)).astype(np.float64)
+    except LongRopeError as error:
+        raise RefusedError(str(error)) from error
+
+
+def _attention_factors(config: Config, runtime: Runtime, reading: Reading) -> tuple[float, float]:
+    """m of the short and of the long window, of a `longrope` dictionary."""
+    given, by_lengths = reading.parameters, _su(reading, config.length / reading.original_length)
+    rule = runtime.attention
+    if rule == "none":
+        return 1.0, 1.0
+    if rule == "lengths":
+        return by_lengths, by_lengths
+    if rule == "mscale" or config.model_class.mscale:
+        if rule != "mscale" and not {"short_mscale", "long_mscale"} <= given.keys():
+            raise RefusedError(f"the class {config.family} needs short_mscale and long_mscale")
+        short, long = (given.get(f"{window}_mscale") for window in (SHORT, LONG))
+        return (_number("short_mscale", short, by_lengths), _number("long_mscale", long, by_lengths))
+    factor, stated = given.get("factor"), given.get("attention_factor")
+    if rule == "stated-4":
+        top = config.original_length or config.model_class.original_length
+        if top is not None:
+            factor = None  # the ratio of the lengths goes before a stated factor
+        elif factor is None and stated is None:
+            raise RefusedError(f"without a top-level {ORIGINAL} it needs factor or attention_factor (TypeError)")
+    su = by_lengths if factor is None else _su(reading, _number("factor", factor, 1.0))
+    m = _number("attention_factor", stated, su)
+    return m, m
+
+
+def _closed_form(
+    config: Config, runtime: Runtime, reading: Reading, geometry: RopeGeometry
+) -> tuple[FloatArray, float]:
+    """λ (D,) and m of `linear`, `llama3` and `yarn`."""
+    given = reading.parameters
+    try:
+        factor = positive_number("factor", given.get("factor", config.length / reading.original_length))
+        if reading.rope_type == "linear":
+            return np.full(geometry.pairs, factor), 1.0
+        if reading.rope_type == "llama3":
+            bounds = (positive_number(name, given.get(name)) for name in ("low_freq_factor", "high_freq_factor"))
+            return closed.llama3(geometry, factor, *bounds), 1.0
+        if runtime.yarn_factor == "lengths" and ORIGINAL in given:
+            factor = config.length / reading.original_length
+        target = factor * reading.original_length
+        betas = (given.get("beta_fast") or 32.0, given.get("beta_slow") or 1.0)
+        factors = closed.yarn(geometry, target, *betas, truncate=bool(given.get("truncate", True)))
+    except LongRopeError as error:
+        raise RefusedError(str(error)) from error
+    m = closed.yarn_attention_factor(geometry, target)
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        above, below = (_number(name, given[name], 1.0) for name in ("mscale", "mscale_all_dim"))
+        m = closed.yarn_attention_factor(geometry, target, above) / closed.yarn_attention_factor(
+            geometry, target, below
+        )
+    stated = None if runtime.yarn_attention == "formula" else given.get("attention_factor")
+    return factors, _number("attention_factor", stated, m)
+
+
+def _su(reading: Reading, ratio: float) -> float:
+    """√(1 + ln s/ln L) with the L that the runtime reads."""
+    geometry = RopeGeometry(reading.rotary_dim, reading.base, reading.original_length)
+    return closed.su_attention_factor(geometry, ratio * reading.original_length)
+
+
+def _number(name: str, value: Any, default: float) -> float:
+    try:
+        return default if value is None else positive_number(name, value)
+    except LongRopeError as error:
+        raise RefusedError(str(error)) from error

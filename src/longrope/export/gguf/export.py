@@ -1,0 +1,152 @@
+"""Export to GGUF, so that llama.cpp and what is built on it apply the scaling: into an existing file, or a whole one.
+
+llama.cpp has two sets of factors and takes one of them for a whole context, by the context's size, not by the text's
+length. The notes of an export say which one, when, and what that costs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import LongRopeError, one_line
+from longrope.export.forms import require_lossless, transformers_losses, transformers_scaling
+from longrope.export.gguf.container import GgufFile, gguf_package, read_gguf, rope_of
+from longrope.export.gguf.convert import ARCHITECTURE, check_llama, write_llama
+from longrope.export.gguf.keys import CONTEXT_STEP, check_architecture, rope_keys, rope_tensors
+from longrope.export.gguf.patch import write_patched
+from longrope.models.loading import load_config
+from longrope.rope.geometry import RopeGeometry, text_config
+from longrope.rope.scaling import RopeScaling, Window
+from longrope.storage import check_output_file
+
+
+@dataclass(frozen=True, slots=True)
+class GgufExport:
+    """Where the file lies, what its user must know (one line each), and what was lost (empty: nothing)."""
+
+    path: Path
+    notes: list[str]
+    losses: list[str]
+
+
+def export_gguf(
+    model: str,
+    scaling: RopeScaling,
+    output: Path,
+    *,
+    existing: Path | None = None,
+    allow_lossy: bool = False,
+    context_length: int | None = None,
+) -> GgufExport:
+    """Write `model` extended by `scaling` to the new GGUF file `output`.
+
+    With `existing`, a GGUF file that was converted from `model`, in any quantisation, its tensors are copied byte for
+    byte and the scaling is added; without, the whole file is written. `context_length` is the longest text that the
+    file is for (default: the scaling's target); a shorter one takes the factors of its window.
+
+    Raises LongRopeError when llama.cpp's graph of the architecture takes no factors, when the scaling or `existing`
+    is of another model, when llama.cpp cannot express the scaling (and `allow_lossy` is not set), or when `output`
+    exists or cannot be written. `output` is then as it was.
+    """
+    check_output_file(output)
+    gguf_package()
+    config = load_config(model)
+    scaling.check_fits(RopeGeometry.from_config(config, original_length=scaling.geometry.original_length))
+    wanted = _up_to(scaling, context_length or scaling.target_length)
+    losses = transformers_losses(wanted)  # llama.cpp expresses what transformers does
+    require_lossless(losses, "llama.cpp", allow_lossy)
+    expressed = transformers_scaling(wanted)
+    tensors = rope_tensors(expressed)
+    if existing is None:
+        architecture = ARCHITECTURE
+        check_llama(config, scaling.geometry, expressed.target_length)
+    else:
+        source = read_gguf(existing)
+        architecture = _checked_architecture(source, config, scaling.geometry)
+    notes = _notes(output, expressed)
+    keys = rope_keys(architecture, expressed, scaling, losses)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            partial = Path(folder) / "partial.gguf"
+            if existing is None:
+                notes += write_llama(partial, model, keys, tensors)
+            else:
+                with partial.open("wb") as file:
+                    write_patched(source, file, architecture, keys, tensors)
+            read_gguf(partial)
+            partial.replace(output)
+    except OSError as error:
+        raise LongRopeError(f"cannot write {output}: {one_line(error)}; nothing was left there") from error
+    return GgufExport(output, notes, losses)
+
+
+def _up_to(scaling: RopeScaling, length: int) -> RopeScaling:
+    """The windows of `scaling` for texts of up to `length` tokens."""
+    last = scaling.window_for(length)
+    shorter = [window for window in scaling.windows if window.max_length < length]
+    return RopeScaling(
+        scaling.geometry,
+        (*shorter, Window(length, last.factors, last.start_tokens, last.attention_factor)),
+        scaling.provenance,
+    )
+
+
+def _checked_architecture(source: GgufFile, config: Any, geometry: RopeGeometry) -> str:
+    """The architecture of `source`, which must be the model of `config` with the rotary embedding of `geometry`."""
+    rope = rope_of(source)
+    check_architecture(rope.architecture)
+    text = text_config(config)
+    expected = {
+        "rotary dimension": (rope.rotary_dim, geometry.rotary_dim),
+        "layers": (source.value(f"{rope.architecture}.block_count"), text.num_hidden_layers),
+        "hidden size": (source.value(f"{rope.architecture}.embedding_length"), text.hidden_size),
+    }
+    for what, (found, wanted) in expected.items():
+        if found != wanted:
+            raise LongRopeError(
+                f"{source.path} is not a conversion of this model: it has {what} {found}, the model {wanted}"
+            )
+    if abs(rope.freq_base / geometry.base - 1.0) > 1e-6:  # the file has it as float32
+        raise LongRopeError(
+            f"{source.path} is not a conversion of this model: it has rope base {rope.freq_base:g}, the model "
+            f"{geometry.base:g}"
+        )
+    if source.value(f"{rope.architecture}.rope.scaling.finetuned") is False and rope.architecture.startswith("granite"):
+        raise LongRopeError(f"{source.path} states that its Granite model has no RoPE; there is nothing to scale")
+    return rope.architecture
+
+
+def _notes(path: Path, expressed: RopeScaling) -> list[str]:
+    short, long = expressed.windows
+    notes = [f"serve: llama-server -m {path} -c {long.max_length}"]
+    if short.factors == long.factors:
+        notes.append("the same factors hold at every -c")
+    else:
+        notes += _regimes(path, short.max_length, long.max_length)
+    if long.attention_factor != 1.0:
+        notes.append(
+            f"the attention factor {long.attention_factor:g} holds at every -c: short texts are not exactly those of "
+            "the original model"
+        )
+    return notes
+
+
+def _regimes(path: Path, switch: int, target: int) -> list[str]:
+    """Which -c gives which factors, and the price of it."""
+    inside = switch // CONTEXT_STEP * CONTEXT_STEP
+    rounding = f"llama.cpp rounds -c up to a multiple of {CONTEXT_STEP} and takes one set of factors for the context"
+    if not inside:
+        return [f"{rounding}: always the long one, because {CONTEXT_STEP} is above the first window of {switch} tokens"]
+    notes = [f"{rounding}: -c up to {inside} the short factors, above it the long ones, whatever the text's length"]
+    if inside != switch:
+        notes.append(f"{switch} is no multiple of {CONTEXT_STEP}: -c {inside + 1} to {switch} takes the long factors")
+    notes += [
+        "with -np N and without --kv-unified a slot has -c / N tokens, and that decides; --yarn-orig-ctx does not",
+        f"short texts pay for a large -c: at -c {target} a text inside {switch} tokens gets the long factors too "
+        "(`longrope eval` measures what that costs at each length)",
+        f"for short texts as before, a second server: llama-server -m {path} -c {inside}",
+    ]
+    return notes

@@ -1,0 +1,154 @@
+"""A checkpoint's files on disk: which ones make the model, which ones travel with it, and their JSON.
+
+Not its tensors: those are in `tensors.py`. Pickled weights are never opened, and nothing that could run travels.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from longrope.errors import LongRopeError, one_line
+from longrope.storage import read_json, write_json_atomic
+
+EMBEDDED, EMBEDDED_LONG = "tiny", "tiny-512x"
+"""The embedded model, and the same extended to 512 times its window: its scaling.json says so, not its config."""
+EMBEDDED_MODELS = (EMBEDDED, EMBEDDED_LONG)
+CHECKPOINT = "checkpoint"
+"""The folder of a run with the weights that it trained or exported."""
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_TRAVELS = (
+    "generation_config.json",
+    "tokenizer*",
+    "tekken.json",
+    "*.tiktoken",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "*processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+RECORD = "longrope"
+"""The key of config.json that says how the checkpoint was exported; `save_pretrained` of other tools keeps it."""
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def embedded_model_path(name: str = EMBEDDED) -> Path:
+    """The folder of an embedded model in this installation."""
+    return Path(str(resources.files("longrope"))) / "assets" / name
+
+
+def resolve(name: str) -> str:
+    """A model folder, or a hub name of the form `owner/model`.
+
+    The folder of a run (`longrope finetune` or `extend`) is that of its checkpoint. Raises LongRopeError for anything
+    else, before any network is touched.
+    """
+    if name in EMBEDDED_MODELS:
+        path = embedded_model_path(name)
+        if not (path / "config.json").is_file():
+            raise LongRopeError(f"this installation of longrope lacks the embedded model {name!r}; install it again")
+        return str(path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        for folder in (path, path / CHECKPOINT):
+            if (folder / "config.json").is_file():
+                return str(folder)
+        raise LongRopeError(f"expected a model folder with a config.json, found none in {path} or its {CHECKPOINT}/")
+    if path.exists():
+        raise LongRopeError(f"expected a model folder, found a file at {path}; give the folder that holds config.json")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+        return name
+    raise LongRopeError(
+        f"there is no model folder at {name}; give a folder, a hub name (owner/model) or "
+        f"{' or '.join(map(repr, EMBEDDED_MODELS))}"
+    )
+
+
+def source_folder(model_name: str, code: tuple[str, ...] = ()) -> Path:
+    """The folder with the files of a model; for a hub name the snapshot, downloaded where it is not there yet.
+
+    `code` are patterns of files that travel too. Raises LongRopeError when there is no such model.
+    """
+    place = Path(resolve(model_name))
+    if place.is_dir():
+        return place
+    patterns = ["config.json", SINGLE, INDEX, "model-*.safetensors", *_TRAVELS, *code]
+    try:
+        return Path(snapshot_download(model_name, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds; what it said is passed on in one line
+        raise LongRopeError(f"cannot download {model_name}: {one_line(error)}") from error
+
+
+def weight_files(source: Path) -> list[str]:
+    """Names of the safetensors files that make the model: those that the index names, or the only one.
+
+    Raises LongRopeError when there are none, with the conversion where the weights are pickled, or one is missing.
+    """
+    if (source / INDEX).is_file():
+        named = read_json(source / INDEX).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) and "/" not in name for name in named.values()):
+            raise LongRopeError(f"expected a weight_map of file names in {source / INDEX}; found something else")
+        names = sorted(set(named.values()))
+    else:
+        names = [SINGLE]
+    missing = [name for name in names if not (source / name).is_file()]
+    if not missing:
+        return names
+    if (source / INDEX).is_file():
+        raise LongRopeError(f"{source / INDEX} names {missing[0]}, which is not there; give a complete checkpoint")
+    pickles = sorted(path.name for pattern in _PICKLES for path in source.glob(pattern))
+    if pickles:
+        raise LongRopeError(
+            f"expected safetensors weights in {source}, found pickled ones ({pickles[0]}), which can run code and are "
+            'not opened; if you trust them: python -c "from transformers import AutoModelForCausalLM as M, '
+            f"AutoTokenizer as T; [one.from_pretrained('{source}').save_pretrained('CONVERTED') for one in (M, T)]\""
+        )
+    raise LongRopeError(f"expected safetensors weights in {source}, found none; give a folder that holds {SINGLE}")
+
+
+def copy_companions(source: Path, folder: Path, code: tuple[str, ...] = ()) -> None:
+    """Copy what travels beside the weights: tokenizer, generation config, licence, and `code`."""
+    for pattern in (*_TRAVELS, *code):
+        for file in source.glob(pattern):
+            if file.is_file():
+                target = folder / file.relative_to(source)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, target)
+
+
+def copy_weights(source: Path, folder: Path) -> None:
+    """Copy the weight files, and their index where there is one, byte for byte."""
+    names = weight_files(source)
+    for name in [*names, *([INDEX] if (source / INDEX).is_file() else [])]:
+        shutil.copyfile(source / name, folder / name)
+
+
+def raise_limits(folder: Path, length: int) -> None:
+    """Let tokenizer and `generate` take `length` tokens: limits of the old window are raised, none is added."""
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("generation_config.json", "max_length")):
+        path = folder / name
+        if path.is_file():
+            settings = read_json(path)
+            limit = settings.get(key)
+            if isinstance(limit, int) and limit < length:
+                write_json_atomic(path, settings | {key: length})
+
+
+def refuse_folded(record: Any, model_name: str) -> None:
+    """Raise LongRopeError when `record`, what config.json has under RECORD, says that a factor is in the weights."""
+    if isinstance(record, dict) and record.get("query_scale", 1.0) != 1.0:
+        raise LongRopeError(
+            f"{model_name} is an export with an attention factor folded into its weights; "
+            "export from the model that it was made from"
+        )

@@ -1,0 +1,209 @@
+"""Keys and values of a text under one window: filled in chunks, shared by many continuations.
+
+Not generation across windows: that is `switch.py`. Here the caller fixes the window, as evaluation does: a long text is
+read once and many questions are asked about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from longrope.errors import LongRopeError
+from longrope.models.scoring import run_base
+from longrope.rope.scaling import Window
+
+if TYPE_CHECKING:
+    from longrope.models.scaled import Installed
+
+PREFILL_CHUNK = 2048
+_LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
+
+
+def prefill(installed: Installed, ids: Tensor, window: Window, *, chunk_size: int | None = None) -> Prefilled:
+    """Read `ids` (1, T) under `window` for continuations that share them; no logits are made.
+
+    By default in one pass, in which attention needs no mask, with the activations that scoring has
+    (`scoring.token_nll`). With a `chunk_size`, and where layers attend to a sliding window, so many tokens at a time:
+    memory is then the cache, and the activations and mask of one chunk. The model should be in eval mode.
+
+    Raises LongRopeError when `ids` is not one text of at least one token, or the model's cache is not made of keys and
+    values.
+    """
+    if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        raise LongRopeError(f"expected token ids of one text, shape (1, T), found {tuple(ids.shape)}")
+    cache = new_cache(installed.model)
+    text, chunk = ids[:, :-1], PREFILL_CHUNK if chunk_size is None else chunk_size
+    if chunk_size is None and text.shape[1] and not any(layer.is_sliding for layer in cache.layers):
+        with torch.no_grad(), installed.using(window) as model:
+            run_base(model, text, cache=cache)
+        _check_filled(cache, text.shape[1], model)
+    else:
+        fill(installed, cache, text, window, chunk)
+    return Prefilled(installed, window, cache, ids[:, -1:], chunk)
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A text that was read: continuations are scored or generated after it and leave it as it was.
+
+    The last token is not in the cache: it is fed again with every continuation, whose first logits it gives.
+    """
+
+    installed: Installed
+    window: Window
+    cache: DynamicCache
+    last: Tensor  # (1, 1)
+    chunk_size: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text."""
+        return int(self.cache.get_seq_length()) + 1
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """NLL in nats of `tokens` (1, n) after the text: (n,), float32, or float64 for a float64 model.
+
+        Entry j is −log p(tokens j | the text, tokens 0 … j−1). Raises LongRopeError when `tokens` is not (1, n), n ≥ 1.
+        """
+        self._check(tokens, at_least=1)
+        fed = torch.cat([self.last, tokens[:, :-1].to(self.last)], dim=1)
+        vocabulary = self.installed.model.config.get_text_config().vocab_size
+        size = max(1, min(self.chunk_size, _LOGITS_BUDGET // vocabulary))
+        pieces = []
+        with self._continued():
+            for at in range(0, fed.shape[1], size):
+                logits = self._logits(fed[:, at : at + size])
+                target = tokens[0, at : at + size].to(logits.device)
+                pieces.append(F.cross_entropy(logits[0], target, reduction="none"))
+        return torch.cat(pieces)
+
+    def greedy(self, tokens: Tensor, max_new_tokens: int, stop: Collection[int] = ()) -> list[int]:
+        """The most likely tokens after the text and `tokens` (1, k), k ≥ 0: at most `max_new_tokens` of them.
+
+        Ends with the first token of `stop` that appears. Raises LongRopeError when `tokens` is not (1, k).
+        """
+        self._check(tokens, at_least=0)
+        fed = torch.cat([self.last, tokens.to(self.last)], dim=1)
+        found: list[int] = []
+        with self._continued():
+            fill(self.installed, self.cache, fed[:, :-1], self.window, self.chunk_size)
+            token = fed[:, -1:]
+            while len(found) < max_new_tokens and (not found or found[-1] not in stop):
+                token = self._logits(token)[:, -1:].argmax(-1)
+                found.append(int(token))
+        return found
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        """Logits (1, n, V) of `ids` (1, n), which join the cache."""
+        past = int(self.cache.get_seq_length())
+        positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
+        with self.installed.using(self.window) as model:
+            logits: Tensor = model(
+                input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True
+            ).logits
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _check(self, tokens: Tensor, at_least: int) -> None:
+        if tokens.dim() != 2 or tokens.shape[0] != 1 or tokens.shape[1] < at_least:
+            raise LongRopeError(
+                f"expected the tokens of one continuation, shape (1, n) with n of at least {at_least}, "
+                f"found {tuple(tokens.shape)}"
+            )
+
+    @contextmanager
+    def _continued(self) -> Iterator[None]:
+        """What the block adds to the cache is cut off after it.
+
+        A full layer is cut, so that the text's keys never exist twice; a sliding one has dropped tokens of the text by
+        then, and gets its few tensors back (an update makes new ones and leaves them alone).
+        """
+        before = [dict(vars(layer)) if layer.is_sliding or not layer.is_initialized else {} for layer in _layers(self)]
+        length = self.length - 1
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for layer, kept in zip(_layers(self), before, strict=True):
+                if kept:
+                    vars(layer).update(kept)
+                else:
+                    layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+
+
+def _layers(prefilled: Prefilled) -> list[Any]:
+    return list(prefilled.cache.layers)
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache for `model`. Raises LongRopeError when it needs one that holds more than keys and values."""
+    cache = DynamicCache(config=model.config)
+    check_cache(cache, type(model).__name__)
+    return cache
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether `cache` is a dynamic cache of keys and values, of full or sliding layers."""
+    layers = getattr(cache, "layers", None)
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return layers is not None and not cache.offloading and all(type(layer) in kinds for layer in layers)
+
+
+def check_cache(cache: Any, purpose: str) -> None:
+    """Raise LongRopeError unless `cache` is a dynamic cache of keys and values, of full or sliding layers."""
+    if not is_plain(cache):
+        kinds = {type(layer).__name__ for layer in getattr(cache, "layers", [])}
+        offloaded = ", offloaded" if getattr(cache, "offloading", False) else ""
+        raise LongRopeError(
+            f"expected a dynamic cache of keys and values for {purpose}, found {type(cache).__name__}"
+            f" of {', '.join(sorted(kinds)) or 'no layers'}{offloaded}"
+        )
+
+
+def fill(
+    installed: Installed,
+    cache: DynamicCache,
+    ids: Tensor,
+    window: Window,
+    chunk_size: int = PREFILL_CHUNK,
+    *,
+    position_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> None:
+    """Append the keys and values of `ids` (B, n) to `cache`, all under `window`.
+
+    Runs the model below its head, `chunk_size` tokens at a time. `position_ids` (B or 1, n) are those of `ids`, by
+    default what follows the cache; `attention_mask` (B, p + n) covers the cache's p tokens too.
+
+    Raises LongRopeError for a chunk size below 1, or a model that does not use the cache.
+    """
+    if chunk_size < 1:
+        raise LongRopeError(f"expected a prefill chunk of at least 1 token, found {chunk_size}")
+    model, count = installed.model, ids.shape[1]
+    past = int(cache.get_seq_length())
+    if position_ids is None:
+        position_ids = torch.arange(past, past + count, device=ids.device)[None]
+    with torch.no_grad(), installed.using(window):
+        for start in range(0, count, chunk_size):
+            stop = min(start + chunk_size, count)
+            model.base_model(
+                input_ids=ids[:, start:stop],
+                position_ids=position_ids[:, start:stop],
+                attention_mask=None if attention_mask is None else attention_mask[:, : past + stop],
+                past_key_values=cache,
+                use_cache=True,
+            )
+    _check_filled(cache, past + count, model)
+
+
+def _check_filled(cache: DynamicCache, length: int, model: PreTrainedModel) -> None:
+    if int(cache.get_seq_length()) != length:
+        raise LongRopeError(f"{type(model).__name__} keeps no keys in the cache it is given; it cannot be continued")

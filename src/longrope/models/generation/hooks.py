@@ -1,0 +1,267 @@
+"""What is refused while a scaling with several windows is installed: generation that would be wrong across them.
+
+Each raises before any work. What can only be seen later, such as a cache that does not fit, `switch.py` refuses.
+
+What makes stock `model.generate` right while a scaling with several windows is installed.
+
+A cache holds keys of one window. When the next forward needs another (`window_rule.py`), the cache is filled again from
+the tokens, in chunks, or its keys are turned, so that the token after n tokens is predicted under the window for n,
+cached or not. transformers leaves the cache as it is for all but three families, and what follows the switch is then
+wrong without a word.
+
+`install` puts the hooks on the model and `uninstall` takes them off. They take the place of methods on the instance:
+`prepare_inputs_for_generation`, which sees every forward before it runs, and two entrances (`entrance.py`).
+
+Which window a forward of a model with a scaling uses, and when two windows differ for its keys.
+
+The rule (LongRoPE2, inference): the window for n tokens, where n counts all that the text has in this forward, prompt
+and generated, whether they lie in a cache or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, fill, is_plain
+from longrope.models.generation.rerotate import Rerotation
+from longrope.rope.scaling import Window
+
+if TYPE_CHECKING:
+    from longrope.models.scaled import Installed
+
+_RIGHT_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
+
+
+class Entrance:
+    """In the place of a method that generates: refuses, before any work, what would be wrong across windows."""
+
+    def __init__(self, installed: Installed, own: Any, check: Callable[..., None]) -> None:
+        self.installed, self.own, self.check = installed, own, check
+        self.__wrapped__ = own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if switches(self.installed):
+            self.check(self.installed.model, *args, **kwargs)
+        return self.own(*args, **kwargs)
+
+
+def check_mode(
+    model: PreTrainedModel, inputs: Any = None, generation_config: GenerationConfig | None = None, *_: Any, **given: Any
+) -> None:
+    """Raise LongRopeError unless `generate` takes one token at a time, after a prompt read under one window."""
+    config = GenerationConfig()
+    for stated in (vars(model.generation_config), vars(generation_config) if generation_config else {}, given):
+        vars(config).update({name: value for name, value in stated.items() if value is not None})
+    mode = str(config.get_generation_mode(given.get("assistant_model")).value)
+    if mode not in _RIGHT_MODES:
+        raise _not_across_windows(mode.replace("_", " "))
+    if config.guidance_scale not in (None, 1):
+        raise _not_across_windows("guidance (a second, unconditional text with a cache of its own)")
+    if config.prefill_chunk_size is not None:
+        raise LongRopeError(
+            "expected no prefill_chunk_size: its chunks would be read under windows of their own; use "
+            "longrope.generation(..., prefill_chunk=...)"
+        )
+    if config.cache_implementation not in (None, "dynamic", "hybrid"):  # transformers itself ignores hybrid
+        raise LongRopeError(
+            "expected a dynamic cache for generation across windows, found cache_implementation "
+            f"{config.cache_implementation!r}; leave it unset"
+        )
+
+
+def refuse_batching(*_: Any, **__: Any) -> None:
+    raise _not_across_windows("continuous batching")
+
+
+def _not_across_windows(what: str) -> LongRopeError:
+    return LongRopeError(
+        f"{what} is not right across windows, where the cache has to change between two tokens: generate greedily, by "
+        "sampling or with beams, or fix one window"
+    )
+
+
+Switch = Literal["recompute", "rerotate"]
+
+_OF_TOKENS = ("attention_mask", "position_ids")
+_MARK = "longrope_window"  # on a cache: the window of its keys; copies of the cache carry it along
+
+
+def hook_generation(installed: Installed) -> None:
+    """Put the hooks on the model; one that cannot generate is left as it is."""
+    model = installed.model
+    if not isinstance(model, GenerationMixin):
+        return
+    model.prepare_inputs_for_generation = CacheSwitch(installed)
+    model.generate = Entrance(installed, model.generate, check_mode)
+    model.init_continuous_batching = Entrance(installed, model.init_continuous_batching, refuse_batching)
+
+
+def unhook_generation(model: PreTrainedModel) -> None:
+    """Take the hooks off; a model without them stays as it is."""
+    for name in ("prepare_inputs_for_generation", "generate", "init_continuous_batching"):
+        hook = vars(model).get(name)
+        if isinstance(hook, CacheSwitch | Entrance):
+            delattr(model, name)
+            if getattr(model, name) != hook.own:  # it was on the instance before
+                setattr(model, name, hook.own)
+
+
+def cache_switch(installed: Installed) -> CacheSwitch:
+    """The hook on the model. Raises LongRopeError when it has none, or one of another installation."""
+    hook = vars(installed.model).get("prepare_inputs_for_generation")
+    if isinstance(hook, CacheSwitch) and hook.installed is installed:
+        return hook
+    name = type(installed.model).__name__
+    if isinstance(installed.model, GenerationMixin):
+        raise LongRopeError(f"this scaling is no longer installed in {name}: give what the last install() returned")
+    raise LongRopeError(f"expected a model that generates text, found {name}, which does not")
+
+
+class CacheSwitch:
+    """In the place of `prepare_inputs_for_generation`: the cache it hands on is right for the forward to come."""
+
+    def __init__(self, installed: Installed) -> None:
+        self.installed = installed
+        self.own = installed.model.prepare_inputs_for_generation
+        self.prefill_chunk = PREFILL_CHUNK
+        self.rerotation: Rerotation | None = None
+        """Turns the keys at a switch; None: they are computed again."""
+        self.__wrapped__ = self.own  # transformers looks at the signature
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The inputs of the next forward, as `prepare_inputs_for_generation` gives them.
+
+        `input_ids` (B, W) is the whole text, or only what the cache does not hold; `position_ids` (B or 1, T) and
+        `attention_mask` (B, T) are the whole text's.
+        """
+        cache, several = past_key_values, switches(self.installed)
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        given |= {"past_key_values": cache} | kwargs
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if not several:
+            # Any cache and any way of generating will do. A plain text is still read in chunks.
+            coming = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
+            whole = position_ids is not None and position_ids.dim() == 2 and position_ids.shape[1] == past + coming
+            if not whole or inputs_embeds is not None or not is_plain(cache) or self._numbers_replaced:
+                return self._own(input_ids, next_sequence_length, given)
+        if position_ids is None or position_ids.dim() != 2:
+            raise LongRopeError("expected position_ids of shape (batch, tokens): windows are chosen by position")
+        window = window_of_rows(self.installed, (position_ids.max(dim=-1).values + 1).tolist())
+        if cache is None:  # every forward is of the whole text
+            return self._own(input_ids, next_sequence_length, given)
+        check_cache(cache, "generation across windows")
+        if inputs_embeds is not None:
+            raise LongRopeError("expected input_ids, found inputs_embeds: a cache is filled again from tokens")
+
+        total = position_ids.shape[1]
+        new = total - past  # tokens that the cache does not hold
+        if new < 1:
+            raise LongRopeError(f"expected new tokens after the {past} that the cache holds, found {total} in all")
+        held: Window | None = getattr(cache, _MARK, None if several else window)
+        if past and (held is None or not same_keys(held, window)):
+            past = self._switch(cache, held, window, position_ids[:, :past], whole=input_ids.shape[1] == total)
+        # The forward to come takes the last tokens only, as many as fit a chunk.
+        last = min(new, self.prefill_chunk)
+        if total - past > last:
+            self._fill(cache, input_ids, last, window, given)
+        setattr(cache, _MARK, window)
+        return self._own(input_ids, last, given)
+
+    @property
+    def _numbers_replaced(self) -> bool:
+        """Whether tensors take the place of the fixed window's numbers: then nothing can be filled under a window."""
+        rotary = self.installed.rotaries[0]
+        return rotary.factors is not None or rotary.attention_factor is not None
+
+    def _own(self, input_ids: Tensor, last: int | None, given: dict[str, Any]) -> dict[str, Any]:
+        inputs: dict[str, Any] = self.own(input_ids, next_sequence_length=last, **given)
+        if inputs.get("past_key_values") is not given["past_key_values"]:
+            # Phi-3 drops the cache at the switch of its own config: this one is right already.
+            inputs = GenerationMixin.prepare_inputs_for_generation(
+                self.installed.model, input_ids, next_sequence_length=last, **given
+            )
+        return inputs
+
+    def _switch(self, cache: Any, held: Window | None, window: Window, positions: Tensor, *, whole: bool) -> int:
+        """Make `cache`, with keys of `held` at `positions` (B or 1, p), one of `window`: how many tokens it keeps."""
+        if self.rerotation is not None:
+            if held is None:
+                raise LongRopeError(
+                    "expected a cache filled by this model's generate, found one whose window is not known: its keys "
+                    "cannot be turned; use switch='recompute'"
+                )
+            self.rerotation.turn(cache, positions, held, window)
+            return positions.shape[1]
+        if not whole:
+            raise LongRopeError(
+                f"this text needs the window of {window.max_length} tokens, for which its cache has to be filled again:"
+                " give input_ids of the whole text, not of its new tokens only"
+            )
+        cache.reset()
+        return 0
+
+    def _fill(self, cache: DynamicCache, ids: Tensor, last: int, window: Window, given: dict[str, Any]) -> None:
+        """Bring into the cache what it lacks of the text, but for the `last` tokens."""
+        content = [name for name, value in given.items() if isinstance(value, Tensor) and name not in _OF_TOKENS]
+        if content:
+            raise LongRopeError(f"expected text only, found {', '.join(content)}: a cache is filled from tokens")
+        positions, mask = given["position_ids"], given["attention_mask"]
+        end, past = positions.shape[1] - last, int(cache.get_seq_length())
+        device = self.installed.model.device
+        fill(
+            self.installed,
+            cache,
+            ids[:, past - positions.shape[1] : -last].to(device),
+            window,
+            self.prefill_chunk,
+            position_ids=positions[:, past:end].to(device),
+            attention_mask=None if mask is None else mask[:, :end].to(device),
+        )
+
+
+def switches(installed: Installed) -> bool:
+    """Whether the keys of a text can come to need another window: not when one is fixed, or all have the same keys."""
+    windows = installed.scaling.windows
+    return installed.rotaries[0].fixed is None and not all(same_keys(windows[0], window) for window in windows)
+
+
+def same_keys(one: Window, other: Window) -> bool:
+    """Whether two windows rotate every key alike, whatever lengths they are for."""
+    return one == other or (one.factors, one.start_tokens, one.attention_factor) == (
+        other.factors,
+        other.start_tokens,
+        other.attention_factor,
+    )
+
+
+def window_of_rows(installed: Installed, lengths: Sequence[int]) -> Window:
+    """The window for rows of `lengths` tokens in one forward.
+
+    Raises LongRopeError when they need different ones: a forward has one window.
+    """
+    fixed = installed.rotaries[0].fixed
+    if fixed is not None:
+        return fixed
+    windows = {length: installed.scaling.window_for(length) for length in sorted(set(lengths))}
+    longest = windows[max(windows)]
+    for length, window in windows.items():
+        if not same_keys(window, longest):
+            raise LongRopeError(
+                f"expected rows of one window in a batch, found rows of {length} and {max(windows)} tokens on both "
+                f"sides of {window.max_length}; generate them apart, or together at equal lengths"
+            )
+    return longest

@@ -1,0 +1,294 @@
+"""Load a causal language model, its config or its tokenizer from a folder, a hub name, or one embedded here.
+
+Weights come from safetensors only; code that travels with a checkpoint runs only when the caller says so.
+
+A hash that tells two models apart in milliseconds, where hashing all weights would read gigabytes.
+
+The model a verb works on: loaded once, with its tokenizer, geometry and the scaling it already carries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import model_info
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from longrope.data.books import shipped_books
+from longrope.data.documents import Document
+from longrope.data.samples import Samples, draw_samples
+from longrope.data.sources import Source
+from longrope.data.tokens import bos_of, tokenize
+from longrope.errors import LongRopeError, one_line
+from longrope.models.apply import geometry_of
+from longrope.models.checkpoint_files import EMBEDDED_MODELS, RECORD, refuse_folded, resolve
+from longrope.rope.closed_forms import CLOSED_FORMS
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.hf_config import existing_scaling
+from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model. Raises LongRopeError when it cannot be loaded."""
+    return _loaded(AutoConfig.from_pretrained, name, "config", trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises LongRopeError when it cannot be loaded."""
+    return _loaded(AutoTokenizer.from_pretrained, name, "tokenizer", trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model in eval mode, on `device`.
+
+    `dtype`: float32, bfloat16, float16, float64, checkpoint (its own), or auto: float32 on a CPU, its own elsewhere.
+    Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors or incomplete.
+    """
+    if dtype not in ("auto", "checkpoint", *_DTYPES):
+        raise LongRopeError(f"expected a dtype of auto, checkpoint, {', '.join(_DTYPES)}; found {dtype!r}")
+    try:
+        target = torch.device(device)
+        torch.zeros(1, device=target).item()
+    except (RuntimeError, AssertionError) as error:
+        raise LongRopeError(f"the device {device!r} cannot be used here: {one_line(error)}") from error
+    wanted: Any = _DTYPES.get(dtype, torch.float32 if dtype == "auto" and target.type == "cpu" else "auto")
+    model: PreTrainedModel
+    model, report = _loaded(
+        AutoModelForCausalLM.from_pretrained,
+        name,
+        "model",
+        dtype=wanted,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers
+        raise LongRopeError(
+            f"the checkpoint {name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]};"
+            " give a complete one"
+        )
+    try:
+        return model.to(target).eval()
+    except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
+        raise LongRopeError(f"cannot put {name} on {device}: {one_line(error)}") from error
+
+
+def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
+    place = resolve(name)
+    local = Path(place).is_dir()
+    unreachable = "" if local else _why_unreachable(place)
+    offline = local or bool(unreachable)
+    if what == "model":  # where peft is installed, an adapter is looked for, and that looks at its own options only
+        options["adapter_kwargs"] = {"local_files_only": offline}
+    try:
+        return load(place, local_files_only=offline, **options)
+    except Exception as error:  # transformers raises many kinds; what it said is passed on in one line
+        not_here = unreachable and isinstance(error, OSError)
+        reason = f"the hub cannot be reached: {unreachable}" if not_here else one_line(error)
+        raise LongRopeError(f"cannot load the {what} of {name}: {reason}") from error
+
+
+def _why_unreachable(hub_name: str) -> str:
+    """Why the hub does not answer, or nothing; asked once, because transformers retries for half a minute.
+
+    Without the hub, what was downloaded before is used.
+    """
+    try:
+        model_info(hub_name, timeout=10)
+    except HfHubHTTPError:
+        return ""  # it did answer: what is wrong with the name is transformers' to say
+    except Exception as error:  # the HTTP client's own kinds: no common type
+        return one_line(error)
+    return ""
+
+
+_VALUES = 256  # values looked at per tensor
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over every parameter's name, shape, dtype and 256 evenly spaced values.
+
+    It notices another model, checkpoint or dtype, and any training; not a change of single weights.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        places = torch.linspace(0, flat.numel() - 1, min(_VALUES, flat.numel()), dtype=torch.float64).long()
+        values = flat[places.to(flat.device)].double().cpu().numpy()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(values.astype("<f8").tobytes())
+    return digest.hexdigest()
+
+
+AnySource = TypeVar("AnySource", bound=Source)
+SCALING = "scaling.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How to load a model. `original_length` overrides the window that the config states."""
+
+    dtype: str = "auto"
+    device: str = "cpu"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    original_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model. `existing` is the scaling its checkpoint carries, relative to its original RoPE.
+
+    `carried_scaling` says where that comes from. The model computes what its config says; whoever asks it about another
+    scaling installs that.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    geometry: RopeGeometry
+    existing: RopeScaling | None
+    options: ModelOptions
+
+    @property
+    def reach(self) -> int:
+        """The window of the checkpoint as it is: that of the scaling it carries, else the original window."""
+        return self.geometry.original_length if self.existing is None else self.existing.target_length
+
+    def carried_window(self, length: int) -> Window | None:
+        """The window of `existing` for `length` tokens, its last one beyond its reach; None without `existing`."""
+        return None if self.existing is None else self.existing.window_for(min(length, self.reach))
+
+
+def open_model(name: str, options: ModelOptions | None = None) -> Subject:
+    """Load a model for any verb: a model folder, the folder of a run that has a checkpoint, a hub or embedded name.
+
+    Raises LongRopeError when it cannot be loaded, has no RoPE, or the scaling beside it is for another one.
+    """
+    options = options or ModelOptions()
+    config = load_config(name, trust_remote_code=options.trust_remote_code)
+    # A model without RoPE, or with a scaling that is not for it, is refused before its weights are read.
+    existing = carried_scaling(name, config, RopeGeometry.from_config(config, original_length=options.original_length))
+    model = load_model(
+        name,
+        dtype=options.dtype,
+        device=options.device,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )
+    tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
+    geometry = geometry_of(model, options.original_length)
+    return Subject(name, model, tokenizer, geometry, existing, options)
+
+
+def carried_scaling(name: str, config: Any, geometry: RopeGeometry) -> RopeScaling | None:
+    """The scaling that the weights of `name` are for, relative to their original RoPE; None where that is all.
+
+    It is the recorded one (`recorded_scaling`), which fine-tuning leaves, and what `config` states where there is none.
+    An export's config says what its weights compute, folded factors and all, so there it is the config's.
+
+    Raises LongRopeError for a recorded scaling that does not fit `geometry`, or weights that have a factor folded in.
+    """
+    recorded = recorded_scaling(name)
+    if recorded is None or is_export(config, recorded):
+        return existing_scaling(config)
+    refuse_folded(getattr(config, RECORD, None), name)
+    try:
+        recorded.check_fits(geometry)
+    except LongRopeError as error:
+        raise LongRopeError(f"{SCALING} of {name}: {error}") from error
+    return recorded
+
+
+def recorded_scaling(name: str) -> RopeScaling | None:
+    """The `scaling.json` of the run folder `name`, or that beside the config.json of a model; None where there is none.
+
+    Raises LongRopeError when it is no scaling.
+    """
+    given, folder = Path(name).expanduser(), Path(resolve(name))
+    for path in (given / SCALING, folder / SCALING) if given.is_dir() else (folder / SCALING,):
+        if path.is_file():
+            return RopeScaling.load(path)
+    return None
+
+
+def is_export(config: Any, recorded: RopeScaling) -> bool:
+    """Whether `longrope export` wrote `config` to express `recorded`."""
+    record = getattr(config, RECORD, None)
+    return isinstance(record, dict) and record.get("scaling_sha256") == numbers_sha256(recorded)
+
+
+def as_if_trained(subject: Subject, length: int) -> Subject:
+    """The subject as if it reached `length` tokens already, under stand-in factors: for whoever asks what a later
+    search will need, and not for its numbers.
+    """
+    if length <= subject.reach:
+        return subject
+    factors, attention_factor = CLOSED_FORMS["yarn"](subject.geometry, length)
+    return replace(subject, existing=RopeScaling.single(subject.geometry, length, factors, 0, attention_factor))
+
+
+def require_longer(subject: Subject, target_length: int) -> None:
+    """Raise LongRopeError unless `target_length` is above the window that the checkpoint has."""
+    if target_length <= subject.reach:
+        raise LongRopeError(
+            f"expected a target length above the model's window of {subject.reach} tokens, found {target_length}"
+        )
+
+
+def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list[AnySource | str]:
+    """`sources`, or the shipped books of `role` for an embedded model. Raises LongRopeError when there are none."""
+    if sources:
+        return list(sources)
+    if name not in EMBEDDED_MODELS:
+        raise LongRopeError(
+            f"expected --data with a text file, folder, .jsonl, .parquet or hf:NAME for {name}; found none"
+        )
+    return [f"book:{book.name}" for book in shipped_books() if book.role == role]
+
+
+def prepare_samples(subject: Subject, documents: Sequence[Document], *, length: int, count: int, seed: int) -> Samples:
+    """Samples of exactly `length` tokens of `documents` for the subject's tokenizer."""
+    samples = draw_samples(
+        tokenize(documents, subject.tokenizer),
+        length=length,
+        count=count,
+        seed=seed,
+        bos_token_id=bos_of(subject.tokenizer),
+    )
+    check_vocabulary(subject, samples.ids)
+    return samples
+
+
+def check_vocabulary(subject: Subject, ids: Tensor) -> None:
+    """Raise LongRopeError when the tokenizer makes ids that the model has no embedding for."""
+    size = subject.model.get_input_embeddings().num_embeddings
+    if int(ids.max()) >= size:
+        raise LongRopeError(
+            f"the tokenizer of {subject.name} makes token id {int(ids.max())}, its model knows {size}; "
+            "is it the model's own tokenizer?"
+        )

@@ -1,0 +1,149 @@
+"""Everything a recipe's stages would stumble on over their texts and memory, looked at before the first one begins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from longrope.costs.model_dims import weightless
+from longrope.data.documents import Document
+from longrope.data.packing import LONG, Frame, pack
+from longrope.data.samples import assert_disjoint
+from longrope.data.sources import read_all
+from longrope.data.tokens import tokenize
+from longrope.errors import LongRopeError
+from longrope.evaluation.base import Material
+from longrope.evaluation.compare import check_named
+from longrope.evaluation.suites import SUITES
+from longrope.models.loading import Subject, as_if_trained, sources_or_books
+from longrope.recipes.graph import Step
+from longrope.recipes.schema import (
+    EvaluateStage,
+    ExportStage,
+    FinetuneStage,
+    Recipe,
+    RecoverStage,
+    SearchStage,
+    Stage,
+)
+from longrope.rope.scaling import RopeScaling
+from longrope.search.search_data import prepare_texts
+from longrope.train.memory import require_room
+
+
+def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[str]:
+    """Where the texts of a stage come from for the model `name`: the stage's own data, or the recipe's, or the shipped
+    books for an embedded model; none for a stage that reads none. Raises LongRopeError where some are missing.
+    """
+    if isinstance(stage, ExportStage):
+        return []
+    evaluates = isinstance(stage, EvaluateStage)
+    given = stage.data if stage.data is not None else recipe.eval_data if evaluates else recipe.data
+    if isinstance(stage, EvaluateStage) and not given and not stage.needs_text:
+        return []
+    try:
+        return sources_or_books(name, list(given), "evaluation" if evaluates else "search")
+    except LongRopeError as error:
+        key = "eval_data (--eval-data)" if evaluates else "data (--data)"
+        raise LongRopeError(f"the recipe names no texts to {stage.stage} {name} on: give {key}") from error
+
+
+def check_recipe(subject: Subject, recipe: Recipe, steps: Sequence[Step], finished: Collection[str] = ()) -> None:
+    """Raise LongRopeError, with the stage, for too little text, texts that would be measured on after they were seen, a
+    training step that does not fit or cannot be, and packages that are missing.
+
+    `subject` is the model the recipe begins with; steps whose folders are `finished` are left alone.
+    """
+    seen: dict[str, str] = {}
+    short = subject.geometry.original_length if subject.existing is None else subject.existing.windows[0].max_length
+    for place, step in enumerate(steps, start=1):
+        stage = step.stage
+        try:
+            if step.folder not in finished:
+                _check(subject, recipe, step, short, seen)
+        except LongRopeError as error:
+            raise LongRopeError(f"stage {place} ({stage.stage}): {error}") from error
+        if isinstance(stage, FinetuneStage) and not stage.settings.mixed:
+            short = stage.target  # one window is all that it leaves
+
+
+def _check(subject: Subject, recipe: Recipe, step: Step, short: int, seen: dict[str, str]) -> None:
+    stage, sources = step.stage, stage_sources(subject.name, recipe, step.stage)
+    if isinstance(stage, ExportStage):
+        if stage.to == "gguf":
+            _require("gguf", "gguf")
+        return
+    if isinstance(stage, EvaluateStage):
+        _check_evaluation(subject, stage, step, sources, seen)
+        return
+    documents = read_all(sources)
+    seen |= {document.sha256: document.name for document in documents}
+    if isinstance(stage, FinetuneStage):
+        _check_training(subject, stage, documents, short)
+        return
+    if stage.workers is not None:
+        _require("ray", "ray")
+    if isinstance(stage, SearchStage):
+        prepare_texts(as_if_trained(subject, step.carried), documents, stage.target, stage.settings)
+    elif isinstance(stage, RecoverStage):
+        for length in stage.lengths:
+            prepare_texts(subject, documents, length, stage.settings)
+
+
+def _require(package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise LongRopeError(f'it needs {package}, which is not installed: pip install "longrope[{extra}]"')
+
+
+def _check_training(subject: Subject, stage: FinetuneStage, documents: Sequence[Document], short: int) -> None:
+    _require("accelerate", "train")
+    from longrope.train.finetune import refuse_combinations
+    from longrope.train.trainer import training_arguments
+
+    settings, device = stage.settings, subject.model.device
+    if subject.options.device not in ("cpu", "cuda"):
+        raise LongRopeError(
+            f"expected --device cpu or cuda, found {subject.options.device!r}: one process trains on one device"
+        )
+    packed = any(part != LONG for part in settings.shares)
+    if stage.processes == 1:
+        arguments = training_arguments(settings, Path("trainer"), cpu=device.type == "cpu")
+        refuse_combinations(settings, arguments, packed=packed)
+    elif device.type == "cpu" and "fsdp" in settings.trainer:
+        raise LongRopeError("FSDP shards over several GPUs, found a CPU: leave fsdp out")
+    model = weightless(subject.name, trust_remote_code=subject.options.trust_remote_code)
+    model.config._attn_implementation = subject.model.config._attn_implementation
+    model = model.to(subject.model.dtype if stage.dtype == "auto" else getattr(torch, stage.dtype))
+    if settings.lora is not None:
+        model.requires_grad_(False)  # what LoRA trains is little
+    sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
+    require_room(model, settings, device, shards=stage.processes if sharded else 1, packed=packed)
+    pack(
+        tokenize(documents, subject.tokenizer),
+        settings.shares,
+        length=settings.length,
+        short_length=short if settings.mixed else subject.geometry.original_length,
+        # Enough rows to meet every part of the mix.
+        count=settings.micro_batch * 8 * len(settings.shares),
+        group=settings.micro_batch,
+        frame=Frame.of(subject.tokenizer),
+        seed=settings.seed,
+    )
+
+
+def _check_evaluation(
+    subject: Subject, stage: EvaluateStage, step: Step, sources: Sequence[str], seen: dict[str, str]
+) -> None:
+    for name in stage.against:
+        check_named(name)
+        if name.endswith(".json"):
+            RopeScaling.load(name).check_fits(subject.geometry)
+    documents = read_all(sources) if stage.needs_text else []
+    assert_disjoint(seen, documents)
+    lengths = stage.at(subject.geometry.original_length, step.reach)
+    material = Material(subject, lengths, documents, stage.seed, stage.settings)
+    for name in stage.suites:
+        SUITES[name](material).check()

@@ -1,0 +1,212 @@
+"""The whole way for one model: inspect, search, compare on other books, export, reload, prove, and report.
+
+The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, `eval.json`, `checkpoint/`,
+`extend.json`, the figures in `report_figures/`, and at the end `report.html`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longrope.data.samples import assert_disjoint
+from longrope.data.sources import read_all
+from longrope.errors import LongRopeError
+from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.perplexity import check_lengths
+from longrope.evaluation.run import Evaluation, cells_path, evaluate
+from longrope.export.forms import transformers_losses, transformers_scaling
+from longrope.export.hf import export_hf
+from longrope.models.apply import install, uninstall
+from longrope.models.loading import Subject, load_model, prepare_samples, require_longer, sources_or_books
+from longrope.models.scoring import last_logits
+from longrope.provenance import record
+from longrope.report.collect import EXTENSION, Proof
+from longrope.report.run import Written, figures_folder, report
+from longrope.rope.baselines import CHECKPOINT
+from longrope.rope.closed_forms import CLOSED_FORMS
+from longrope.rope.scaling import RopeScaling
+from longrope.search.config import SearchOptions
+from longrope.search.loop import Progress
+from longrope.search.run import SearchResult, search
+from longrope.storage import json_ready, write_json_atomic
+from longrope.units import doubling_lengths
+
+NAME = "longrope"  # the searched scaling's name in tables
+EVALUATION, CHECKPOINT_FOLDER, REPORT = "eval.json", "checkpoint", "report.html"
+PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all positions at L' would not fit anywhere
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Everything a run of `extend` made."""
+
+    search: SearchResult
+    evaluation: Evaluation
+    checkpoint: Path
+    losses: list[str]
+    proofs: list[Proof]
+    report: Written
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What a display wants to hear while `extend` works; `on_stage` gets search, compare, export, prove and report."""
+
+    on_stage: Callable[[str], None] = lambda _: None
+    on_search_start: Callable[[int, dict[str, float]], None] = lambda *_: None
+    on_search_progress: Callable[[Progress], None] = lambda _: None
+    on_evaluation_start: Callable[[int], None] = lambda _: None
+    on_evaluation_sample: Callable[[], None] = lambda: None
+
+
+def extend(
+    subject: Subject,
+    target_length: int,
+    out: Path,
+    *,
+    search_data: Sequence[str] = (),
+    evaluation_data: Sequence[str] = (),
+    lengths: Sequence[int] | None = None,
+    evaluation_samples: int = 10,
+    options: SearchOptions | None = None,
+    allow_lossy: bool = False,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> Extension:
+    """Extend `subject` to `target_length` tokens without training, and prove it; everything goes to `out`.
+
+    `lengths` are those of the comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was
+    stopped. Raises LongRopeError for what the user can mend.
+    """
+    listener, options = listener or Listener(), options or SearchOptions()
+    require_longer(subject, target_length)
+    lengths = list(lengths or doubling_lengths(subject.geometry.original_length, target_length))
+    # What the later stages need is looked at now: an error after a long search would waste it.
+    check_lengths(lengths, target_length, None)
+    if options.start_tokens != "0" and not allow_lossy:
+        raise LongRopeError("transformers cannot express start tokens; add --allow-lossy, or leave them at 0")
+    search_sources = sources_or_books(subject.name, search_data, "search")
+    evaluation_sources = sources_or_books(subject.name, evaluation_data, "evaluation")
+    held_out = read_all(evaluation_sources)
+    assert_disjoint([document.sha256 for document in read_all(search_sources)], held_out)
+    text = prepare_samples(subject, held_out, length=target_length, count=evaluation_samples, seed=options.seed)
+    if (out / REPORT).exists():  # written last
+        raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
+
+    listener.on_stage("search")
+    found = search(
+        subject,
+        target_length,
+        search_sources,
+        out,
+        options,
+        resume=resume,
+        on_start=listener.on_search_start,
+        on_progress=listener.on_search_progress,
+    )
+    # What was saved is what is measured and exported: resuming does not save the scaling again.
+    found = replace(found, scaling=RopeScaling.load(found.path))
+    listener.on_stage("compare")
+    cells = cells_path(out / EVALUATION)
+    evaluation = evaluate(
+        subject,
+        lengths,
+        evaluation_sources,
+        scaling=found.scaling,
+        scaling_name=NAME,
+        against=[*CLOSED_FORMS, *([CHECKPOINT] if subject.existing is not None else [])],
+        options=SuiteOptions(samples=evaluation_samples),
+        seed=options.seed,
+        cells=cells,
+        resume=cells.exists(),
+        on_start=listener.on_evaluation_start,
+        on_sample=listener.on_evaluation_sample,
+    )
+    write_json_atomic(out / EVALUATION, evaluation.to_json())
+    listener.on_stage("export")
+    checkpoint = out / CHECKPOINT_FOLDER
+    if not (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
+        export_hf(
+            subject.name,
+            found.scaling,
+            checkpoint,
+            allow_lossy=allow_lossy,
+            evidence=evaluation.rows,
+            original_length=subject.geometry.original_length,
+            trust_remote_code=subject.options.trust_remote_code,
+        )
+    listener.on_stage("prove")
+    proofs = prove(subject, found.scaling, checkpoint, text.ids[:1])
+    losses = transformers_losses(found.scaling)
+    proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
+    write_json_atomic(out / EXTENSION, json_ready(found.to_json()) | proved | record())
+    listener.on_stage("report")
+    shutil.rmtree(figures_folder(out / REPORT), ignore_errors=True)  # of a run that was stopped while it wrote them
+    written = report([out], out / REPORT)
+    return Extension(found, evaluation, checkpoint, losses, proofs, written)
+
+
+def prove(subject: Subject, scaling: RopeScaling, checkpoint: Path, ids: Tensor) -> list[Proof]:
+    """Logits of the reloaded checkpoint against the searched model's, inside the first window and at L'.
+
+    `ids` (1, L') is one text. Raises LongRopeError when the most likely next token differs at more than 1 position in
+    1,000 (1 in 20 in bfloat16 or float16, where near ties fall either way).
+    """
+    model, options = subject.model, subject.options
+    allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    expressed = transformers_scaling(scaling)
+    lengths = [window.max_length for window in expressed.windows]
+    install(model, expressed)
+    try:
+        ours = [_last_logits(model, ids[:, :length]) for length in lengths]
+    finally:
+        uninstall(model)
+    device = model.device
+    model.to("cpu")  # room for the second copy
+    try:
+        reloaded = load_model(
+            str(checkpoint),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(device),
+            attn_implementation=model.config._attn_implementation,
+            trust_remote_code=options.trust_remote_code,
+        )
+        theirs = [_last_logits(reloaded, ids[:, :length]) for length in lengths]
+    finally:
+        model.to(device)
+    proofs = []
+    for length, mine, other in zip(lengths, ours, theirs, strict=True):
+        agreement = float((mine.argmax(-1) == other.argmax(-1)).double().mean())
+        proofs.append(Proof(length, mine.shape[1], float((mine - other).abs().max()), agreement))
+        if 1.0 - agreement > allowed:
+            raise LongRopeError(
+                f"the reloaded checkpoint at {checkpoint} does not give the searched model's logits: "
+                f"top-1 agreement {agreement:.4f} at {length} tokens"
+            )
+    return proofs
+
+
+def _last_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return last_logits(model, ids.to(model.device), min(PROOF_POSITIONS, ids.shape[1])).float().cpu()
+
+
+def summary(extension: Extension) -> dict[str, Any]:
+    """What `longrope extend --json` prints."""
+    return {
+        **json_ready(extension.search.to_json()),
+        "results": extension.evaluation.to_json()["results"],
+        "checkpoint": str(extension.checkpoint),
+        "losses": extension.losses,
+        "proofs": [asdict(proof) for proof in extension.proofs],
+        "report": str(extension.report.html),
+        "figures": [str(path) for path in extension.report.figures],
+    }

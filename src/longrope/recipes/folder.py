@@ -1,0 +1,176 @@
+"""The folder of a recipe's run: whose it is, which of its stages are finished, and that one process works in it.
+
+`recipe.json` says what the run is, `.lock` is locked while a process works. Nothing else of a stage is known here than
+its `stage.json`, which is written last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+from longrope.errors import LongRopeError
+from longrope.models.loading import SCALING, Subject, fingerprint
+from longrope.provenance import record, versions
+from longrope.recipes.check import stage_sources
+from longrope.recipes.graph import Step
+from longrope.recipes.schema import SETTINGS, Recipe
+from longrope.report.run import figures_folder
+from longrope.storage import check_output_folder, json_ready, read_json, write_json_atomic
+
+IDENTITY, STAGE, RESULT, REPORT, LOCK = "recipe.json", "stage.json", "result.json", "report.html", ".lock"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run at `path`: `identity`, what it begins with, and `stages`, folder -> all that decides what it makes of what
+    it is given. Both are plain JSON.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, path: Path, subject: Subject, recipe: Recipe, steps: Sequence[Step]) -> RunFolder:
+        """The run of these steps. Raises LongRopeError where a stage has no texts."""
+        identity = {
+            "model": subject.name,
+            "model_fingerprint": fingerprint(subject.model),
+            "device": subject.options.device,
+            "versions": versions(),
+        }
+        stages = {}
+        for step in steps:
+            texts = stage_sources(subject.name, recipe, step.stage)
+            reads = {"weights": step.weights, "scaling": step.scaling, "factors": step.factors}
+            stages[step.folder] = step.stage.model_dump(mode="json") | {"data": texts, "reads": reads}
+        return cls(path, _plain(identity), _plain(stages))
+
+    def finished(self) -> set[str]:
+        """The folders of the stages that are finished."""
+        return {folder for folder in self.stages if (self.path / folder / STAGE).is_file()}
+
+    def check(self) -> None:
+        """Raise LongRopeError unless the run can begin or go on here: a folder of another run, or of something else,
+        stages begun with other settings, another process at work. Writes nothing.
+        """
+        self._require_own()
+        lock = self.path / LOCK
+        if lock.is_file():
+            with lock.open() as handle:
+                self._lock(handle)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder, locked. Stages that were not begun may have been added, left out or changed since the last time.
+
+        Raises LongRopeError as `check` does, and when it cannot be written.
+        """
+        self._require_own()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise LongRopeError(
+                f"cannot write to the run folder {self.path}: {error.strerror}; choose another -o"
+            ) from error
+        with handle:
+            self._lock(handle)
+            self._require_own()  # a process may have been here since
+            found = self._found()
+            if found is None or found["stages"].keys() != self.stages.keys() or any(self._changed(found)):
+                for name in (RESULT, REPORT):  # of the recipe as it was
+                    (self.path / name).unlink(missing_ok=True)
+                write_json_atomic(
+                    self.path / IDENTITY, self.identity | {"stages": self.stages, "command": record()["command"]}
+                )
+            self._tidy()
+            yield
+
+    def _lock(self, handle: TextIO) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LongRopeError(
+                f"another process runs a recipe in {self.path}; wait for it or choose another -o"
+            ) from error
+
+    def _require_own(self) -> None:
+        found = self._found()
+        if found is None:
+            # All that a process can have left that was killed before it said what it is.
+            left = (LOCK, f".{IDENTITY}.")
+            if not (self.path.is_dir() and all(entry.name.startswith(left) for entry in self.path.iterdir())):
+                check_output_folder(self.path)
+            return
+        if differing := sorted(key for key, value in self.identity.items() if found.get(key) != value):
+            raise LongRopeError(
+                f"the run in {self.path} is another one (it differs in {', '.join(differing)}); nothing is "
+                "overwritten: use the same command, or choose another -o"
+            )
+        for folder in self._changed(found):
+            if (self.path / folder).exists():
+                raise LongRopeError(
+                    f"the stage {folder} of the run in {self.path} was begun with other settings; choose another -o, "
+                    "or remove the folders from this one on to run them anew"
+                )
+
+    def _found(self) -> dict[str, Any] | None:
+        """What the folder says it is; None where it says nothing yet."""
+        path = self.path / IDENTITY
+        if not path.is_file():
+            return None
+        found = read_object(path)
+        if not isinstance(found.get("stages"), dict):
+            raise LongRopeError(f"{path} is not of a recipe's run: expected its stages; choose another -o")
+        return found
+
+    def _changed(self, found: dict[str, Any]) -> Iterator[str]:
+        """The stages of the folder that are no longer what they were, or not there."""
+        for folder, stage in found["stages"].items():
+            wanted = self.stages.get(folder)
+            if wanted is None or not _same(stage, wanted):
+                yield folder
+
+    def _tidy(self) -> None:
+        """Remove what a process that was killed was just writing."""
+        figures = figures_folder(self.path / REPORT)
+        if not (self.path / REPORT).exists():
+            shutil.rmtree(figures, ignore_errors=True)  # they come before the page
+        for name in (IDENTITY, SCALING, RESULT, REPORT, figures.name, *self.stages):
+            for left in self.path.glob(f".{name}[.-]*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises LongRopeError when it is none."""
+    try:
+        return read_json(path)
+    except LongRopeError as error:
+        raise LongRopeError(f"{error}; put it back, or choose another -o") from error
+
+
+def _plain(value: Any) -> Any:
+    """As it is read back from JSON."""
+    return json.loads(json.dumps(json_ready(value)))
+
+
+def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether two descriptions of a stage say the same. An option that is younger than the run had its default then."""
+    kind = str(wanted.get("stage"))
+    if kind in SETTINGS and isinstance(stage.get("settings"), dict):
+        defaults = {}
+        for field in fields(SETTINGS[kind]):
+            if field.default is not MISSING:
+                defaults[field.name] = field.default
+            elif field.default_factory is not MISSING:
+                defaults[field.name] = field.default_factory()
+        stage = stage | {"settings": _plain(defaults) | stage["settings"]}
+    return stage == wanted

@@ -1,0 +1,124 @@
+"""Run a recipe: stage after stage, each in its own folder, with what the stages before it have left.
+
+`run/recipe.json` says what the run is, `run/NN-stage/` holds what a stage left and, written last, its `stage.json`;
+`run/scaling.json` and `run/result.json` come at the end, with `run/report.html` where anything was evaluated. The same
+command goes on with a run that was stopped anywhere: a finished stage is never run again, one in the middle resumes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import LongRopeError
+from longrope.models.loading import SCALING, Subject
+from longrope.provenance import record
+from longrope.recipes.check import check_recipe
+from longrope.recipes.folder import REPORT, RESULT, STAGE, RunFolder, read_object
+from longrope.recipes.graph import Step, steps
+from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe
+from longrope.recipes.stages import TRAINED, Listener, Stages
+from longrope.report.run import report
+from longrope.rope.scaling import RopeScaling
+from longrope.storage import json_ready, sha256_file, write_json_atomic
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """What a run left: what every stage says of itself, by folder; the scaling and the model it is for."""
+
+    stages: dict[str, dict[str, Any]]
+    scaling: RopeScaling
+    path: Path
+    model: str
+    report: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        written = None if self.report is None else str(self.report)
+        return {"model": self.model, "scaling": str(self.path), "report": written, "stages": self.stages}
+
+
+def run_recipe(subject: Subject, recipe: Recipe, out: Path, listener: Listener | None = None) -> RecipeResult:
+    """Run `recipe` on `subject`, the model it begins with, into the folder `out`, or go on with the same run there.
+
+    The model is opened again for every stage, in its `dtype` and otherwise as `subject` was; `subject` itself leaves a
+    GPU to them. Raises LongRopeError for what the user can mend: for an order of stages that cannot be, for texts,
+    memory and the folder before any work is done.
+    """
+    planned = steps(recipe, subject.geometry.original_length, subject.reach)
+    folder = RunFolder.of(out, subject, recipe, planned)
+    folder.check()
+    check_recipe(subject, recipe, planned, folder.finished())
+    if subject.model.device.type != "cpu":
+        subject.model.to("cpu")
+    with folder.claimed():
+        run = _Run(Stages(subject, recipe, out, listener or Listener()))
+        said = {step.folder: run.finish(place, step) for place, step in enumerate(planned, start=1)}
+        assert run.scaling is not None  # `steps` has refused a recipe that makes none
+        path = out / SCALING
+        if not path.is_file() or path.read_text("utf-8") != run.scaling.to_json():
+            run.scaling.save(path)
+        evaluated = [out / step.folder for step in planned if isinstance(step.stage, EvaluateStage)]
+        page = out / REPORT if evaluated else None
+        if page is not None and not page.exists():
+            report(evaluated, page)
+        result = RecipeResult(said, run.scaling, path, run.model, page)
+        if not (out / RESULT).exists():
+            write_json_atomic(out / RESULT, json_ready(result.to_json()) | record())
+    return result
+
+
+class _Run:
+    """A run on its way: the model and the scaling that the finished stages have left."""
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages, self.out = stages, stages.out
+        self.model = stages.base.name
+        self.scaling: RopeScaling | None = None
+        self.provenance: dict[str, Any] = {}
+        self.hashes: dict[str, dict[str, str]] = {}
+
+    def finish(self, place: int, step: Step) -> dict[str, Any]:
+        """Run a step, or the rest of it, unless it is finished; what it says of itself."""
+        folder = self.out / step.folder
+        finished = (folder / STAGE).is_file()
+        self.stages.listener.on_step(place, step, finished)
+        read = {name: self.hashes[name] for name in step.reads}
+        if finished:
+            said = _finished(folder, read)
+        else:
+            began = time.monotonic()
+            said = self.stages.run(step, self.scaling)
+            files = {name: sha256_file(folder / name) for name in _results(step, folder)}
+            said = json_ready(said | {"seconds": time.monotonic() - began, "sha256": files, "read": read})
+            write_json_atomic(folder / STAGE, said)
+        self.hashes[step.folder] = said["sha256"]
+        if not isinstance(step.stage, EvaluateStage | ExportStage):
+            made = RopeScaling.load(folder / SCALING)
+            self.provenance[step.folder] = made.provenance
+            if isinstance(step.stage, FinetuneStage):
+                self.model = str(folder)
+            self.scaling = replace(made, provenance={"model": self.model, "stages": dict(self.provenance)})
+        return said
+
+
+def _finished(folder: Path, read: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """What a finished stage said. Raises LongRopeError where its results, or those it was made from, are others now."""
+    said = read_object(folder / STAGE)
+    again = f"remove {folder} and the folders after it to run those stages again"
+    for name, digest in said["sha256"].items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
+            raise LongRopeError(f"{folder / name} is not what this run wrote there; put it back, or {again}")
+    for name, digests in said.get("read", {}).items():
+        if read.get(name) != digests:
+            raise LongRopeError(f"{folder} was made from another {name} than there is now; put that back, or {again}")
+    return said
+
+
+def _results(step: Step, folder: Path) -> list[str]:
+    """The files that later stages read."""
+    names = [SCALING] if (folder / SCALING).is_file() else []
+    weights = (folder / TRAINED).glob("*.safetensors") if isinstance(step.stage, FinetuneStage) else ()
+    return [*names, *sorted(path.relative_to(folder).as_posix() for path in weights)]

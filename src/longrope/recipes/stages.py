@@ -1,0 +1,223 @@
+"""What each stage of a recipe does, in its own folder: one verb, begun or gone on with.
+
+A process may have been killed anywhere. What it left half written is removed here, or cut back to what is whole; the
+verb then goes on from its own log, checkpoints or cells to the end it would have had.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrope.evaluation.run import cells_path, evaluate
+from longrope.models.loading import Subject, open_model
+from longrope.recipes.check import stage_sources
+from longrope.recipes.graph import Step
+from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage
+from longrope.rope.scaling import RopeScaling
+from longrope.search.loop import Progress
+from longrope.search.recover import Listener as RecoveryListener
+from longrope.search.recover import recover
+from longrope.search.run import LOG, SCALING, search
+from longrope.search.run import SUMMARY as SEARCHED
+from longrope.storage import write_json_atomic
+
+EVALUATION = "eval.json"
+TRAINED = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What a display wants to hear: which step begins or was finished before, and what its verb says.
+
+    `on_training_progress` gets the step, its loss in nats per token and the tokens per second.
+    """
+
+    on_step: Callable[[int, Step, bool], None] = lambda *_: None
+    on_search_start: Callable[[int, dict[str, float]], None] = lambda *_: None
+    on_search_progress: Callable[[Progress], None] = lambda _: None
+    on_training_start: Callable[[int, int], None] = lambda *_: None
+    on_training_progress: Callable[[Any], None] = lambda _: None
+    on_evaluation_start: Callable[[int], None] = lambda _: None
+    on_evaluation_sample: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of `recipe` for the model `base`, each in a folder of `out`."""
+
+    base: Subject
+    recipe: Recipe
+    out: Path
+    listener: Listener
+
+    def run(self, step: Step, scaling: RopeScaling | None) -> dict[str, Any]:
+        """Run a step, or the rest of it; what it says of itself. `scaling`: what an evaluation or export is of."""
+        stage, folder = step.stage, self.out / step.folder
+        if isinstance(stage, SearchStage):
+            return self._search(step, stage, folder)
+        if isinstance(stage, FinetuneStage):
+            return self._finetune(step, stage, folder)
+        if isinstance(stage, RecoverStage):
+            return self._recover(step, stage, folder)
+        assert scaling is not None  # `steps` has refused what comes before any search
+        if isinstance(stage, EvaluateStage):
+            return self._evaluate(step, stage, folder, scaling)
+        return self._export(step, stage, folder, scaling)
+
+    def _name(self, step: Step) -> str:
+        """The model a step works on."""
+        return self.base.name if step.weights is None else str(self.out / step.weights)
+
+    def _open(self, step: Step, stage: SearchStage | FinetuneStage | RecoverStage | EvaluateStage) -> Subject:
+        """The model a step works on, with the scaling it was trained for."""
+        return open_model(self._name(step), replace(self.base.options, dtype=stage.dtype))
+
+    def _search(self, step: Step, stage: SearchStage, folder: Path) -> dict[str, Any]:
+        subject = self._open(step, stage)
+        if step.onward:
+            subject = replace(subject, existing=RopeScaling.load(self.out / str(step.scaling) / SCALING))
+        found = search(
+            subject,
+            stage.target,
+            stage_sources(self.base.name, self.recipe, stage),
+            folder,
+            stage.settings,
+            resume=_begun_search(folder),
+            workers=stage.workers,
+            on_start=self.listener.on_search_start,
+            on_progress=self.listener.on_search_progress,
+        )
+        return found.to_json()
+
+    def _finetune(self, step: Step, stage: FinetuneStage, folder: Path) -> dict[str, Any]:
+        from longrope.train.finetune import IDENTITY, finetune  # needs accelerate
+        from longrope.train.finetune import Listener as TrainingListener
+        from longrope.train.launch import finetune_in_processes
+        from longrope.train.output import SUMMARY, TRAINER, FinetuneResult
+
+        if not (folder / SUMMARY).is_file():
+            resume = _kept(folder, (folder / IDENTITY).is_file())
+            # The Trainer moves the model to its device.
+            options = replace(self.base.options, dtype=stage.dtype, device="cpu")
+            scaling, sources = self.out / str(step.factors) / SCALING, stage_sources(self.base.name, self.recipe, stage)
+            listener = TrainingListener(self.listener.on_training_start, self.listener.on_training_progress)
+            cpu, deterministic = self.base.options.device == "cpu", torch.are_deterministic_algorithms_enabled()
+            if stage.processes > 1:
+                finetune_in_processes(
+                    stage.processes,
+                    self._name(step),
+                    options,
+                    scaling,
+                    sources,
+                    folder,
+                    stage.settings,
+                    cpu=cpu,
+                    resume=resume,
+                    listener=listener,
+                )
+            else:
+                subject, window = open_model(self._name(step), options), RopeScaling.load(scaling)
+                finetune(subject, window, sources, folder, stage.settings, cpu=cpu, resume=resume, listener=listener)
+                # What the Trainer has set is not for the stages after it, which may begin in another process.
+                torch.use_deterministic_algorithms(deterministic)
+        shutil.rmtree(folder / TRAINER, ignore_errors=True)
+        made = FinetuneResult.load(folder)
+        return {
+            "checkpoint": str(made.checkpoint),
+            "steps": made.summary["steps"],
+            "tokens": made.summary["tokens"],
+            "first_loss": made.losses[0],
+            "final_loss": made.losses[-1],
+        }
+
+    def _recover(self, step: Step, stage: RecoverStage, folder: Path) -> dict[str, Any]:
+        scaling = RopeScaling.load(self.out / str(step.scaling) / SCALING)
+        begun = [_begun_search(path.parent) for path in folder.glob(f"*/{LOG}")]
+        recovered = recover(
+            replace(self._open(step, stage), existing=scaling),
+            stage.lengths,
+            stage_sources(self.base.name, self.recipe, stage),
+            folder,
+            stage.settings,
+            resume=_kept(folder, any(begun)),
+            workers=stage.workers,
+            listener=RecoveryListener(
+                on_start=self.listener.on_search_start, on_progress=self.listener.on_search_progress
+            ),
+        )
+        return recovered.to_json()
+
+    def _evaluate(self, step: Step, stage: EvaluateStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
+        output = folder / EVALUATION
+        resume = _kept(folder, _whole_lines(cells_path(output)))
+        folder.mkdir(exist_ok=True)
+        subject = self._open(step, stage)
+        measured = evaluate(
+            subject,
+            stage.at(subject.geometry.original_length, step.reach),
+            stage_sources(self.base.name, self.recipe, stage),
+            suites=stage.suites,
+            scaling=scaling,
+            scaling_name="longrope",
+            against=stage.against,
+            original=None if step.weights is None else open_model(self.base.name, subject.options),
+            seed=stage.seed,
+            options=stage.settings,
+            cells=cells_path(output),
+            resume=resume,
+            on_start=self.listener.on_evaluation_start,
+            on_sample=self.listener.on_evaluation_sample,
+        )
+        write_json_atomic(output, measured.to_json())
+        scaling.save(folder / SCALING)  # what was measured: the folder is one that `longrope report` reads
+        return {"evaluation": str(output)}
+
+    def _export(self, step: Step, stage: ExportStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
+        from longrope.export.export import GGUF, export
+
+        _kept(folder, False)
+        folder.mkdir()
+        scaling.save(folder / SCALING)
+        done = export(
+            self.base.name if step.weights is None else str(self.out / step.weights / TRAINED),
+            folder / ("model.gguf" if stage.to == GGUF else "checkpoint"),
+            to=stage.to,
+            scaling_path=folder / SCALING,
+            fold_attention_factor=stage.fold_attention_factor,
+            allow_lossy=stage.allow_lossy,
+            original_length=self.base.options.original_length,
+            trust_remote_code=self.base.options.trust_remote_code,
+        )
+        return {"checkpoint": str(done.path), "to": stage.to, "losses": done.losses, "notes": done.notes}
+
+
+def _kept(folder: Path, begun: bool) -> bool:
+    """`begun`; where it is not, what there is in `folder` is removed."""
+    if not begun:
+        shutil.rmtree(folder, ignore_errors=True)
+    return begun
+
+
+def _begun_search(folder: Path) -> bool:
+    """Whether a search in `folder` has something to go on with."""
+    if not _kept(folder, _whole_lines(folder / LOG)):
+        return False
+    if not (folder / SEARCHED).exists():  # it comes after the scaling, and only with it
+        (folder / SCALING).unlink(missing_ok=True)
+    return True
+
+
+def _whole_lines(path: Path) -> bool:
+    """Cut off a last line that was not finished; whether there is any line then."""
+    if not path.is_file():
+        return False
+    whole = path.read_bytes().rfind(b"\n") + 1
+    os.truncate(path, whole)
+    return whole > 0

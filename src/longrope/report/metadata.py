@@ -1,0 +1,142 @@
+"""How a result was made: the commands, versions, settings and hashes that repeat it, as its files record them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from longrope.report.collect import EXTENSION, SCALING, Run
+from longrope.report.numbers import amount, count
+from longrope.storage import sha256_text
+
+METHODS = {
+    "longrope": "LongRoPE's evolution (Algorithm 1)",
+    "longrope2": "LongRoPE2's evolution (Algorithms 1 and 2)",
+    "gradient": "the gradient search",
+    "hybrid": "the hybrid search (gradient, then evolution)",
+    "cma": "CMA-ES on the gradient search's parametrisation",
+}
+OBJECTIVES = {"perplexity": "perplexity", "needle": "the answers about hidden needles"}
+_ELSEWHERE = {"model", "model_fingerprint", "documents", "document_sha256", "samples_sha256", "warnings"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A term and what is recorded of it, one line each; `code` for what is to be copied."""
+
+    term: str
+    lines: tuple[str, ...]
+    code: bool = False
+
+
+def what_was_done(run: Run) -> str:
+    """One or two sentences: model, windows, method and cost."""
+    if run.scaling is None:
+        lengths = sorted({row.length for row in run.rows})
+        span = " to ".join(map(count, sorted({lengths[0], lengths[-1]})))
+        return f"Measurements of {run.model} at {span} tokens."
+    scaling, target = run.scaling, run.scaling.target_length
+    original = scaling.geometry.original_length
+    text = (
+        f"The context window of {run.model} was extended from {count(original)} to {count(target)} tokens "
+        f"({target / original:g}×) by rescaling its rotary position embedding: one factor for each of "
+        f"{scaling.geometry.pairs} rotary pairs"
+    )
+    method = str(scaling.provenance.get("method", ""))
+    if not method:
+        return f"{text}. The scaling does not say how its factors were found."
+    text += f", found by {METHODS.get(method, method)}"
+    if scaling.provenance.get("objective") in OBJECTIVES:
+        text += f", driven by {OBJECTIVES[scaling.provenance['objective']]}"
+    if run.trace is not None:
+        cost = f"{count(run.trace.evaluations)} evaluations"
+        text += f", in {cost}" + (f" and {amount(run.trace.token_passes)} token passes" if run.trace.counted else "")
+    return f"{text}."
+
+
+def facts(run: Run) -> list[Fact]:
+    """Everything recorded about how `run` was made."""
+    origins = _origins(run)
+    provenance = run.scaling.provenance if run.scaling is not None else {}
+    found = [Fact("Commands", tuple(_grouped(origins, "command")), code=True)]
+    found.append(Fact("Versions", tuple(_grouped(origins, "versions"))))
+    found.append(Fact("Machine", tuple(_grouped(origins, "machine"))))
+    search = provenance.get("search") if isinstance(provenance.get("search"), dict) else {}
+    if search:
+        found.append(Fact("Model", (f"{provenance.get('model')}, fingerprint {search.get('model_fingerprint')}",)))
+        found.append(Fact("Computed with", (_pairs(search.get("numerics"), leave=("versions",)),)))
+    if isinstance(provenance.get("options"), dict):
+        found.append(Fact("Search options", (_pairs(provenance["options"]),)))
+    if search:
+        found.append(Fact("Search samples (SHA-256)", tuple(_hashes(search.get("samples_sha256")))))
+        found.append(Fact("Search documents (SHA-256)", tuple(_documents(provenance.get("data")))))
+    for file, evaluation in run.evaluations.items():
+        settings = evaluation.settings
+        told = {key: value for key, value in settings.items() if key not in _ELSEWHERE}
+        found.append(Fact(f"Settings of {file}", tuple(_pairs({key: value}) for key, value in told.items())))
+        found.append(Fact("Documents measured on (SHA-256)", tuple(_measured_on(settings))))
+        found.append(Fact("Samples measured on (SHA-256)", tuple(_hashes(settings.get("samples_sha256")))))
+        if not search and "model_fingerprint" in settings:
+            found.append(Fact("Model", (f"{settings.get('model')}, fingerprint {settings['model_fingerprint']}",)))
+    if run.scaling is not None:
+        found.append(Fact(f"{SCALING} (SHA-256)", (sha256_text(run.scaling.to_json()),)))
+    return [fact for fact in dict.fromkeys(found) if any(fact.lines)]  # several evaluations may share their documents
+
+
+def _origins(run: Run) -> dict[str, dict[str, Any]]:
+    """file name -> what provenance.record() left in it."""
+    origins: dict[str, dict[str, Any]] = {}
+    if run.scaling is not None:
+        origins[SCALING] = run.scaling.provenance
+    origins |= {file: evaluation.provenance for file, evaluation in run.evaluations.items()}
+    if run.extension is not None:
+        origins[EXTENSION] = run.extension.provenance
+    return origins
+
+
+def _grouped(origins: dict[str, dict[str, Any]], key: str) -> Iterable[str]:
+    """The recorded values of `key`, each once; with the files that have it where there are several."""
+    by_value: dict[str, list[str]] = {}
+    for file, origin in origins.items():
+        if key in origin:
+            value = origin[key]
+            by_value.setdefault(_pairs(value) if isinstance(value, dict) else str(value), []).append(file)
+    for value, files in by_value.items():
+        yield value if len(by_value) == 1 else f"{value}    # {', '.join(files)}"
+
+
+def _pairs(value: Any, leave: Iterable[str] = ()) -> str:
+    if not isinstance(value, dict):
+        return ""
+    kept = {key: item for key, item in value.items() if item is not None and key not in leave}
+    return ", ".join(f"{key.replace('_', ' ')} {_plain(item)}" for key, item in kept.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({_pairs(value)})"
+    if isinstance(value, list):
+        return " ".join(map(_plain, value)) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _measured_on(settings: dict[str, Any]) -> Iterable[str]:
+    """The names of the documents, and their hashes."""
+    yield from map(str, settings.get("documents") or ())
+    yield from map(str, settings.get("document_sha256") or ())
+
+
+def _hashes(named: Any) -> Iterable[str]:
+    if isinstance(named, dict):
+        yield from (f"{name}: {digest}" for name, digest in named.items())
+
+
+def _documents(data: Any) -> Iterable[str]:
+    """Each document once, with its name where the samples give one."""
+    if not isinstance(data, dict):
+        return
+    samples = [row for row in data.get("samples") or () if isinstance(row, dict)]
+    names = {str(row.get("document_sha256")): str(row.get("document")) for row in samples}
+    for digest in data.get("document_sha256") or ():
+        yield f"{names[digest]}: {digest}" if digest in names else str(digest)

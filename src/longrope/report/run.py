@@ -1,0 +1,70 @@
+"""Write the report on runs: one self-contained HTML file, and its figures as PNG and SVG."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longrope import __version__
+from longrope.errors import LongRopeError
+from longrope.report.collect import collect
+from longrope.report.html import render
+from longrope.report.page import Report, build
+from longrope.storage import check_output_file, check_output_folder, write_text_atomic
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a report lies: its page, and its figures, each as PNG and SVG."""
+
+    html: Path
+    figures: list[Path]
+
+
+def report(runs: Sequence[Path | str], output: Path, figures: Path | None = None) -> Written:
+    """Write the report on `runs` (run folders and evaluation files) to the new file `output`.
+
+    Figures go to the new folder `figures`, by default beside the page: `report.html` has `report_figures/`. The same
+    runs give the same bytes.
+
+    Raises LongRopeError for runs that cannot be read and for outputs that exist; nothing is overwritten.
+    """
+    folder = figures or figures_folder(output)
+    check_output_file(output)
+    check_output_folder(folder)
+    made = build(collect([Path(run) for run in runs]))
+    page = render(made, __version__)
+    written = _save_figures(made, folder)
+    write_text_atomic(output, page)
+    return Written(output, written)
+
+
+def figures_folder(output: Path) -> Path:
+    """Where the figures of the page `output` go unless told otherwise."""
+    return output.with_name(f"{output.stem}_figures")
+
+
+def _save_figures(made: Report, folder: Path) -> list[Path]:
+    """All figures, in a folder that appears when it is whole."""
+    names: list[str] = []
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            for exhibit in made.exhibits:
+                if exhibit.drawing is not None:
+                    names += [path.name for path in exhibit.drawing.save(temporary, exhibit.name)]
+            temporary.chmod(0o755)
+            os.replace(temporary, folder)  # takes the place of an empty folder
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise LongRopeError(
+            f"cannot write the figures to {folder}: {error.strerror}; choose another --figures"
+        ) from error
+    return [folder / name for name in names]

@@ -1,0 +1,197 @@
+"""What a reader must know before using a result, in plain words: what runtimes cannot do, what was lost, what was not
+measured, what rests on few trials. Everything here follows from the run's files; nothing is general advice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longrope.evaluation.results import EvalRow
+from longrope.export.forms import transformers_losses
+from longrope.report.collect import Run
+from longrope.report.numbers import FEW_TRIALS, MARK, count, listed, per_cent
+from longrope.report.styles import Contender
+from longrope.report.summary import original_row, subject_of
+from longrope.report.tables import shown_value
+from longrope.rope.closed_forms import su_attention_factor
+from longrope.rope.scaling import RopeScaling
+
+SUITES = {
+    "perplexity": "perplexity by length",
+    "position": "loss by position",
+    "passkey": "passkey retrieval",
+    "needle": "needles by depth and length",
+    "ruler": "RULER's tasks",
+    "retention": "retention of short-text quality",
+}
+"""What a full report holds. `position` are the rows of metric `nll`."""
+_LIGHT_DIFFERENCE = 1e-3  # of attention factors
+
+
+@dataclass(frozen=True, slots=True)
+class Caveats:
+    """Warnings under one heading."""
+
+    heading: str
+    items: tuple[str, ...]
+
+
+def caveats(run: Run, shown: Mapping[str, Contender]) -> list[Caveats]:
+    """All warnings of a run; headings without any are left out."""
+    groups = [
+        Caveats("What runtimes cannot do", tuple(_runtimes(run.scaling) if run.scaling else ())),
+        Caveats("What was lost", (*_lost(run), *_worse(run, shown))),
+        Caveats("What was not measured", tuple(_not_measured(run))),
+        Caveats("What rests on little", (*_warned(run), *_few(run), *_not_finite(run, shown))),
+    ]
+    return [group for group in groups if group.items]
+
+
+def measured(run: Run, suite: str) -> bool:
+    """Whether `run` has rows of a key of SUITES."""
+    if suite == "position":
+        return any(row.metric == "nll" for row in run.rows)
+    return any(row.suite == suite and row.metric != "nll" for row in run.rows)
+
+
+def _runtimes(scaling: RopeScaling) -> list[str]:
+    original, target = scaling.geometry.original_length, scaling.target_length
+    short, long = scaling.windows[0], scaling.windows[-1]
+    items = [
+        f"transformers, and every runtime that reads its checkpoints, drops {loss}."
+        for loss in transformers_losses(scaling)
+    ]
+    if any(window.start_tokens for window in scaling.windows):
+        items.append("No runtime but longrope itself keeps start tokens at their original angles.")
+    default = su_attention_factor(scaling.geometry, target)
+    if abs(long.attention_factor - default) > _LIGHT_DIFFERENCE:
+        items.append(
+            f"MLX and ExLlama compute an attention factor of {default:.4g} from the lengths whatever the checkpoint "
+            f"says; this scaling has {long.attention_factor:.4g}. vLLM and SGLang need its short_mscale and "
+            "long_mscale, which longrope export writes."
+        )
+    if short.factors != long.factors:
+        items.append(
+            f"The factors change beyond {count(short.max_length)} tokens. vLLM and llama.cpp choose one set for a "
+            "whole engine or context, ExLlama when it loads, and MLX always takes the long ones: short texts then run "
+            "on the long factors. transformers chooses for each forward pass, and its generate keeps keys that were "
+            "cached under the short factors when a text grows past them (all classes but Phi-3)."
+        )
+    if target / original > 1 and short.attention_factor != 1.0:
+        items.append(
+            f"Texts of up to {count(short.max_length)} tokens also get the attention factor "
+            f"{short.attention_factor:.4g}, so they are not exactly what the original model makes of them."
+        )
+    return items
+
+
+def _lost(run: Run) -> list[str]:
+    if run.extension is None:
+        return []
+    return [f"The exported checkpoint lost {loss}." for loss in run.extension.losses]
+
+
+def _worse(run: Run, shown: Mapping[str, Contender]) -> list[str]:
+    """Where the run's own scaling is worse than the original model, or than another contender."""
+    subject, rows = subject_of(run), run.of("perplexity", "perplexity")
+    items = []
+    trace = run.trace
+    if trace is not None and trace.result is not None and trace.best_baseline is not None:
+        name, loss = trace.best_baseline
+        if loss <= trace.result:
+            items.append(
+                f"The search did not get below {shown[name].label} on its own texts ({loss:.4f} against "
+                f"{trace.result:.4f} nats per token): it found nothing better than that."
+            )
+    beaten: dict[int, list[EvalRow]] = {}
+    for own in (row for row in rows if row.scaling == subject):
+        better = [row for row in rows if row.length == own.length and row.scaling != subject and row.value < own.value]
+        original = original_row(run, rows, own.length)
+        if run.original_length is not None and own.length <= run.original_length and original in better:
+            items.append(
+                f"At {count(own.length)} tokens, inside the original window, perplexity is "
+                f"{per_cent(own.value, original.value)} against the original model "
+                f"({shown_value(own)} and {shown_value(original)})."
+            )
+            better.remove(original)
+        if better:
+            beaten[own.length] = sorted(better, key=lambda row: row.value)
+    for length, better in beaten.items():
+        names = listed([f"{shown[row.scaling].label} ({shown_value(row)})" for row in better])
+        items.append(f"At {count(length)} tokens perplexity is lower with {names}.")
+    return items
+
+
+def _not_measured(run: Run) -> list[str]:
+    missing = [name for suite, name in SUITES.items() if not measured(run, suite)]
+    items = [f"{listed(missing)[0].upper()}{listed(missing)[1:]}."] if missing else []
+    for longest, suites in _reached(run).items():
+        items.append(f"Beyond {count(longest)} tokens: {listed(suites)}.")
+    if run.scaling is not None and run.extension is None:
+        items.append("Whether an exported checkpoint gives the same logits.")
+    return items
+
+
+def _reached(run: Run) -> dict[int, list[str]]:
+    """Longest length measured -> the suites that go no further, where the scaling does."""
+    reached: dict[int, list[str]] = {}
+    target = run.scaling.target_length if run.scaling is not None else 0
+    for suite in ("perplexity", "passkey", "needle", "ruler"):
+        longest = max((row.length for row in run.of(suite)), default=target)
+        if longest < target:
+            reached.setdefault(longest, []).append(SUITES[suite])
+    return reached
+
+
+def _few(run: Run) -> list[str]:
+    trials: dict[str, list[int]] = {}
+    for row in run.rows:
+        if row.trials < FEW_TRIALS and row.metric != "effective_length":
+            trials.setdefault("position" if row.metric == "nll" else row.suite, []).append(row.trials)
+    parts = [
+        f"{SUITES.get(suite, suite)} ({min(found)}{f' to {max(found)}' if max(found) > min(found) else ''})"
+        for suite, found in trials.items()
+    ]
+    if not parts:
+        return []
+    return [f"Numbers marked {MARK} come from fewer than {FEW_TRIALS} trials: {listed(parts)}."]
+
+
+def _warned(run: Run) -> list[str]:
+    """What evaluations say against themselves, such as documents that the search or training has seen."""
+    return [
+        f"{file}: {str(warning).rstrip('.')}."
+        for file, evaluation in run.evaluations.items()
+        for warning in evaluation.settings.get("warnings") or ()
+    ]
+
+
+def _not_finite(run: Run, shown: Mapping[str, Contender]) -> list[str]:
+    broken = list(dict.fromkeys(row.scaling for row in run.rows if not math.isfinite(row.value)))
+    return [f"Some values of {shown[name].label} are not finite." for name in broken]
+
+
+def comparability(runs: Sequence[Run]) -> list[str]:
+    """Why numbers of several runs may not compare."""
+    settings = [evaluation.settings for run in runs for evaluation in run.evaluations.values()]
+    items = []
+    if len({str(one["model_fingerprint"]) for one in settings if "model_fingerprint" in one}) > 1:
+        items.append("The runs were measured on different models.")
+    if different := _different_samples(settings):
+        items.append(f"The runs were measured on different texts: {listed(different)}. Their numbers do not compare.")
+    searched = {str(run.trace.header.get("objective")) for run in runs if run.trace is not None}
+    if len(searched) > 1:
+        items.append(f"Search losses do not compare: the objectives differ ({listed(sorted(searched))}).")
+    return items
+
+
+def _different_samples(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Suites whose samples differ somewhere: `samples_sha256` maps suite, task and length to a hash."""
+    hashes: dict[str, set[str]] = {}
+    for one in settings:
+        samples = one.get("samples_sha256")
+        for key, digest in samples.items() if isinstance(samples, dict) else ():
+            hashes.setdefault(str(key), set()).add(str(digest))
+    return list(dict.fromkeys(key.partition(" ")[0] for key, digests in hashes.items() if len(digests) > 1))

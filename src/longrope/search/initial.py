@@ -1,0 +1,79 @@
+"""Where LongRoPE's evolution starts, and the baselines of a search: closed forms, and what the checkpoint carries.
+
+Three cases. A model with its original RoPE starts from closed forms (Algorithm 1). One that carries a scaling, and is
+searched beyond it, starts also from the carried factors and their stretched forms (LongRoPE §3.3). Inside the reach
+of what it carries (recovery of short windows), it starts from the original RoPE, the carried factors and mild forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from longrope.models.loading import Subject
+from longrope.rope.baselines import CHECKPOINT
+from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, yarn
+from longrope.rope.geometry import FloatArray
+from longrope.rope.progressive import SECOND_FORMS, second_window, second_yarn
+from longrope.rope.scaling import Window
+
+SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
+MILD_RATIOS = (2.0, 4.0)
+"""Ratios of the closed forms that a recovery starts from, besides that of its own length."""
+SECOND_BETAS = (8, 2)
+"""β_fast of further second YaRNs, 32 by itself: a pair that turned more often in training keeps its factor. Which is
+best depends on L'."""
+NONE = "none"
+
+
+def evolution_seeds(subject: Subject, length: int) -> list[FloatArray]:
+    """The factors (D,) that Algorithm 1 starts from for a window of `length` tokens, the likeliest first."""
+    geometry, existing = subject.geometry, subject.existing
+    if length > subject.reach:
+        forms = [CLOSED_FORMS[name](geometry, length)[0] for name in SEED_FORMS]
+        return list(reversed(carried_seeds(subject, length).values())) + forms
+    seeds = [np.ones(geometry.pairs)]
+    if existing is not None:
+        windows = sorted(existing.windows, key=lambda window: window != subject.carried_window(length))
+        seeds += [np.asarray(window.factors) for window in windows]
+    lengths = [max(length, geometry.original_length), *(ratio * geometry.original_length for ratio in MILD_RATIOS)]
+    return seeds + [form(geometry, mild) for mild in lengths for form in (yarn, ntk_aware)]
+
+
+def carried_seeds(subject: Subject, length: int) -> dict[str, FloatArray]:
+    """The carried factors and their forms stretched to `length`, by name: (D,) each; none without a carried scaling."""
+    window = subject.carried_window(length)
+    if window is None:
+        return {}
+    return {CHECKPOINT: np.asarray(window.factors)} | second_forms(subject, length)
+
+
+def second_forms(subject: Subject, length: int) -> dict[str, FloatArray]:
+    """The carried factors stretched to a `length` beyond their reach, by name: (D,) each; none where there is nothing
+    to stretch."""
+    existing = subject.existing
+    if existing is None or length <= subject.reach:
+        return {}
+    stretch = (subject.geometry, existing.windows[-1].factors, subject.reach, length)
+    forms = {name: form(*stretch) for name, form in SECOND_FORMS.items()}
+    return forms | {f"second-yarn, β_fast {beta}": second_yarn(*stretch, beta_fast=beta) for beta in SECOND_BETAS}
+
+
+def baselines(subject: Subject, length: int) -> dict[str, Window]:
+    """What a search for `length` tokens is held against: closed forms, what the checkpoint carries, and that stretched,
+    each with its own attention factor.
+
+    At the original window itself all closed forms are the original RoPE, which is then the only one.
+    """
+    windows = {}
+    for name, form in CLOSED_FORMS.items():
+        if name == NONE or length > subject.geometry.original_length:
+            factors, own = form(subject.geometry, length)
+            windows[name] = Window(length, tuple(factors.tolist()), 0, own)
+    carried = subject.carried_window(length)
+    if carried is not None:
+        windows[CHECKPOINT] = replace(carried, max_length=length)
+    if subject.existing is not None and length > subject.reach:
+        windows |= {name: second_window(name, subject.existing, length) for name in SECOND_FORMS}
+    return windows

@@ -1,0 +1,150 @@
+"""What every objective shares: a loss over rows of token ids that all candidates are scored on, and its gradient.
+
+An objective says which tokens of a row count. Rows run one at a time, so memory does not grow with their number.
+
+Needle-driven perplexity (LongRoPE2, §3.2): the loss of the answer's tokens alone, over shared samples.
+
+Plain perplexity averages over tokens that hardly need the far context; the answer needs nothing else.
+
+The perplexity objective: mean next-token loss over samples that every candidate shares (LongRoPE, section 3.2).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longrope.data.needles import NeedleSamples
+from longrope.data.samples import Samples
+from longrope.models.scaled import Installed
+from longrope.models.scoring import checkpointed_layers, token_nll
+from longrope.rope.scaling import Window
+
+
+class SampledObjective(ABC):
+    """The mean loss, in nats per scored token, of rows of tokens under a window: Σ NLL / Σ tokens."""
+
+    name: str
+    installed: Installed
+
+    @property
+    @abstractmethod
+    def ids(self) -> Tensor:
+        """int64 (N, T)."""
+
+    @abstractmethod
+    def scored(self, row: int) -> int:
+        """How many tokens at the end of `row` are scored, at most T − 1."""
+
+    @property
+    def count(self) -> int:
+        """N, the number of rows."""
+        return self.ids.shape[0]
+
+    @property
+    def length(self) -> int:
+        """T, the tokens of each row."""
+        return self.ids.shape[1]
+
+    @property
+    def token_passes(self) -> int:
+        """Tokens that one evaluation of all rows sends through the model (a forward counts 1 per token)."""
+        return self.ids.numel()
+
+    def nlls(self, window: Window, rows: Sequence[int] | None = None) -> list[Tensor]:
+        """The loss in nats of every scored token, one tensor (scored(row),) for each of `rows` (default: all)."""
+        self.installed.model.eval()
+        with self.installed.using(window), torch.inference_mode():
+            return [self._nll(row) for row in self._rows(rows)]
+
+    def loss(self, window: Window, rows: Sequence[int] | None = None) -> float:
+        """The mean loss of `rows` (default: all); NaN where the model's own numbers are. Sums are taken in float64."""
+        sums = [float(nll.sum(dtype=torch.float64)) for nll in self.nlls(window, rows)]
+        return sum(sums) / self._tokens(rows)
+
+    def loss_and_gradient(self, window: Window, rows: Sequence[int] | None = None) -> tuple[float, tuple[float, ...]]:
+        """`loss`, and its derivatives by λ_0 … λ_{D−1} and the attention factor (D + 1 numbers).
+
+        Only these get gradients, weights get none; the activations of a layer are computed again in the backward pass,
+        so memory stays near that of scoring, beside the input of every layer.
+        """
+        model, tokens = self.installed.model, self._tokens(rows)
+        model.eval()
+        factors = torch.tensor(window.factors, dtype=torch.float64, device=model.device, requires_grad=True)
+        attention_factor = torch.tensor(
+            window.attention_factor, dtype=torch.float64, device=model.device, requires_grad=True
+        )
+        total = 0.0
+        with _frozen(model), checkpointed_layers(model), torch.enable_grad():
+            for row in self._rows(rows):
+                with self.installed.using(window, factors, attention_factor):
+                    loss = self._nll(row).sum(dtype=torch.float64) / tokens
+                    loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+        assert factors.grad is not None
+        assert attention_factor.grad is not None
+        return total, (*factors.grad.tolist(), float(attention_factor.grad))
+
+    def _nll(self, row: int) -> Tensor:
+        model = self.installed.model
+        ids = self.ids[row : row + 1].to(model.device)
+        return token_nll(model, ids, start=self.length - self.scored(row) - 1)[0]
+
+    def _rows(self, rows: Sequence[int] | None) -> Sequence[int]:
+        return range(self.count) if rows is None else rows
+
+    def _tokens(self, rows: Sequence[int] | None) -> int:
+        return sum(self.scored(row) for row in self._rows(rows))
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No parameter of `model` takes a gradient in the block."""
+    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in before:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in before:
+            parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class NeedleObjective(SampledObjective):
+    """Mean negative log-likelihood, in nats per token, of the answers of `samples`: Σ NLL / Σ answer tokens.
+
+    Only the answers' logits are made: the head runs on as many positions at the end of a row as its answer has tokens.
+    """
+
+    installed: Installed
+    samples: NeedleSamples
+    name: str = "needle"
+
+    @property
+    def ids(self) -> Tensor:
+        return self.samples.ids
+
+    def scored(self, row: int) -> int:
+        return self.samples.answer_tokens[row]
+
+
+@dataclass(frozen=True)
+class PerplexityObjective(SampledObjective):
+    """Mean negative log-likelihood, in nats per token, of `samples` (N, T). Its exponential is the perplexity."""
+
+    installed: Installed
+    samples: Samples
+    name: str = "perplexity"
+
+    @property
+    def ids(self) -> Tensor:
+        return self.samples.ids
+
+    def scored(self, row: int) -> int:
+        return self.samples.length - 1

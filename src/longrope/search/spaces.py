@@ -1,0 +1,213 @@
+"""The space of LongRoPE's search (Table 4): rescale factors on a grid of 0.01, monotone, and start tokens.
+
+Factors are whole numbers of hundredths here, so that two candidates are equal exactly when their model is, a hash is
+exact, and a log replays bit for bit. Knows no model and no loss.
+
+The space of LongRoPE2's search (2502.20082, Algorithms 1 and 2): a real critical dimension, and factors beyond it.
+
+A candidate has d_rcd as a gene. From pair d_rcd on, λ is searched in [s, 2s], monotone, in hundredths; below it λ is
+NTK with the base implied at d_rcd: λ_i = λ_{d_rcd}^(i/d_rcd). `Evolution` runs on it as on LongRoPE's space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.random import Generator
+
+from longrope.errors import LongRopeError
+from longrope.rope.scaling import Window
+
+Steps = npt.NDArray[np.int64]
+
+STEPS = 100  # grid steps per unit of λ
+UPPER_RATIO = 1.25  # λ ≤ 1.25·s
+START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One point of the space: λ_i = steps[i]/100, and n̂."""
+
+    steps: tuple[int, ...]
+    start_tokens: int = 0
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        return tuple(step / STEPS for step in self.steps)
+
+    def to_row(self) -> dict[str, Any]:
+        """The candidate as the log records it."""
+        return {"steps": list(self.steps), "start_tokens": self.start_tokens}
+
+    def window(self, max_length: int, attention_factor: float) -> Window:
+        return Window(
+            max_length=max_length,
+            factors=self.factors,
+            start_tokens=self.start_tokens,
+            attention_factor=attention_factor,
+        )
+
+
+def redraw(steps: Steps, lowest: int, highest: int, probability: float, rng: Generator) -> Steps:
+    """`steps` (n,), non-decreasing in [lowest, highest], each gene redrawn with `probability`; still non-decreasing.
+
+    A run of neighbouring genes that are redrawn together gets sorted uniform draws between the nearest genes that stay:
+    but for ties a uniform draw from the monotone vectors that agree with the parent elsewhere.
+    """
+    redrawn = rng.random(len(steps)) < probability
+    steps = steps.copy()
+    at = 0
+    while at < len(steps):
+        if not redrawn[at]:
+            at += 1
+            continue
+        end = at
+        while end < len(steps) and redrawn[end]:
+            end += 1
+        low = steps[at - 1] if at > 0 else lowest
+        high = steps[end] if end < len(steps) else highest
+        steps[at:end] = np.sort(rng.integers(low, high + 1, end - at))
+        at = end
+    return steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """λ_i ∈ [1, upper] with λ_i ≤ λ_{i+1} for `pairs` pairs, and n̂ from `start_tokens`.
+
+    Raises LongRopeError for an empty space.
+    """
+
+    pairs: int
+    upper: float
+    start_tokens: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1 or not 1.0 <= self.upper < np.inf or not self.start_tokens:
+            raise LongRopeError(
+                "a search space needs at least one pair, a finite upper bound from 1 and a choice of start tokens; "
+                f"found {self.pairs}, {self.upper} and {self.start_tokens}"
+            )
+
+    @classmethod
+    def for_ratio(cls, pairs: int, ratio: float, start_tokens: tuple[int, ...] = (0,)) -> SearchSpace:
+        """Table 4's bounds for an extension by `ratio` = s."""
+        return cls(pairs=pairs, upper=UPPER_RATIO * ratio, start_tokens=start_tokens)
+
+    @property
+    def upper_steps(self) -> int:
+        return int(np.floor(self.upper * STEPS + 1e-9))
+
+    def snap(self, factors: Sequence[float] | np.ndarray, start_tokens: int | None = None) -> Candidate:
+        """The nearest candidate to monotone `factors` (pairs,): rounded to the grid, inside the bounds.
+
+        Where they are not monotone, a factor below its predecessor is raised to it.
+        """
+        steps = np.rint(np.asarray(factors, dtype=np.float64) * STEPS).clip(STEPS, self.upper_steps)
+        steps = np.maximum.accumulate(steps).astype(np.int64)
+        n_hat = self.start_tokens[0] if start_tokens is None else start_tokens
+        return Candidate(tuple(steps.tolist()), n_hat)
+
+    def mutate(self, parent: Candidate, probability: float, rng: Generator) -> Candidate:
+        """Redraw each gene with `probability`, uniformly among the values that keep λ monotone.
+
+        A run of neighbouring genes that are redrawn together gets sorted uniform draws between the nearest genes that
+        stay: but for ties, a uniform draw from the monotone vectors that agree with the parent elsewhere.
+        """
+        steps = redraw(np.array(parent.steps, dtype=np.int64), STEPS, self.upper_steps, probability, rng)
+        n_hat = parent.start_tokens
+        if len(self.start_tokens) > 1 and rng.random() < probability:
+            n_hat = int(rng.choice(self.start_tokens))
+        return Candidate(tuple(steps.tolist()), n_hat)
+
+    def cross(self, first: Candidate, second: Candidate, rng: Generator) -> Candidate:
+        """Uniform crossover: every gene from either parent with equal chance; sorting restores the monotone order."""
+        pick = rng.random(self.pairs) < 0.5
+        steps = np.sort(np.where(pick, first.steps, second.steps))
+        n_hat = first.start_tokens if rng.random() < 0.5 else second.start_tokens
+        return Candidate(tuple(steps.tolist()), n_hat)
+
+
+@dataclass(frozen=True, slots=True)
+class CriticalCandidate:
+    """λ_i = steps[i − critical_dim]/100 from pair `critical_dim` (d_rcd) on, NTK below it."""
+
+    critical_dim: int
+    steps: tuple[int, ...]
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        at_critical = self.steps[0] / STEPS
+        below = tuple(at_critical ** (pair / self.critical_dim) for pair in range(self.critical_dim))
+        return below + tuple(step / STEPS for step in self.steps)
+
+    def window(self, max_length: int, attention_factor: float) -> Window:
+        return Window(max_length, self.factors, 0, attention_factor)
+
+    def to_row(self) -> dict[str, Any]:
+        """The candidate as the log records it."""
+        return {"critical_dim": self.critical_dim, "steps": list(self.steps)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticalSpace:
+    """d_rcd ∈ [first, last] = [d_tcd(10), d_tcd], λ_i ∈ [s, 2s] for i ≥ d_rcd, over `pairs` pairs.
+
+    Raises LongRopeError for an empty space.
+    """
+
+    pairs: int
+    ratio: float
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last < self.pairs or not 1.0 < self.ratio < np.inf:
+            raise LongRopeError(
+                "LongRoPE2 needs an extension ratio above 1 and critical dimensions among the pairs; found ratio "
+                f"{self.ratio:g} and dimensions {self.first} to {self.last} of {self.pairs} pairs"
+            )
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """[s, 2s] in steps, inside the interval."""
+        return int(np.ceil(self.ratio * STEPS - 1e-9)), int(np.floor(2 * self.ratio * STEPS + 1e-9))
+
+    def initial(self, count: int, rng: Generator) -> list[CriticalCandidate]:
+        """Algorithm 1: for each d_rcd in turn, one s' ~ U[s, 2s] for all pairs from d_rcd on; different candidates.
+
+        A `count` below the number of d_rcd takes some, evenly spaced from the first to the last.
+        """
+        dims = np.unique(np.linspace(self.first, self.last, count).round().astype(int)).tolist()
+        low, high = self.bounds
+        drawn: dict[CriticalCandidate, None] = {}
+        for index in range(50 * count):
+            dim = dims[index % len(dims)]
+            drawn[CriticalCandidate(dim, (int(rng.integers(low, high + 1)),) * (self.pairs - dim))] = None
+            if len(drawn) == count:
+                break
+        return list(drawn)
+
+    def mutate(self, parent: CriticalCandidate, probability: float, rng: Generator) -> CriticalCandidate:
+        """Algorithm 2: each λ_i, i ≥ d_rcd, redrawn with `probability` inside [s, 2s], monotone; d_rcd stays."""
+        steps = redraw(np.array(parent.steps, dtype=np.int64), *self.bounds, probability, rng)
+        return CriticalCandidate(parent.critical_dim, tuple(steps.tolist()))
+
+    def cross(self, first: CriticalCandidate, second: CriticalCandidate, rng: Generator) -> CriticalCandidate:
+        """d_rcd of either parent; from there on every gene of either, sorted. A parent whose own d_rcd lies higher
+        gives, for the pairs below it, its gene at d_rcd."""
+        dim = first.critical_dim if rng.random() < 0.5 else second.critical_dim
+        pick = rng.random(self.pairs - dim) < 0.5
+        steps = np.sort(np.where(pick, _from(first, dim), _from(second, dim)))
+        return CriticalCandidate(dim, tuple(steps.tolist()))
+
+
+def _from(candidate: CriticalCandidate, dim: int) -> list[int]:
+    """The genes of pairs `dim` … of a candidate whose own begin elsewhere."""
+    missing = max(0, candidate.critical_dim - dim)
+    return [candidate.steps[0]] * missing + list(candidate.steps[max(0, dim - candidate.critical_dim) :])

@@ -1,0 +1,66 @@
+"""A standalone model on disk: `model.safetensors` and `standalone.json`, its sizes and its scaling. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from longrope.errors import LongRopeError, one_line
+from longrope.provenance import record
+from longrope.rope.scaling import RopeScaling
+from longrope.standalone.sizes import Sizes
+from longrope.storage import new_output_folder, write_json_atomic
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "standalone.json"
+SCHEMA = "longrope.standalone/1"
+
+
+def write_standalone(folder: Path, sizes: Sizes, scaling: RopeScaling, tensors: Mapping[str, Tensor]) -> None:
+    """Write a model to the new folder `folder`, the description last: a folder without it is no model.
+
+    Raises LongRopeError when the folder has anything in it or cannot be written.
+    """
+    new_output_folder(folder)
+    partial = folder / f".{WEIGHTS}.partial"
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
+        partial.replace(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise LongRopeError(f"cannot write {folder / WEIGHTS}: {one_line(error)}") from error
+    description = {"schema": SCHEMA, "sizes": asdict(sizes), "scaling": json.loads(scaling.to_json()), **record()}
+    write_json_atomic(folder / DESCRIPTION, description)
+
+
+def read_standalone(folder: Path) -> tuple[Sizes, RopeScaling, dict[str, Tensor]]:
+    """Sizes, scaling and weights in `folder`, each checked. Raises LongRopeError when one is missing or damaged."""
+    path = folder / DESCRIPTION
+    try:
+        text = path.read_bytes().decode("utf-8")
+        description = json.loads(text)
+    except OSError as error:
+        raise LongRopeError(f"no saved LongRoPEModel in {folder}: cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise LongRopeError(f"expected JSON in {path}, found something else: {one_line(error)}") from error
+    found = description.get("schema") if isinstance(description, dict) else None
+    if found != SCHEMA:
+        raise LongRopeError(f"expected a saved LongRoPEModel with schema {SCHEMA!r} in {path}; found {found!r}")
+    try:
+        sizes = Sizes(**description["sizes"])
+        scaling = RopeScaling.from_json(json.dumps(description["scaling"]), f"the scaling in {path}")
+        scaling.check_fits(sizes.geometry)
+    except (KeyError, TypeError) as error:
+        raise LongRopeError(f"expected sizes and a scaling in {path}; found others: {one_line(error)}") from error
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise LongRopeError(f"cannot read the weights {folder / WEIGHTS}: {one_line(error)}") from error
+    if kinds := sorted({str(tensor.dtype) for tensor in tensors.values() if not tensor.is_floating_point()}):
+        raise LongRopeError(f"expected floating-point weights in {folder / WEIGHTS}; found {', '.join(kinds)}")
+    return sizes, scaling, tensors

@@ -1,0 +1,43 @@
+"""Low-rank training through `peft`: all linear layers get updates, embeddings and norms are trained in full."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.train.config import LoraSettings
+
+
+def with_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
+    """The `PeftModel` around `model`, its updates drawn by `seed`. Raises LongRopeError where peft is not installed."""
+    try:
+        peft: Any = import_module("peft")
+    except ImportError as error:
+        raise LongRopeError('LoRA needs peft, which is not installed: pip install "longrope[train]"') from error
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules="all-linear",
+        modules_to_save=trained_in_full(model),
+        ensure_weight_tying=bool(model.config.get_text_config().tie_word_embeddings),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, config)
+
+
+def trained_in_full(model: PreTrainedModel) -> list[str]:
+    """Last parts of the names of the embedding of tokens and of every norm."""
+    embedding = model.get_input_embeddings()
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if module is embedding or (type(module).__name__.endswith("Norm") and not isinstance(module, nn.ModuleList))
+    }
+    return sorted(names)

@@ -1,0 +1,185 @@
+"""The loss of a row that is too long for its logits: head and cross-entropy in pieces, forward and backward.
+
+`models/scoring.py` scores a model that stays as it is; here gradients go to the weights, and the loss takes the place
+of the model's `forward`, so that what wraps the model (DDP, FSDP, autocast, PEFT) sees one ordinary forward.
+
+Liger's fused head and cross-entropy in place of the chunked loss, where it is installed and gives the same loss.
+
+Its kernel makes logits in pieces, and their gradients with them in the forward pass, so that nothing is computed again
+(Liger-Kernel, arXiv:2410.10989 §3.2; liger-kernel 0.8). It needs CUDA and a head that is one matrix; not for LoRA,
+DeepSpeed, or float64. Not run here: no GPU with it has been at hand; the choice and the call are tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from longrope.data.packing import IGNORED
+from longrope.errors import LongRopeError, one_line
+
+_LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
+
+
+class ChunkedLoss:
+    """In the place of a causal language model's `forward`: the summed loss of given targets.
+
+    The base model runs once. Its last hidden states go through the family's own head (tied or not, soft-capping and
+    logit scaling as they are) in pieces of `chunk_size` positions, whose logits are made again in the backward pass
+    instead of being kept: O(T/n·V) instead of O(T·V). `fused` does both in its place, see `fused_loss.py`.
+    """
+
+    def __init__(self, model: PreTrainedModel, chunk_size: int | None = None, fused: FusedLoss | None = None) -> None:
+        self.own = model.forward
+        self.fused = fused
+        self.head = model.get_output_embeddings()
+        self.base: nn.Module = model.base_model
+        if self.base is model:
+            raise LongRopeError(
+                f"expected a causal language model with a head, found {type(model).__name__} without one"
+            )
+        self.vocabulary: int = model.config.get_text_config().vocab_size
+        self.chunk_size = chunk_size
+
+    def __call__(self, input_ids: Tensor, position_ids: Tensor, shift_labels: Tensor, **others: None) -> CausalLMOutput:
+        """`input_ids`, `position_ids` and `shift_labels` (B, T): the target of each position, IGNORED where it has
+        none. `loss` is Σ −log p(target), in nats: who calls divides once, by the targets of the whole step. `others`:
+        what wrappers name without giving it.
+        """
+        if given := sorted(name for name, value in others.items() if value is not None):
+            raise TypeError(f"the chunked loss takes ids, positions and targets; found {given[0]} too")
+        if self.fused is not None:
+            hidden = self._base_output(input_ids, position_ids).last_hidden_state
+            return CausalLMOutput(loss=self.fused(self.head.weight, hidden.flatten(0, 1), shift_labels.flatten()))
+        return CausalLMOutput(
+            loss=torch.stack([nll.sum() for nll in self.pieces(input_ids, position_ids, shift_labels)]).sum()
+        )
+
+    def pieces(self, input_ids: Tensor, position_ids: Tensor, shift_labels: Tensor) -> Iterator[Tensor]:
+        """The loss of every target, (B, C) a piece, 0 where it is IGNORED."""
+        output = self._base_output(input_ids, position_ids)
+        size = self.chunk_size or max(1, _LOGITS_BUDGET // (input_ids.shape[0] * self.vocabulary))
+
+        def nll(hidden: Tensor, targets: Tensor) -> Tensor:
+            logits = self._head(output, hidden)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+            return losses.view_as(targets)
+
+        pieces = zip(
+            torch.split(output.last_hidden_state, size, dim=1), torch.split(shift_labels, size, dim=1), strict=True
+        )
+        for hidden, targets in pieces:
+            yield checkpoint(nll, hidden, targets, use_reentrant=False)
+
+    def _base_output(self, input_ids: Tensor, position_ids: Tensor) -> Any:
+        return self.base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+
+    def _head(self, output: Any, hidden: Tensor) -> Tensor:
+        """Hidden states (B, C, H) -> logits (B, C, V), by the model's own forward around a base that returns them."""
+        given = type(output)(last_hidden_state=hidden)
+        with _replaced(self.base, lambda *_, **__: given):
+            logits: Tensor = self.own(inputs_embeds=hidden, use_cache=False).logits
+        return logits
+
+
+@contextmanager
+def chunked_loss(
+    model: PreTrainedModel, chunk_size: int | None = None, fused: FusedLoss | None = None
+) -> Iterator[ChunkedLoss]:
+    """`model(...)` is the summed loss of `ChunkedLoss` in the block. Raises LongRopeError where there is no head."""
+    loss = ChunkedLoss(model, chunk_size, fused)
+    with _replaced(model, loss):
+        yield loss
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Replace `module.forward` on the instance for the length of the block; hooks keep working."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = own
+
+
+def require_documents_apart(model: PreTrainedModel, batch: int) -> None:
+    """Prove that documents packed into one row do not see each other in `model`, `batch` rows at once.
+
+    transformers finds them by their positions, which restart, and masks between them; a family that does not pass its
+    positions on, a recurrent layer, or flash attention with several rows would mix them without a word. Raises
+    LongRopeError then.
+    """
+    size, vocabulary = 8, model.config.get_text_config().vocab_size
+    positions = torch.arange(size, device=model.device).repeat(2)[None].expand(batch, -1)
+    ids = (torch.arange(2 * size, device=model.device)[None] % vocabulary).expand(batch, -1)
+    other = ids.clone()
+    other[:, :size] = (other[:, :size] + size) % vocabulary
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            first, second = (
+                model.base_model(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state
+                for row in (ids, other)
+            )
+    finally:
+        for module in training:
+            module.training = True
+    if not torch.equal(first[:, size:], second[:, size:]):
+        raise LongRopeError(
+            f"{type(model).__name__} with {model.config._attn_implementation} attention lets packed documents see each "
+            f"other in batches of {batch}: use --micro-batch 1, another --attn-implementation, or --mix long"
+        )
+    if torch.equal(first[:, :size], second[:, :size]):
+        raise LongRopeError(
+            f"{type(model).__name__} gives the same hidden states for other tokens: it cannot be trained"
+        )
+
+
+FusedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The head's weight (V, H), hidden states (T, H), targets (T,) -> Σ −log p(target) over targets that count."""
+
+
+def fused_loss(model: PreTrainedModel, device: torch.device) -> FusedLoss | None:
+    """Liger's loss for `model` trained on `device`; None where it is not installed, or not the model's own loss.
+
+    Raises LongRopeError where the one that is installed cannot be used.
+    """
+    if device.type != "cuda" or find_spec("liger_kernel") is None or not plain_head(model):
+        return None
+    try:
+        made: FusedLoss = import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss(
+            ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32
+        )
+    except (ImportError, AttributeError, TypeError) as error:
+        raise LongRopeError(
+            f"the liger_kernel here cannot be used ({one_line(error)}): use --fused-loss off"
+        ) from error
+    return made
+
+
+def plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are hidden states times one matrix: no bias, soft cap or scale. Found by comparing the two."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None or model.dtype == torch.float64:
+        return False
+    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        output = model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        # transformers' last hidden state of these is the one after the final norm, which the head is given.
+        return torch.equal(output.logits, head(output.hidden_states[-1]))

@@ -1,0 +1,68 @@
+"""The least memory a training step needs: what must be there at once, whatever the kernels. It refuses, not plans."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.train.config import TrainingSettings
+
+GIB = 2**30
+
+
+def least_bytes(model: PreTrainedModel, settings: TrainingSettings, *, shards: int, packed: bool) -> dict[str, int]:
+    """Bytes on one device, by what takes them; `shards` devices share the weights, `packed` rows hold documents.
+
+    Weights, gradients and AdamW's two moments in the weights' dtype; the input of every layer (held on the host with
+    offload, all of a layer's own activations without checkpointing left out); where attention is not flash or flex, one
+    byte for every pair of positions of the mask between packed documents. With context parallelism a device has its
+    share of every row, and the keys and values of the whole row for one layer.
+    """
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    size = next(model.parameters()).element_size()
+    config = model.config.get_text_config()
+    row = settings.micro_batch * settings.length
+    tokens = row // settings.context_parallel
+    kept = 1 if settings.offload else config.num_hidden_layers
+    dense = packed and model.config._attn_implementation in ("sdpa", "eager")
+    parts = {
+        "weights": weights // shards,
+        "gradients": trained * size // shards,
+        "AdamW's moments": 2 * trained * size // shards,
+        "inputs of the layers": kept * tokens * config.hidden_size * (2 if settings.bf16 else size),
+        "mask between packed documents": tokens * settings.length if dense else 0,
+    }
+    if settings.context_parallel > 1:
+        parts["keys and values of a layer"] = 2 * row * _key_width(config) * (2 if settings.bf16 else size)
+    return parts
+
+
+def _key_width(config: Any) -> int:
+    """Numbers in the keys of one token, all heads of a layer."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(heads * head)
+
+
+def require_room(
+    model: PreTrainedModel, settings: TrainingSettings, device: torch.device, *, shards: int, packed: bool
+) -> None:
+    """Raise LongRopeError when not even the least that a step needs fits on `device`."""
+    parts = least_bytes(model, settings, shards=shards, packed=packed)
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sum(parts.values()) <= there:
+        return
+    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
+    raise LongRopeError(
+        f"a step needs at least {sum(parts.values()) / GIB:.1f} GiB on each device ({listed}), which has "
+        f"{there / GIB:.1f}: use a smaller --length or --micro-batch, --offload, --lora, FSDP or --context-parallel "
+        "over more devices, or --attn-implementation flash_attention_2 for packed documents"
+    )

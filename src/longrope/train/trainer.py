@@ -1,0 +1,237 @@
+"""transformers' `Trainer` for rows of several windows: one window per micro-batch, one divisor per step.
+
+The loop, devices, sharding, accumulation, clipping, checkpoints and resuming are the Trainer's and accelerate's. Ours
+are the rows, the window that each micro-batch is computed under, and the loss, divided once by the targets of its step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.parallelism_config import ParallelismConfig
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from longrope.data.packing import PackedRows
+from longrope.errors import LongRopeError, one_line
+from longrope.models.scaled import Installed
+from longrope.rope.scaling import Window
+from longrope.train.checkpoints import seal
+from longrope.train.config import SCHEDULES, TrainingSettings
+from longrope.train.context_parallel import Shared, share
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """After an optimizer step: its loss (nats per token), and tokens, padding included, a second since this start."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+
+
+class StepRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Packed rows with what a micro-batch needs beside its tokens: its part, and 1 / targets of its optimizer step.
+
+    Where `processes` share a row, every micro-batch of `group` rows comes as often, one share after the other: data
+    parallelism deals micro-batches out by rank, so that neighbours get the shares of the same rows.
+    """
+
+    def __init__(self, rows: PackedRows, rows_per_step: int, group: int = 1, processes: int = 1) -> None:
+        self.rows, self.group, self.processes = rows, group, processes
+        scored = [rows.scored(index) for index in range(len(rows))]
+        self.weights = [1.0 / sum(scored[at : at + rows_per_step]) for at in range(0, len(rows), rows_per_step)]
+        self.rows_per_step = rows_per_step
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.processes
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch, within = divmod(index, self.group)
+        row = batch // self.processes * self.group + within
+        names, tensors = ("input_ids", "position_ids", "shift_labels"), self.rows.tensors(row)
+        item: dict[str, Any] = dict(zip(names, tensors, strict=True))
+        if self.processes > 1:
+            own = {name: share(tensor, self.processes, batch % self.processes) for name, tensor in item.items()}
+            item = own | {"row_position_ids": item["position_ids"]}
+        return item | {"part": self.rows.rows[row].part, "weight": self.weights[row // self.rows_per_step]}
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A micro-batch: (B, T) tensors, or shares (B, T/P) and the rows' positions; rows of one part, of one step."""
+    parts, weights = ({item[name] for item in items} for name in ("part", "weight"))
+    if len(parts) != 1 or len(weights) != 1:
+        raise ValueError(f"a micro-batch is of one part and one step: {sorted(parts)}, {len(weights)} steps")
+    batch: dict[str, Any] = {
+        name: torch.stack([item[name] for item in items]) for name in items[0] if name not in ("part", "weight")
+    }
+    return batch | {"part": parts.pop(), "weight": weights.pop()}
+
+
+class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """Computes every micro-batch under the window of its part. The model's forward is the summed loss of `loss.py`."""
+
+    loss_is_scaled_for_ga = True  # by the targets of the whole step, on all devices
+
+    def __init__(
+        self, *, installed: Installed, windows: Mapping[str, Window], shared: Shared | None = None, **given: Any
+    ) -> None:
+        super().__init__(**given)
+        self.installed, self.windows, self.shared = installed, windows, shared
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The share of this micro-batch in the step's mean loss, times the processes: gradients are averaged over them.
+
+        The window stays fixed for the backward pass, where layers are computed again. Of a row that processes share,
+        each has the losses of its own targets.
+        """
+        self.installed.fix(self.windows[inputs["part"]])
+        if self.shared is not None:
+            self.shared.begin(inputs["row_position_ids"])
+        loss: Tensor = model(**{name: inputs[name] for name in ("input_ids", "position_ids", "shift_labels")}).loss
+        share: float = inputs["weight"] * self.args.world_size
+        return loss * share
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Tells how training goes, and seals checkpoints when all processes have written them."""
+
+    def __init__(self, run: str, tokens_per_step: int, on_progress: Callable[[Progress], None]) -> None:
+        self.run, self.tokens_per_step, self.on_progress = run, tokens_per_step, on_progress
+        self.began, self.first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise LongRopeError(
+                    f"the loss of step {state.global_step} is {logs['loss']}: use a lower --learning-rate or another "
+                    "--dtype; checkpoints up to here are kept"
+                )
+            rate = (state.global_step - self.first) * self.tokens_per_step / max(time.monotonic() - self.began, 1e-9)
+            self.on_progress(Progress(state.global_step, state.max_steps, logs["loss"], logs["learning_rate"], rate))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.run)
+
+
+def training_arguments(settings: TrainingSettings, folder: Path, *, cpu: bool) -> TrainingArguments:
+    """The Trainer's arguments, with `gradient_accumulation_steps` from the devices there are.
+
+    Raises LongRopeError for a pass-through argument that is unknown, or that the settings have a name for, and when
+    the rows of a step are not whole micro-batches of all devices.
+    """
+    own: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": SCHEDULES[settings.chosen_schedule],
+        "warmup_steps": settings.chosen_warmup,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": settings.seed,
+        "full_determinism": settings.deterministic,
+        "bf16": settings.bf16,
+        "use_cpu": cpu,
+        "activation_checkpointing": settings.checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False, "offload": settings.offload},
+        "train_sampling_strategy": "sequential",  # the rows are in order
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": 2,  # one is sealed before the one before it goes
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",  # TensorBoard has a callback with a folder of its own
+        "disable_tqdm": True,
+        "dataloader_pin_memory": not cpu,
+    }
+    settled = sorted(
+        settings.trainer.keys() & (own.keys() | {"gradient_accumulation_steps", "push_to_hub", "use_liger_kernel"})
+    )
+    if settled:
+        raise LongRopeError(f"the trainer's argument {settled[0]} is decided by longrope's own options; leave it out")
+    if settings.offload and cpu:
+        raise LongRopeError("offload moves what a GPU keeps into host memory: on a CPU there is nothing to move")
+    further = dict(settings.trainer)
+    try:
+        if isinstance(further.get("parallelism_config"), dict):  # JSON has no objects of accelerate
+            further["parallelism_config"] = ParallelismConfig(**further["parallelism_config"])
+        arguments = TrainingArguments(**own, **further)
+    except (TypeError, ValueError, ImportError) as error:
+        raise LongRopeError(f"the trainer's arguments cannot be used: {one_line(error)}") from error
+    if arguments.n_gpu > 1:
+        raise LongRopeError(
+            f"found {arguments.n_gpu} GPUs and one process: start one process for each, with `torchrun --no-python "
+            f"--nproc-per-node {arguments.n_gpu} longrope finetune …` or `accelerate launch`, or show it one GPU"
+        )
+    if arguments.world_size % settings.context_parallel:
+        raise LongRopeError(
+            f"--context-parallel {settings.context_parallel} shares a row among so many processes, found "
+            f"{arguments.world_size}: start a multiple, with `torchrun --no-python --nproc-per-node …`"
+        )
+    devices = data_parallel(arguments) // settings.context_parallel
+    at_once = settings.micro_batch * devices
+    if settings.rows_per_step % at_once:
+        raise LongRopeError(
+            f"a step of {settings.rows_per_step} rows cannot be shared by {devices} devices with "
+            f"{settings.micro_batch} at a time: give a --batch that {at_once} divides"
+        )
+    arguments.gradient_accumulation_steps = settings.rows_per_step // at_once
+    return arguments
+
+
+def data_parallel(arguments: TrainingArguments) -> int:
+    """How many processes accelerate gives rows of their own: all, but for those that share one by its parallelism."""
+    parallelism = arguments.parallelism_config
+    return int(arguments.world_size) // (1 if parallelism is None else parallelism.non_data_parallel_size)
+
+
+def make_trainer(
+    model: Any,
+    arguments: TrainingArguments,
+    rows: PackedRows,
+    settings: TrainingSettings,
+    *,
+    installed: Installed,
+    windows: Mapping[str, Window],
+    run: str,
+    shared: Shared | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    callbacks: list[Any] | None = None,
+) -> WindowTrainer:
+    """The trainer of `rows`; `windows` has one for every part, `run` is what its checkpoints are sealed with.
+
+    `shared`: what `context_parallel` gave for the model.
+    """
+    watch = Watch(run, settings.rows_per_step * settings.length, on_progress)
+    trainer = WindowTrainer(
+        installed=installed,
+        windows=windows,
+        shared=shared,
+        model=model,
+        args=arguments,
+        train_dataset=StepRows(rows, settings.rows_per_step, settings.micro_batch, settings.context_parallel),
+        data_collator=collate,
+        callbacks=[*(callbacks or []), watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -1,0 +1,257 @@
+"""FLOPs against torch's counter, bytes against the storages that live: on the embedded model and other families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from longrope.costs import flops_bytes as plan_costs
+from longrope.costs.flops_bytes import (
+    Bytes,
+    Flops,
+    forward_flops,
+    gradient_bytes,
+    gradient_flops,
+    reading_bytes,
+    scoring_bytes,
+    training_bytes,
+    training_flops,
+)
+from longrope.costs.model_dims import ModelShape, shape_of
+from longrope.data.samples import SampleOrigin, Samples
+from longrope.models import scoring
+from longrope.models.apply import geometry_of, install
+from longrope.models.generation.cache import prefill
+from longrope.models.loading import load_model
+from longrope.models.scaled import Installed
+from longrope.models.scoring import token_nll
+from longrope.rope.scaling import RopeScaling, Window
+from longrope.search.objective import PerplexityObjective
+from longrope.standalone.sizes import ForwardPlan, Sizes
+from longrope.train import loss as training_loss
+from longrope.train.loss import chunked_loss
+from tests.costs.live_bytes import LiveBytes
+from tests.models.families import FAMILIES, tiny_model, tokens
+
+LENGTH = 256
+ORIGIN = SampleOrigin("random", "", 0)
+_CPU_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_CPU_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def counter() -> FlopCounterMode:
+    """torch's counter, told that the CPU's flash attention is one: it knows those of GPUs by itself."""
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_backward_flop_count(grad, query, key, value))
+
+    return FlopCounterMode(display=False, custom_mapping={_CPU_FLASH: forward, _CPU_FLASH_BACKWARD: backward})
+
+
+def counted(measured: FlopCounterMode) -> Flops:
+    """Matrices, and attention as the plan counts it: torch's counter takes the whole square of a flash kernel."""
+    by_operation = measured.get_flop_counts()["Global"]
+    flash = sum(by_operation.get(operation, 0) for operation in (_CPU_FLASH, _CPU_FLASH_BACKWARD))
+    return Flops(measured.get_total_flops() - flash, flash / 2)
+
+
+def installed_tiny(dtype: torch.dtype = torch.float32) -> Installed:
+    model = load_model("tiny", dtype="float32").to(dtype)
+    return install(model, RopeScaling.original(geometry_of(model)))
+
+
+def window(installed: Installed, length: int) -> Window:
+    return Window(length, (2.0,) * installed.scaling.geometry.pairs)
+
+
+def objective(installed: Installed, length: int) -> PerplexityObjective:
+    return PerplexityObjective(installed, Samples(ids(length), (ORIGIN,), False))
+
+
+def ids(length: int) -> Tensor:
+    return tokens(length)
+
+
+def test_forward_of_the_embedded_model_is_exact() -> None:
+    installed = installed_tiny()
+    with counter() as measured, torch.no_grad():
+        token_nll(installed.model, ids(LENGTH))
+    assert counted(measured) == forward_flops(shape_of("tiny", installed.model), LENGTH, LENGTH - 1)
+    assert counted(measured).attention > 0
+
+
+@pytest.mark.parametrize("chunk", [2048, 64])
+def test_gradient_of_the_embedded_model(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer's input takes no gradient, and recomputing stops at the last number needed: a little less."""
+    monkeypatch.setattr(scoring, "MLP_CHUNK", chunk)
+    monkeypatch.setattr(plan_costs, "MLP_CHUNK", chunk)
+    installed = installed_tiny()
+    with counter() as measured:
+        objective(installed, LENGTH).loss_and_gradient(window(installed, LENGTH))
+    planned = gradient_flops(shape_of("tiny", installed.model), LENGTH, LENGTH - 1)
+    assert counted(measured).attention == planned.attention
+    assert planned.matrices * 0.85 <= counted(measured).matrices <= planned.matrices
+    assert (planned.matrices > 3 * forward_flops(shape_of("tiny", installed.model), LENGTH, LENGTH - 1).matrices) == (
+        chunk < LENGTH
+    )
+
+
+def test_training_of_the_embedded_model() -> None:
+    installed = installed_tiny()
+    with counter() as measured:
+        train(installed, LENGTH)
+    planned = training_flops(shape_of("tiny", installed.model), LENGTH)
+    assert counted(measured).attention == planned.attention
+    assert planned.matrices * 0.9 <= counted(measured).matrices <= planned.matrices
+
+
+def test_packed_documents_attend_to_themselves_only() -> None:
+    shape = shape_of("tiny", load_model("tiny"))
+    whole, packed = training_flops(shape, 1024), training_flops(shape, 1024, 256)
+    assert packed.matrices == whole.matrices
+    assert packed.attention == whole.attention / 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_of_every_family(family: str) -> None:
+    """With the mathematics written out, attention is products of matrices too, and a window is masked, not skipped."""
+    model = (
+        tiny_model(family, experts_implementation="eager") if family in ("mixtral", "gpt_oss") else tiny_model(family)
+    )
+    model.config._attn_implementation = "eager"
+    shape = shape_of(family, model)
+    with FlopCounterMode(display=False) as measured, torch.no_grad():
+        token_nll(model, tokens(32))
+    square = 2 * (shape.queries + shape.heads_output) * 32 * 32 * len(shape.reaches)
+    assert measured.get_total_flops() == forward_flops(shape, 32, 31).matrices + square
+
+
+def test_the_plan_of_the_standalone_model_agrees() -> None:
+    """`ForwardPlan` counts the same for the same sizes: it has no head in its forward."""
+    sizes = Sizes(d_model=192, n_heads=3, num_layers=3, base_length=256)
+    config = LlamaConfig(
+        hidden_size=192,
+        intermediate_size=sizes.mlp_dim,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        vocab_size=256,
+        tie_word_embeddings=False,
+    )
+    shape = shape_of("standalone", AutoModelForCausalLM.from_config(config))
+    planned, other = forward_flops(shape, 4096, 0), ForwardPlan(sizes, 4096)
+    assert (planned.matrices, planned.attention) == (other.matrix_flops, other.attention_flops)
+    assert shape.parameters == sizes.weights
+
+
+# Memory. Small pieces let attention be the peak too, as it is with long texts.
+
+
+@pytest.fixture(params=[(2**25, 2048), (2**18, 128)], ids=["head", "layers"])
+def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, mlp = request.param
+    monkeypatch.setattr(scoring, "_LOGITS_BUDGET", logits)
+    monkeypatch.setattr(training_loss, "_LOGITS_BUDGET", logits)
+    monkeypatch.setattr(plan_costs, "LOGITS", logits)
+    monkeypatch.setattr(scoring, "MLP_CHUNK", mlp)
+    monkeypatch.setattr(plan_costs, "MLP_CHUNK", mlp)
+
+
+def grouped() -> PreTrainedModel:
+    """A model whose heads share keys and values."""
+    config = LlamaConfig(
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        vocab_size=1024,
+        max_position_embeddings=256,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "tiny": lambda: load_model("tiny", dtype="float32"),
+    "grouped": grouped,
+}
+
+
+def peak(model: PreTrainedModel, run: Callable[[], Any]) -> int:
+    with LiveBytes(model.parameters()) as live:
+        run()
+    return live.peak
+
+
+def close(planned: Bytes, measured: int, rel: float = 0.15) -> None:
+    assert sum(planned.values()) == pytest.approx(measured, rel=rel), planned
+
+
+def measure(name: str, dtype: torch.dtype, length: int) -> tuple[Installed, ModelShape, Window]:
+    model = MODELS[name]().to(dtype)
+    installed = install(model, RopeScaling.original(geometry_of(model)))
+    return installed, shape_of(name, model), window(installed, length)
+
+
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_of_scoring(name: str, dtype: torch.dtype) -> None:
+    installed, shape, scaled = measure(name, dtype, 2048)
+    with torch.no_grad(), installed.using(scaled):
+        measured = peak(installed.model, lambda: token_nll(installed.model, ids(2048)))
+    close(scoring_bytes(shape, 2048, dtype.itemsize), measured, rel=0.1)
+
+
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_of_the_gradient(name: str, dtype: torch.dtype) -> None:
+    installed, shape, scaled = measure(name, dtype, 2048)
+    measured = peak(installed.model, lambda: objective(installed, 2048).loss_and_gradient(scaled))
+    close(gradient_bytes(shape, 2048, dtype.itemsize), measured, rel=0.1)
+
+
+@pytest.mark.parametrize("chunk", [None, 2048, 64], ids=["one pass", "mask", "cache"])
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_of_reading(name: str, chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are for layers that attend to a sliding window; one as long as the text is planned for here."""
+    installed, shape, scaled = measure(name, torch.float32, 4096)
+    measured = peak(installed.model, lambda: prefill(installed, ids(4096), scaled, chunk_size=chunk))
+    if chunk is not None:
+        monkeypatch.setattr(plan_costs, "PREFILL_CHUNK", chunk)
+        shape = replace(shape, reaches=(4096,) * shape.layers)
+    close(reading_bytes(shape, 4096, 4), measured)
+
+
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_of_training(name: str, dtype: torch.dtype) -> None:
+    """Of the states only weights and gradients are there, in the dtype of computing; nothing is gathered."""
+    installed, shape, _ = measure(name, dtype, 2048)
+    measured = peak(installed.model, lambda: train(installed, 2048))
+    planned = training_bytes(shape, 2048, gpus=1, itemsize=dtype.itemsize)
+    states = 2 * shape.parameters * dtype.itemsize
+    close(planned | {"states": states, "gathered weights": 0}, measured)
+
+
+def train(installed: Installed, length: int) -> None:
+    """Loss and gradients of one row as a training step takes them; the gradients stay."""
+    model = installed.model
+    model.train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    text = ids(length)
+    with installed.using(window(installed, length)), chunked_loss(model):
+        model(input_ids=text, position_ids=torch.arange(length)[None], shift_labels=text).loss.backward()

@@ -1,0 +1,251 @@
+"""The plan of a whole extension: shapes of families, what searches ask, what fits and what would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import DeepseekV3Config, Gemma3TextConfig, LlamaConfig, MistralConfig, MixtralConfig
+
+from longrope.costs.devices import USABLE, Devices, gpu_table
+from longrope.costs.flops_bytes import Flops, forward_flops
+from longrope.costs.model_dims import shape_of, weightless
+from longrope.costs.plan import CostPlan, CostRow, plan
+from longrope.costs.search_cost import search_work, sized_objectives
+from longrope.errors import LongRopeError
+from longrope.models.loading import open_model
+from longrope.search.config import METHODS, SearchOptions
+from longrope.search.run import search
+from longrope.search.search_data import prepare_texts
+from longrope.train.config import TrainingSettings
+
+GIGA = 1e9
+LLAMA3 = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+    rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+)
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the config of an 8B model, and nothing else."""
+    folder = tmp_path_factory.mktemp("configs") / "llama3-8b"
+    LLAMA3.save_pretrained(folder)
+    return str(folder)
+
+
+def only(planned: CostPlan, stage: str, name: str) -> CostRow:
+    (row,) = (row for row in planned.rows if (row.stage, row.name) == (stage, name))
+    return row
+
+
+# Shapes: published sizes.
+
+
+def shape_in(folder: Path, config: Any) -> Any:
+    config.save_pretrained(folder)
+    return shape_of("model", weightless(str(folder)))
+
+
+def test_published_sizes(tmp_path: Path, llama3: str) -> None:
+    assert shape_of("", weightless(llama3)).parameters == 8_030_261_248
+    mistral = shape_in(tmp_path / "a", MistralConfig())
+    assert (mistral.parameters, mistral.reaches) == (7_241_732_096, (4096,) * 32)
+    mixtral = shape_in(tmp_path / "b", MixtralConfig())
+    assert mixtral.parameters == 46_702_792_704
+    assert mixtral.experts
+    assert 12.5e9 < mixtral.active_weights + mixtral.head_weights < 12.9e9
+    deepseek = shape_in(tmp_path / "c", DeepseekV3Config())
+    assert (deepseek.queries, deepseek.values, deepseek.heads_output) == (128 * 192, 128 * 128, 128 * 128)
+    assert 36e9 < deepseek.active_weights + deepseek.head_weights < 37.5e9
+
+
+def test_layers_that_slide_attend_less(tmp_path: Path) -> None:
+    types = ["sliding_attention"] * 5 + ["full_attention"]
+    shape = shape_in(tmp_path, Gemma3TextConfig(num_hidden_layers=6, layer_types=types, sliding_window=512))
+    assert shape.reaches == (512,) * 5 + (None,)
+    assert shape.attended_pairs(4096) == 4096**2 / 2 + 5 * (512 * 4096 - 512**2 / 2)
+    assert shape.attended_pairs(256) == 6 * 256**2 / 2
+
+
+# What searches ask.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_are_those_of_the_search(method: str) -> None:
+    subject = open_model("tiny")
+    options = SearchOptions(method=method, samples=2)
+    texts = prepare_texts(subject, ["book:an-american-tragedy"], 1024, options)
+    sized = sized_objectives(subject.reach, 1024, options)
+    assert {key: tuple(samples.ids.shape) for key, samples in texts.items()} == {
+        key: (objective.count, objective.length) for key, objective in sized.items()
+    }
+
+
+def test_the_papers_searches_ask_1344_times() -> None:
+    subject = open_model("tiny")
+    for method, samples in (("longrope", 5), ("longrope2", 10)):
+        work = search_work(subject, 2048, SearchOptions(method=method))
+        assert (work.questions, work.token_passes) == (1344, 1344 * samples * 2048)
+        assert work.tokens > work.token_passes  # the baselines
+        assert not work.by_gradient
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SearchOptions(method="longrope", population=8, iterations=2, samples=2),
+        SearchOptions(method="cma", evaluations=20, samples=2),
+        SearchOptions(method="gradient", steps=6, samples=2),
+    ],
+    ids=lambda options: options.method,
+)
+def test_a_search_asks_what_was_planned(options: SearchOptions, tmp_path: Path, checkpoint: Path, texts: Path) -> None:
+    subject = open_model(str(checkpoint))
+    planned = search_work(subject, 128, options)
+    result = search(subject, 128, [str(texts / "search.txt")], tmp_path / "run", options)
+    assert (result.evaluations, result.token_passes) == (planned.questions, planned.token_passes)
+
+
+def test_questions_asked_at_once_are_shared_by_the_devices() -> None:
+    subject = open_model("tiny")
+    shape = shape_of("tiny", subject.model)
+    one, eight = Devices(), Devices(count=8)
+    evolution = search_work(subject, 2048, SearchOptions(method="longrope"))
+    assert evolution.seconds(shape, eight) == pytest.approx(evolution.seconds(shape, one) / 8, rel=0.02)
+    assert evolution.seconds(shape, one) == pytest.approx(one.seconds(evolution.flops(shape)))
+    gradient = search_work(subject, 2048, SearchOptions(method="gradient"))
+    assert gradient.seconds(shape, eight) > gradient.seconds(shape, one) / 2  # one step after the other
+
+
+# Devices.
+
+
+def test_rates_and_memory() -> None:
+    devices = Devices(gpu="h100", mfu=0.5, attention_mfu=0.25)
+    assert devices.seconds(Flops(989e12, 0)) == pytest.approx(2)
+    assert devices.seconds(Flops(0, 989e12)) == pytest.approx(4)
+    assert Devices(gpu="h100", tflops=1.0, mfu=1.0).seconds(Flops(1e12, 0)) == 1
+    assert Devices(memory=10).holds(USABLE * 10 * GIGA)
+    assert not Devices(memory=10).holds(USABLE * 10 * GIGA + 1)
+    assert Devices(gpu="h100", dtype="float32").peak_tflops < devices.peak_tflops
+
+
+def test_every_gpu_of_the_table_has_its_source() -> None:
+    assert {"a100-80", "h100", "h200", "b200", "l40s", "rtx4090", "cpu"} <= gpu_table().keys()
+    for name, gpu in gpu_table().items():
+        assert gpu["source"]
+        assert gpu["memory"] > 0
+        for dtype in ("bfloat16", "float16", "float32"):
+            assert Devices(gpu=name, dtype=dtype).peak_tflops > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"gpu": "h1000"}, "expected a GPU of"),
+        ({"count": 0}, "at least 1 GPU"),
+        ({"dtype": "int4"}, "expected a dtype"),
+        ({"mfu": 0.0}, "expected mfu above 0"),
+        ({"attention_mfu": 1.5}, "expected attention_mfu above 0"),
+        ({"tflops": float("nan")}, "positive tflops"),
+        ({"memory": -1.0}, "positive memory"),
+    ],
+)
+def test_devices_that_cannot_be(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(LongRopeError, match=said):
+        Devices(**given)
+
+
+# The whole plan.
+
+
+def test_a_plan_of_an_8b_model_without_weights(llama3: str) -> None:
+    planned = plan(llama3, 131072, Devices(gpu="h100", count=8))
+    assert [(row.stage, row.name) for row in planned.rows] == [
+        *(("search", method) for method in METHODS),
+        ("finetune", "longrope"),
+        ("finetune", "longrope2"),
+        *(("evaluate", suite) for suite in ("perplexity", "passkey", "needle", "ruler")),
+    ]
+    longrope, mixed = only(planned, "finetune", "longrope"), only(planned, "finetune", "longrope2")
+    assert longrope.tokens == 32 * (400 * 65536 + 600 * 131072)
+    assert mixed.tokens == pytest.approx(10e9, rel=0.001)
+    perplexity = only(planned, "evaluate", "perplexity")
+    assert perplexity.tokens == 10 * (8192 + 16384 + 32768 + 65536 + 131072)
+    assert perplexity.devices == 1
+    evolution = only(planned, "search", "longrope")
+    once = forward_flops(planned.shape, 131072)
+    assert evolution.matrix_flops == pytest.approx((1344 + 6) * 5 * once.matrices)
+    assert evolution.attention_flops == pytest.approx((1344 + 6) * 5 * once.attention)
+    assert evolution.memory["weights"] == 2 * 8_030_261_248
+    assert evolution.fits
+    assert not evolution.advice
+
+
+def test_the_papers_cost_of_an_evaluation(tmp_path: Path) -> None:
+    """LongRoPE: one evaluation at 2,048k tokens takes about 50 minutes on 8 A100, with the 3 samples used there."""
+    LlamaConfig(max_position_embeddings=4096).save_pretrained(tmp_path)
+    planned = plan(
+        str(tmp_path), 2048 * 1024, Devices(gpu="a100-80", count=8), searches=[SearchOptions()], trainings=[]
+    )
+    hours = planned.rows[0].hours / 678  # 672 candidates and 6 baselines
+    assert 30 < hours * 60 < 75
+
+
+def test_what_does_not_fit_says_what_would(llama3: str) -> None:
+    def trained(**given: Any) -> CostRow:
+        settings = TrainingSettings(length=131072, offload=given.pop("offload", False))
+        shared = given.pop("context_parallel", 1)
+        devices = Devices(**{"gpu": "h100", "count": 8} | given)
+        planned = plan(llama3, 131072, devices, searches=[], trainings=[settings], context_parallel=shared)
+        return only(planned, "finetune", "given")
+
+    row = trained()
+    assert not row.fits
+    assert "--offload" in row.advice
+    assert "context parallel over 2 devices" in row.advice
+    assert "h200" in row.advice
+    assert trained(offload=True).fits
+    assert trained(context_parallel=2).fits
+    assert trained(gpu="h200").fits
+    alone = trained(count=1)
+    assert not alone.fits
+    assert alone.memory["states"] == 8 * row.memory["states"] == 16 * 8_030_261_248
+    assert "GPUs" in alone.advice
+
+    def searched(length: int) -> CostRow:
+        return plan(llama3, length, Devices(), searches=[SearchOptions(method="gradient")], trainings=[]).rows[0]
+
+    assert searched(131072).fits
+    gradient = searched(262144)
+    assert not gradient.fits
+    assert "more of them do not help" in gradient.advice
+    assert "h200" in gradient.advice
+    assert "128k tokens" in gradient.advice
+
+
+def test_plans_that_cannot_be(llama3: str, tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="above the model's window of 8192"):
+        plan(llama3, 8192)
+    with pytest.raises(LongRopeError, match="divides 8"):
+        plan(llama3, 131072, Devices(count=8), context_parallel=3)
+    with pytest.raises(LongRopeError, match=r"no config|config\.json"):
+        plan(str(tmp_path), 131072)
+
+
+def test_json_names_everything(llama3: str) -> None:
+    planned = plan(llama3, 16384, searches=[SearchOptions(method="cma")], trainings=[])
+    found = planned.to_json()
+    assert found["devices"]["peak_tflops"] == 989
+    assert found["rows"][0]["peak_bytes"] == sum(found["rows"][0]["memory"].values())
+    assert replace(planned).to_json() == found
+    assert any("assumed, not measured" in line for line in found["assumptions"])

@@ -1,0 +1,173 @@
+"""The doctor on GGUF files: those that we write, and those that lack what llama.cpp needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from longrope.doctor.diagnose import diagnose
+from longrope.errors import LongRopeError
+from longrope.export.gguf.export import export_gguf
+from longrope.rope.closed_forms import su_attention_factor
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import RopeScaling
+
+GEOMETRY = RopeGeometry(64, 10_000.0, 256)
+LONG = np.geomspace(1.0, 4.6, 32)
+SU = su_attention_factor(GEOMETRY, 1024)
+SCALING = RopeScaling.extended(GEOMETRY, 1024, LONG, attention_factor=SU)
+
+# A file as our export writes it, without weights: what the doctor reads, by llama.cpp's names.
+KEYS = {
+    "context_length": 1024,
+    "rope.dimension_count": 64,
+    "rope.freq_base": 10_000.0,
+    "rope.scaling.type": "longrope",
+    "rope.scaling.original_context_length": 256,
+    "rope.scaling.attn_factor": SU,
+}
+TENSORS = {"rope_factors_long.weight": LONG, "rope_factors_short.weight": np.ones(32)}
+
+
+def write(path: Path, keys: dict | None = None, tensors: dict | None = None, architecture: str = "llama") -> Path:
+    """A GGUF file written by the gguf package; None among the changed keys or tensors leaves one out."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in (KEYS | (keys or {})).items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}.get(type(value))
+        if add is not None:
+            add(f"{architecture}.{name}", value)
+    for name, values in (TENSORS | (tensors or {})).items():
+        if values is not None:
+            writer.add_tensor(name, np.asarray(values, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    SCALING.save(path.parent / "scaling.json")
+    return path
+
+
+def verdicts(path: Path, **options) -> dict[str, str]:
+    return {finding.runtime.name: finding.verdict for finding in diagnose(path, **options).findings}
+
+
+def test_our_own_file(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    export_gguf("tiny", SCALING, path)
+    found = diagnose(path)
+    assert {one.runtime.name: one.verdict for one in found.findings} == dict.fromkeys(
+        ("llama.cpp", "llama.cpp-short", "ollama"), "partly"
+    )
+    assert "that longrope wrote into" in found.expected.source
+    assert found.lints == []
+    assert found.failures() == []
+    context, short = found.findings[0], found.findings[1]
+    assert [cell.window for cell in context.cells] == ["long"] * 5
+    assert [cell.window for cell in short.cells] == ["short"] * 3 + [None] * 2
+    assert context.cells[-1].as_expected
+    assert context.max_factor_error == pytest.approx(3.6)  # the long factors on short texts
+
+
+def test_one_window_is_exact(tmp_path):
+    single = RopeScaling.single(GEOMETRY, 1024, LONG, attention_factor=SU)
+    single.save(tmp_path / "one.json")
+    path = write(tmp_path / "one.gguf", tensors={"rope_factors_short.weight": LONG})
+    assert verdicts(path, expect=tmp_path / "one.json")["llama.cpp"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "says"),
+    [
+        ({}, "partly", "long window at 64, 255 and 256"),
+        ({"tensors": dict.fromkeys(TENSORS)}, "dropped", "has no rope_factors_short and rope_factors_long"),
+        ({"keys": {"rope.scaling.type": None}}, "dropped", "the factor tensors are not loaded"),
+        ({"keys": {"rope.scaling.attn_factor": None}}, "differs", "attention factor 1 instead of"),
+        ({"keys": {"rope.scaling.factor": 4.0}}, "differs", "divides all frequencies"),
+        ({"keys": {"rope.scaling.original_context_length": None}}, "dropped", "is the switch"),
+        ({"keys": {"context_length": 256}}, "differs", "caps the length that llama-server serves"),
+        ({"keys": {"rope.freq_base": 500_000.0}}, "differs", "base 500000 instead of 10000"),
+        ({"tensors": {"rope_factors_long.weight": LONG[:16]}}, "refused", "16 numbers for 32 rotary pairs"),
+        ({"architecture": "qwen2"}, "dropped", "the graph of qwen2 takes no factors"),
+        ({"architecture": "phi3"}, "partly", "long window"),
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_needs(changes, verdict, says, tmp_path):
+    found = diagnose(write(tmp_path / "model.gguf", **changes), names=["llama.cpp"])
+    (row,) = found.findings
+    assert row.verdict == verdict, row.reasons
+    assert any(says in reason for reason in row.reasons), row.reasons
+    assert bool(found.failures()) == (verdict != "partly")
+
+
+def test_a_single_set_serves_long_texts(tmp_path):
+    """rope_freqs: one set for all lengths, the long factors; what a GGUF without LongRoPE keys can hold."""
+    tensors = dict.fromkeys(TENSORS) | {"rope_freqs.weight": LONG}
+    path = write(tmp_path / "model.gguf", keys={"rope.scaling.type": None}, tensors=tensors)
+    RopeScaling.single(GEOMETRY, 1024, LONG, attention_factor=SU).save(tmp_path / "scaling.json")
+    assert verdicts(path)["llama.cpp"] == "exact"
+
+
+def test_contexts_are_rounded_up_to_256(tmp_path):
+    """At L = 300 a context for 300 tokens is one of 512, above L: it takes the long factors."""
+    scaling = RopeScaling.extended(RopeGeometry(64, 10_000.0, 300), 1024, LONG, attention_factor=SU)
+    path = write(tmp_path / "model.gguf", keys={"rope.scaling.original_context_length": 300})
+    scaling.save(tmp_path / "scaling.json")
+    found = diagnose(path, names=["llama.cpp-short"])
+    assert [cell.window for cell in found.findings[0].cells] == ["long", "long", "long", None, None]
+    assert "original-length-multiple" in {lint.name for lint in found.lints}
+
+
+def test_lints(tmp_path):
+    path = write(
+        tmp_path / "model.gguf",
+        keys={
+            "rope.scaling.attn_factor": 32.0,
+            "rope.scaling.factor": 4.0,
+            "context_length": 512,
+            "rope.scaling.original_context_length": None,
+        },
+    )
+    names = {lint.name for lint in diagnose(path).lints}
+    assert names == {"attention-factor", "scaling-factor", "context-length", "original-length"}
+
+
+def test_in_a_folder_with_its_checkpoint(tmp_path):
+    write(tmp_path / "model.gguf")
+    assert set(verdicts(tmp_path)) == {"llama.cpp", "llama.cpp-short", "ollama"}
+    found = diagnose(tmp_path)
+    assert all(one.label.endswith("model.gguf") for one in found.findings)
+
+
+def test_a_file_that_is_not_ours(tmp_path):
+    """Without any scaling.json: what the file states, which it applies; or the name of a scaling and no factors."""
+    path = write(tmp_path / "model.gguf")
+    (tmp_path / "scaling.json").unlink()
+    found = diagnose(path)
+    assert found.expected.source == "what model.gguf itself states"
+    assert {one.verdict for one in found.findings} == {"partly"}
+    path = write(tmp_path / "model.gguf", tensors=dict.fromkeys(TENSORS))
+    (tmp_path / "scaling.json").unlink()
+    found = diagnose(path)
+    assert found.expected is None
+    assert [one.verdict for one in found.findings] == ["dropped"] * 3
+    assert [one.runtime.name for one in found.failures()] == ["llama.cpp"]
+    path = write(tmp_path / "model.gguf", {name: None for name in KEYS if "scaling" in name}, dict.fromkeys(TENSORS))
+    (tmp_path / "scaling.json").unlink()
+    assert set(verdicts(path).values()) == {"exact"}
+
+
+def test_bad_files(tmp_path):
+    path = write(tmp_path / "model.gguf")
+    whole = path.read_bytes()
+    for content, says in ((whole[:40], "truncated"), (b"not a model", "another kind of file")):
+        path.write_bytes(content)
+        with pytest.raises(LongRopeError, match=says):
+            diagnose(path)
+    RopeScaling.extended(RopeGeometry(32, 1e4, 64), 256, [2.0] * 16).save(tmp_path / "other.json")
+    path.write_bytes(whole)
+    with pytest.raises(LongRopeError, match="rotary_dim 32"):
+        diagnose(path, expect=tmp_path / "other.json")

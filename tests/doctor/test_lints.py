@@ -1,0 +1,74 @@
+"""Every lint on the file that it is about, and none on what our own export writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from longrope.doctor.config import read_config
+from longrope.doctor.lints import lint_config
+from tests.doctor.doctor_cases import ENTRY, LAYERS, LONG, NESTED, OWN, SIZES, THREE, superset, without, write_case
+
+WIDE = {"max_position_embeddings": 1024}
+
+
+def at_256(entry: dict) -> dict:
+    """A clean superset around `entry`, at L = 256, a multiple of 256, and L' = 1024."""
+    whole = entry | {"original_max_position_embeddings": 256}
+    return {"model_type": "llama", **superset(whole), "original_max_position_embeddings": 256} | WIDE
+
+
+LINTS = {
+    "factor": at_256(ENTRY | {"factor": 8.0}),
+    "original-length-multiple": {"model_type": "llama", **superset(ENTRY)},
+    "original-length-once": without(at_256(ENTRY), "original_max_position_embeddings"),
+    "original-length-differs": at_256(ENTRY) | {"original_max_position_embeddings": 512},
+    "no-rope-theta": without(at_256(without(ENTRY, "rope_theta")), "rope_theta"),
+    "no-rope-scaling": without(at_256(ENTRY), "rope_scaling"),
+    "attention-factor": at_256(ENTRY | {"attention_factor": 32.0}),
+    "list-length": at_256(ENTRY | {"long_factor": LONG[:-1]}),
+    "legacy-su": at_256(ENTRY | {"type": "su", "rope_type": "su"}),
+    "type-differs": at_256(ENTRY | {"type": "yarn"}),
+    "start-tokens": at_256(ENTRY | {"n_hat": 4}),
+    "dictionaries-disagree": at_256(ENTRY) | {"rope_scaling": ENTRY | {"factor": 4.0, "long_factor": [4.0] * 16}},
+    "nested-dictionary": {"model_type": "llama", "rope_parameters": NESTED, "rope_theta": 5e4},
+    "flat-dictionary": {"model_type": "olmo3", "rope_parameters": ENTRY, **LAYERS},
+    "no-head-dim": without(at_256(ENTRY), "head_dim") | {"model_type": "mixtral"},
+}
+
+
+def names(folder) -> set[str]:
+    return {lint.name for lint in lint_config(read_config(folder))}
+
+
+@pytest.mark.parametrize("name", LINTS)
+def test_lint(name, tmp_path):
+    assert name in names(write_case(tmp_path / "model", LINTS[name]))
+
+
+def test_nothing_on_a_clean_config(tmp_path):
+    assert names(write_case(tmp_path / "clean", at_256(ENTRY))) == set()
+    phi3 = {"model_type": "phi3", **superset(ENTRY | {"original_max_position_embeddings": 256}), "rope_scaling": THREE}
+    assert names(write_case(tmp_path / "phi3", phi3 | WIDE | {"original_max_position_embeddings": 256})) == set()
+    gemma = {"model_type": "gemma3_text", "rope_parameters": NESTED, "rope_scaling": ENTRY, "rope_theta": 5e4, **LAYERS}
+    assert names(write_case(tmp_path / "gemma", gemma | OWN)) == {"original-length-multiple"}
+    assert names(write_case(tmp_path / "plain", {"model_type": "llama"})) == set()
+
+
+def test_a_tokenizer_that_stops_short(tmp_path):
+    folder = write_case(tmp_path / "model", at_256(ENTRY))
+    settings = folder / "tokenizer_config.json"
+    for limit, found in ((256, {"tokenizer-length"}), (1024, set()), (10**30, set()), (None, set())):
+        settings.write_text(json.dumps({"model_max_length": limit}))
+        assert names(folder) == found
+
+
+def test_a_lint_says_what_and_what_to_do(tmp_path):
+    folder = write_case(tmp_path / "model", LINTS["factor"])
+    (lint,) = lint_config(read_config(folder))
+    assert "factor is 8, L'/L is 1024/256 = 4" in lint.says
+    assert lint.advice == "edit config.json"
+    (folder / "scaling.json").write_text("{}")
+    assert lint_config(read_config(folder))[0].advice == f"longrope fix-config {folder}"
+    assert SIZES["num_attention_heads"] == 2

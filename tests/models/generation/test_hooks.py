@@ -1,0 +1,276 @@
+"""The hook on stock `model.generate`: every way of generating it allows is right, every other is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LlamaForSequenceClassification, PreTrainedModel, StaticCache
+
+from longrope.errors import LongRopeError
+from longrope.models.apply import geometry_of, install, uninstall
+from longrope.models.generation.generate import generation
+from longrope.models.generation.hooks import CacheSwitch
+from longrope.rope.scaling import RopeScaling
+from tests.models.families import VOCABULARY, WINDOW, tiny_config, tiny_model, tokens
+from tests.models.generation.windows import LAST, SECOND, three_windows, uncached
+
+IDS = tokens(WINDOW - 2)
+COUNT = SECOND - WINDOW + 4  # across both limits
+QUIET: dict[str, Any] = {"eos_token_id": VOCABULARY, "pad_token_id": 0, "do_sample": False}
+
+
+def installed_model(family: str = "llama") -> PreTrainedModel:
+    model = tiny_model(family)
+    install(model, three_windows(model))
+    return model
+
+
+def run(model: PreTrainedModel, ids: Tensor = IDS, **options: Any) -> Any:
+    return model.generate(ids, **QUIET | {"max_new_tokens": COUNT} | options)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "top_k": 20},
+        {"do_sample": True, "num_beams": 2},
+        {"num_return_sequences": 3, "do_sample": True},
+        {"repetition_penalty": 1.3},
+    ],
+)
+def test_every_way_of_choosing_tokens(family: str, options: dict[str, Any]) -> None:
+    model = installed_model(family)
+    found = []
+    for use_cache in (False, True):
+        torch.manual_seed(3)
+        found.append(run(model, tokens(WINDOW - 2, batch=2), use_cache=use_cache, **options))
+    assert torch.equal(*found)
+
+
+def test_a_configuration_object() -> None:
+    model = installed_model()
+    expected = run(model)
+    config = GenerationConfig(max_new_tokens=COUNT, eos_token_id=VOCABULARY, pad_token_id=0, do_sample=False)
+    assert torch.equal(model.generate(IDS, config), expected)
+    assert torch.equal(model.generate(inputs=IDS, generation_config=config), expected)
+    assert torch.equal(model.generate(input_ids=IDS, generation_config=config), expected)
+
+
+# A cache that outlives one call.
+
+
+def test_a_conversation_goes_on_in_its_cache() -> None:
+    model = installed_model()
+    cache = DynamicCache(config=model.config)
+    text = IDS[:, :40]
+    for question in (tokens(10, seed=1), tokens(20, seed=2), tokens(3, seed=3)):
+        text = torch.cat([text, question], dim=1)
+        expected = run(model, text, max_new_tokens=4)
+        found = run(model, text, max_new_tokens=4, past_key_values=cache)
+        assert torch.equal(found, expected)
+        text = found
+    assert text.shape[1] > SECOND
+
+
+def marked(model: PreTrainedModel, ids: Tensor) -> DynamicCache:
+    """A cache of all but the last of `ids` and one more token, as generate leaves it."""
+    cache = DynamicCache(config=model.config)
+    run(model, ids, max_new_tokens=1, past_key_values=cache)
+    return cache
+
+
+def test_a_cut_cache_keeps_the_window_of_its_keys() -> None:
+    model = installed_model()
+    cache = marked(model, tokens(WINDOW + 6))
+    cache.crop(-36)
+    again = copy.deepcopy(cache)
+    ids = tokens(WINDOW + 6)[:, : WINDOW - 20]
+    expected, _ = uncached(install(model, three_windows(model)), ids, 5)
+    for one in (cache, again):
+        assert torch.equal(run(model, ids, max_new_tokens=5, past_key_values=one), expected)
+
+
+def test_a_cache_from_elsewhere_is_filled_again() -> None:
+    model = installed_model()
+    ids = tokens(WINDOW + 10)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        for piece in ids[:, :-1].split(30, dim=1):  # under two windows: no good
+            model(input_ids=piece, past_key_values=cache)
+    assert torch.equal(run(model, ids, max_new_tokens=4, past_key_values=cache), run(model, ids, max_new_tokens=4))
+
+
+def test_new_tokens_only() -> None:
+    """Where the window stays, a cache may be continued with its new tokens; where it changes, the text is needed."""
+    model = installed_model()
+    new = tokens(5, seed=1)
+    for length, right in ((30, True), (62, False)):
+        cache = marked(model, tokens(length))
+        whole = torch.cat([tokens(length), new], dim=1)
+        given = {"past_key_values": cache, "attention_mask": torch.ones_like(whole), "max_new_tokens": 3}
+        if right:
+            expected = run(model, whole, max_new_tokens=3)[:, length:]
+            assert torch.equal(run(model, new, **given), expected)
+        else:
+            with pytest.raises(LongRopeError, match="give input_ids of the whole text"):
+                run(model, new, **given)
+
+
+def test_nothing_new() -> None:
+    model = installed_model()
+    with pytest.raises(LongRopeError, match="expected new tokens after the 30 that the cache holds"):
+        run(model, tokens(30), past_key_values=marked(model, tokens(30)))
+
+
+# What is refused, before any forward.
+
+
+def _assistant(model: PreTrainedModel) -> dict[str, Any]:
+    return {"assistant_model": tiny_model("llama")}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (lambda _: {"cache_implementation": "static"}, "cache_implementation 'static'"),
+        (lambda _: {"cache_implementation": "offloaded"}, "cache_implementation 'offloaded'"),
+        (lambda _: {"generation_config": GenerationConfig(cache_implementation="static")}, "'static'"),
+        (lambda model: {"past_key_values": StaticCache(model.config, max_cache_len=256)}, "StaticCache of StaticLayer"),
+        (
+            lambda model: {"past_key_values": DynamicCache(config=model.config, offloading=True)},
+            "DynamicCache of DynamicLayer, offloaded",
+        ),
+        (_assistant, "assisted generation is not right across windows"),
+        (lambda _: {"prompt_lookup_num_tokens": 3}, "assisted generation is not right across windows"),
+        (lambda _: {"prefill_chunk_size": 16}, "expected no prefill_chunk_size"),
+        (lambda _: {"guidance_scale": 1.5}, "guidance .* is not right across windows"),
+        (lambda _: {"penalty_alpha": 0.6, "top_k": 4}, "contrastive search is not right"),
+    ],
+)
+def test_refused_across_windows(options: Callable[[PreTrainedModel], dict[str, Any]], match: str) -> None:
+    model = installed_model()
+    given = options(model)
+    model.model.register_forward_pre_hook(lambda *_: pytest.fail("a forward ran"))
+    with pytest.raises(LongRopeError, match=match):
+        run(model, **given)
+
+
+def test_embeddings_and_batching_are_refused() -> None:
+    model = installed_model()
+    embeds = model.get_input_embeddings()(IDS)
+    with pytest.raises(LongRopeError, match="expected input_ids, found inputs_embeds"):
+        model.generate(inputs_embeds=embeds, max_new_tokens=2)
+    with pytest.raises(LongRopeError, match="continuous batching is not right"):
+        model.generate_batch([[1, 2, 3]])
+
+
+def test_what_is_no_text_is_refused_where_it_would_be_lost() -> None:
+    model = installed_model()
+    hook = model.prepare_inputs_for_generation
+    positions = torch.arange(WINDOW + 1)[None]
+    cache = marked(model, tokens(WINDOW - 1))
+    with pytest.raises(LongRopeError, match="expected text only, found pixel_values"):
+        hook(
+            tokens(WINDOW + 1),
+            next_sequence_length=1,
+            past_key_values=cache,
+            position_ids=positions,
+            pixel_values=torch.ones(1),
+        )
+    with pytest.raises(LongRopeError, match="expected position_ids of shape"):
+        hook(tokens(5), past_key_values=cache, position_ids=torch.zeros(3, 1, 5))
+
+
+def test_with_one_window_nothing_is_refused() -> None:
+    model = tiny_model("llama")
+    geometry = geometry_of(model)
+    installed = install(model, RopeScaling.single(geometry, LAST, (2.0,) * geometry.pairs))
+    ways = ({"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 16})
+    expected, _ = uncached(installed, IDS, 6)
+    for way in ways:
+        assert torch.equal(run(model, max_new_tokens=6, **way), expected)
+    embeds = model.get_input_embeddings()(IDS)
+    found = model.generate(inputs_embeds=embeds, **QUIET | {"max_new_tokens": 6})
+    assert torch.equal(found, expected[:, IDS.shape[1] :])
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=IDS[:, :-1], past_key_values=cache)
+    assert torch.equal(run(model, IDS, max_new_tokens=6, past_key_values=cache), expected)
+
+
+def test_numbers_of_the_caller() -> None:
+    """Tensors in the place of a window's numbers: stock generation, its prompt in one piece."""
+    model = tiny_model("llama")
+    installed = install(model, three_windows(model))
+    factors = torch.linspace(1, 3, installed.scaling.geometry.pairs, dtype=torch.float64)
+    with generation(installed, prefill_chunk=16), installed.using(installed.scaling.windows[2], factors):
+        expected, _ = uncached(installed, IDS, 5)
+        assert torch.equal(run(model, max_new_tokens=5), expected)
+
+
+# The hook and the model.
+
+
+def test_the_hook_comes_and_goes_with_the_scaling() -> None:
+    model = tiny_model("llama")
+    names = set(vars(model))
+    expected = run(model)
+    install(model, three_windows(model))
+    install(model, three_windows(model))
+    hook = model.prepare_inputs_for_generation
+    assert isinstance(hook, CacheSwitch)
+    assert not isinstance(hook.own, CacheSwitch)
+    assert not torch.equal(run(model), expected)
+    uninstall(model)
+    uninstall(model)
+    assert set(vars(model)) == names
+    assert torch.equal(run(model), expected)
+
+
+def test_a_method_of_the_instance_comes_back() -> None:
+    model = tiny_model("llama")
+    calls: list[int] = []
+    own = model.generate
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    model.generate = counting
+    install(model, three_windows(model))
+    run(model, max_new_tokens=1)
+    uninstall(model)
+    assert model.generate is counting
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_generates_with_its_own_weights(copied: Callable[[PreTrainedModel], PreTrainedModel]) -> None:
+    model = installed_model()
+    expected = run(model)
+    other = copied(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(run(other), expected)
+    uninstall(other)
+    assert "generate" not in vars(other)
+
+
+def test_a_model_without_generation() -> None:
+    model = LlamaForSequenceClassification(tiny_config("llama")).eval()
+    geometry = geometry_of(model)
+    scaling = RopeScaling.extended(geometry, LAST, (2.0,) * geometry.pairs)
+    assert "generate" not in vars(install(model, scaling).model)
+    uninstall(model)
+    with pytest.raises(LongRopeError, match="expected a model that generates text"), generation(model, scaling):
+        pass
+    assert model.model.rotary_emb.__class__.__name__ == "LlamaRotaryEmbedding"

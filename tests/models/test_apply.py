@@ -1,0 +1,235 @@
+"""Installing and removing a scaling, on a tiny random model of every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from longrope.models.apply import geometry_of, install, uninstall
+from longrope.models.rotary import LongRopeRotary
+from longrope.rope.closed_forms import ntk_aware
+from longrope.rope.scaling import RopeScaling, Window
+from tests.models.families import FAMILIES, ONE_ROPE_PER_LAYER_TYPE, WINDOW, logits, tiny_model, tokens
+
+TARGET = 4 * WINDOW
+LENGTHS = (5, WINDOW, WINDOW + 1, 2 * WINDOW)
+
+
+def rotaries(model: PreTrainedModel) -> list[nn.Module]:
+    """The rotary modules of a model: LongRopeRotary keeps the one it replaced as a child."""
+    return [module for name, module in model.named_modules() if name.endswith("rotary_emb")]
+
+
+def identity(model: PreTrainedModel) -> RopeScaling:
+    geometry = geometry_of(model)
+    return RopeScaling.single(geometry, TARGET, np.ones(geometry.pairs))
+
+
+def scaled(model: PreTrainedModel) -> RopeScaling:
+    """Factors 1 up to the window, NTK beyond."""
+    geometry = geometry_of(model)
+    return RopeScaling.extended(geometry, TARGET, ntk_aware(geometry, TARGET))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_install_and_uninstall(family: str) -> None:
+    model = tiny_model(family)
+    inputs = [tokens(length, batch=2) for length in LENGTHS]
+    before = [logits(model, ids) for ids in inputs]
+    modules = rotaries(model)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    install(model, identity(model))  # bit-identical inside and beyond the window
+    assert [type(module) for module in rotaries(model)] == [LongRopeRotary] * len(modules)
+    assert all(torch.equal(logits(model, ids), then) for ids, then in zip(inputs, before, strict=True))
+
+    install(model, scaled(model))  # replaces the first; moves what lies beyond the window and nothing inside
+    for ids, then in zip(inputs, before, strict=True):
+        now = logits(model, ids)
+        if ids.shape[1] <= WINDOW:
+            assert torch.equal(now, then)
+        else:
+            assert (now - then).abs().max() > 0.1 * then.std()
+
+    uninstall(model)
+    assert all(now is then for now, then in zip(rotaries(model), modules, strict=True))
+    assert all(torch.equal(logits(model, ids), then) for ids, then in zip(inputs, before, strict=True))
+    now = model.state_dict()
+    assert now.keys() == state.keys()
+    assert all(torch.equal(now[name], value) for name, value in state.items())
+    uninstall(model)  # again: nothing happens
+    assert all(now is then for now, then in zip(rotaries(model), modules, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_bit_identical_too(family: str) -> None:
+    model = tiny_model(family)
+    for parameter in model.parameters():  # not model.to(): that would round transformers' own frequencies
+        parameter.data = parameter.data.bfloat16()
+    for _, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and "inv_freq" not in name:
+                setattr(module, name, buffer.bfloat16())
+    ids = tokens(WINDOW)
+    before = logits(model, ids)
+    assert before.dtype == torch.bfloat16
+    install(model, identity(model))
+    assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("family", ONE_ROPE_PER_LAYER_TYPE)
+def test_only_full_attention_layers_are_scaled(family: str) -> None:
+    model = tiny_model(family)
+    seen: list[torch.Tensor] = []
+    handles = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda _module, _args, kwargs: seen.append(kwargs["position_embeddings"][0].clone()), with_kwargs=True
+        )
+        for layer in model.model.layers
+    ]
+    ids = tokens(2 * WINDOW)
+    logits(model, ids)
+    install(model, scaled(model))
+    seen_before, seen[:] = seen[:2], []
+    logits(model, ids)
+    for handle in handles:
+        handle.remove()
+    assert model.config.layer_types == ["sliding_attention", "full_attention"]
+    assert torch.equal(seen[0], seen_before[0])
+    assert not torch.equal(seen[1], seen_before[1])
+
+
+# Which window.
+
+
+def three_windows(model: PreTrainedModel) -> RopeScaling:
+    geometry = geometry_of(model)
+    ones = np.ones(geometry.pairs)
+    windows = (Window(16, ones), Window(32, 2 * ones, attention_factor=1.1), Window(128, 4 * ones))
+    return RopeScaling(geometry, windows)
+
+
+def only(model: PreTrainedModel, index: int) -> RopeScaling:
+    """The window `index` of `three_windows`, for every length."""
+    window = three_windows(model).windows[index]
+    return RopeScaling(geometry_of(model), (Window(128, window.factors, 0, window.attention_factor),))
+
+
+@pytest.mark.parametrize(("length", "index"), [(1, 0), (16, 0), (17, 1), (32, 1), (33, 2), (128, 2)])
+def test_the_longest_position_chooses_the_window(length: int, index: int) -> None:
+    model = tiny_model("llama")
+    ids = tokens(length)
+    install(model, only(model, index))
+    expected = logits(model, ids)
+    install(model, three_windows(model))
+    assert torch.equal(logits(model, ids), expected)
+
+
+def test_positions_count_and_not_tokens() -> None:
+    model = tiny_model("llama")
+    ids = tokens(8, batch=2)
+    positions = torch.stack((torch.arange(8), torch.arange(20, 28)))  # one row in the first window, one in the second
+    install(model, only(model, 1))
+    expected = logits(model, ids, position_ids=positions)
+    install(model, three_windows(model))
+    assert torch.equal(logits(model, ids, position_ids=positions), expected)
+
+
+def test_a_sequence_beyond_the_last_window_is_refused() -> None:
+    model = tiny_model("llama")
+    install(model, three_windows(model))
+    with pytest.raises(Exception, match="reaches 128 tokens; a sequence of 129"):
+        logits(model, tokens(129))
+
+
+def test_the_caller_fixes_the_window() -> None:
+    model = tiny_model("llama")
+    ids = tokens(8)
+    by_window = []
+    for index in range(3):
+        install(model, only(model, index))
+        by_window.append(logits(model, ids))
+    installed = install(model, three_windows(model))
+    windows = installed.scaling.windows
+    assert torch.equal(logits(model, ids), by_window[0])
+    installed.fix(windows[2])
+    assert torch.equal(logits(model, ids), by_window[2])
+    with installed.using(windows[1]) as used:
+        assert used is model
+        assert torch.equal(logits(model, ids), by_window[1])
+    assert torch.equal(logits(model, ids), by_window[2])
+    with pytest.raises(ZeroDivisionError), installed.using(windows[0]):
+        _ = 1 / 0
+    assert torch.equal(logits(model, ids), by_window[2])
+    installed.fix(None)
+    assert torch.equal(logits(model, ids), by_window[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_factors_and_attention_factor(family: str) -> None:
+    model = tiny_model(family).requires_grad_(False)
+    installed = install(model, scaled(model))
+    window = installed.scaling.windows[-1]
+    ids = tokens(2 * WINDOW)
+    with installed.using(window):
+        expected = logits(model, ids)
+    factors = torch.tensor(window.factors, requires_grad=True)
+    attention_factor = torch.tensor(window.attention_factor, requires_grad=True)
+    with installed.using(window, factors, attention_factor):
+        output = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(output.detach(), expected, rtol=0, atol=2e-4 * float(expected.std()))
+    output.logsumexp(-1).sum().backward()
+    assert factors.grad is not None
+    assert bool((factors.grad != 0).all())
+    assert attention_factor.grad is not None
+    assert attention_factor.grad != 0
+
+
+# What installing leaves alone.
+
+
+def test_modes_of_the_parts_are_kept() -> None:
+    model = tiny_model("llama").train()
+    model.model.layers[0].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    install(model, scaled(model))
+    uninstall(model)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+def test_the_installed_rotary_adds_nothing_to_a_checkpoint() -> None:
+    model = tiny_model("llama")
+    names = set(model.state_dict())
+    install(model, scaled(model))
+    assert set(model.state_dict()) == names
+
+
+def test_one_rotary_module_under_many_names() -> None:
+    """As remote code has it: every attention layer holds the same module and calls it itself."""
+    model = tiny_model("llama")
+    shared = model.model.rotary_emb
+    ids = tokens(2 * WINDOW)
+    install(model, scaled(model))
+    expected = logits(model, ids)
+    uninstall(model)
+    for layer in model.model.layers:
+        layer.self_attn.rotary_emb = shared
+
+        def own(*args: Any, attention: nn.Module = layer.self_attn, call: Any = layer.self_attn.forward, **kwargs: Any):
+            hidden = kwargs["hidden_states"]
+            positions = torch.arange(hidden.shape[1])[None]
+            kwargs["position_embeddings"] = attention.rotary_emb(hidden, positions)
+            return call(*args, **kwargs)
+
+        layer.self_attn.forward = own
+    installed = install(model, scaled(model))
+    assert len(installed.rotaries) == 1
+    assert torch.equal(logits(model, ids), expected)
+    uninstall(model)
+    assert all(layer.self_attn.rotary_emb is shared for layer in model.model.layers)
+    assert model.model.rotary_emb is shared

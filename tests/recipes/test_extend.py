@@ -1,0 +1,144 @@
+"""The whole way for models that are not the simple case: low precision, a scaling present, a run that was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from longrope.errors import LongRopeError
+from longrope.models.loading import ModelOptions, open_model
+from longrope.recipes import extend as module
+from longrope.recipes.extend import extend
+from longrope.rope.scaling import RopeScaling
+from longrope.search.config import SearchOptions
+from longrope.storage import sha256_file
+from tests.checkpoints import WINDOW, save_checkpoint
+
+BUDGET = SearchOptions(population=4, iterations=1, samples=1)
+
+
+def run(folder: Path, texts: Path, out: Path, target: int = 128, options: SearchOptions = BUDGET, **more):
+    loading = ModelOptions(dtype=more.pop("dtype", "auto"))
+    data = {"search_data": [str(texts / "search.txt")], "evaluation_data": [str(texts / "other.txt")]}
+    subject = open_model(str(folder), loading)
+    return extend(subject, target, out, **data, evaluation_samples=2, options=options, **more)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_every_precision(dtype, texts, tmp_path):
+    source = save_checkpoint(tmp_path / "source", dtype=torch.bfloat16)
+    done = run(source, texts, tmp_path / "run", dtype=dtype)
+    assert [proof.length for proof in done.proofs] == [WINDOW, 128]
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": WINDOW,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": WINDOW}
+
+
+@pytest.mark.parametrize("rope", [LLAMA3, YARN], ids=["llama3", "yarn"])
+def test_a_checkpoint_keeps_what_it_was_trained_with(rope, texts, tmp_path):
+    """Within its own reach (256 tokens) the extended model is the checkpoint as it was, scaling included."""
+    source = save_checkpoint(tmp_path / "source", rope_parameters=rope, max_position_embeddings=4 * WINDOW)
+    done = run(source, texts, tmp_path / "run", 512)
+    subject = open_model(str(source))
+    short, long = done.search.scaling.windows
+    assert (short.max_length, long.max_length) == (256, 512)
+    assert short == subject.existing.windows[-1]
+    assert long.attention_factor == short.attention_factor
+    assert "checkpoint" in done.search.baselines
+    assert {row.scaling for row in done.evaluation.rows} >= {"checkpoint", "longrope", "none"}
+    extended = open_model(str(done.checkpoint)).model
+    ids = torch.arange(256)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(extended(ids).logits, subject.model(ids).logits, atol=2e-3, rtol=1e-3)
+    with pytest.raises(LongRopeError, match="above the model's window of 256"):
+        run(source, texts, tmp_path / "again", 256)
+
+
+def test_start_tokens_are_searched_and_lost_in_the_open(checkpoint, texts, tmp_path):
+    options = SearchOptions(population=4, iterations=1, samples=1, start_tokens="8")
+    with pytest.raises(LongRopeError, match="--allow-lossy"):
+        run(checkpoint, texts, tmp_path / "run", options=options)
+    assert not (tmp_path / "run").exists()
+    done = run(checkpoint, texts, tmp_path / "run", options=options, allow_lossy=True)
+    assert done.search.scaling.windows[-1].start_tokens == 8
+    assert "start tokens 8" in done.losses[0]
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "export_hf", "prove", "report"])
+def test_stopped_in_any_stage_and_resumed(stage, checkpoint, texts, tmp_path, monkeypatch):
+    whole = run(checkpoint, texts, tmp_path / "whole")
+
+    def stopped(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, stage, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint, texts, tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["longrope", "extend", "--resume"])  # another command, as resuming is
+    done = run(checkpoint, texts, tmp_path / "run", resume=True)
+    saved = sha256_file(tmp_path / "run" / "scaling.json")
+    assert done.evaluation.settings["scaling_sha256"] == saved
+    assert done.search.scaling.windows == whole.search.scaling.windows
+    assert [row.value for row in done.evaluation.rows] == [row.value for row in whole.evaluation.rows]
+    names = [{path.name for path in folder.iterdir()} for folder in (tmp_path / "whole", tmp_path / "run")]
+    assert names[0] == names[1]
+
+
+def test_a_finished_run_is_left_alone(checkpoint, texts, tmp_path):
+    out = tmp_path / "run"
+    run(checkpoint, texts, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(LongRopeError, match="is finished"):
+        run(checkpoint, texts, out, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_errors_come_before_the_search(checkpoint, texts, tmp_path, monkeypatch):
+    def searched(*_args, **_kwargs):
+        raise AssertionError("the search began")
+
+    monkeypatch.setattr(module, "search", searched)
+    for lengths in ([WINDOW, 512], [1, WINDOW]):
+        with pytest.raises(LongRopeError, match="expected lengths from 2"):
+            run(checkpoint, texts, tmp_path / "run", lengths=lengths)
+
+
+def test_a_proof_that_fails_says_so(checkpoint, texts, tmp_path, monkeypatch):
+    """A checkpoint that is not the searched model: another base in its config, behind the exporter's back."""
+    real = module.export_hf
+
+    def export_and_damage(name, scaling, out, **options):
+        done = real(name, scaling, out, **options)
+        config = json.loads((out / "config.json").read_text())
+        for key in ("rope_scaling", "rope_parameters"):
+            config[key]["long_factor"] = [1.0] * 16
+        (out / "config.json").write_text(json.dumps(config))
+        return done
+
+    monkeypatch.setattr(module, "export_hf", export_and_damage)
+    with pytest.raises(LongRopeError, match="does not give the searched model's logits"):
+        run(checkpoint, texts, tmp_path / "run", 512)
+
+
+def test_every_file_says_how_it_was_made(checkpoint, texts, tmp_path):
+    run(checkpoint, texts, tmp_path / "run")
+    for name in ("search.json", "eval.json", "extend.json"):
+        found = json.loads((tmp_path / "run" / name).read_text())
+        assert found["versions"]["torch"] == torch.__version__
+        assert found["command"]
+    settings = json.loads((tmp_path / "run" / "eval.json").read_text())["settings"]
+    assert {"samples_sha256", "target_length", "dtype", "seed"} <= settings.keys()
+    assert settings["scaling_sha256"] == sha256_file(tmp_path / "run" / "scaling.json")
+    assert RopeScaling.load(tmp_path / "run" / "scaling.json").provenance["search"]["numerics"]["threads"]

@@ -1,0 +1,119 @@
+"""Warnings follow from a run's files: each appears with its cause and stays away without it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from longrope.evaluation.results import EvalRow
+from longrope.report.collect import Extension, Run, collect
+from longrope.report.styles import OWN, contenders
+from longrope.report.trace import read_trace
+from longrope.report.warnings import caveats, comparability
+from longrope.rope.closed_forms import su_attention_factor
+from longrope.rope.scaling import RopeScaling
+from tests.report import runs
+
+SU = su_attention_factor(runs.GEOMETRY, runs.TARGET)
+
+
+def text(run: Run) -> str:
+    shown = contenders([OWN, *run.others])
+    return "\n".join(f"{group.heading}: {item}" for group in caveats(run, shown) for item in group.items)
+
+
+def run_of(scaling: RopeScaling | None = None, rows: list[EvalRow] | None = None, **settings) -> Run:
+    measured = runs.evaluation(of=scaling)
+    named = [replace(row, scaling=OWN) if row.scaling == "scaling.json" else row for row in measured.rows]
+    measured = replace(measured, rows=named if rows is None else rows, settings=measured.settings | settings)
+    return Run("run", None, scaling, None, {"eval.json": measured}, Extension((), (), {}))
+
+
+def perplexities(values: dict[str, dict[int, float]]) -> list[EvalRow]:
+    return [
+        EvalRow("perplexity", name, length, "perplexity", value, 1.0, 40)
+        for name, by_length in values.items()
+        for length, value in by_length.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "warning"),
+    [
+        (runs.scaling(start_tokens=8), "start tokens 8"),
+        (runs.scaling(start_tokens=8), "No runtime but longrope itself"),
+        (runs.scaling(3), "the windows to 512 tokens"),
+        (runs.scaling(attention_factor=1.0), "this scaling has 1."),
+        (runs.scaling(attention_factor=SU), "Texts of up to 256 tokens also get the attention factor"),
+        (runs.scaling(), "The factors change beyond 256 tokens"),
+    ],
+)
+def test_what_a_runtime_cannot_do(scaling, warning):
+    assert warning in text(run_of(scaling))
+
+
+def test_a_portable_scaling_has_no_such_warnings():
+    plain = text(run_of(runs.scaling(attention_factor=SU)))
+    for warning in ("start tokens", "the windows to", "this scaling has"):
+        assert warning not in plain
+    one = RopeScaling.single(runs.GEOMETRY, runs.TARGET, [8.0] * 32, attention_factor=SU)
+    assert "What runtimes cannot do: The factors change" not in text(run_of(one))
+
+
+def test_what_was_lost():
+    lossy = replace(run_of(runs.scaling()), extension=Extension((), ("the start tokens 8: gone",), {}))
+    assert "What was lost: The exported checkpoint lost the start tokens 8: gone." in text(lossy)
+
+
+def test_where_something_else_is_better():
+    rows = perplexities({"none": {256: 50.0, 512: 90.0}, "yarn": {256: 70.0, 512: 60.0}, OWN: {256: 55.0, 512: 65.0}})
+    found = text(run_of(runs.scaling(), rows))
+    assert "At 256 tokens, inside the original window, perplexity is +10.0 % against the original model" in found
+    assert "At 512 tokens perplexity is lower with YaRN (60.0 ± 1.0)." in found
+    better = perplexities({"none": {256: 56.0, 512: 90.0}, OWN: {256: 55.0, 512: 60.0}})
+    assert "What was lost" not in text(run_of(runs.scaling(), better))
+
+
+def test_a_search_that_found_nothing_better(tmp_path):
+    for name, loss in (("good", 4.1), ("bad", 4.2)):
+        runs.write_log(tmp_path / name, [({"steps": [1]}, loss, False)])
+        trace = read_trace(tmp_path / name, runs.scaling(best_loss=loss).provenance)
+        warned = "The search did not get below YaRN on its own texts (4.1900 against 4.2000 nats per token)" in text(
+            replace(run_of(runs.scaling()), trace=trace)
+        )
+        assert warned == (name == "bad")
+
+
+def test_what_was_not_measured():
+    found = text(run_of(runs.scaling(), perplexities({"none": {256: 50.0}, OWN: {256: 49.0}})))
+    assert "What was not measured: Loss by position, passkey retrieval, needles by depth" in found
+    assert "What was not measured: Beyond 256 tokens: perplexity by length." in found
+    assert "What was not measured" not in text(run_of(runs.scaling()))
+
+
+def test_few_trials(tmp_path):
+    (few,) = collect([runs.write_evaluation(tmp_path / "e.json", runs.evaluation(["needle", "passkey"], 12))])
+    assert "fewer than 30 trials: needles by depth and length (12) and passkey retrieval (12)" in text(few)
+    (many,) = collect([runs.write_evaluation(tmp_path / "f.json", runs.evaluation(["needle"], 30))])
+    assert "fewer than" not in text(many)
+
+
+def test_documents_that_were_seen():
+    warning = "measured on documents that the search or training of a contender has seen: book:one"
+    assert f"eval.json: {warning}." in text(run_of(runs.scaling(), seen_documents=["book:one"], warnings=[warning]))
+    assert "has seen" not in text(run_of(runs.scaling()))
+
+
+def test_values_that_are_not_finite():
+    rows = perplexities({"none": {256: math.nan}, OWN: {256: 49.0}})
+    assert "Some values of no scaling are not finite." in text(run_of(runs.scaling(), rows))
+
+
+def test_what_does_not_compare():
+    one, two = run_of(runs.scaling()), run_of(runs.scaling(), samples_sha256={"needle 256": "00" * 32})
+    assert comparability([one, one]) == []
+    assert "different texts: needle." in comparability([one, two])[0]
+    other = run_of(runs.scaling(), model_fingerprint="00")
+    assert "different models" in comparability([one, other])[0]

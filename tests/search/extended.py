@@ -1,0 +1,26 @@
+"""A model that carries a scaling, for tests of recovery: trained for 8·L alone, stretched to 64·L without training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from longrope.models.loading import Subject
+from longrope.rope.closed_forms import pi, yarn
+from longrope.rope.scaling import RopeScaling, Window
+from tests.checkpoints import WINDOW
+
+M = 1.4
+TRAINED, REACH = 8 * WINDOW, 64 * WINDOW
+
+
+def extended_from(subject: Subject) -> Subject:
+    windows = (
+        Window(TRAINED, tuple(pi(subject.geometry, TRAINED).tolist()), attention_factor=M),
+        Window(REACH, tuple(yarn(subject.geometry, REACH).tolist()), attention_factor=M),
+    )
+    return replace(subject, existing=RopeScaling(subject.geometry, windows, {"data": {"document_sha256": ["e" * 64]}}))
+
+
+def carried_by(subject: Subject) -> RopeScaling:
+    assert subject.existing is not None
+    return subject.existing

@@ -1,0 +1,168 @@
+"""Replicas in Ray workers answer as the model here, bit for bit, and refuse to be another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longrope.errors import LongRopeError
+from longrope.models.apply import install, uninstall
+from longrope.models.loading import ModelOptions, Subject, fingerprint, open_model
+from longrope.rope.scaling import RopeScaling, Window
+from longrope.search import ray_evaluator as workers
+from longrope.search.config import SearchOptions
+from longrope.search.evaluator import Question, SerialEvaluator
+from longrope.search.log import SearchLog
+from longrope.search.loop import Conversation, Progress, run_search
+from longrope.search.methods import plan
+from longrope.search.ray_evaluator import RayEvaluator, Recipe, numerics, ray_evaluator, ray_session
+from longrope.search.search_data import Texts, prepare_texts
+
+ray = pytest.importorskip("ray")
+
+TARGET = 512
+EVOLUTION = SearchOptions(population=4, iterations=2, samples=2)
+NEEDLES = SearchOptions(method="gradient", objective="needle", samples=2, continuation=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    with ray_session(cpus=2):
+        yield
+
+
+@pytest.fixture
+def subject(checkpoint: Path) -> Subject:
+    return open_model(str(checkpoint))
+
+
+def search_into(
+    path: Path, subject: Subject, texts: Texts, evaluator: RayEvaluator | None = None
+) -> tuple[Window, float]:
+    """The best of a small evolution under a log at `path`, answered here or by `evaluator`, which loses a worker."""
+    planned = plan(subject, install(subject.model, RopeScaling.original(subject.geometry)), texts, TARGET, EVOLUTION)
+
+    def kill(progress: Progress) -> None:
+        if evaluator is not None and progress.evaluations == 1:
+            ray.kill(next(iter(evaluator._busy.values())))
+
+    with SearchLog.create(path, planned.identity) as log:
+        run_search(planned.search, Conversation(evaluator or SerialEvaluator(planned.objectives), log), kill)
+    return planned.search.best
+
+
+def test_a_search_by_two_workers_one_of_them_killed(subject: Subject, texts: Path, tmp_path: Path) -> None:
+    drawn = prepare_texts(subject, [str(texts / "search.txt")], TARGET, EVOLUTION)
+    expected = search_into(tmp_path / "serial", subject, drawn)
+    with ray_evaluator(subject, drawn, workers=2) as evaluator:
+        found = search_into(tmp_path / "ray", subject, drawn, evaluator)
+    assert found == expected
+    assert (tmp_path / "ray").read_bytes() == (tmp_path / "serial").read_bytes()
+
+
+def test_the_command_line(cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    """`--workers` changes nothing in the log but the command that made it."""
+    for name, more in {"serial": (), "ray": ("--workers", 1)}.items():
+        small = ("--population", 4, "--iterations", 1, "--samples", 1, "--method", "longrope")
+        data = ("--target-length", 128, "--data", texts / "search.txt")
+        ran = cli("search", checkpoint, *data, *small, *more, "-o", tmp_path / name, "--json")
+        assert ran.code == 0, ran.err
+        assert json.loads(ran.out)["evaluations"] == 6
+    header, *rows = (tmp_path / "ray" / "search.jsonl").read_text().splitlines()
+    expected, *expected_rows = (tmp_path / "serial" / "search.jsonl").read_text().splitlines()
+    assert rows == expected_rows
+    assert {**json.loads(header), "record": None} == {**json.loads(expected), "record": None}
+
+
+def questions() -> list[Question]:
+    """Losses and gradients, on both splits, all samples and some."""
+    window = Window(TARGET, tuple(torch.linspace(1, 9, 16, dtype=torch.float64).tolist()), 0, 1.2)
+    return [
+        Question(window, {}),
+        Question(window, {}, "validation", (1,)),
+        Question(window, {}, samples=(0,), gradient=True),
+    ]
+
+
+def test_needles_and_gradients(
+    subject: Subject, texts: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    """Of a model named relative to this process's working folder."""
+    monkeypatch.chdir(checkpoint.parent)
+    subject = replace(subject, name=checkpoint.name)
+    drawn = prepare_texts(subject, [str(texts / "search.txt")], TARGET, NEEDLES)
+    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    expected = list(SerialEvaluator(plan(subject, installed, drawn, TARGET, NEEDLES).objectives).evaluate(questions()))
+    with ray_evaluator(subject, drawn, workers=1) as evaluator:
+        assert list(evaluator.evaluate(questions())) == expected
+    assert expected[2].gradient is not None
+    assert len({answer.loss for answer in expected}) == 3
+
+
+def recipe_of(subject: Subject, **more: Any) -> Recipe:
+    drawn = prepare_texts(subject, ["book:an-american-tragedy"], TARGET, EVOLUTION)
+    uninstall(subject.model)
+    recipe = Recipe(subject.name, subject.options, drawn, fingerprint(subject.model), numerics(subject))
+    return replace(recipe, **more)
+
+
+def test_a_recipe_says_what_makes_a_replica(subject: Subject) -> None:
+    """Its options too: a longer original window, another dtype."""
+    subject = open_model(subject.name, ModelOptions(dtype="float64", original_length=100))
+    evaluator = recipe_of(subject)()
+    ((key, objective),) = evaluator.objectives.items()
+    assert key == ("search", TARGET)
+    assert objective.installed.model is not subject.model
+    assert objective.installed.model.dtype == torch.float64
+    assert objective.installed.scaling.geometry == subject.geometry
+    assert objective.installed.scaling.geometry.original_length == 100
+
+
+def test_other_weights_are_refused(subject: Subject) -> None:
+    with torch.no_grad():
+        next(subject.model.parameters()).add_(1.0)
+    with pytest.raises(LongRopeError, match="has other weights than the model of this search"):
+        recipe_of(subject)()
+
+
+def test_another_way_to_compute_is_refused(subject: Subject) -> None:
+    recipe = recipe_of(subject)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(LongRopeError, match=r"computes otherwise than this search began: threads 2 \(not 1\)$"):
+            recipe()
+    finally:
+        torch.set_num_threads(1)
+    recipe.numerics["hardware"] = "NVIDIA H200"
+    with pytest.raises(LongRopeError, match=r"hardware .* \(not NVIDIA H200\)$"):
+        recipe()
+
+
+def test_ray_hands_out_the_gpus(subject: Subject) -> None:
+    numbered = replace(subject, options=ModelOptions(device="cuda:1"))
+    with (
+        pytest.raises(LongRopeError, match="expected the device cuda, found cuda:1"),
+        ray_evaluator(numbered, {}, workers=1),
+    ):
+        pass
+
+
+def test_the_model_waits_in_main_memory(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is back at the end, whatever happens."""
+    moves: list[str] = []
+    monkeypatch.setattr(subject.model, "to", lambda device: moves.append(str(device)))
+
+    def interrupted() -> None:
+        with workers._parked(subject):
+            assert moves == ["cpu"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert moves == ["cpu", "cpu"]  # back to where it was

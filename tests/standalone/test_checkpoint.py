@@ -1,0 +1,87 @@
+"""A saved standalone model comes back bit for bit; what is damaged or missing is named in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from longrope.errors import LongRopeError
+from longrope.rope.scaling import RopeScaling
+from longrope.standalone.model import StandaloneModel
+
+IDS = torch.arange(48)[None]
+
+
+def saved(folder: Path, dtype: torch.dtype = torch.float32) -> StandaloneModel:
+    """An extended model that was written to `folder`."""
+    model = StandaloneModel(32, 2, 2, 16, rope_base=777.0, seed=4)
+    factors = [1.0 + 0.37 * index for index in range(8)]
+    model = model.with_scaling(RopeScaling.extended(model.sizes.geometry, 64, factors, 2, 1.1, {"note": "x"})).to(dtype)
+    model.save(folder)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = saved(tmp_path / "model", dtype)
+    loaded = StandaloneModel.load(tmp_path / "model")
+    assert (loaded.sizes, loaded.scaling) == (model.sizes, model.scaling)
+    assert not loaded.training
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == loaded.state_dict()[name].dtype == dtype
+        assert torch.equal(weight, loaded.state_dict()[name])
+    assert torch.equal(model(IDS), loaded(IDS))
+    assert loaded(IDS).grad_fn is None
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.safetensors", "standalone.json"]
+    assert json.loads((tmp_path / "model/standalone.json").read_text())["versions"]["torch"] == torch.__version__
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(LongRopeError, match="nothing is overwritten"):
+        model.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def describe(folder: Path, change: dict[str, object]) -> None:
+    path = folder / "standalone.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def rewrite(folder: Path, change: dict[str, torch.Tensor]) -> None:
+    save_file(load_file(folder / "model.safetensors") | change, folder / "model.safetensors")
+
+
+SIZES = {"d_model": 32, "n_heads": 2, "num_layers": 2, "base_length": 16, "rope_base": 777.0}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "standalone.json").unlink(), "no saved LongRoPEModel in"),
+        (lambda folder: (folder / "standalone.json").write_text("{"), "expected JSON"),
+        (lambda folder: (folder / "standalone.json").write_bytes(b"\xff"), "expected JSON"),
+        (lambda folder: describe(folder, {"schema": "other/1"}), "with schema 'longrope.standalone/1'.*'other/1'"),
+        (lambda folder: describe(folder, {"sizes": {"d_model": 32}}), "expected sizes and a scaling"),
+        (lambda folder: describe(folder, {"sizes": SIZES | {"n_heads": 5}}), "must be a multiple of n_heads"),
+        (lambda folder: describe(folder, {"sizes": SIZES | {"base_length": 8}}), "use a scaling made for this model"),
+        (lambda folder: describe(folder, {"sizes": SIZES | {"num_layers": 3}}), "should have shape"),
+        (lambda folder: describe(folder, {"scaling": {}}), "expected a scaling with schema"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot read the weights"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 40), "cannot read the weights"),
+        (lambda folder: rewrite(folder, {"norm.weight": torch.ones(31)}), r"norm.weight should have shape \(32,\)"),
+        (lambda folder: rewrite(folder, {"more": torch.ones(1)}), "more should have shape none"),
+        (lambda folder: rewrite(folder, {"norm.weight": torch.ones(32, dtype=torch.int8)}), "found torch.int8"),
+    ],
+)
+def test_what_cannot_be_loaded(tmp_path: Path, damage, message: str) -> None:
+    saved(tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(LongRopeError, match=message) as raised:
+        StandaloneModel.load(tmp_path / "model")
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,81 @@
+"""One process of a training on gloo, started by torchrun from test_distributed.py: prints its losses as JSON.
+
+accelerate leaves FSDP out on a CPU, without a word. Here its state says that it is on, so that the same code path runs
+as on GPUs: accelerate's `fully_shard` on the model whose forward is the chunked loss.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+
+from longrope.data.packing import Frame, pack
+from longrope.data.sources import read_all
+from longrope.data.tokens import tokenize
+from longrope.models.apply import install
+from longrope.train.finetune import training_windows
+from longrope.train.loss import chunked_loss
+from longrope.train.trainer import make_trainer, training_arguments
+from tests.checkpoints import WINDOW
+from tests.train.runs import MIXED, open_fresh, training, yarn_scaling
+
+FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
+
+
+def shard_on_cpu() -> None:
+    own = AcceleratorState.__init__
+
+    def init(self: Any, *given: Any, fsdp_plugin: Any = None, **named: Any) -> None:
+        own(self, *given, fsdp_plugin=fsdp_plugin, **named)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # what later states begin with
+
+    AcceleratorState.__init__ = init
+
+
+def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None = None) -> None:
+    shard_on_cpu()
+    settings = training(steps=5, batch=4, mix=MIXED, warmup=0, trainer=FSDP2 if form == "fsdp" else {})
+    subject = open_fresh(Path(checkpoint))
+    scaling = yarn_scaling(subject)
+    rows = pack(
+        tokenize(read_all([sources]), subject.tokenizer),
+        settings.shares,
+        length=settings.length,
+        short_length=WINDOW,
+        count=20,
+        group=1,
+        frame=Frame.of(subject.tokenizer),
+        seed=0,
+    )
+    losses: list[float] = []
+    arguments = training_arguments(settings, Path(out), cpu=True)
+    installed = install(subject.model, scaling)
+    with chunked_loss(subject.model):
+        trainer = make_trainer(
+            subject.model,
+            arguments,
+            rows,
+            settings,
+            installed=installed,
+            windows=training_windows(subject, scaling, settings),
+            run="test",
+            on_progress=lambda one: losses.append(one.loss),
+        )
+        trainer.train(resume_from_checkpoint=resume)
+    sharded = sum(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+    if arguments.process_index == 0:
+        Path(f"{out}.json").write_text(json.dumps({"losses": losses, "sharded": sharded}), "utf-8")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])

@@ -1,0 +1,58 @@
+"""A tiny model, documents and settings for tests of training: seconds on one core."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from longrope.models.loading import Subject, open_model
+from longrope.rope.closed_forms import CLOSED_FORMS
+from longrope.rope.scaling import RopeScaling
+from longrope.train.config import TrainingSettings
+from tests.checkpoints import WINDOW, words
+
+ROOT = Path(__file__).parents[2]
+TARGET = 4 * WINDOW
+MIXED = "short:0.25,long:0.75"
+
+
+def write_texts(folder: Path) -> Path:
+    """Three long texts and eight short ones, in one folder."""
+    folder.mkdir(parents=True)
+    for number in range(3):
+        (folder / f"long{number}.txt").write_text(words(150, number), "utf-8")
+    for number in range(8):
+        (folder / f"short{number}.txt").write_text(words(3 + number % 4, 50 + number), "utf-8")
+    return folder
+
+
+def yarn_scaling(subject: Subject, attention_factor: float | None = None, length: int = TARGET) -> RopeScaling:
+    factors, m = CLOSED_FORMS["yarn"](subject.geometry, length)
+    given = m if attention_factor is None else attention_factor
+    return RopeScaling.extended(subject.geometry, length, factors, 0, given, {"data": {"document_sha256": ["f" * 64]}})
+
+
+def training(**more: Any) -> TrainingSettings:
+    """Six steps of two rows of 256 tokens, far above the papers' learning rate so that weights move."""
+    given: dict[str, Any] = {
+        "length": TARGET,
+        "steps": 6,
+        "batch": 2,
+        "learning_rate": 1e-3,
+        "warmup": 1,
+        "save_every": 2,
+    }
+    return TrainingSettings(**(given | more))
+
+
+def torchrun(module: str, processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`processes` of `python -m module arguments` on gloo, to their end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    script = ["-m", module, *map(str, arguments)]
+    return subprocess.run([*command, *script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+
+
+def open_fresh(checkpoint: Path) -> Subject:
+    return open_model(str(checkpoint))

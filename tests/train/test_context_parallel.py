@@ -1,0 +1,129 @@
+"""Rows that processes share: who holds what, what each attends to, and that two train as one does."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+
+from longrope.data.packing import Frame, pack
+from longrope.data.sources import read_all
+from longrope.data.tokens import tokenize
+from longrope.errors import LongRopeError
+from longrope.train.config import TrainingSettings
+from longrope.train.context_parallel import Row, RowMask, context_parallel, segments, share
+from longrope.train.memory import least_bytes
+from longrope.train.trainer import StepRows, training_arguments
+from tests.checkpoints import WINDOW
+from tests.models.families import tiny_model
+from tests.train.runs import TARGET, open_fresh, torchrun, training, write_texts
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_shares_are_the_row_and_cost_the_same(processes: int) -> None:
+    length = 24
+    held = [[range(*part) for part in segments(length, processes, index)] for index in range(processes)]
+    assert sorted(place for parts in held for part in parts for place in part) == list(range(length))
+    pairs = {sum(place + 1 for part in parts for place in part) for parts in held}
+    assert len(pairs) == 1
+    row = torch.arange(length)
+    for index in range(processes):
+        assert share(row, processes, index).tolist() == [place for part in held[index] for place in part]
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("sizes", [[24], [7, 11, 6]])
+def test_a_block_of_the_mask_is_that_of_the_whole_row(window: int | None, sizes: list[int]) -> None:
+    positions = torch.cat([torch.arange(size) for size in sizes])[None]
+    row = Row.of(positions, None, 2, 0)
+    assert (row.documents is None) == (len(sizes) == 1)
+    allowed = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
+    mask = RowMask(row, allowed, window)
+    whole = torch.ones(24, 24, dtype=torch.bool).tril()
+    if window is not None:
+        whole = whole.triu(1 - window)
+    document = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    whole &= document[:, None] == document
+    for first, last in pairwise((0, 5, 6, 12, 24)):
+        first_key = mask.first_key(first)
+        assert not whole[first:last, :first_key].any()
+        assert whole[first, first_key]  # and no further back than need be
+        if not mask.plain:
+            assert torch.equal(mask.block(first, last, first_key)[0, 0], whole[first:last, first_key:last])
+    assert mask.plain == (window is None and len(sizes) == 1)
+
+
+def test_ranks_get_the_shares_of_the_same_rows(checkpoint: Path, tmp_path: Path) -> None:
+    """Data parallelism gives micro-batch k·W + r to rank r; here 4 ranks, 2 of which share a row, 2 rows at once."""
+    subject = open_fresh(checkpoint)
+    rows = pack(
+        tokenize(read_all([write_texts(tmp_path / "texts")]), subject.tokenizer),
+        {"short": 0.5, "long": 0.5},
+        length=TARGET,
+        short_length=WINDOW,
+        count=8,
+        group=2,
+        frame=Frame.of(subject.tokenizer),
+        seed=0,
+    )
+    whole, shared = StepRows(rows, 4), StepRows(rows, 4, group=2, processes=2)
+    assert (len(whole), len(shared)) == (8, 16)
+    for turn in range(2):
+        for rank in range(4):
+            for within in range(2):
+                given = shared[(turn * 4 + rank) * 2 + within]
+                row = whole[(turn * 2 + rank // 2) * 2 + within]
+                for name in ("input_ids", "position_ids", "shift_labels"):
+                    assert torch.equal(given[name], share(row[name], 2, rank % 2))
+                assert torch.equal(given["row_position_ids"], row["position_ids"])
+                assert (given["part"], given["weight"]) == (row["part"], row["weight"])
+
+
+def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match=r"2 processes share a row in 4 pieces: .* found 258"):
+        TrainingSettings(length=258, context_parallel=2)
+    with pytest.raises(LongRopeError, match=r"--context-parallel 2 shares a row among so many processes, found 1"):
+        training_arguments(training(context_parallel=2), tmp_path, cpu=True)
+
+
+def test_one_process_computes_as_ever() -> None:
+    model = tiny_model("llama")
+    with context_parallel(model, 1, packed=True) as shared:
+        assert shared is None
+        assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_share_needs_less_memory() -> None:
+    model = tiny_model("llama")
+    one, two = (
+        least_bytes(model, TrainingSettings(length=1024, context_parallel=count), shards=1, packed=True)
+        for count in (1, 2)
+    )
+    for name in ("inputs of the layers", "mask between packed documents"):
+        assert two[name] * 2 == one[name]
+    config = model.config
+    heads = 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    assert two["keys and values of a layer"] == 1024 * heads * 4
+    assert "keys and values of a layer" not in one
+
+
+@pytest.mark.slow
+def test_shares_add_up_and_documents_stay_apart(tmp_path: Path) -> None:
+    """Two processes, float64, six families with grouped heads, sliding windows, tied and scaled heads."""
+    ended = torchrun("tests.train.shares", 2, tmp_path / "found.json")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    result = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    assert len(result["found"]) == 24
+    for name, found in result["found"].items():
+        assert found["loss"] < 1e-12, name
+        assert found["gradient"] < 1e-6, name  # some norms compute in float32
+        if "others" in found:
+            assert found["others"] == 0.0, name
+            assert found["own document"] > 0.1, name
+    eager, wrong = result["refused"]
+    assert "found eager: use --attn-implementation sdpa" in eager
+    assert "cannot be computed in shares of a row: hidden states differ" in wrong

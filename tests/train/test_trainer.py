@@ -1,0 +1,140 @@
+"""The trainer: one window per micro-batch, the step's gradient whatever the accumulation, LoRA's trained parts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from longrope.data.packing import Frame, PackedRows, pack
+from longrope.data.sources import read_all
+from longrope.data.tokens import tokenize
+from longrope.errors import LongRopeError
+from longrope.models.apply import install, uninstall
+from longrope.models.scoring import token_nll
+from longrope.train.config import LoraSettings, TrainingSettings
+from longrope.train.finetune import training_windows
+from longrope.train.lora import trained_in_full, with_lora
+from longrope.train.loss import chunked_loss
+from longrope.train.trainer import Progress, collate, make_trainer, training_arguments
+from tests.checkpoints import WINDOW
+from tests.train.runs import MIXED, open_fresh, training, write_texts, yarn_scaling
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("training") / "texts")
+
+
+class Run:
+    """One training in memory: its losses, the windows its forwards had, and the weights it came to."""
+
+    def __init__(self, checkpoint: Path, sources: Path, folder: Path, settings: TrainingSettings) -> None:
+        subject = open_fresh(checkpoint)
+        scaling = yarn_scaling(subject)
+        self.windows = training_windows(subject, scaling, settings)
+        documents = tokenize(read_all([sources]), subject.tokenizer)
+        self.rows: PackedRows = pack(
+            documents,
+            settings.shares,
+            length=settings.length,
+            short_length=WINDOW,
+            count=settings.steps * settings.rows_per_step,
+            group=settings.micro_batch,
+            frame=Frame.of(subject.tokenizer),
+            seed=settings.seed,
+        )
+        self.progress: list[Progress] = []
+        self.used: list[Any] = []
+        self.first_loss = self.step_loss(subject.model, scaling, settings)
+        installed = install(subject.model, scaling)
+        rotary = installed.rotaries[0]
+        hook = rotary.register_forward_hook(lambda *_: self.used.append(rotary.fixed))
+        with chunked_loss(subject.model):
+            arguments = training_arguments(settings, folder, cpu=True)
+            make_trainer(
+                subject.model,
+                arguments,
+                self.rows,
+                settings,
+                installed=installed,
+                windows=self.windows,
+                run="test",
+                on_progress=self.progress.append,
+            ).train()
+        hook.remove()
+        uninstall(subject.model)
+        self.weights: dict[str, Tensor] = {name: value.clone() for name, value in subject.model.state_dict().items()}
+
+    def step_loss(self, model: Any, scaling: Any, settings: TrainingSettings) -> float:
+        """The mean loss of the first step's rows, document by document, by the scoring that evaluation uses."""
+        installed = install(model, scaling)
+        total, count = 0.0, 0
+        for index in range(settings.rows_per_step):
+            ids, positions, _ = self.rows.tensors(index)
+            filled = self.rows.filled(index)
+            starts = [*(positions[:filled] == 0).nonzero().flatten().tolist(), filled]
+            for a, b in pairwise(starts):
+                with torch.no_grad(), installed.using(self.windows[self.rows.rows[index].part]):
+                    total += float(token_nll(model, ids[None, a:b]).double().sum())
+                count += b - a - 1
+        uninstall(model)
+        return total / count
+
+
+def test_every_micro_batch_has_its_window_and_the_loss_is_the_steps_mean(
+    checkpoint: Path, sources: Path, tmp_path: Path
+) -> None:
+    settings = training(steps=4, batch=4, mix=MIXED, save_every=9)
+    run = Run(checkpoint, sources, tmp_path, settings)
+    short, long = run.windows["short"], run.windows["long"]
+    assert short.is_identity
+    assert long.attention_factor != 1.0
+    assert run.used == [run.windows[row.part] for row in run.rows.rows]
+    assert {short, long} == set(run.used)
+    assert run.progress[0].loss == pytest.approx(run.first_loss, abs=2e-5)
+    assert run.progress[-1].loss < run.progress[0].loss - 0.05
+    assert [one.step for one in run.progress] == [1, 2, 3, 4]
+
+
+def test_rows_at_once_or_one_by_one_train_the_same(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
+    """Rows differ in how many targets they have: dividing by micro-batch would not be the mean of the step."""
+    one = Run(checkpoint, sources, tmp_path / "one", training(steps=2, batch=2, mix="short"))
+    both = Run(checkpoint, sources, tmp_path / "both", training(steps=2, batch=2, micro_batch=2, mix="short"))
+    assert one.rows.rows == both.rows.rows
+    assert len({one.rows.scored(index) for index in range(4)}) > 1
+    for ours, theirs in zip(one.progress, both.progress, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+
+
+def test_a_micro_batch_never_mixes() -> None:
+    item = {name: torch.zeros(4) for name in ("input_ids", "position_ids", "shift_labels")}
+    with pytest.raises(ValueError, match="one part"):
+        collate([item | {"part": "short", "weight": 1.0}, item | {"part": "long", "weight": 1.0}])
+    with pytest.raises(ValueError, match="2 steps"):
+        collate([item | {"part": "long", "weight": 0.5}, item | {"part": "long", "weight": 1.0}])
+
+
+def test_a_loss_that_is_no_number_stops(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match=r"the loss of step [23] is nan"):
+        Run(checkpoint, sources, tmp_path, training(steps=4, batch=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0))
+
+
+def test_bf16(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
+    run = Run(checkpoint, sources, tmp_path, training(steps=2, batch=1, mix=MIXED, bf16=True))
+    assert run.progress[0].loss == pytest.approx(run.first_loss, abs=0.02)
+    assert {value.dtype for value in run.weights.values()} == {torch.float32}
+
+
+def test_lora_trains_updates_embeddings_and_norms(checkpoint: Path) -> None:
+    model = open_fresh(checkpoint).model
+    assert trained_in_full(model) == ["embed_tokens", "input_layernorm", "norm", "post_attention_layernorm"]
+    wrapped = with_lora(model, LoraSettings(rank=2), 0)
+    trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "norm" in name or "embed_tokens" in name for name in trained)
+    assert sum("lora_A" in name for name in trained) == 2 * 7
+    assert sum("norm" in name for name in trained) == 5
