@@ -41,12 +41,12 @@ def compare(length: int) -> tuple[float, float]:
     factors = ntk_aware(GEOMETRY, 32 * GEOMETRY.original_length)
     window = Window(max_length=length, factors=tuple(factors.tolist()))
     inv_freq = torch.from_numpy(GEOMETRY.inv_freq / factors).float()
-    contenders = (lambda: plain(positions, inv_freq), lambda: cos_sin(GEOMETRY, window, positions))
+    methods = (lambda: plain(positions, inv_freq), lambda: cos_sin(GEOMETRY, window, positions))
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(times[0]) < 5:
-        for kept, contender in zip(times, contenders, strict=True):
-            kept += [seconds(contender) for _ in range(10)][2:]  # the first two find the other's data in the caches
+        for kept, method in zip(times, methods, strict=True):
+            kept += [seconds(method) for _ in range(10)][2:]  # the first two find the other's data in the caches
     ours, theirs = (statistics.median(kept) for kept in reversed(times))
     return theirs, ours
 

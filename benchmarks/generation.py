@@ -32,17 +32,17 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from longrope.data.needles import NeedleSamples, draw_needles
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
-from longrope.models.apply import geometry_of, install, uninstall
+from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.models.generation.cache import fill, new_cache
 from longrope.models.generation.generate import generate
 from longrope.models.generation.rerotate import Rerotation
 from longrope.models.loading import open_model, prepare_samples, sources_or_books
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.provenance import record
 from longrope.rope.closed_forms import yarn, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.run import search
 
 TREATMENTS = ("recompute", "rerotate", "stale")
@@ -58,26 +58,26 @@ def window(geometry: RopeGeometry, length: int) -> Window:
     return Window(length, yarn(geometry, length), attention_factor=yarn_attention_factor(geometry, length))
 
 
-def continued(installed: Installed, ids: Tensor, old: Window, new: Window, treatment: str) -> Tensor:
+def continued(scaled: ScaledModel, ids: Tensor, old: Window, new: Window, treatment: str) -> Tensor:
     """Logits (n, V) of the tokens of `ids` (1, T) after `old`'s limit, its cache treated as `treatment` says."""
     limit = old.max_length
-    cache = new_cache(installed.model)
-    fill(installed, cache, ids[:, :limit], new if treatment == "recompute" else old)
+    cache = new_cache(scaled.model)
+    fill(scaled, cache, ids[:, :limit], new if treatment == "recompute" else old)
     if treatment == "rerotate":
-        Rerotation(installed).turn(cache, torch.arange(limit)[None], old, new)
+        Rerotation(scaled).turn(cache, torch.arange(limit)[None], old, new)
     positions = torch.arange(limit, ids.shape[1])[None]
-    with installed.using(new) as model, torch.no_grad():
+    with scaled.using(new) as model, torch.no_grad():
         logits: Tensor = model(ids[:, limit:], position_ids=positions, past_key_values=cache).logits
     return logits[0]
 
 
-def quality(installed: Installed, samples: Tensor, old: Window, new: Window) -> list[dict[str, Any]]:
+def quality(scaled: ScaledModel, samples: Tensor, old: Window, new: Window) -> list[dict[str, Any]]:
     """Rows of NLL, its difference to exact, and agreement with exact, by tokens since the switch."""
     nll: dict[str, list[Tensor]] = {name: [] for name in TREATMENTS}
     top: dict[str, list[Tensor]] = {name: [] for name in TREATMENTS}
     for ids in samples[:, None]:
         for name in TREATMENTS:
-            logits = continued(installed, ids, old, new, name)[:-1]
+            logits = continued(scaled, ids, old, new, name)[:-1]
             nll[name].append(F.cross_entropy(logits, ids[0, old.max_length + 1 :], reduction="none"))
             top[name].append(logits.argmax(-1))
     rows = []
@@ -100,24 +100,24 @@ def quality(installed: Installed, samples: Tensor, old: Window, new: Window) -> 
     return rows
 
 
-def retrieval(installed: Installed, samples: NeedleSamples, old: Window, new: Window) -> dict[str, dict[str, float]]:
+def retrieval(scaled: ScaledModel, samples: NeedleSamples, old: Window, new: Window) -> dict[str, dict[str, float]]:
     """Answers about a needle that was read before the switch: share without an error, and NLL of an answer's token."""
     found = {}
     for name in TREATMENTS:
         right, losses = 0, []
         for ids, answer in zip(samples.ids[:, None], samples.answer_tokens, strict=True):
-            logits = continued(installed, ids, old, new, name)[-answer - 1 : -1]
+            logits = continued(scaled, ids, old, new, name)[-answer - 1 : -1]
             right += bool((logits.argmax(-1) == ids[0, -answer:]).all())
             losses.append(F.cross_entropy(logits, ids[0, -answer:]).item())
         found[name] = {"right": right / len(losses), "answer_nll": statistics.mean(losses)}
     return found
 
 
-def greedy_agreement(installed: Installed, samples: Tensor, limit: int) -> dict[str, float]:
+def greedy_agreement(scaled: ScaledModel, samples: Tensor, limit: int) -> dict[str, float]:
     """Free greedy tokens after the switch: the share equal to those of `recompute`, and how many before another."""
     found = {
         switch: [
-            generate(installed, ids[:, : limit - 1], max_new_tokens=GREEDY + 2, eos_token_id=(), switch=switch)
+            generate(scaled, ids[:, : limit - 1], max_new_tokens=GREEDY + 2, eos_token_id=(), switch=switch)
             for ids in samples[:, None]
         ]
         for switch in TREATMENTS[:2]
@@ -139,22 +139,22 @@ def median_times(actions: dict[str, Callable[[], None]], repeats: int) -> dict[s
     return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
 
 
-def times(installed: Installed, length: int, old: Window, new: Window, repeats: int) -> dict[str, float]:
+def times(scaled: ScaledModel, length: int, old: Window, new: Window, repeats: int) -> dict[str, float]:
     """Seconds of one switch of a cache of `length` tokens, both ways, and of one step that follows it."""
-    model = installed.model
+    model = scaled.model
     ids = torch.randint(3, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     cache: DynamicCache = new_cache(model)
-    fill(installed, cache, ids, old)
-    rerotation = Rerotation(installed)
+    fill(scaled, cache, ids, old)
+    rerotation = Rerotation(scaled)
     positions = torch.arange(length)[None]
 
     def step() -> None:
-        with installed.using(new), torch.no_grad():
+        with scaled.using(new), torch.no_grad():
             model(ids[:, :1], position_ids=torch.tensor([[length]]), past_key_values=cache)
         cache.crop(-1)
 
     actions = {
-        "recompute": lambda: fill(installed, new_cache(model), ids, new),
+        "recompute": lambda: fill(scaled, new_cache(model), ids, new),
         "rerotate": lambda: rerotation.turn(cache, positions, old, new),
         "step": step,
     }
@@ -234,48 +234,48 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    subject = open_model("tiny")
-    length = subject.geometry.original_length
+    loaded = open_model("tiny")
+    length = loaded.geometry.original_length
     target = 8 * length
     documents = read_all(sources_or_books("tiny", [], "evaluation"))
-    texts = tokenize(documents, subject.tokenizer)
-    samples = prepare_samples(subject, documents, length=target, count=args.documents, seed=args.seed)
+    texts = tokenize(documents, loaded.tokenizer)
+    samples = prepare_samples(loaded, documents, length=target, count=args.documents, seed=args.seed)
 
     pairs = [
-        (f"YaRN, {limit // length}× to 8×", window(subject.geometry, limit), window(subject.geometry, target))
+        (f"YaRN, {limit // length}× to 8×", window(loaded.geometry, limit), window(loaded.geometry, target))
         for limit in (length, 2 * length, 4 * length)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        options = SearchOptions(method="gradient", objective="needle", samples=6)
-        searched = search(subject, target, [], Path(folder) / "search", options).scaling
+        options = SearchConfig(method="gradient", objective="needle", samples=6)
+        searched = search(loaded, target, [], Path(folder) / "search", options).scaling
     pairs.append(("searched, 1× to 8×", *searched.windows))
     cases = []
     for name, old, new in pairs:
         limit = old.max_length
-        installed = install(subject.model, RopeScaling(subject.geometry, (old, new)))
+        scaled = apply_scaling(loaded.model, RopeScaling(loaded.geometry, (old, new)))
         ids = samples.ids[:, : limit + 1 + BINS[-1][1]]
         needles = draw_needles(
-            texts, subject.tokenizer, length=limit + AFTER, count=args.needles, seed=args.seed, digits=5
+            texts, loaded.tokenizer, length=limit + AFTER, count=args.needles, seed=args.seed, digits=5
         )
         cases.append(
             {
                 "name": f"{name}, at {limit}",
-                "rows": quality(installed, ids, old, new),
-                "greedy": greedy_agreement(installed, ids, limit),
-                "retrieval": retrieval(installed, needles, old, new),
+                "rows": quality(scaled, ids, old, new),
+                "greedy": greedy_agreement(scaled, ids, limit),
+                "retrieval": retrieval(scaled, needles, old, new),
             }
         )
         print(json.dumps(cases[-1]), flush=True)
 
     taken = []
-    for name, model, lengths in (("embedded", subject.model, (256, 1024)), ("random", None, (256, 1024, 4096))):
+    for name, model, lengths in (("embedded", loaded.model, (256, 1024)), ("random", None, (256, 1024, 4096))):
         for limit in lengths:
             chosen = random_llama(limit) if model is None else model
             geometry = RopeGeometry(geometry_of(chosen).rotary_dim, geometry_of(chosen).base, limit)
             old, new = window(geometry, limit), window(geometry, 8 * limit)
-            installed = install(chosen, RopeScaling(geometry, (old, new)))
-            taken.append({"model": name, "tokens": limit, "seconds": times(installed, limit, old, new, args.repeats)})
-            uninstall(chosen)
+            scaled = apply_scaling(chosen, RopeScaling(geometry, (old, new)))
+            taken.append({"model": name, "tokens": limit, "seconds": times(scaled, limit, old, new, args.repeats)})
+            remove_scaling(chosen)
             print(json.dumps(taken[-1]), flush=True)
 
     hardware = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}

@@ -26,14 +26,14 @@ from released_evolution import ReleasedSpace
 from longrope.data.needles import draw_needles
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
-from longrope.models.apply import install, uninstall
-from longrope.models.loading import ModelOptions, Subject, open_model, prepare_samples, sources_or_books
-from longrope.models.scaled import Installed
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel, LoadOptions, open_model, prepare_samples, sources_or_books
+from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import last_logits
 from longrope.provenance import record
 from longrope.rope.closed_forms import CLOSED_FORMS, yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.evaluator import Answer, CandidateSearch, Question, SerialEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.gradient import GradientSearch
@@ -96,22 +96,22 @@ class Recorder:
             self.trace.append((self.token_passes, self._search.incumbent[0]))
 
 
-def run_cell(subject: Subject, objective: str, ratio: int, method: str, seed: int, out: Path) -> dict[str, Any]:
+def run_cell(loaded: LoadedModel, objective: str, ratio: int, method: str, seed: int, out: Path) -> dict[str, Any]:
     """One search from its start, or from its log, to its end, and what it found measured on held-out books."""
-    target = ratio * subject.geometry.original_length
-    options = SearchOptions(objective=objective, samples=SAMPLES, seed=seed, **METHODS[method])
-    texts = prepare_texts(subject, sources_or_books(subject.name, [], "search"), target, options)
-    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    target = ratio * loaded.geometry.original_length
+    options = SearchConfig(objective=objective, samples=SAMPLES, seed=seed, **METHODS[method])
+    texts = prepare_texts(loaded, sources_or_books(loaded.name, [], "search"), target, options)
+    scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     try:
-        planned = plan(subject, installed, texts, target, options)
+        planned = plan(loaded, scaled, texts, target, options)
         if method == "released":
-            planned = _released(subject, planned, target, seed)
+            planned = _released(loaded, planned, target, seed)
         if method == "gradient, only continued":
             planned = _only_continued(planned)
         evaluator = SerialEvaluator(planned.objectives)
         recorder = Recorder(planned.search, evaluator)
         path = out / "search.jsonl"
-        identity = planned.identity | {"benchmark": method, "dtype": str(subject.model.dtype)}
+        identity = planned.identity | {"benchmark": method, "dtype": str(loaded.model.dtype)}
         out.mkdir(parents=True, exist_ok=True)
         began = time.time()
         with (SearchLog.resume if path.exists() else SearchLog.create)(path, identity) as log:
@@ -132,37 +132,37 @@ def run_cell(subject: Subject, objective: str, ratio: int, method: str, seed: in
             "trace": trace,
             "chosen_seeds": getattr(planned.search, "chosen_seeds", []),
             "window": {"factors": window.factors, "attention_factor": window.attention_factor},
-            "held_out": held_out(subject, installed, window),
+            "held_out": held_out(loaded, scaled, window),
         }
     finally:
-        uninstall(subject.model)
+        remove_scaling(loaded.model)
 
 
-def closed_form_cell(subject: Subject, objective: str, ratio: int, name: str, seed: int) -> dict[str, Any]:
+def closed_form_cell(loaded: LoadedModel, objective: str, ratio: int, name: str, seed: int) -> dict[str, Any]:
     """A closed form on the same search samples and held-out books."""
-    target = ratio * subject.geometry.original_length
-    options = SearchOptions(objective=objective, samples=SAMPLES, seed=seed)
-    texts = prepare_texts(subject, sources_or_books(subject.name, [], "search"), target, options)
-    factors, attention_factor = CLOSED_FORMS[name](subject.geometry, target)
+    target = ratio * loaded.geometry.original_length
+    options = SearchConfig(objective=objective, samples=SAMPLES, seed=seed)
+    texts = prepare_texts(loaded, sources_or_books(loaded.name, [], "search"), target, options)
+    factors, attention_factor = CLOSED_FORMS[name](loaded.geometry, target)
     window = Window(target, tuple(factors.tolist()), 0, attention_factor)
-    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     try:
-        objectives = plan(subject, installed, texts, target, options).objectives
+        objectives = plan(loaded, scaled, texts, target, options).objectives
         return {
             "objective": objective,
             "ratio": ratio,
             "method": name,
             "seed": seed,
             "search_loss": objectives["search", target].loss(window),
-            "held_out": held_out(subject, installed, window),
+            "held_out": held_out(loaded, scaled, window),
         }
     finally:
-        uninstall(subject.model)
+        remove_scaling(loaded.model)
 
 
-def _released(subject: Subject, planned: Plan, target: int, seed: int) -> Plan:
+def _released(loaded: LoadedModel, planned: Plan, target: int, seed: int) -> Plan:
     """The plan with the released code's space and only seed."""
-    geometry = subject.geometry
+    geometry = loaded.geometry
     space = ReleasedSpace(target / geometry.original_length)
     attention_factor = planned.identity["attention_factor"]
     search = CandidateSearch(
@@ -196,22 +196,22 @@ def _thinned(trace: Sequence[tuple[int, Window]], target: int, points: int = 24)
     return [whole[i] for i in sorted(chosen)]
 
 
-def held_out(subject: Subject, installed: Installed, window: Window) -> dict[str, float]:
+def held_out(loaded: LoadedModel, scaled: ScaledModel, window: Window) -> dict[str, float]:
     """At the window's length, with standard errors: the mean NLL over held-out texts, and of held-out needles the exact
     retrieval and the NLL of the answers' tokens.
 
     Retrieval is 0 or 1 where a model is far from or sure of its answer; the NLL says how far.
     """
-    sources = read_all(sources_or_books(subject.name, [], "evaluation"))
-    texts = prepare_samples(subject, sources, length=window.max_length, count=TEXTS, seed=1)
-    nlls = torch.stack([nll.double().mean() for nll in PerplexityObjective(installed, texts).nlls(window)])
+    sources = read_all(sources_or_books(loaded.name, [], "evaluation"))
+    texts = prepare_samples(loaded, sources, length=window.max_length, count=TEXTS, seed=1)
+    nlls = torch.stack([nll.double().mean() for nll in PerplexityObjective(scaled, texts).nlls(window)])
     needles = draw_needles(
-        tokenize(sources, subject.tokenizer), subject.tokenizer, length=window.max_length, count=TRIALS, seed=1
+        tokenize(sources, loaded.tokenizer), loaded.tokenizer, length=window.max_length, count=TRIALS, seed=1
     )
     hits, answers = 0, torch.zeros(TRIALS, dtype=torch.float64)
-    with installed.using(window), torch.inference_mode():
+    with scaled.using(window), torch.inference_mode():
         for place, (row, count) in enumerate(zip(needles.ids, needles.answer_tokens, strict=True)):
-            logits, answer = last_logits(installed.model, row[None, :-1], count)[0], row[-count:]
+            logits, answer = last_logits(scaled.model, row[None, :-1], count)[0], row[-count:]
             hits += bool((logits.argmax(-1) == answer).all())
             answers[place] = torch.nn.functional.cross_entropy(logits.double(), answer)
     share = hits / TRIALS
@@ -225,22 +225,22 @@ def held_out(subject: Subject, installed: Installed, window: Window) -> dict[str
     }
 
 
-def measure_again(subject: Subject, path: Path) -> None:
+def measure_again(loaded: LoadedModel, path: Path) -> None:
     """Measure a finished cell's factors on held-out books, where that was done before all of it was recorded."""
     cell = json.loads(path.read_text("utf-8"))
     if "answer_nll" in cell["held_out"]:
         return
-    target = cell["ratio"] * subject.geometry.original_length
+    target = cell["ratio"] * loaded.geometry.original_length
     if "window" in cell:
         window = Window(target, tuple(cell["window"]["factors"]), 0, cell["window"]["attention_factor"])
     else:
-        factors, attention_factor = CLOSED_FORMS[cell["method"]](subject.geometry, target)
+        factors, attention_factor = CLOSED_FORMS[cell["method"]](loaded.geometry, target)
         window = Window(target, tuple(factors.tolist()), 0, attention_factor)
-    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     try:
-        measured = held_out(subject, installed, window)
+        measured = held_out(loaded, scaled, window)
     finally:
-        uninstall(subject.model)
+        remove_scaling(loaded.model)
     print(path.stem, {name: measured[name] - value for name, value in cell["held_out"].items()}, flush=True)
     write_json_atomic(path, json_ready(cell | {"held_out": measured}))
 
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--again", action="store_true", help="measure finished cells that lack a number again")
     args = parser.parse_args()
-    subject = open_model(args.model, ModelOptions(dtype=args.dtype))
+    loaded = open_model(args.model, LoadOptions(dtype=args.dtype))
     cells = args.out / "cells"
     for ratio in map(int, args.ratios.split(",")):
         for seed in map(int, args.seeds.split(",")):
@@ -265,12 +265,12 @@ def main() -> None:
                     name = f"{objective}-{ratio}x-{method.replace(', ', '-').replace(' ', '-')}-{seed}"
                     if (cells / f"{name}.json").exists():
                         if args.again:
-                            measure_again(subject, cells / f"{name}.json")
+                            measure_again(loaded, cells / f"{name}.json")
                         continue
                     if method in CLOSED_FORMS:
-                        cell = closed_form_cell(subject, objective, ratio, method, seed)
+                        cell = closed_form_cell(loaded, objective, ratio, method, seed)
                     else:
-                        cell = run_cell(subject, objective, ratio, method, seed, args.out / name)
+                        cell = run_cell(loaded, objective, ratio, method, seed, args.out / name)
                     cells.mkdir(parents=True, exist_ok=True)
                     settings = {"threads": torch.get_num_threads(), "dtype": args.dtype, "samples": SAMPLES}
                     write_json_atomic(cells / f"{name}.json", json_ready(cell) | {"settings": settings, **record()})

@@ -23,11 +23,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from longrope.models import scoring
-from longrope.models.apply import install
-from longrope.models.loading import ModelOptions, load_tokenizer, open_model, sources_or_books
+from longrope.models.apply import apply_scaling
+from longrope.models.loading import LoadOptions, load_tokenizer, open_model, sources_or_books
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.search_data import objectives_over, prepare_texts
 
 MIB = 2**20
@@ -41,12 +41,12 @@ def resident() -> int:
 
 def measure(what: str, model: str, length: int, dtype: str, logits: int) -> None:
     scoring._LOGITS_BUDGET //= logits
-    subject = open_model(model, ModelOptions(dtype=dtype))
-    options = SearchOptions(method="longrope", samples=1)
-    texts = prepare_texts(subject, sources_or_books("tiny", [], "search"), length, options)
-    installed = install(subject.model, RopeScaling.original(subject.geometry))
-    objective = objectives_over(installed, texts)["search", length]
-    window = Window(length, tuple(yarn(subject.geometry, length).tolist()))
+    loaded = open_model(model, LoadOptions(dtype=dtype))
+    options = SearchConfig(method="longrope", samples=1)
+    texts = prepare_texts(loaded, sources_or_books("tiny", [], "search"), length, options)
+    scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
+    objective = objectives_over(scaled, texts)["search", length]
+    window = Window(length, tuple(yarn(loaded.geometry, length).tolist()))
     before = resident()
     if what == "scoring":
         objective.loss(window)

@@ -17,10 +17,10 @@ import torch
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.evaluation.needle import draw_grid, grid_depths, needle
-from longrope.models.apply import install
-from longrope.models.loading import ModelOptions, open_model, prepare_samples, sources_or_books
+from longrope.models.apply import apply_scaling
+from longrope.models.loading import LoadOptions, open_model, prepare_samples, sources_or_books
 from longrope.models.scoring import token_nll
-from longrope.rope.baselines import scaling_contender
+from longrope.rope.baselines import scaling_method
 from longrope.rope.progressive import SECOND_FORMS, continued_attention_factor, second_yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.units import parse_length
@@ -52,28 +52,28 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=10, help="a multiple of 5")
     parser.add_argument("--data", action="append", default=[])
     args = parser.parse_args()
-    subject = open_model(args.run, ModelOptions(dtype="bfloat16"))
-    if subject.existing is None:
+    loaded = open_model(args.run, LoadOptions(dtype="bfloat16"))
+    if loaded.checkpoint_scaling is None:
         parser.error(f"expected the run of a fine-tuning, found {args.run}, which carries no scaling")
     documents = read_all(sources_or_books("tiny", args.data, "search"))
     grid = draw_grid(
-        tokenize(documents, subject.tokenizer),
-        subject.tokenizer,
+        tokenize(documents, loaded.tokenizer),
+        loaded.tokenizer,
         length=args.length,
         depths=grid_depths(DEPTHS),
         trials=args.documents // DEPTHS,
         per_document=1,
         seed=3,
     )
-    text = prepare_samples(subject, documents, length=args.length, count=1, seed=5).ids
-    installed = install(subject.model, subject.existing)
+    text = prepare_samples(loaded, documents, length=args.length, count=1, seed=5).ids
+    scaled = apply_scaling(loaded.model, loaded.checkpoint_scaling)
     for form in args.forms.split(","):
-        window = stretched(subject.existing, form, args.length, args.attention)
-        scaling = subject.existing.with_window(window)
-        rows = needle(installed, subject.tokenizer, grid, scaling_contender(form, scaling))
+        window = stretched(loaded.checkpoint_scaling, form, args.length, args.attention)
+        scaling = loaded.checkpoint_scaling.with_window(window)
+        rows = needle(scaled, loaded.tokenizer, grid, scaling_method(form, scaling))
         found = mean([row.value for row in rows if row.metric == "accuracy"])
         loss = -mean([row.value for row in rows if row.metric == "answer_logprob"])
-        with torch.inference_mode(), installed.using(window) as model:
+        with torch.inference_mode(), scaled.using(window) as model:
             perplexity = float(token_nll(model, text).mean().exp())
         print(
             f"{form}: m {window.attention_factor:.3f}, {100 * found:.0f} % of {args.documents} needles, "

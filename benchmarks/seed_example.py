@@ -30,14 +30,14 @@ from longrope.data.books import shipped_books
 from longrope.data.sources import read_all
 from longrope.provenance import record
 from longrope.rope.closed_forms import yarn
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.standalone.sizes import ForwardPlan, Sizes
 from longrope.storage import write_json_atomic, write_text_atomic
 from longrope.units import format_length, parse_length, parse_lengths
 
 SIZES = Sizes(d_model=512, n_heads=8, num_layers=6, base_length=4096)
 SEED_LENGTH, SEED_BATCH = 2048 * 1024, 2
-BUDGET = SearchOptions(method="gradient", steps=2, samples=1)
+BUDGET = SearchConfig(method="gradient", steps=2, samples=1)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -23,8 +23,8 @@ from longrope.data.samples import assert_disjoint, draw_samples
 from longrope.data.sources import read_documents
 from longrope.data.tokens import bos_of, tokenize
 from longrope.evaluation.perplexity import perplexity
-from longrope.models.apply import geometry_of, install, uninstall
-from longrope.rope.baselines import closed_form_contender
+from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
+from longrope.rope.baselines import closed_form_method
 from longrope.rope.scaling import RopeScaling
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
@@ -42,12 +42,12 @@ def measure(folder: Path, books: Path, record: dict) -> dict:
         tokenized, length=max(LENGTHS), count=2 * len(documents), seed=0, bos_token_id=bos_of(tokenizer)
     )
     geometry = geometry_of(model)
-    installed = install(model, RopeScaling.original(geometry))
+    scaled = apply_scaling(model, RopeScaling.original(geometry))
     table = {
-        name: perplexity(installed, samples, LENGTHS, closed_form_contender(name, geometry, max(LENGTHS)))
+        name: perplexity(scaled, samples, LENGTHS, closed_form_method(name, geometry, max(LENGTHS)))
         for name in ("none", "yarn")
     }
-    uninstall(model)
+    remove_scaling(model)
     words = frequent_words(sorted(books.glob("*.txt")))
     texts = [np.asarray(document.ids) for document in tokenized]
     needles = [retrieval(model, Rows(tokenizer, texts, words, seed=1), TRIALS, kind) for kind in range(len(NEEDLES))]

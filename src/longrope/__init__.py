@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longrope.models.apply import install, uninstall
+    from longrope.models.apply import apply_scaling, remove_scaling
     from longrope.models.generation.cache import prefill
     from longrope.models.generation.generate import generate, generation
     from longrope.models.loading import load_model, load_tokenizer
@@ -29,14 +29,14 @@ _HOMES = {
     "Window": "rope.scaling",
     "generate": "models.generation.generate",
     "generation": "models.generation.generate",
-    "install": "models.apply",
+    "apply_scaling": "models.apply",
     "load_data": "standalone.api",
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
     "prefill": "models.generation.cache",
     "preset": "rope.presets",
     "token_nll": "models.scoring",
-    "uninstall": "models.apply",
+    "remove_scaling": "models.apply",
 }
 
 __all__ = [
@@ -45,16 +45,16 @@ __all__ = [
     "RopeScaling",
     "Window",
     "__version__",
+    "apply_scaling",
     "generate",
     "generation",
-    "install",
     "load_data",
     "load_model",
     "load_tokenizer",
     "prefill",
     "preset",
+    "remove_scaling",
     "token_nll",
-    "uninstall",
 ]
 
 

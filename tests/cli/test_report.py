@@ -43,17 +43,17 @@ def test_report_as_json(cli, run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["missing", "settings", "exists", "folder"])
 def test_bad_input_is_one_line(cli, run, tmp_path, kind):
-    subject, out = run, tmp_path / "page.html"
+    loaded, out = run, tmp_path / "page.html"
     if kind == "missing":
-        subject = tmp_path / "nothing"
+        loaded = tmp_path / "nothing"
     elif kind == "settings":
-        subject = tmp_path / "eval.json"
-        subject.write_text('{"schema": "longrope.eval/1", "results": []}', "utf-8")
+        loaded = tmp_path / "eval.json"
+        loaded.write_text('{"schema": "longrope.eval/1", "results": []}', "utf-8")
     elif kind == "exists":
         out.write_text("mine", "utf-8")
     else:
         out = tmp_path / "no" / "page.html"
-    ran = cli("report", subject, "-o", out)
+    ran = cli("report", loaded, "-o", out)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.count("\n") == 1
     assert kind != "exists" or out.read_text("utf-8") == "mine"

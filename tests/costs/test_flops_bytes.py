@@ -27,10 +27,10 @@ from longrope.costs.flops_bytes import (
 from longrope.costs.model_dims import ModelShape, shape_of
 from longrope.data.samples import SampleOrigin, Samples
 from longrope.models import scoring
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.generation.cache import prefill
 from longrope.models.loading import load_model
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import token_nll
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.objective import PerplexityObjective
@@ -65,17 +65,17 @@ def counted(measured: FlopCounterMode) -> Flops:
     return Flops(measured.get_total_flops() - flash, flash / 2)
 
 
-def installed_tiny(dtype: torch.dtype = torch.float32) -> Installed:
+def installed_tiny(dtype: torch.dtype = torch.float32) -> ScaledModel:
     model = load_model("tiny", dtype="float32").to(dtype)
-    return install(model, RopeScaling.original(geometry_of(model)))
+    return apply_scaling(model, RopeScaling.original(geometry_of(model)))
 
 
-def window(installed: Installed, length: int) -> Window:
-    return Window(length, (2.0,) * installed.scaling.geometry.pairs)
+def window(scaled: ScaledModel, length: int) -> Window:
+    return Window(length, (2.0,) * scaled.scaling.geometry.pairs)
 
 
-def objective(installed: Installed, length: int) -> PerplexityObjective:
-    return PerplexityObjective(installed, Samples(ids(length), (ORIGIN,), False))
+def objective(scaled: ScaledModel, length: int) -> PerplexityObjective:
+    return PerplexityObjective(scaled, Samples(ids(length), (ORIGIN,), False))
 
 
 def ids(length: int) -> Tensor:
@@ -83,10 +83,10 @@ def ids(length: int) -> Tensor:
 
 
 def test_forward_of_the_embedded_model_is_exact() -> None:
-    installed = installed_tiny()
+    scaled = installed_tiny()
     with counter() as measured, torch.no_grad():
-        token_nll(installed.model, ids(LENGTH))
-    assert counted(measured) == forward_flops(shape_of("tiny", installed.model), LENGTH, LENGTH - 1)
+        token_nll(scaled.model, ids(LENGTH))
+    assert counted(measured) == forward_flops(shape_of("tiny", scaled.model), LENGTH, LENGTH - 1)
     assert counted(measured).attention > 0
 
 
@@ -95,22 +95,22 @@ def test_gradient_of_the_embedded_model(chunk: int, monkeypatch: pytest.MonkeyPa
     """The first layer's input takes no gradient, and recomputing stops at the last number needed: a little less."""
     monkeypatch.setattr(scoring, "MLP_CHUNK", chunk)
     monkeypatch.setattr(plan_costs, "MLP_CHUNK", chunk)
-    installed = installed_tiny()
+    scaled = installed_tiny()
     with counter() as measured:
-        objective(installed, LENGTH).loss_and_gradient(window(installed, LENGTH))
-    planned = gradient_flops(shape_of("tiny", installed.model), LENGTH, LENGTH - 1)
+        objective(scaled, LENGTH).loss_and_gradient(window(scaled, LENGTH))
+    planned = gradient_flops(shape_of("tiny", scaled.model), LENGTH, LENGTH - 1)
     assert counted(measured).attention == planned.attention
     assert planned.matrices * 0.85 <= counted(measured).matrices <= planned.matrices
-    assert (planned.matrices > 3 * forward_flops(shape_of("tiny", installed.model), LENGTH, LENGTH - 1).matrices) == (
+    assert (planned.matrices > 3 * forward_flops(shape_of("tiny", scaled.model), LENGTH, LENGTH - 1).matrices) == (
         chunk < LENGTH
     )
 
 
 def test_training_of_the_embedded_model() -> None:
-    installed = installed_tiny()
+    scaled = installed_tiny()
     with counter() as measured:
-        train(installed, LENGTH)
-    planned = training_flops(shape_of("tiny", installed.model), LENGTH)
+        train(scaled, LENGTH)
+    planned = training_flops(shape_of("tiny", scaled.model), LENGTH)
     assert counted(measured).attention == planned.attention
     assert planned.matrices * 0.9 <= counted(measured).matrices <= planned.matrices
 
@@ -198,19 +198,19 @@ def close(planned: Bytes, measured: int, rel: float = 0.15) -> None:
     assert sum(planned.values()) == pytest.approx(measured, rel=rel), planned
 
 
-def measure(name: str, dtype: torch.dtype, length: int) -> tuple[Installed, ModelShape, Window]:
+def measure(name: str, dtype: torch.dtype, length: int) -> tuple[ScaledModel, ModelShape, Window]:
     model = MODELS[name]().to(dtype)
-    installed = install(model, RopeScaling.original(geometry_of(model)))
-    return installed, shape_of(name, model), window(installed, length)
+    scaled = apply_scaling(model, RopeScaling.original(geometry_of(model)))
+    return scaled, shape_of(name, model), window(scaled, length)
 
 
 @pytest.mark.usefixtures("_pieces")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
 def test_memory_of_scoring(name: str, dtype: torch.dtype) -> None:
-    installed, shape, scaled = measure(name, dtype, 2048)
-    with torch.no_grad(), installed.using(scaled):
-        measured = peak(installed.model, lambda: token_nll(installed.model, ids(2048)))
+    scaled, shape, under = measure(name, dtype, 2048)
+    with torch.no_grad(), scaled.using(under):
+        measured = peak(scaled.model, lambda: token_nll(scaled.model, ids(2048)))
     close(scoring_bytes(shape, 2048, dtype.itemsize), measured, rel=0.1)
 
 
@@ -218,8 +218,8 @@ def test_memory_of_scoring(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
 def test_memory_of_the_gradient(name: str, dtype: torch.dtype) -> None:
-    installed, shape, scaled = measure(name, dtype, 2048)
-    measured = peak(installed.model, lambda: objective(installed, 2048).loss_and_gradient(scaled))
+    scaled, shape, under = measure(name, dtype, 2048)
+    measured = peak(scaled.model, lambda: objective(scaled, 2048).loss_and_gradient(under))
     close(gradient_bytes(shape, 2048, dtype.itemsize), measured, rel=0.1)
 
 
@@ -227,8 +227,8 @@ def test_memory_of_the_gradient(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_memory_of_reading(name: str, chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks are for layers that attend to a sliding window; one as long as the text is planned for here."""
-    installed, shape, scaled = measure(name, torch.float32, 4096)
-    measured = peak(installed.model, lambda: prefill(installed, ids(4096), scaled, chunk_size=chunk))
+    scaled, shape, under = measure(name, torch.float32, 4096)
+    measured = peak(scaled.model, lambda: prefill(scaled, ids(4096), under, chunk_size=chunk))
     if chunk is not None:
         monkeypatch.setattr(plan_costs, "PREFILL_CHUNK", chunk)
         shape = replace(shape, reaches=(4096,) * shape.layers)
@@ -240,18 +240,18 @@ def test_memory_of_reading(name: str, chunk: int | None, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", MODELS)
 def test_memory_of_training(name: str, dtype: torch.dtype) -> None:
     """Of the states only weights and gradients are there, in the dtype of computing; nothing is gathered."""
-    installed, shape, _ = measure(name, dtype, 2048)
-    measured = peak(installed.model, lambda: train(installed, 2048))
+    scaled, shape, _ = measure(name, dtype, 2048)
+    measured = peak(scaled.model, lambda: train(scaled, 2048))
     planned = training_bytes(shape, 2048, gpus=1, itemsize=dtype.itemsize)
     states = 2 * shape.parameters * dtype.itemsize
     close(planned | {"states": states, "gathered weights": 0}, measured)
 
 
-def train(installed: Installed, length: int) -> None:
+def train(scaled: ScaledModel, length: int) -> None:
     """Loss and gradients of one row as a training step takes them; the gradients stay."""
-    model = installed.model
+    model = scaled.model
     model.train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     text = ids(length)
-    with installed.using(window(installed, length)), chunked_loss(model):
+    with scaled.using(window(scaled, length)), chunked_loss(model):
         model(input_ids=text, position_ids=torch.arange(length)[None], shift_labels=text).loss.backward()

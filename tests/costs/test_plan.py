@@ -16,10 +16,10 @@ from longrope.costs.plan import CostPlan, CostRow, plan
 from longrope.costs.search_cost import search_work, sized_objectives
 from longrope.errors import LongRopeError
 from longrope.models.loading import open_model
-from longrope.search.config import METHODS, SearchOptions
+from longrope.search.config import METHODS, SearchConfig
 from longrope.search.run import search
 from longrope.search.search_data import prepare_texts
-from longrope.train.config import TrainingSettings
+from longrope.train.config import FinetuneConfig
 
 GIGA = 1e9
 LLAMA3 = LlamaConfig(
@@ -81,19 +81,19 @@ def test_layers_that_slide_attend_less(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_samples_are_those_of_the_search(method: str) -> None:
-    subject = open_model("tiny")
-    options = SearchOptions(method=method, samples=2)
-    texts = prepare_texts(subject, ["book:an-american-tragedy"], 1024, options)
-    sized = sized_objectives(subject.reach, 1024, options)
+    loaded = open_model("tiny")
+    options = SearchConfig(method=method, samples=2)
+    texts = prepare_texts(loaded, ["book:an-american-tragedy"], 1024, options)
+    sized = sized_objectives(loaded.context_length, 1024, options)
     assert {key: tuple(samples.ids.shape) for key, samples in texts.items()} == {
         key: (objective.count, objective.length) for key, objective in sized.items()
     }
 
 
 def test_the_papers_searches_ask_1344_times() -> None:
-    subject = open_model("tiny")
+    loaded = open_model("tiny")
     for method, samples in (("longrope", 5), ("longrope2", 10)):
-        work = search_work(subject, 2048, SearchOptions(method=method))
+        work = search_work(loaded, 2048, SearchConfig(method=method))
         assert (work.questions, work.token_passes) == (1344, 1344 * samples * 2048)
         assert work.tokens > work.token_passes  # the baselines
         assert not work.by_gradient
@@ -102,27 +102,27 @@ def test_the_papers_searches_ask_1344_times() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        SearchOptions(method="longrope", population=8, iterations=2, samples=2),
-        SearchOptions(method="cma", evaluations=20, samples=2),
-        SearchOptions(method="gradient", steps=6, samples=2),
+        SearchConfig(method="longrope", population=8, iterations=2, samples=2),
+        SearchConfig(method="cma", evaluations=20, samples=2),
+        SearchConfig(method="gradient", steps=6, samples=2),
     ],
     ids=lambda options: options.method,
 )
-def test_a_search_asks_what_was_planned(options: SearchOptions, tmp_path: Path, checkpoint: Path, texts: Path) -> None:
-    subject = open_model(str(checkpoint))
-    planned = search_work(subject, 128, options)
-    result = search(subject, 128, [str(texts / "search.txt")], tmp_path / "run", options)
+def test_a_search_asks_what_was_planned(options: SearchConfig, tmp_path: Path, checkpoint: Path, texts: Path) -> None:
+    loaded = open_model(str(checkpoint))
+    planned = search_work(loaded, 128, options)
+    result = search(loaded, 128, [str(texts / "search.txt")], tmp_path / "run", options)
     assert (result.evaluations, result.token_passes) == (planned.questions, planned.token_passes)
 
 
 def test_questions_asked_at_once_are_shared_by_the_devices() -> None:
-    subject = open_model("tiny")
-    shape = shape_of("tiny", subject.model)
+    loaded = open_model("tiny")
+    shape = shape_of("tiny", loaded.model)
     one, eight = Devices(), Devices(count=8)
-    evolution = search_work(subject, 2048, SearchOptions(method="longrope"))
+    evolution = search_work(loaded, 2048, SearchConfig(method="longrope"))
     assert evolution.seconds(shape, eight) == pytest.approx(evolution.seconds(shape, one) / 8, rel=0.02)
     assert evolution.seconds(shape, one) == pytest.approx(one.seconds(evolution.flops(shape)))
-    gradient = search_work(subject, 2048, SearchOptions(method="gradient"))
+    gradient = search_work(loaded, 2048, SearchConfig(method="gradient"))
     assert gradient.seconds(shape, eight) > gradient.seconds(shape, one) / 2  # one step after the other
 
 
@@ -194,16 +194,14 @@ def test_a_plan_of_an_8b_model_without_weights(llama3: str) -> None:
 def test_the_papers_cost_of_an_evaluation(tmp_path: Path) -> None:
     """LongRoPE: one evaluation at 2,048k tokens takes about 50 minutes on 8 A100, with the 3 samples used there."""
     LlamaConfig(max_position_embeddings=4096).save_pretrained(tmp_path)
-    planned = plan(
-        str(tmp_path), 2048 * 1024, Devices(gpu="a100-80", count=8), searches=[SearchOptions()], trainings=[]
-    )
+    planned = plan(str(tmp_path), 2048 * 1024, Devices(gpu="a100-80", count=8), searches=[SearchConfig()], trainings=[])
     hours = planned.rows[0].hours / 678  # 672 candidates and 6 baselines
     assert 30 < hours * 60 < 75
 
 
 def test_what_does_not_fit_says_what_would(llama3: str) -> None:
     def trained(**given: Any) -> CostRow:
-        settings = TrainingSettings(length=131072, offload=given.pop("offload", False))
+        settings = FinetuneConfig(length=131072, offload=given.pop("offload", False))
         shared = given.pop("context_parallel", 1)
         devices = Devices(**{"gpu": "h100", "count": 8} | given)
         planned = plan(llama3, 131072, devices, searches=[], trainings=[settings], context_parallel=shared)
@@ -223,7 +221,7 @@ def test_what_does_not_fit_says_what_would(llama3: str) -> None:
     assert "GPUs" in alone.advice
 
     def searched(length: int) -> CostRow:
-        return plan(llama3, length, Devices(), searches=[SearchOptions(method="gradient")], trainings=[]).rows[0]
+        return plan(llama3, length, Devices(), searches=[SearchConfig(method="gradient")], trainings=[]).rows[0]
 
     assert searched(131072).fits
     gradient = searched(262144)
@@ -243,7 +241,7 @@ def test_plans_that_cannot_be(llama3: str, tmp_path: Path) -> None:
 
 
 def test_json_names_everything(llama3: str) -> None:
-    planned = plan(llama3, 16384, searches=[SearchOptions(method="cma")], trainings=[])
+    planned = plan(llama3, 16384, searches=[SearchConfig(method="cma")], trainings=[])
     found = planned.to_json()
     assert found["devices"]["peak_tflops"] == 989
     assert found["rows"][0]["peak_bytes"] == sum(found["rows"][0]["memory"].values())

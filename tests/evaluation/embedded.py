@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from longrope.data.books import read_book
 from longrope.data.documents import Document
 from longrope.data.tokens import Ids, TokenizedDocument, encode
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.loading import load_model, load_tokenizer
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender, closed_form_contender
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method, closed_form_method
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -26,10 +26,10 @@ WINDOW = 256
 
 
 @cache
-def tiny() -> Installed:
+def tiny() -> ScaledModel:
     """The embedded model, its original RoPE installed."""
     model = load_model("tiny")
-    return install(model, RopeScaling.original(geometry_of(model)))
+    return apply_scaling(model, RopeScaling.original(geometry_of(model)))
 
 
 @cache
@@ -53,16 +53,16 @@ def tokenized(tokenizer: PreTrainedTokenizerBase) -> list[TokenizedDocument]:
     return [TokenizedDocument("book", book().sha256, np.asarray(encode(tokenizer, book().text), dtype=np.int32))]
 
 
-def none() -> Contender:
-    return closed_form_contender("none", geometry(), WINDOW)
+def none() -> Method:
+    return closed_form_method("none", geometry(), WINDOW)
 
 
-def shuffled() -> Contender:
+def shuffled() -> Method:
     """A broken rotary: the right frequencies at the wrong pairs (those of each half in reverse order)."""
     theta = geometry().inv_freq
     half = len(theta) // 2
     wrong = np.concatenate([theta[:half][::-1], theta[half:][::-1]])
-    return Contender("shuffled", lambda length: Window(length, tuple((theta / wrong).tolist())))
+    return Method("shuffled", lambda length: Window(length, tuple((theta / wrong).tolist())))
 
 
 class Oracle:
@@ -72,7 +72,7 @@ class Oracle:
         self.tokenizer, self.replies = tokenizer, replies
         self.lengths: list[int] = []
 
-    def prefill(self, installed: Installed, ids: Tensor, window: Window) -> Oracle:
+    def prefill(self, scaled: ScaledModel, ids: Tensor, window: Window) -> Oracle:
         self.prompt = ids
         return self
 

@@ -13,7 +13,7 @@ import torch
 from longrope.errors import LongRopeError
 from longrope.evaluation.harness import OPEN_LLM, Harness, HarnessTask
 from longrope.models.scoring import token_nll
-from longrope.rope.baselines import closed_form_contender
+from longrope.rope.baselines import closed_form_method
 from tests.evaluation.embedded import WINDOW, book, geometry, none, shuffled, tiny, tiny_tokenizer
 
 TEXTS = [book().text[at : at + 500] for at in (1000, 9000, 22_000)]
@@ -72,17 +72,17 @@ def harness(rolling: HarnessTask, choices: HarnessTask) -> Harness:
 
 def test_the_installed_scaling_is_what_lm_eval_measures(harness: Harness, rolling: HarnessTask) -> None:
     """Bits per byte against our own scoring of the same texts, for three windows."""
-    for contender in (none(), shuffled(), closed_form_contender("pi", geometry(), 4 * WINDOW)):
-        (row,) = harness.measure(tiny(), tiny_tokenizer(), rolling, contender, length=WINDOW)
+    for method in (none(), shuffled(), closed_form_method("pi", geometry(), 4 * WINDOW)):
+        (row,) = harness.measure(tiny(), tiny_tokenizer(), rolling, method, length=WINDOW)
         nll, size = 0.0, 0
-        with tiny().using(contender.window(WINDOW)) as model, torch.no_grad():
+        with tiny().using(method.window(WINDOW)) as model, torch.no_grad():
             for text in TEXTS:
                 # lm-eval puts a BOS in front of what the tokenizer gives, BOS or not, and scores all behind it.
                 ids = [tiny_tokenizer().bos_token_id, *tiny_tokenizer()(text).input_ids]
                 nll += float(token_nll(model, torch.tensor([ids])).sum())
                 size += len(text.encode())
         assert row.value == pytest.approx(nll / size / math.log(2), rel=1e-4)
-        assert (row.suite, row.scaling, row.length, row.trials) == ("retention", contender.name, WINDOW, 3)
+        assert (row.suite, row.scaling, row.length, row.trials) == ("retention", method.name, WINDOW, 3)
         assert row.metric == "bits_per_byte,none"
         assert row.detail == {"task": "own_texts"}
     assert tiny().rotaries[0].fixed is None

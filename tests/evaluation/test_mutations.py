@@ -18,9 +18,9 @@ from longrope.evaluation.results import EvalRow
 from longrope.evaluation.retention import most_likely, retention
 from longrope.evaluation.ruler.suite import ruler_task
 from longrope.evaluation.ruler.tasks import draw_task
-from longrope.models.apply import install
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender
+from longrope.models.apply import apply_scaling
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method
 from longrope.rope.scaling import RopeScaling, Window
 from tests.evaluation.embedded import WINDOW, geometry, none, shuffled, tiny, tiny_tokenizer, tokenized
 
@@ -28,7 +28,7 @@ SIGHT = 16  # three layers see 3·15 tokens back, less than a question has
 
 
 @cache
-def short_sighted() -> Installed:
+def short_sighted() -> ScaledModel:
     """The embedded model's weights in a class whose attention reaches SIGHT tokens back."""
     theirs = tiny().model.config
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -38,30 +38,30 @@ def short_sighted() -> Installed:
     model = MistralForCausalLM(config).eval()
     weights = {name: value for name, value in tiny().model.state_dict().items() if "original" not in name}
     model.load_state_dict(weights)
-    return install(model, RopeScaling.original(geometry()))
+    return apply_scaling(model, RopeScaling.original(geometry()))
 
 
 def score(rows: Sequence[EvalRow], metric: str) -> float:
     return float(np.mean([row.value for row in rows if row.metric == metric]))
 
 
-def passkeys(installed: Installed, contender: Contender) -> float:
+def passkeys(scaled: ScaledModel, method: Method) -> float:
     samples = draw_passkeys(tiny_tokenizer(), length=WINDOW, count=10, seed=1)
-    return score(passkey(installed, tiny_tokenizer(), samples, contender), "accuracy")
+    return score(passkey(scaled, tiny_tokenizer(), samples, method), "accuracy")
 
 
-def needles(installed: Installed, contender: Contender) -> tuple[float, float]:
+def needles(scaled: ScaledModel, method: Method) -> tuple[float, float]:
     tokenizer = tiny_tokenizer()
     documents = tokenized(tokenizer)
     grid = draw_grid(documents, tokenizer, length=WINDOW, depths=grid_depths(5), trials=2, per_document=2, seed=0)
-    rows = needle(installed, tokenizer, grid, contender)
+    rows = needle(scaled, tokenizer, grid, method)
     return score(rows, "accuracy"), score(rows, "answer_logprob")
 
 
-def ruler(installed: Installed, contender: Contender) -> float:
+def ruler(scaled: ScaledModel, method: Method) -> float:
     tokenizer = tiny_tokenizer()
     samples = draw_task("niah_single_2", tokenizer, length=WINDOW, count=6, seed=0, documents=tokenized(tokenizer))
-    return score(ruler_task(installed, tokenizer, samples, contender), "score")
+    return score(ruler_task(scaled, tokenizer, samples, method), "score")
 
 
 def test_one_fixed_window_for_prompt_and_answer_together() -> None:
@@ -72,10 +72,10 @@ def test_one_fixed_window_for_prompt_and_answer_together() -> None:
         asked.append(length)
         return none().window(length)
 
-    contender = Contender("asked", window)
-    passkeys(tiny(), contender)
-    needles(tiny(), contender)
-    ruler(tiny(), contender)
+    method = Method("asked", window)
+    passkeys(tiny(), method)
+    needles(tiny(), method)
+    ruler(tiny(), method)
     assert asked == [WINDOW] * 3
 
 
@@ -107,12 +107,12 @@ def test_a_broken_rotary_fails_to_retrieve() -> None:
 def test_perplexity_and_retention_show_both(broken: str) -> None:
     tokenizer = tiny_tokenizer()
     samples = draw_samples(tokenized(tokenizer), length=WINDOW, count=3, seed=0, bos_token_id=bos_of(tokenizer))
-    installed, contender = (short_sighted(), none()) if broken == "sight" else (tiny(), shuffled())
+    scaled, method = (short_sighted(), none()) if broken == "sight" else (tiny(), shuffled())
     whole = perplexity(tiny(), samples, [WINDOW], none(), positions=True)
-    damaged = perplexity(installed, samples, [WINDOW], contender, positions=True)
+    damaged = perplexity(scaled, samples, [WINDOW], method, positions=True)
     assert damaged[0].value > 1.02 * whole[0].value
     original = most_likely(tiny(), samples, none())
-    perplexity_row, agreement = retention(installed, samples, contender, original)
+    perplexity_row, agreement = retention(scaled, samples, method, original)
     assert perplexity_row.value == damaged[0].value
     assert agreement.value < 0.9
     if broken == "rotary":

@@ -18,21 +18,21 @@ import torch
 from longrope.data.books import read_book
 from longrope.errors import LongRopeError
 from longrope.evaluation import suites_long
-from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.harness import HarnessTask
 from longrope.evaluation.results import Evaluation, load_evaluation
 from longrope.evaluation.run import cells_path, evaluate, seen_documents
-from longrope.models.loading import Subject, open_model
+from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import write_json_atomic
 
 BOOK = "book:les-miserables"
-SMALL = SuiteOptions(samples=2, trials=2, depths=2, ruler_tasks=("niah_single_1", "niah_single_2"))
+SMALL = EvalConfig(samples=2, trials=2, depths=2, ruler_tasks=("niah_single_1", "niah_single_2"))
 LONG_SUITES = ("perplexity", "passkey", "needle", "ruler")
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def loaded() -> LoadedModel:
     return open_model("tiny")
 
 
@@ -46,22 +46,22 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / f"part{number}.txt") for number in range(2)]
 
 
-def scaling(subject: Subject, factor: float = 2.0, **provenance: Any) -> RopeScaling:
-    pairs = subject.geometry.pairs
+def scaling(loaded: LoadedModel, factor: float = 2.0, **provenance: Any) -> RopeScaling:
+    pairs = loaded.geometry.pairs
     factors = [1.0] * (pairs // 2) + [factor] * (pairs - pairs // 2)
-    return RopeScaling.extended(subject.geometry, 512, factors, provenance=provenance)
+    return RopeScaling.extended(loaded.geometry, 512, factors, provenance=provenance)
 
 
-def run(subject: Subject, texts: list[str], **more: Any) -> Evaluation:
+def run(loaded: LoadedModel, texts: list[str], **more: Any) -> Evaluation:
     options: dict[str, Any] = {"suites": LONG_SUITES, "against": ["none"], "options": SMALL, "scaling_name": "found"}
-    options |= {"scaling": scaling(subject)} | more
-    return evaluate(subject, options.pop("lengths", [256, 320]), options.pop("data", texts), **options)
+    options |= {"scaling": scaling(loaded)} | more
+    return evaluate(loaded, options.pop("lengths", [256, 320]), options.pop("data", texts), **options)
 
 
 @pytest.fixture(scope="module")
-def whole(subject: Subject, texts: list[str]) -> Evaluation:
+def whole(loaded: LoadedModel, texts: list[str]) -> Evaluation:
     """A run that nothing stopped."""
-    return run(subject, texts)
+    return run(loaded, texts)
 
 
 def test_rows_of_every_suite_contender_and_length(whole: Evaluation) -> None:
@@ -82,7 +82,7 @@ def test_rows_of_every_suite_contender_and_length(whole: Evaluation) -> None:
     assert tasks == ["niah_single_1", "niah_single_2"] * 2 + ["mean", "mean"]
 
 
-def test_settings_say_everything(whole: Evaluation, subject: Subject, texts: list[str], tmp_path: Path) -> None:
+def test_settings_say_everything(whole: Evaluation, loaded: LoadedModel, texts: list[str], tmp_path: Path) -> None:
     settings = whole.settings
     assert settings["lengths"] == [256, 320]
     assert settings["original_length"] == 256
@@ -98,7 +98,7 @@ def test_settings_say_everything(whole: Evaluation, subject: Subject, texts: lis
     assert "seen_documents" not in settings
     write_json_atomic(tmp_path / "eval.json", whole.to_json())
     assert load_evaluation(tmp_path / "eval.json").rows == whole.rows
-    assert run(subject, texts, suites=("passkey",)).rows == [row for row in whole.rows if row.suite == "passkey"]
+    assert run(loaded, texts, suites=("passkey",)).rows == [row for row in whole.rows if row.suite == "passkey"]
 
 
 def test_inside_the_window_a_portable_scaling_is_the_model(whole: Evaluation) -> None:
@@ -114,7 +114,12 @@ def test_inside_the_window_a_portable_scaling_is_the_model(whole: Evaluation) ->
 
 @pytest.mark.parametrize("stop_at", [0, 3])
 def test_resumed_equals_uninterrupted(
-    subject: Subject, texts: list[str], whole: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    loaded: LoadedModel,
+    texts: list[str],
+    whole: Evaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
 ) -> None:
     real, calls = suites_long.passkey.passkey, []
 
@@ -127,39 +132,39 @@ def test_resumed_equals_uninterrupted(
     monkeypatch.setattr(suites_long.passkey, "passkey", stopping)
     cells = tmp_path / "eval.cells.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        run(subject, texts, cells=cells)
+        run(loaded, texts, cells=cells)
     assert len(cells.read_text().splitlines()) == 1 + 4 + stop_at
     steps: list[None] = []
     total: list[int] = []
-    again = run(subject, texts, cells=cells, resume=True, on_start=total.append, on_sample=lambda: steps.append(None))
+    again = run(loaded, texts, cells=cells, resume=True, on_start=total.append, on_sample=lambda: steps.append(None))
     assert again.rows == whole.rows
     assert again.settings == whole.settings
     assert len(calls) == 4 + 1  # every cell once, and the one that was stopped
     assert len(steps) == total[0]
-    assert run(subject, texts, cells=cells, resume=True).rows == whole.rows
+    assert run(loaded, texts, cells=cells, resume=True).rows == whole.rows
     assert len(calls) == 4 + 1  # nothing is left to measure
 
 
 def test_another_runs_cells_are_refused_before_anything_is_measured(
-    subject: Subject, texts: list[str], tmp_path: Path
+    loaded: LoadedModel, texts: list[str], tmp_path: Path
 ) -> None:
     cells = tmp_path / "eval.cells.jsonl"
-    run(subject, texts, suites=("passkey",), cells=cells)
+    run(loaded, texts, suites=("passkey",), cells=cells)
     before = cells.read_bytes()
     for change, differing in (
         ({"seed": 1}, "seed"),
-        ({"scaling": scaling(subject, 3.0)}, "against_sha256, scaling_sha256"),
-        ({"options": SuiteOptions(trials=3)}, "suites"),
+        ({"scaling": scaling(loaded, 3.0)}, "against_sha256, scaling_sha256"),
+        ({"options": EvalConfig(trials=3)}, "suites"),
         ({"lengths": [256]}, "lengths"),
         ({"against": ["pi"]}, "against"),
     ):
         with pytest.raises(LongRopeError, match=f"of another evaluation: {differing}"):
-            run(subject, texts, **({"suites": ("passkey",), "cells": cells, "resume": True} | change))
+            run(loaded, texts, **({"suites": ("passkey",), "cells": cells, "resume": True} | change))
     with pytest.raises(LongRopeError, match="add --resume"):
-        run(subject, texts, suites=("passkey",), cells=cells)
+        run(loaded, texts, suites=("passkey",), cells=cells)
     assert cells.read_bytes() == before
     with pytest.raises(LongRopeError, match="only a run with an output can be resumed"):
-        run(subject, texts, resume=True)
+        run(loaded, texts, resume=True)
 
 
 _KILLED = """
@@ -199,36 +204,36 @@ def test_kill_9_and_the_same_command_with_resume(tmp_path: Path, cli: Callable[.
         assert resumed[key] == uninterrupted[key]
 
 
-def test_texts_that_were_seen_are_refused_unless_told_so(subject: Subject, texts: list[str], tmp_path: Path) -> None:
+def test_texts_that_were_seen_are_refused_unless_told_so(loaded: LoadedModel, texts: list[str], tmp_path: Path) -> None:
     from longrope.data.sources import read_all
 
     hashes = [document.sha256 for document in read_all(texts)]
-    searched = scaling(subject, data={"document_sha256": hashes[:1]})
-    trained = scaling(subject, training={"stages": [{"data": {"document_sha256": {"part1.txt": hashes[1]}}}]})
+    searched = scaling(loaded, data={"document_sha256": hashes[:1]})
+    trained = scaling(loaded, training={"stages": [{"data": {"document_sha256": {"part1.txt": hashes[1]}}}]})
     for one, name in ((searched, "part0.txt"), (trained, "part1.txt")):
         with pytest.raises(LongRopeError, match=rf"{name}; evaluate on other documents, or add --allow-seen"):
-            run(subject, texts, scaling=one, suites=("perplexity",))
+            run(loaded, texts, scaling=one, suites=("perplexity",))
     searched.save(tmp_path / "other.json")
     other = {"against": [str(tmp_path / "other.json")], "suites": ("perplexity",), "lengths": [256]}
     with pytest.raises(LongRopeError, match=r"part0\.txt"):
-        run(subject, texts, **other)
-    allowed = run(subject, texts, **other, allow_seen=True)
+        run(loaded, texts, **other)
+    allowed = run(loaded, texts, **other, allow_seen=True)
     assert allowed.settings["seen_documents"] == ["part0.txt"]
     assert "has seen: part0.txt" in allowed.settings["warnings"][0]
-    assert "warnings" not in run(subject, texts[1:], **other, allow_seen=True).settings
+    assert "warnings" not in run(loaded, texts[1:], **other, allow_seen=True).settings
     # A suite without texts has none to be refused.
-    assert run(subject, [], scaling=searched, suites=("passkey",)).settings["documents"] == []
+    assert run(loaded, [], scaling=searched, suites=("passkey",)).settings["documents"] == []
 
 
-def test_provenance_that_cannot_be_read_is_not_taken_for_unseen(subject: Subject) -> None:
-    assert seen_documents(None) == seen_documents(scaling(subject)) == []
+def test_provenance_that_cannot_be_read_is_not_taken_for_unseen(loaded: LoadedModel) -> None:
+    assert seen_documents(None) == seen_documents(scaling(loaded)) == []
     for data in ([], "a", {"files": []}, {"document_sha256": "ab"}, {"document_sha256": [1]}):
         with pytest.raises(LongRopeError, match="should list the SHA-256 of its data"):
-            seen_documents(scaling(subject, data=data))
+            seen_documents(scaling(loaded, data=data))
 
 
-def test_retention_holds_short_texts_against_the_original_model(subject: Subject, texts: list[str]) -> None:
-    found = run(subject, texts, suites=("retention",), lengths=[], against=["pi"])
+def test_retention_holds_short_texts_against_the_original_model(loaded: LoadedModel, texts: list[str]) -> None:
+    found = run(loaded, texts, suites=("retention",), lengths=[], against=["pi"])
     rows = {(row.scaling, row.metric): row.value for row in found.rows}
     assert list(dict.fromkeys(row.scaling for row in found.rows)) == ["original", "pi", "found"]
     assert rows["original", "top1_agreement"] == rows["found", "top1_agreement"] == 1.0
@@ -237,12 +242,12 @@ def test_retention_holds_short_texts_against_the_original_model(subject: Subject
     assert {row.length for row in found.rows} == {256}
 
 
-def test_the_original_may_be_another_model(subject: Subject, texts: list[str]) -> None:
+def test_the_original_may_be_another_model(loaded: LoadedModel, texts: list[str]) -> None:
     before = open_model("tiny")
     with torch.no_grad():
         before.model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
     options = {"suites": ("retention", "passkey"), "lengths": [256], "against": ["original"], "original": before}
-    rows = run(subject, texts, **options).rows
+    rows = run(loaded, texts, **options).rows
     agreement = {row.scaling: row.value for row in rows if row.metric == "top1_agreement"}
     assert agreement["original"] == 1.0
     assert agreement["found"] < 1.0
@@ -253,33 +258,35 @@ def test_the_original_may_be_another_model(subject: Subject, texts: list[str]) -
     assert [row.scaling for row in rows if row.suite == "passkey"] == ["original", "found"]
 
 
-def test_what_cannot_be_measured_is_refused_first(subject: Subject, texts: list[str]) -> None:
-    fail = SuiteOptions(ruler_tasks=("vt", "niah_single_1", "cwe"))
+def test_what_cannot_be_measured_is_refused_first(loaded: LoadedModel, texts: list[str]) -> None:
+    fail = EvalConfig(ruler_tasks=("vt", "niah_single_1", "cwe"))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"suites": ["magic"]}, "expected suites of perplexity, passkey, .*, open-llm; found magic"),
         ({"suites": []}, "found none"),
         ({"lengths": []}, "expected lengths"),
         ({"suites": ["retention"]}, "measure inside the original window; leave the lengths out"),
         ({"lengths": [1024]}, "reaches 512 tokens"),
-        ({"options": SuiteOptions(tasks=(HarnessTask("hellaswag"),))}, "tasks belong to the suite retention"),
+        ({"options": EvalConfig(tasks=(HarnessTask("hellaswag"),))}, "tasks belong to the suite retention"),
         (
             {"suites": ["ruler"], "options": fail},
             r"vt needs at least .*cwe needs at least .*measured is niah_single_1$",
         ),
-        ({"suites": ["needle"], "options": SuiteOptions(trials=500)}, "need 2500 samples"),
+        ({"suites": ["needle"], "options": EvalConfig(trials=500)}, "need 2500 samples"),
         ({"suites": ["passkey"], "lengths": [80, 256]}, "passkey prompts of at least"),
         ({"against": ["found"]}, "expected none, .*found 'found'"),
     ]
     for change, message in cases:
         steps: list[int] = []
         with pytest.raises(LongRopeError, match=message):
-            run(subject, texts, **change, on_start=steps.append)
+            run(loaded, texts, **change, on_start=steps.append)
         assert steps == []
 
 
 @pytest.mark.parametrize("suite", LONG_SUITES)
-def test_ids_without_an_embedding_are_refused(subject: Subject, checkpoint: Path, texts: list[str], suite: str) -> None:
-    mixed = replace(open_model(str(checkpoint)), tokenizer=subject.tokenizer)
+def test_ids_without_an_embedding_are_refused(
+    loaded: LoadedModel, checkpoint: Path, texts: list[str], suite: str
+) -> None:
+    mixed = replace(open_model(str(checkpoint)), tokenizer=loaded.tokenizer)
     with pytest.raises(LongRopeError, match=r"makes token id .* is it the model's own tokenizer"):
         evaluate(mixed, [256], texts, suites=[suite], options=SMALL)
 
@@ -291,10 +298,10 @@ def test_ids_without_an_embedding_are_refused(subject: Subject, checkpoint: Path
 )  # fmt: skip
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(LongRopeError):
-        SuiteOptions(**wrong)
+        EvalConfig(**wrong)
 
 
 def test_ruler_tasks_come_in_rulers_order() -> None:
-    assert SuiteOptions(ruler_tasks=("vt", "niah_single_1")).chosen_ruler_tasks == ("niah_single_1", "vt")
-    assert "qa_1" not in SuiteOptions().chosen_ruler_tasks
-    assert SuiteOptions(qa_file=Path("qa.json")).chosen_ruler_tasks[-1] == "qa_1"
+    assert EvalConfig(ruler_tasks=("vt", "niah_single_1")).chosen_ruler_tasks == ("niah_single_1", "vt")
+    assert "qa_1" not in EvalConfig().chosen_ruler_tasks
+    assert EvalConfig(qa_file=Path("qa.json")).chosen_ruler_tasks[-1] == "qa_1"

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longrope.data.samples import SampleOrigin, Samples
-from longrope.models.apply import install
-from longrope.models.scaled import Installed
+from longrope.models.apply import apply_scaling
+from longrope.models.scaled import ScaledModel
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -39,14 +39,14 @@ def tiny_llama() -> LlamaForCausalLM:
 
 @cache
 def plain() -> LlamaForCausalLM:
-    """The model as it is, nothing installed; the same weights as `installed()`."""
+    """The model as it is, nothing installed; the same weights as `scaled()`."""
     return tiny_llama()
 
 
 @cache
-def installed() -> Installed:
+def scaled() -> ScaledModel:
     model = tiny_llama()
-    return install(model, RopeScaling.original(GEOMETRY))
+    return apply_scaling(model, RopeScaling.original(GEOMETRY))
 
 
 def scaled_by_hand(window: Window) -> LlamaForCausalLM:

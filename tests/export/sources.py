@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from longrope.models.apply import install
+from longrope.models.apply import apply_scaling
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import VOCABULARY, WINDOW, tiny_model
@@ -46,6 +46,6 @@ def plain_logits(folder: Path, *lengths: int) -> list[Tensor]:
 def scaled_logits(folder: Path, scaling: RopeScaling, *lengths: int) -> list[Tensor]:
     """The logits of `folder` with `scaling` installed."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    install(model, scaling)
+    apply_scaling(model, scaling)
     with torch.inference_mode():
         return [model(ids(length), use_cache=False).logits for length in lengths]

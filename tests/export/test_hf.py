@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.export import hf
 from longrope.export.hf import export_hf
 from longrope.export.hf_config import superset_config
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW, save_checkpoint
 
@@ -49,7 +49,7 @@ def test_every_family_is_applied_on_both_sides_of_the_window(config_class, tmp_p
     # An independent look, without the exporter's own check.
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ours = AutoModelForCausalLM.from_pretrained(source).eval()
-    install(ours, scaling)
+    apply_scaling(ours, scaling)
     for length in (64, 65, 256):
         ids = torch.arange(length)[None] % 300
         with torch.inference_mode():

@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.export import verify
 from longrope.export.hf import export_hf
 from longrope.export.phi3 import require_eligible
-from longrope.models.apply import install
+from longrope.models.apply import apply_scaling
 from longrope.rope.geometry import RopeGeometry
 from tests.checkpoints import save_checkpoint
 from tests.export.sources import SU, TARGET, WINDOW, ids, plain_logits, save_model, scaled_logits, scaling_of
@@ -128,7 +128,7 @@ def test_an_attention_factor_of_its_own_is_for_transformers_5(tmp_path):
     done = export_hf(str(source), scaling, tmp_path / "out", form="phi3")
     assert any("transformers 4 refuses" in note for serving in done.servings for note in serving.notes)
     model = AutoModelForCausalLM.from_pretrained(source).eval()
-    install(model, scaling)
+    apply_scaling(model, scaling)
     with torch.inference_mode():
         assert torch.equal(plain_logits(done.path, WINDOW)[0], model(ids(WINDOW), use_cache=False).logits)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from longrope.data.sources import read_all
 from longrope.export.hf import export_hf
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.loading import load_model, load_tokenizer
 from longrope.rope.closed_forms import su_attention_factor, yarn
 from longrope.rope.scaling import RopeScaling
@@ -101,7 +101,7 @@ def embedded() -> tuple[RopeScaling, RopeScaling, dict[str, Tensor]]:
 
 def installed_logits(scaling: RopeScaling, texts: dict[str, Tensor]) -> dict[str, Tensor]:
     model = load_model("tiny")
-    install(model, scaling)
+    apply_scaling(model, scaling)
     with torch.inference_mode():
         return {length: model(text, use_cache=False).logits for length, text in texts.items()}
 

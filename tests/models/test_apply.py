@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from longrope.models.apply import geometry_of, install, uninstall
+from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.models.rotary import LongRopeRotary
 from longrope.rope.closed_forms import ntk_aware
 from longrope.rope.scaling import RopeScaling, Window
@@ -44,11 +44,11 @@ def test_install_and_uninstall(family: str) -> None:
     modules = rotaries(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
-    install(model, identity(model))  # bit-identical inside and beyond the window
+    apply_scaling(model, identity(model))  # bit-identical inside and beyond the window
     assert [type(module) for module in rotaries(model)] == [LongRopeRotary] * len(modules)
     assert all(torch.equal(logits(model, ids), then) for ids, then in zip(inputs, before, strict=True))
 
-    install(model, scaled(model))  # replaces the first; moves what lies beyond the window and nothing inside
+    apply_scaling(model, scaled(model))  # replaces the first; moves what lies beyond the window and nothing inside
     for ids, then in zip(inputs, before, strict=True):
         now = logits(model, ids)
         if ids.shape[1] <= WINDOW:
@@ -56,13 +56,13 @@ def test_install_and_uninstall(family: str) -> None:
         else:
             assert (now - then).abs().max() > 0.1 * then.std()
 
-    uninstall(model)
+    remove_scaling(model)
     assert all(now is then for now, then in zip(rotaries(model), modules, strict=True))
     assert all(torch.equal(logits(model, ids), then) for ids, then in zip(inputs, before, strict=True))
     now = model.state_dict()
     assert now.keys() == state.keys()
     assert all(torch.equal(now[name], value) for name, value in state.items())
-    uninstall(model)  # again: nothing happens
+    remove_scaling(model)  # again: nothing happens
     assert all(now is then for now, then in zip(rotaries(model), modules, strict=True))
 
 
@@ -78,7 +78,7 @@ def test_bfloat16_is_bit_identical_too(family: str) -> None:
     ids = tokens(WINDOW)
     before = logits(model, ids)
     assert before.dtype == torch.bfloat16
-    install(model, identity(model))
+    apply_scaling(model, identity(model))
     assert torch.equal(logits(model, ids), before)
 
 
@@ -94,7 +94,7 @@ def test_only_full_attention_layers_are_scaled(family: str) -> None:
     ]
     ids = tokens(2 * WINDOW)
     logits(model, ids)
-    install(model, scaled(model))
+    apply_scaling(model, scaled(model))
     seen_before, seen[:] = seen[:2], []
     logits(model, ids)
     for handle in handles:
@@ -124,9 +124,9 @@ def only(model: PreTrainedModel, index: int) -> RopeScaling:
 def test_the_longest_position_chooses_the_window(length: int, index: int) -> None:
     model = tiny_model("llama")
     ids = tokens(length)
-    install(model, only(model, index))
+    apply_scaling(model, only(model, index))
     expected = logits(model, ids)
-    install(model, three_windows(model))
+    apply_scaling(model, three_windows(model))
     assert torch.equal(logits(model, ids), expected)
 
 
@@ -134,15 +134,15 @@ def test_positions_count_and_not_tokens() -> None:
     model = tiny_model("llama")
     ids = tokens(8, batch=2)
     positions = torch.stack((torch.arange(8), torch.arange(20, 28)))  # one row in the first window, one in the second
-    install(model, only(model, 1))
+    apply_scaling(model, only(model, 1))
     expected = logits(model, ids, position_ids=positions)
-    install(model, three_windows(model))
+    apply_scaling(model, three_windows(model))
     assert torch.equal(logits(model, ids, position_ids=positions), expected)
 
 
 def test_a_sequence_beyond_the_last_window_is_refused() -> None:
     model = tiny_model("llama")
-    install(model, three_windows(model))
+    apply_scaling(model, three_windows(model))
     with pytest.raises(Exception, match="reaches 128 tokens; a sequence of 129"):
         logits(model, tokens(129))
 
@@ -152,35 +152,35 @@ def test_the_caller_fixes_the_window() -> None:
     ids = tokens(8)
     by_window = []
     for index in range(3):
-        install(model, only(model, index))
+        apply_scaling(model, only(model, index))
         by_window.append(logits(model, ids))
-    installed = install(model, three_windows(model))
-    windows = installed.scaling.windows
+    scaled = apply_scaling(model, three_windows(model))
+    windows = scaled.scaling.windows
     assert torch.equal(logits(model, ids), by_window[0])
-    installed.fix(windows[2])
+    scaled.fix(windows[2])
     assert torch.equal(logits(model, ids), by_window[2])
-    with installed.using(windows[1]) as used:
+    with scaled.using(windows[1]) as used:
         assert used is model
         assert torch.equal(logits(model, ids), by_window[1])
     assert torch.equal(logits(model, ids), by_window[2])
-    with pytest.raises(ZeroDivisionError), installed.using(windows[0]):
+    with pytest.raises(ZeroDivisionError), scaled.using(windows[0]):
         _ = 1 / 0
     assert torch.equal(logits(model, ids), by_window[2])
-    installed.fix(None)
+    scaled.fix(None)
     assert torch.equal(logits(model, ids), by_window[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_factors_and_attention_factor(family: str) -> None:
     model = tiny_model(family).requires_grad_(False)
-    installed = install(model, scaled(model))
-    window = installed.scaling.windows[-1]
+    scaled = apply_scaling(model, scaled(model))
+    window = scaled.scaling.windows[-1]
     ids = tokens(2 * WINDOW)
-    with installed.using(window):
+    with scaled.using(window):
         expected = logits(model, ids)
     factors = torch.tensor(window.factors, requires_grad=True)
     attention_factor = torch.tensor(window.attention_factor, requires_grad=True)
-    with installed.using(window, factors, attention_factor):
+    with scaled.using(window, factors, attention_factor):
         output = model(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(output.detach(), expected, rtol=0, atol=2e-4 * float(expected.std()))
     output.logsumexp(-1).sum().backward()
@@ -197,15 +197,15 @@ def test_modes_of_the_parts_are_kept() -> None:
     model = tiny_model("llama").train()
     model.model.layers[0].eval()
     modes = {name: module.training for name, module in model.named_modules()}
-    install(model, scaled(model))
-    uninstall(model)
+    apply_scaling(model, scaled(model))
+    remove_scaling(model)
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
 def test_the_installed_rotary_adds_nothing_to_a_checkpoint() -> None:
     model = tiny_model("llama")
     names = set(model.state_dict())
-    install(model, scaled(model))
+    apply_scaling(model, scaled(model))
     assert set(model.state_dict()) == names
 
 
@@ -214,9 +214,9 @@ def test_one_rotary_module_under_many_names() -> None:
     model = tiny_model("llama")
     shared = model.model.rotary_emb
     ids = tokens(2 * WINDOW)
-    install(model, scaled(model))
+    apply_scaling(model, scaled(model))
     expected = logits(model, ids)
-    uninstall(model)
+    remove_scaling(model)
     for layer in model.model.layers:
         layer.self_attn.rotary_emb = shared
 
@@ -227,9 +227,9 @@ def test_one_rotary_module_under_many_names() -> None:
             return call(*args, **kwargs)
 
         layer.self_attn.forward = own
-    installed = install(model, scaled(model))
-    assert len(installed.rotaries) == 1
+    scaled = apply_scaling(model, scaled(model))
+    assert len(scaled.rotaries) == 1
     assert torch.equal(logits(model, ids), expected)
-    uninstall(model)
+    remove_scaling(model)
     assert all(layer.self_attn.rotary_emb is shared for layer in model.model.layers)
     assert model.model.rotary_emb is shared

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from longrope.errors import LongRopeError
 from longrope.models import loading as load
-from longrope.models.apply import install, uninstall
+from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path, resolve
 from longrope.models.loading import fingerprint, load_config, load_model, load_tokenizer
 from longrope.rope.geometry import RopeGeometry
@@ -211,7 +211,7 @@ def test_gpt2_loads_and_is_refused_when_scaled(tmp_path: Path) -> None:
     model = load_model(str(tmp_path))
     assert "found gpt2 without" in refusal(RopeGeometry.from_config, load_config(str(tmp_path)))
     geometry = RopeGeometry(rotary_dim=16, base=10000.0, original_length=64)
-    assert "found gpt2 without" in refusal(install, model, RopeScaling.original(geometry))
+    assert "found gpt2 without" in refusal(apply_scaling, model, RopeScaling.original(geometry))
 
 
 # The hub.
@@ -275,9 +275,9 @@ def test_fingerprint_is_of_the_weights(folder: Path) -> None:
     assert fingerprint(load_model(str(folder))) == first == fingerprint(tiny_model("llama"))
     assert fingerprint(load_model(str(folder), dtype="bfloat16")) != first
     geometry = RopeGeometry.from_config(model.config)
-    install(model, RopeScaling.single(geometry, 128, [2.0] * geometry.pairs))
+    apply_scaling(model, RopeScaling.single(geometry, 128, [2.0] * geometry.pairs))
     assert fingerprint(model) == first
-    uninstall(model)
+    remove_scaling(model)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.add_(1e-6)
     assert fingerprint(model) != first

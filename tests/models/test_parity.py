@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from longrope.models.apply import geometry_of, install, uninstall
+from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import RopeGeometry
-from longrope.rope.hf_config import existing_scaling
+from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window
 from tests.models.families import FAMILIES, ONE_ROPE_PER_LAYER_TYPE, WINDOW, logits, tiny_config, tiny_model, tokens
 
@@ -92,7 +92,7 @@ def test_logits_are_those_of_transformers(family: str, kind: str) -> None:
     theirs, ours = carrying(family, kind), tiny_model(family)
     inputs = [tokens(length) for length in LENGTHS]
     plain = [logits(ours, ids) for ids in inputs]
-    install(ours, by_hand(kind, geometry(family)))
+    apply_scaling(ours, by_hand(kind, geometry(family)))
     for ids, unscaled in zip(inputs, plain, strict=True):
         expected = logits(theirs, ids)
         assert_close(logits(ours, ids), expected)
@@ -110,16 +110,16 @@ def test_a_checkpoint_that_carries_a_scaling(family: str, kind: str) -> None:
     of = geometry_of(model)
     assert of == geometry(family)  # the original RoPE: base, rotary dimension and window of the unscaled model
 
-    install(model, RopeScaling.single(of, TARGET, np.ones(of.pairs)))
+    apply_scaling(model, RopeScaling.single(of, TARGET, np.ones(of.pairs)))
     assert all(torch.equal(logits(model, ids), logits(plain, ids)) for ids in inputs)
 
-    present = existing_scaling(model.config, "full_attention")
+    present = scaling_of_config(model.config, "full_attention")
     assert present is not None
-    install(model, present)
+    apply_scaling(model, present)
     for ids, expected in zip(inputs, own, strict=True):
         assert_close(logits(model, ids), expected)
 
-    uninstall(model)
+    remove_scaling(model)
     assert all(torch.equal(logits(model, ids), expected) for ids, expected in zip(inputs, own, strict=True))
 
 
@@ -130,10 +130,10 @@ def test_a_checkpoint_with_dynamic_scaling() -> None:
     own = logits(model, ids)
     assert not torch.equal(own, logits(plain, ids))
     of = geometry_of(model)
-    install(model, RopeScaling.single(of, TARGET, np.ones(of.pairs)))
+    apply_scaling(model, RopeScaling.single(of, TARGET, np.ones(of.pairs)))
     assert torch.equal(logits(model, ids), logits(plain, ids))
     ntk = closed.dynamic_ntk(of, 3 * WINDOW)  # transformers with a factor of 2 at 2·L is ours at 2·2·L − L
-    install(model, RopeScaling.single(of, TARGET, ntk))
+    apply_scaling(model, RopeScaling.single(of, TARGET, ntk))
     assert_close(logits(model, ids), own)
-    uninstall(model)
+    remove_scaling(model)
     assert torch.equal(logits(model, ids), own)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Llama4ForCausalLM, Llama4TextConfig, PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import logits, tiny_config, tiny_model, tokens
@@ -30,7 +30,7 @@ def assert_refused(model: PreTrainedModel, scaling: RopeScaling, match: str) -> 
     ids = tokens(20)
     then = logits(model, ids)
     with pytest.raises(LongRopeError, match=match) as refusal:
-        install(model, scaling)
+        apply_scaling(model, scaling)
     assert "\n" not in str(refusal.value)
     assert dict(model.named_modules()) == before
     assert torch.equal(logits(model, ids), then)
@@ -108,18 +108,18 @@ def test_a_scaling_for_another_model(change: dict[str, Any], match: str) -> None
 
 def test_a_refused_scaling_leaves_the_installed_one() -> None:
     model = tiny_model("llama")
-    installed = install(model, doubled())
+    scaled = apply_scaling(model, doubled())
     ids = tokens(20)
     then = logits(model, ids)
     with pytest.raises(LongRopeError, match="rotary_dim 32"):
-        install(model, doubled(RopeGeometry(rotary_dim=32, base=10000.0, original_length=64)))
-    assert model.model.rotary_emb is installed.rotaries[0]
+        apply_scaling(model, doubled(RopeGeometry(rotary_dim=32, base=10000.0, original_length=64)))
+    assert model.model.rotary_emb is scaled.rotaries[0]
     assert torch.equal(logits(model, ids), then)
 
 
 def test_the_original_length_is_the_scalings_to_choose() -> None:
     other = RopeGeometry(rotary_dim=16, base=10000.0, original_length=48)
-    assert install(tiny_model("llama"), doubled(other)).scaling.geometry == other
+    assert apply_scaling(tiny_model("llama"), doubled(other)).scaling.geometry == other
     assert geometry_of(tiny_model("llama"), 48) == other
 
 
@@ -133,7 +133,7 @@ def test_a_forward_that_fails_leaves_the_model_as_it_was() -> None:
     model.lm_head.forward = failing
     model.train()
     with pytest.raises(MemoryError):
-        install(model, doubled())
+        apply_scaling(model, doubled())
     assert model.model.rotary_emb is own
     assert all(module.training for module in model.modules())
 
@@ -200,7 +200,7 @@ class Raising(Ignored):
 def test_unknown_rotary_modules(rotary: nn.Module, match: str) -> None:
     model = with_rotary(rotary)
     with pytest.raises(LongRopeError, match=match) as refusal:
-        install(model, doubled())
+        apply_scaling(model, doubled())
     assert "\n" not in str(refusal.value)
     assert model.model.rotary_emb is rotary
 

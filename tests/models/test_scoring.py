@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models import scoring
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.scoring import checkpointed_layers, token_nll
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import FAMILIES, VOCABULARY, logits, tiny_model, tokens
@@ -67,7 +67,7 @@ def test_equal_with_a_scaling_installed(family: str) -> None:
     model = tiny_model(family)
     geometry = geometry_of(model)
     unscaled = plain_nll(model, IDS)
-    install(model, RopeScaling.single(geometry, 256, np.full(geometry.pairs, 4.0), attention_factor=1.2))
+    apply_scaling(model, RopeScaling.single(geometry, 256, np.full(geometry.pairs, 4.0), attention_factor=1.2))
     expected = plain_nll(model, IDS)
     assert (expected - unscaled).abs().max() > 0.1
     torch.testing.assert_close(score(model), expected, rtol=0, atol=1e-5)

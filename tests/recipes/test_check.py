@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import Subject, open_model
+from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes import check as module
 from longrope.recipes.check import check_recipe, stage_sources
 from longrope.recipes.graph import steps
@@ -33,19 +33,19 @@ from tests.train.runs import training
 NEEDLES = {"stage": "evaluate", "suites": ["needle"], "lengths": ["1x"]}
 
 
-def check(subject: Subject, made: Recipe, **more: Any) -> None:
-    check_recipe(subject, made, steps(made, 64, subject.reach), **more)
+def check(loaded: LoadedModel, made: Recipe, **more: Any) -> None:
+    check_recipe(loaded, made, steps(made, 64, loaded.context_length), **more)
 
 
-def fails(subject: Subject, made: Recipe, **more: Any) -> str:
+def fails(loaded: LoadedModel, made: Recipe, **more: Any) -> str:
     with pytest.raises(LongRopeError) as error:
-        check(subject, made, **more)
+        check(loaded, made, **more)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_nothing_is_wrong_with_the_small_recipe(subject: Subject, tmp_path: Path) -> None:
-    check(subject, recipe(tmp_path, *STAGES))
+def test_nothing_is_wrong_with_the_small_recipe(loaded: LoadedModel, tmp_path: Path) -> None:
+    check(loaded, recipe(tmp_path, *STAGES))
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_nothing_is_wrong_with_the_small_recipe(subject: Subject, tmp_path: Path
     ],
 )
 def test_what_a_stage_would_stumble_on(
-    subject: Subject, tmp_path: Path, stages: list[dict[str, Any]], says: str
+    loaded: LoadedModel, tmp_path: Path, stages: list[dict[str, Any]], says: str
 ) -> None:
-    assert says in fails(subject, recipe(tmp_path, *stages))
+    assert says in fails(loaded, recipe(tmp_path, *stages))
 
 
-def test_adapters_need_less_than_weights(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_need_less_than_weights(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is asked for in the stage's dtype, and for what is trained; sharded only where it is."""
     asked: list[tuple[str, int, int]] = []
 
@@ -85,36 +85,36 @@ def test_adapters_need_less_than_weights(subject: Subject, tmp_path: Path, monke
 
     monkeypatch.setattr(module, "require_room", require_room)
     for more in ({}, {"dtype": "float64"}, {"lora": {}}, {"processes": 2}):
-        check(subject, recipe(tmp_path, SEARCH_4, {**TRAIN_4, **more}))
-    count = len(list(subject.model.parameters()))
+        check(loaded, recipe(tmp_path, SEARCH_4, {**TRAIN_4, **more}))
+    count = len(list(loaded.model.parameters()))
     expected = [("float32", count, 1), ("float64", count, 1), ("float32", 0, 1), ("float32", count, 1)]
     assert asked == [(f"torch.{dtype}", trained, shards) for dtype, trained, shards in expected]
 
 
-def test_texts_that_were_seen_are_not_measured_on(subject: Subject, tmp_path: Path) -> None:
+def test_texts_that_were_seen_are_not_measured_on(loaded: LoadedModel, tmp_path: Path) -> None:
     made = recipe(tmp_path, SEARCH_4, {"stage": "evaluate", "samples": 1}, eval_data=["texts.txt"])
-    assert "stage 2 (evaluate): expected evaluation texts that the search has not seen" in fails(subject, made)
+    assert "stage 2 (evaluate): expected evaluation texts that the search has not seen" in fails(loaded, made)
 
 
-def test_a_finished_stage_is_left_alone(subject: Subject, tmp_path: Path) -> None:
+def test_a_finished_stage_is_left_alone(loaded: LoadedModel, tmp_path: Path) -> None:
     """Its texts may be gone."""
     made = recipe(tmp_path, {**SEARCH_4, "data": ["gone.txt"]}, TRAIN_4)
-    fails(subject, made)
-    check(subject, made, finished={FOLDERS[0]})
+    fails(loaded, made)
+    check(loaded, made, finished={FOLDERS[0]})
 
 
-def test_texts_are_asked_for_where_they_are_read(subject: Subject, tmp_path: Path) -> None:
+def test_texts_are_asked_for_where_they_are_read(loaded: LoadedModel, tmp_path: Path) -> None:
     made = recipe(tmp_path, SEARCH_4, {"stage": "evaluate", "suites": ["passkey"]}, NEEDLES, EXPORT, eval_data=[])
     search, passkey, needles, export = made.stages
-    assert stage_sources(subject.name, made, passkey) == stage_sources(subject.name, made, export) == []
-    assert stage_sources(subject.name, made, search) == [str(tmp_path / "texts.txt")]
+    assert stage_sources(loaded.name, made, passkey) == stage_sources(loaded.name, made, export) == []
+    assert stage_sources(loaded.name, made, search) == [str(tmp_path / "texts.txt")]
     assert stage_sources("tiny", made, needles)[0].startswith("book:")
     with pytest.raises(LongRopeError, match=r"no texts to evaluate .* on: give eval_data \(--eval-data\)"):
-        stage_sources(subject.name, made, needles)
+        stage_sources(loaded.name, made, needles)
 
 
-def test_training_is_on_one_kind_of_device(subject: Subject, tmp_path: Path) -> None:
-    other = replace(subject, options=replace(subject.options, device="cuda:1"))
+def test_training_is_on_one_kind_of_device(loaded: LoadedModel, tmp_path: Path) -> None:
+    other = replace(loaded, options=replace(loaded.options, device="cuda:1"))
     assert "expected --device cpu or cuda, found 'cuda:1'" in fails(other, recipe(tmp_path, SEARCH_4, TRAIN_4))
 
 
@@ -127,24 +127,24 @@ def test_training_is_on_one_kind_of_device(subject: Subject, tmp_path: Path) -> 
     ],
 )
 def test_packages_that_are_missing(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, stages: list[dict[str, Any]]
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, stages: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else True)
-    assert f"it needs {package}, which is not installed: pip install" in fails(subject, recipe(tmp_path, *stages))
+    assert f"it needs {package}, which is not installed: pip install" in fails(loaded, recipe(tmp_path, *stages))
 
 
-def test_nothing_is_made_where_texts_are_too_short(subject: Subject, tmp_path: Path) -> None:
+def test_nothing_is_made_where_texts_are_too_short(loaded: LoadedModel, tmp_path: Path) -> None:
     made = recipe(tmp_path / "long", {**SEARCH_4, "target": "1M"})
     with pytest.raises(LongRopeError, match=r"the longest texts\.txt with"):
-        run_recipe(subject, made, tmp_path / "run")
+        run_recipe(loaded, made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_rows_may_be_shorter_than_the_window(subject: Subject, tmp_path: Path) -> None:
+def test_rows_may_be_shorter_than_the_window(loaded: LoadedModel, tmp_path: Path) -> None:
     """LongRoPE's Mistral: rows of 16k under the windows of 128k, then of 256k."""
     rows = {"length": "2x", "steps": 1}
     stages = (SEARCH_4, SEARCH_8, {**TRAIN_4, **rows}, {**TRAIN_4, "target": "8x", **rows})
-    done = run_recipe(subject, recipe(tmp_path / "short", *stages), tmp_path / "run")
+    done = run_recipe(loaded, recipe(tmp_path / "short", *stages), tmp_path / "run")
     assert [window.max_length for window in done.scaling.windows] == [512]
     assert done.stages["04-finetune-512"]["tokens"] == {"long": 2 * 128}
     tuned = open_model(str(tmp_path / "run/04-finetune-512"))

@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import ModelOptions, open_model
+from longrope.models.loading import LoadOptions, open_model
 from longrope.recipes import extend as module
 from longrope.recipes.extend import extend
 from longrope.rope.scaling import RopeScaling
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.storage import sha256_file
 from tests.checkpoints import WINDOW, save_checkpoint
 
-BUDGET = SearchOptions(population=4, iterations=1, samples=1)
+BUDGET = SearchConfig(population=4, iterations=1, samples=1)
 
 
-def run(folder: Path, texts: Path, out: Path, target: int = 128, options: SearchOptions = BUDGET, **more):
-    loading = ModelOptions(dtype=more.pop("dtype", "auto"))
+def run(folder: Path, texts: Path, out: Path, target: int = 128, options: SearchConfig = BUDGET, **more):
+    loading = LoadOptions(dtype=more.pop("dtype", "auto"))
     data = {"search_data": [str(texts / "search.txt")], "evaluation_data": [str(texts / "other.txt")]}
-    subject = open_model(str(folder), loading)
-    return extend(subject, target, out, **data, evaluation_samples=2, options=options, **more)
+    loaded = open_model(str(folder), loading)
+    return extend(loaded, target, out, **data, evaluation_samples=2, options=options, **more)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
@@ -50,23 +50,23 @@ def test_a_checkpoint_keeps_what_it_was_trained_with(rope, texts, tmp_path):
     """Within its own reach (256 tokens) the extended model is the checkpoint as it was, scaling included."""
     source = save_checkpoint(tmp_path / "source", rope_parameters=rope, max_position_embeddings=4 * WINDOW)
     done = run(source, texts, tmp_path / "run", 512)
-    subject = open_model(str(source))
+    loaded = open_model(str(source))
     short, long = done.search.scaling.windows
     assert (short.max_length, long.max_length) == (256, 512)
-    assert short == subject.existing.windows[-1]
+    assert short == loaded.checkpoint_scaling.windows[-1]
     assert long.attention_factor == short.attention_factor
     assert "checkpoint" in done.search.baselines
     assert {row.scaling for row in done.evaluation.rows} >= {"checkpoint", "longrope", "none"}
     extended = open_model(str(done.checkpoint)).model
     ids = torch.arange(256)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(extended(ids).logits, subject.model(ids).logits, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(extended(ids).logits, loaded.model(ids).logits, atol=2e-3, rtol=1e-3)
     with pytest.raises(LongRopeError, match="above the model's window of 256"):
         run(source, texts, tmp_path / "again", 256)
 
 
 def test_start_tokens_are_searched_and_lost_in_the_open(checkpoint, texts, tmp_path):
-    options = SearchOptions(population=4, iterations=1, samples=1, start_tokens="8")
+    options = SearchConfig(population=4, iterations=1, samples=1, start_tokens="8")
     with pytest.raises(LongRopeError, match="--allow-lossy"):
         run(checkpoint, texts, tmp_path / "run", options=options)
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import ModelOptions, Subject
+from longrope.models.loading import LoadedModel, LoadOptions
 from longrope.recipes.run import run_recipe
 from longrope.recipes.stages import Listener
 from longrope.rope.scaling import RopeScaling
@@ -101,24 +101,26 @@ def texts_to_train_on(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_texts(tmp_path_factory.mktemp("train") / "texts"))
 
 
-def in_processes(subject: Subject, texts: str, out: Path, *, model: str | None = None, **more: Any) -> FinetuneResult:
+def in_processes(
+    loaded: LoadedModel, texts: str, out: Path, *, model: str | None = None, **more: Any
+) -> FinetuneResult:
     scaling = out.with_name("scaling.json")
-    yarn_scaling(subject).save(scaling)
-    options = ModelOptions()
+    yarn_scaling(loaded).save(scaling)
+    options = LoadOptions()
     resume = out.is_dir()
     settings = training(steps=4)
-    name = model or subject.name
+    name = model or loaded.name
     return finetune_in_processes(2, name, options, scaling, [texts], out, settings, cpu=True, resume=resume, **more)
 
 
-def test_two_processes_train_as_one_does(subject: Subject, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(loaded: LoadedModel, tmp_path: Path) -> None:
     """As stages of a recipe, with their progress; within 1e-4, sums being taken in another order."""
     heard: list[Progress] = []
     made = {}
     for processes in (1, 2):
         stages = (SEARCH_4, {**TRAIN_4, "processes": processes})
         done = run_recipe(
-            subject, recipe(tmp_path, *stages), tmp_path / str(processes), Listener(on_training_progress=heard.append)
+            loaded, recipe(tmp_path, *stages), tmp_path / str(processes), Listener(on_training_progress=heard.append)
         )
         made[processes] = done.stages["02-finetune-256"]
         assert not list((tmp_path / str(processes)).glob("02-finetune-256.*"))
@@ -127,18 +129,20 @@ def test_two_processes_train_as_one_does(subject: Subject, tmp_path: Path) -> No
     assert [told.step for told in heard] == [1, 2, 3] * 2
 
 
-def test_what_the_processes_say_when_they_fail(subject: Subject, texts_to_train_on: str, tmp_path: Path) -> None:
+def test_what_the_processes_say_when_they_fail(loaded: LoadedModel, texts_to_train_on: str, tmp_path: Path) -> None:
     with pytest.raises(LongRopeError, match=r"the 2 processes of the fine-tuning failed: .*no model folder") as error:
-        in_processes(subject, texts_to_train_on, tmp_path / "run", model=str(tmp_path / "nothing"))
+        in_processes(loaded, texts_to_train_on, tmp_path / "run", model=str(tmp_path / "nothing"))
     assert "\n" not in str(error.value)
     assert "no model folder" in (tmp_path / "run.stderr").read_text()
 
 
-def test_processes_end_with_the_one_that_started_them(subject: Subject, texts_to_train_on: str, tmp_path: Path) -> None:
+def test_processes_end_with_the_one_that_started_them(
+    loaded: LoadedModel, texts_to_train_on: str, tmp_path: Path
+) -> None:
     """Killed in the middle, nobody trains on behind its back, and the run goes on to the same bits."""
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    expected, folder = in_processes(subject, texts_to_train_on, tmp_path / "whole/run"), tmp_path / "killed"
+    expected, folder = in_processes(loaded, texts_to_train_on, tmp_path / "whole/run"), tmp_path / "killed"
     script = (
         "import sys; from pathlib import Path\n"
         "from longrope.train.finetune import Listener\n"
@@ -147,7 +151,7 @@ def test_processes_end_with_the_one_that_started_them(subject: Subject, texts_to
         "tell = Listener(on_progress=lambda told: print(told.step, flush=True))\n"
         "in_processes(open_model(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), listener=tell)\n"
     )
-    arguments = [subject.name, texts_to_train_on, str(folder / "run")]
+    arguments = [loaded.name, texts_to_train_on, str(folder / "run")]
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -158,7 +162,7 @@ def test_processes_end_with_the_one_that_started_them(subject: Subject, texts_to
     identity, waited = folder / "run/run.json", time.monotonic() + 60
     while time.monotonic() < waited and not unlocked(identity):
         time.sleep(0.2)
-    found = in_processes(subject, texts_to_train_on, folder / "run")
+    found = in_processes(loaded, texts_to_train_on, folder / "run")
     assert found.losses == expected.losses
     one, other = (result.checkpoint / "model.safetensors" for result in (found, expected))
     assert one.read_bytes() == other.read_bytes()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import load_evaluation
-from longrope.models.loading import Subject, open_model
+from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes import run as recipe_run
 from longrope.recipes.costs import Rates, recipe_costs
 from longrope.recipes.folder import RunFolder
@@ -41,8 +41,8 @@ def small(folder: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def result(subject: Subject, small: Recipe, folder: Path) -> RecipeResult:
-    return run_recipe(subject, small, folder / "run")
+def result(loaded: LoadedModel, small: Recipe, folder: Path) -> RecipeResult:
+    return run_recipe(loaded, small, folder / "run")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what a run is
 
 
-def test_what_is_left(result: RecipeResult, folder: Path, subject: Subject) -> None:
+def test_what_is_left(result: RecipeResult, folder: Path, loaded: LoadedModel) -> None:
     run = folder / "run"
     names = {"recipe.json", "scaling.json", "result.json", "report.html", "report_figures", ".lock"}
     assert {path.name for path in run.iterdir()} == names | set(FOLDERS)
@@ -142,10 +142,10 @@ def test_the_export_is_of_the_tuned_weights(result: RecipeResult, folder: Path) 
     assert open_model(str(exported)).reach == 1024
 
 
-def test_the_plan_is_what_it_comes_to(result: RecipeResult, subject: Subject, small: Recipe, folder: Path) -> None:
+def test_the_plan_is_what_it_comes_to(result: RecipeResult, loaded: LoadedModel, small: Recipe, folder: Path) -> None:
     """Tokens of searches and trainings; those of baselines are in the log, and counted by it."""
     planned = steps(small, 64, 64)
-    costs = dict(zip(FOLDERS, recipe_costs(subject, planned, Rates(1e9, 1e9)), strict=True))
+    costs = dict(zip(FOLDERS, recipe_costs(loaded, planned, Rates(1e9, 1e9)), strict=True))
     run = folder / "run"
 
     def asked(log: Path, length: int) -> int:
@@ -168,13 +168,13 @@ def test_the_plan_is_what_it_comes_to(result: RecipeResult, subject: Subject, sm
 
 
 def test_a_finished_stage_is_never_run_again(
-    result: RecipeResult, subject: Subject, small: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+    result: RecipeResult, loaded: LoadedModel, small: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing_runs(monkeypatch)
     monkeypatch.setattr(recipe_run, "report", lambda *_: pytest.fail("the report was written again"))
     run, heard = folder / "run", []
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
-    again = run_recipe(subject, small, run, Listener(on_step=lambda *told: heard.append(told)))
+    again = run_recipe(loaded, small, run, Listener(on_step=lambda *told: heard.append(told)))
     assert again.to_json() == result.to_json()
     assert [(place, step.folder, finished) for place, step, finished in heard] == [
         (place, name, True) for place, name in enumerate(FOLDERS, start=1)
@@ -183,14 +183,14 @@ def test_a_finished_stage_is_never_run_again(
 
 
 def test_stages_may_be_added_and_changed_until_they_begin(
-    result: RecipeResult, subject: Subject, folder: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+    result: RecipeResult, loaded: LoadedModel, folder: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copy / EXPORTED)
     ran: list[str] = []
     run = Stages.run
     monkeypatch.setattr(Stages, "run", lambda self, step, *more: ran.append(step.folder) or run(self, step, *more))
     changed = recipe(folder, *STAGES[:7], {**EXPORT, "to": "hf-unified"}, {**EVALUATE, "lengths": ["4x"]})
-    again = run_recipe(subject, changed, copy)
+    again = run_recipe(loaded, changed, copy)
     assert ran == [EXPORTED, "09-evaluate"]
     assert again.scaling.windows == result.scaling.windows
     assert read(copy / EXPORTED / "stage.json")["to"] == "hf-unified"
@@ -218,7 +218,7 @@ def test_stages_may_be_added_and_changed_until_they_begin(
     ],
 )
 def test_every_half_state_comes_to_the_same_end(
-    result: RecipeResult, subject: Subject, small: Recipe, copy: Path, lost: dict[str, list[str]]
+    result: RecipeResult, loaded: LoadedModel, small: Recipe, copy: Path, lost: dict[str, list[str]]
 ) -> None:
     """Killed between any two writes. A log says all there is to say: nothing is trained or measured again."""
     kept = files(copy)
@@ -230,14 +230,14 @@ def test_every_half_state_comes_to_the_same_end(
     (copy / f".{TUNED_8}-abc").mkdir()
     if TUNED_8 in lost:
         (copy / TUNED_8 / "trainer/checkpoint-1").mkdir(parents=True)
-    again = run_recipe(subject, small, copy)
+    again = run_recipe(loaded, small, copy)
     assert again.scaling == result.scaling
     assert files(copy) == kept
     assert not list(copy.glob(".[!l]*"))
 
 
 @pytest.mark.parametrize("cut", [0, 10, -5])
-def test_a_log_that_was_cut_off(result: RecipeResult, subject: Subject, small: Recipe, copy: Path, cut: int) -> None:
+def test_a_log_that_was_cut_off(result: RecipeResult, loaded: LoadedModel, small: Recipe, copy: Path, cut: int) -> None:
     """In its first line or its last one, of a search and of cells: what is whole is kept."""
     kept = files(copy)
     for name in (f"{SEARCHED_16}/search.jsonl", f"{RECOVERED}/128/search.jsonl", f"{EVALUATED}/eval.cells.jsonl"):
@@ -246,7 +246,7 @@ def test_a_log_that_was_cut_off(result: RecipeResult, subject: Subject, small: R
     for name in ("stage.json", "search.json", "recover.json", "eval.json"):
         for folder in (SEARCHED_16, RECOVERED, f"{RECOVERED}/128", EVALUATED):
             (copy / folder / name).unlink(missing_ok=True)
-    assert run_recipe(subject, small, copy).scaling == result.scaling
+    assert run_recipe(loaded, small, copy).scaling == result.scaling
     assert files(copy) == kept
 
 
@@ -262,20 +262,20 @@ def files(run: Path) -> dict[Path, Any]:
     return found
 
 
-def test_a_folder_that_a_killed_process_only_made(subject: Subject, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_a_killed_process_only_made(loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
     made, run = recipe(folder / "one", SEARCH_4), tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
     (run / ".recipe.json.x1y2").write_text("{")
     (run / "01-search-256").mkdir()
     with pytest.raises(LongRopeError, match="is not empty"):  # no run has a stage before its identity
-        run_recipe(subject, made, run)
+        run_recipe(loaded, made, run)
     (run / "01-search-256").rmdir()
-    assert run_recipe(subject, made, run).stages.keys() == {"01-search-256"}
+    assert run_recipe(loaded, made, run).stages.keys() == {"01-search-256"}
 
 
 def test_an_option_that_came_later_has_its_default(
-    result: RecipeResult, subject: Subject, small: Recipe, copy: Path, monkeypatch: pytest.MonkeyPatch
+    result: RecipeResult, loaded: LoadedModel, small: Recipe, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = read(copy / "recipe.json")
     for name in (SEARCHED_4, TUNED_4, EVALUATED):
@@ -283,21 +283,21 @@ def test_an_option_that_came_later_has_its_default(
         settings.pop({SEARCHED_4: "learn_attention_factor", TUNED_4: "trainer", EVALUATED: "threshold"}[name])
     (copy / "recipe.json").write_text(json.dumps(identity))
     nothing_runs(monkeypatch)
-    run_recipe(subject, small, copy)
+    run_recipe(loaded, small, copy)
     assert (copy / "report.html").is_file()
     identity["stages"][SEARCHED_4]["settings"].pop("population")  # which is not at its default
     (copy / "recipe.json").write_text(json.dumps(identity))
     with pytest.raises(LongRopeError, match="begun with other settings"):
-        run_recipe(subject, small, copy)
+        run_recipe(loaded, small, copy)
 
 
 # --- what is refused, with nothing changed
 
 
-def refused(subject: Subject, made: Recipe, run: Path, says: str) -> None:
+def refused(loaded: LoadedModel, made: Recipe, run: Path, says: str) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*") if path.name != ".lock")
     with pytest.raises(LongRopeError, match=says) as error:
-        run_recipe(subject, made, run)
+        run_recipe(loaded, made, run)
     assert "\n" not in str(error.value)
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*") if path.name != ".lock") == before
 
@@ -313,15 +313,13 @@ def refused(subject: Subject, made: Recipe, run: Path, says: str) -> None:
     ],
 )
 def test_other_settings(
-    result: RecipeResult, subject: Subject, folder: Path, stages: tuple[dict[str, Any], ...]
+    result: RecipeResult, loaded: LoadedModel, folder: Path, stages: tuple[dict[str, Any], ...]
 ) -> None:
-    refused(
-        subject, recipe(folder, *stages), folder / "run", "was begun with other settings; choose another -o, or rem"
-    )
+    refused(loaded, recipe(folder, *stages), folder / "run", "was begun with other settings; choose another -o, or rem")
 
 
-def test_another_model(result: RecipeResult, subject: Subject, small: Recipe, folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(subject.name, tmp_path / "model")
+def test_another_model(result: RecipeResult, loaded: LoadedModel, small: Recipe, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(loaded.name, tmp_path / "model")
     other = open_model(str(tmp_path / "model"))
     refused(other, small, folder / "run", r"is another one \(it differs in model\); nothing is overwritten")
     with torch.no_grad():
@@ -336,56 +334,56 @@ def test_another_model(result: RecipeResult, subject: Subject, small: Recipe, fo
         (f"{TUNED_4}/checkpoint/model.safetensors", "is not what this run wrote there"),
     ],
 )
-def test_changed_results(subject: Subject, small: Recipe, copy: Path, name: str, says: str) -> None:
+def test_changed_results(loaded: LoadedModel, small: Recipe, copy: Path, name: str, says: str) -> None:
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    refused(subject, small, copy, says)
+    refused(loaded, small, copy, says)
     (copy / name).unlink()
-    refused(subject, small, copy, says)
+    refused(loaded, small, copy, says)
 
 
-def test_a_stage_of_another_run(subject: Subject, small: Recipe, copy: Path) -> None:
+def test_a_stage_of_another_run(loaded: LoadedModel, small: Recipe, copy: Path) -> None:
     """The same recipe with other texts, say, and a fine-tuning carried over from there."""
     said = read(copy / TUNED_8 / "stage.json")
     assert said["read"] == {name: read(copy / name / "stage.json")["sha256"] for name in (TUNED_4, SEARCHED_8)}
     said["read"][SEARCHED_8]["scaling.json"] = "0" * 64
     (copy / TUNED_8 / "stage.json").write_text(json.dumps(said))
-    refused(subject, small, copy, f"{TUNED_8} was made from another {SEARCHED_8} than there is now; put that back")
+    refused(loaded, small, copy, f"{TUNED_8} was made from another {SEARCHED_8} than there is now; put that back")
     said.pop("read")  # of a run that was begun before this was written down
     (copy / TUNED_8 / "stage.json").write_text(json.dumps(said))
-    run_recipe(subject, small, copy)
+    run_recipe(loaded, small, copy)
 
 
-def test_no_run_at_all(subject: Subject, small: Recipe, tmp_path: Path) -> None:
+def test_no_run_at_all(loaded: LoadedModel, small: Recipe, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    refused(subject, small, tmp_path, "is not empty; nothing is overwritten")
-    refused(subject, small, tmp_path / "mine.txt", "found a file")
+    refused(loaded, small, tmp_path, "is not empty; nothing is overwritten")
+    refused(loaded, small, tmp_path / "mine.txt", "found a file")
     (tmp_path / "recipe.json").write_text("{}")
-    refused(subject, small, tmp_path, "is not of a recipe's run")
+    refused(loaded, small, tmp_path, "is not of a recipe's run")
     for text in ("{", "[]"):
         (tmp_path / "recipe.json").write_text(text)
-        refused(subject, small, tmp_path, "expected .*JSON.* in .*recipe.json, found .*; put it back")
+        refused(loaded, small, tmp_path, "expected .*JSON.* in .*recipe.json, found .*; put it back")
 
 
-def test_a_second_process(result: RecipeResult, subject: Subject, small: Recipe, folder: Path) -> None:
+def test_a_second_process(result: RecipeResult, loaded: LoadedModel, small: Recipe, folder: Path) -> None:
     """A lock of another open file is one of another process."""
     with (folder / "run/.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused(subject, small, folder / "run", "another process runs a recipe in .*run; wait for it or choose another")
+        refused(loaded, small, folder / "run", "another process runs a recipe in .*run; wait for it or choose another")
 
 
 def test_the_folder_is_locked_while_a_stage_runs(
-    subject: Subject, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe(folder / "one", SEARCH_4)
     run: Callable[..., dict[str, Any]] = Stages.run
 
     def meanwhile(self: Stages, step: Step, *more: Any) -> dict[str, Any]:
-        second = RunFolder.of(tmp_path / "run", subject, made, steps(made, 64, 64))
+        second = RunFolder.of(tmp_path / "run", loaded, made, steps(made, 64, 64))
         for enter in (second.check, second.claimed().__enter__):
             with pytest.raises(LongRopeError, match="another process runs a recipe"):
                 enter()
         return run(self, step, *more)
 
     monkeypatch.setattr(Stages, "run", meanwhile)
-    run_recipe(subject, made, tmp_path / "run")
+    run_recipe(loaded, made, tmp_path / "run")

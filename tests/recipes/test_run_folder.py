@@ -14,32 +14,32 @@ import torch
 from longrope.costs.plan import plan
 from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
-from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.run import evaluate, seen_documents
 from longrope.export.export import export
 from longrope.models import loading as load
-from longrope.models.apply import install, uninstall
+from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path
 from longrope.models.inspect import inspect
-from longrope.models.loading import ModelOptions, Subject, open_model, recorded_scaling, sources_or_books
+from longrope.models.loading import LoadedModel, LoadOptions, open_model, recorded_scaling, sources_or_books
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.run import search
 from longrope.train.finetune import finetune
 from tests.checkpoints import WINDOW, save_checkpoint, words
 from tests.train.runs import TARGET, training, write_texts, yarn_scaling
 
-FEW = SearchOptions(population=4, iterations=0, samples=1)
+FEW = SearchConfig(population=4, iterations=0, samples=1)
 
 
-def windows(subject: Subject, *lengths: int) -> RopeScaling:
+def windows(loaded: LoadedModel, *lengths: int) -> RopeScaling:
     """One window for each of `lengths`, YaRN's factors for each, attention factors that differ."""
     made = [
-        Window(length, yarn(subject.geometry, length), attention_factor=1 + index / 10)
+        Window(length, yarn(loaded.geometry, length), attention_factor=1 + index / 10)
         for index, length in enumerate(lengths)
     ]
-    return RopeScaling(subject.geometry, tuple(made), {"data": {"document_sha256": ["f" * 64]}})
+    return RopeScaling(loaded.geometry, tuple(made), {"data": {"document_sha256": ["f" * 64]}})
 
 
 @pytest.fixture
@@ -53,24 +53,24 @@ def run(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_what_a_run_folder_is_opened_as(run: Path, checkpoint: Path) -> None:
-    subject = open_model(str(run))
-    assert subject.existing == RopeScaling.load(run / "scaling.json")
-    assert (subject.name, subject.reach, subject.geometry.original_length) == (str(run), TARGET, WINDOW)
+    loaded = open_model(str(run))
+    assert loaded.checkpoint_scaling == RopeScaling.load(run / "scaling.json")
+    assert (loaded.name, loaded.context_length, loaded.geometry.original_length) == (str(run), TARGET, WINDOW)
     for length, index in ((1, 0), (WINDOW, 0), (WINDOW + 1, 1), (3 * WINDOW, 2), (TARGET, 3), (2 * TARGET, 3)):
-        assert subject.carried_window(length) == subject.existing.windows[index]
+        assert loaded.checkpoint_window(length) == loaded.checkpoint_scaling.windows[index]
     plain = open_model(str(checkpoint))
-    assert (plain.existing, plain.carried_window(8), plain.reach) == (None, None, WINDOW)
+    assert (plain.checkpoint_scaling, plain.checkpoint_window(8), plain.reach) == (None, None, WINDOW)
     ids = torch.arange(20)[None]
-    assert torch.equal(subject.model(input_ids=ids).logits, plain.model(input_ids=ids).logits)  # nothing is installed
+    assert torch.equal(loaded.model(input_ids=ids).logits, plain.model(input_ids=ids).logits)  # nothing is installed
 
 
 def test_a_scaling_beside_the_config_counts_too(run: Path) -> None:
     (run / "scaling.json").rename(run / "checkpoint/scaling.json")
     for folder in (run, run / "checkpoint"):
-        assert open_model(str(folder)).existing == RopeScaling.load(run / "checkpoint/scaling.json")
+        assert open_model(str(folder)).checkpoint_scaling == RopeScaling.load(run / "checkpoint/scaling.json")
     other = windows(open_model(str(run)), TARGET)
     other.save(run / "scaling.json")  # the run's own goes before it
-    assert open_model(str(run)).existing == recorded_scaling(str(run)) == other
+    assert open_model(str(run)).checkpoint_scaling == recorded_scaling(str(run)) == other
     assert open_model(str(run / "checkpoint")).reach == TARGET
 
 
@@ -78,20 +78,20 @@ def test_the_scaling_goes_before_what_the_config_says(tmp_path: Path) -> None:
     """A model that came with a scaling, and was fine-tuned for another: only that one is applied."""
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
     folder = save_checkpoint(tmp_path / "model", rope_parameters=rope)
-    came_with = open_model(str(folder)).existing
+    came_with = open_model(str(folder)).checkpoint_scaling
     assert came_with is not None
     assert came_with.windows[-1].factors == (2.0,) * 16
     windows(open_model(str(folder)), TARGET).save(folder / "scaling.json")
-    subject = open_model(str(folder))
-    assert subject.existing is not None
+    loaded = open_model(str(folder))
+    assert loaded.checkpoint_scaling is not None
     # Installed, the factors are relative to the original RoPE: as in a model whose config says nothing.
     ids = torch.arange(100)[None]
     plain = open_model(str(save_checkpoint(tmp_path / "plain")))
     logits = []
-    for one in (subject, plain):
-        install(one.model, subject.existing)
+    for one in (loaded, plain):
+        apply_scaling(one.model, loaded.checkpoint_scaling)
         logits.append(one.model(input_ids=ids).logits)
-        uninstall(one.model)
+        remove_scaling(one.model)
     assert torch.equal(*logits)
 
 
@@ -102,13 +102,13 @@ def test_an_export_is_what_its_config_says(checkpoint: Path, tmp_path: Path, for
     wanted.save(tmp_path / "wanted.json")
     given = tmp_path / "wanted.json"
     export(str(checkpoint), tmp_path / "out", to=form, scaling_path=given, fold_attention_factor=fold)
-    subject = open_model(str(tmp_path / "out"))
-    assert subject.existing is not None
+    loaded = open_model(str(tmp_path / "out"))
+    assert loaded.checkpoint_scaling is not None
     rope = json.loads((tmp_path / "out/config.json").read_text())["rope_parameters"]
-    short, long = subject.existing.windows
+    short, long = loaded.checkpoint_scaling.windows
     assert [list(short.factors), list(long.factors)] == [rope["short_factor"], rope["long_factor"]]
     assert long.attention_factor == rope["attention_factor"]
-    assert (subject.existing.windows == wanted.windows) == (form == "hf" and not fold)
+    assert (loaded.checkpoint_scaling.windows == wanted.windows) == (form == "hf" and not fold)
 
 
 def test_another_scaling_beside_folded_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_inspect_shows_the_windows(run: Path) -> None:
 def test_a_plan_knows_what_the_run_reaches(run: Path) -> None:
     with pytest.raises(LongRopeError, match=f"above the model's window of {TARGET} tokens"):
         plan(str(run), TARGET)
-    subject, options = open_model(str(run)), SearchOptions(population=4, iterations=0, samples=2)
-    work = search_work(subject, 2 * TARGET, options)
+    loaded, options = open_model(str(run)), SearchConfig(population=4, iterations=0, samples=2)
+    work = search_work(loaded, 2 * TARGET, options)
     # Six closed forms, the checkpoint as it is, and it stretched in four ways, each on two texts.
     assert work.extra == [[(2, 2 * TARGET, False)] * 11]
 
@@ -138,10 +138,10 @@ def test_a_plan_knows_what_the_run_reaches(run: Path) -> None:
 def test_eval_takes_the_window_of_each_length(run: Path, checkpoint: Path, texts: Path) -> None:
     """As the weights under the windows that the scaling has: the same numbers, bit for bit."""
     lengths, data = [WINDOW, 2 * WINDOW, 3 * WINDOW, TARGET], [str(texts / "other.txt")]
-    options = SuiteOptions(samples=1)
+    options = EvalConfig(samples=1)
     itself = evaluate(open_model(str(run)), lengths, data, against=["original", "none"], options=options)
-    subject = open_model(str(checkpoint))
-    given = evaluate(subject, lengths, data, scaling=RopeScaling.load(run / "scaling.json"), options=options)
+    loaded = open_model(str(checkpoint))
+    given = evaluate(loaded, lengths, data, scaling=RopeScaling.load(run / "scaling.json"), options=options)
 
     def values(evaluation: Any, name: str) -> list[float]:
         return [row.value for row in evaluation.rows if row.scaling == name]
@@ -153,15 +153,15 @@ def test_eval_takes_the_window_of_each_length(run: Path, checkpoint: Path, texts
 
 
 def test_search_keeps_the_windows(run: Path, texts: Path, tmp_path: Path) -> None:
-    subject = open_model(str(run))
-    found = search(subject, 2 * TARGET, [str(texts / "search.txt")], tmp_path / "search", FEW)
-    assert subject.existing is not None
-    assert found.scaling.windows[:-1] == subject.existing.windows
+    loaded = open_model(str(run))
+    found = search(loaded, 2 * TARGET, [str(texts / "search.txt")], tmp_path / "search", FEW)
+    assert loaded.checkpoint_scaling is not None
+    assert found.scaling.windows[:-1] == loaded.checkpoint_scaling.windows
     assert found.scaling.windows[-1].max_length == 2 * TARGET
-    assert found.scaling.windows[-1].attention_factor == subject.existing.windows[-1].attention_factor
+    assert found.scaling.windows[-1].attention_factor == loaded.checkpoint_scaling.windows[-1].attention_factor
     assert "f" * 64 in seen_documents(found.scaling)  # what the weights were trained on
     with pytest.raises(LongRopeError, match=f"above the model's window of {TARGET} tokens, found {TARGET}"):
-        search(subject, TARGET, [str(texts / "search.txt")], tmp_path / "again", FEW)
+        search(loaded, TARGET, [str(texts / "search.txt")], tmp_path / "again", FEW)
 
 
 def test_finetuning_goes_on_from_a_run_folder(checkpoint: Path, tmp_path: Path) -> None:
@@ -170,21 +170,21 @@ def test_finetuning_goes_on_from_a_run_folder(checkpoint: Path, tmp_path: Path) 
     (tmp_path / "further.txt").write_text(words(300, 77), "utf-8")
     plain = open_model(str(checkpoint))
     first = finetune(plain, yarn_scaling(plain), [sources], tmp_path / "first", training(steps=1))
-    subject = open_model(str(tmp_path / "first"))
-    assert subject.existing == first.scaling
-    assert subject.reach == TARGET
+    loaded = open_model(str(tmp_path / "first"))
+    assert loaded.checkpoint_scaling == first.scaling
+    assert loaded.context_length == TARGET
     length = 2 * TARGET
     further = yarn_scaling(plain, length=length)
     settings = training(steps=1, batch=1, length=length)
     data = [str(tmp_path / "further.txt")]
-    second = finetune(subject, further, data, tmp_path / "second", settings)
+    second = finetune(loaded, further, data, tmp_path / "second", settings)
     assert second.scaling.windows == further.windows[-1:]
     assert set(seen_documents(first.scaling)) < set(seen_documents(second.scaling))
     assert open_model(str(tmp_path / "second")).reach == length
     exported = export(str(tmp_path / "second"), tmp_path / "exported")
     assert exported.losses == []
     mixed = training(steps=1, batch=1, length=length, mix="short:0.5,long:0.5")
-    third = finetune(subject, further, [sources, *data], tmp_path / "third", mixed)
+    third = finetune(loaded, further, [sources, *data], tmp_path / "third", mixed)
     assert [window.max_length for window in third.scaling.windows] == [TARGET, length]
     assert third.scaling.windows[0] == first.scaling.windows[0]  # short texts keep what they were trained with
 
@@ -202,12 +202,12 @@ def embedded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("embedded")
 def test_the_extended_embedded_model() -> None:
-    subject = open_model("tiny-512x")
-    assert (subject.name, subject.reach) == ("tiny-512x", TARGET)
+    loaded = open_model("tiny-512x")
+    assert (loaded.name, loaded.context_length) == ("tiny-512x", TARGET)
     assert inspect("tiny-512x").context_window == TARGET
     for role in ("search", "evaluation"):
         assert sources_or_books("tiny-512x", [], role) == sources_or_books("tiny", [], role) != []
-    assert open_model("tiny").existing is None
+    assert open_model("tiny").checkpoint_scaling is None
 
 
 @pytest.mark.usefixtures("embedded")
@@ -243,7 +243,7 @@ def test_a_scaling_of_another_model(run: Path, tmp_path: Path) -> None:
     for call in (open_model, inspect):
         with pytest.raises(LongRopeError, match=says):
             call(str(run))
-    assert open_model(str(run), ModelOptions(original_length=128)).reach == TARGET  # the run was made with this one
+    assert open_model(str(run), LoadOptions(original_length=128)).reach == TARGET  # the run was made with this one
 
 
 def test_a_search_run_is_no_model(checkpoint: Path, texts: Path, tmp_path: Path) -> None:

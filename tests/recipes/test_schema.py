@@ -13,8 +13,8 @@ from longrope.evaluation.harness import HarnessTask
 from longrope.recipes.graph import steps
 from longrope.recipes.schema import EvaluateStage, FinetuneStage, RecoverStage, SearchStage
 from longrope.recipes.yaml import BUILT_IN, load_recipe, recipe_model
-from longrope.search.config import SearchOptions
-from longrope.train.config import LoraSettings, TrainingSettings
+from longrope.search.config import SearchConfig
+from longrope.train.config import FinetuneConfig, LoraConfig
 from tests.recipes.recipes import STAGES, recipe, write_recipe
 
 FILES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -45,10 +45,10 @@ def test_keys_go_to_the_stage_or_its_verb(tmp_path: Path) -> None:
     assert isinstance(tune, FinetuneStage)
     assert isinstance(recover, RecoverStage)
     assert isinstance(evaluate, EvaluateStage)
-    assert search.settings == SearchOptions(method="gradient", attention_factor="1", steps=5, seed=3)
+    assert search.settings == SearchConfig(method="gradient", attention_factor="1", steps=5, seed=3)
     assert (search.workers, search.dtype, search.data) == (2, "bfloat16", None)
     assert (tune.target, tune.settings.length, tune.settings.seed) == (256, 128, 3)
-    assert tune.settings.lora == LoraSettings(rank=2)
+    assert tune.settings.lora == LoraConfig(rank=2)
     assert tune.data == ("book:x", str(tmp_path / "a.txt"))
     assert recover.lengths == (64, 128)
     assert evaluate.settings.tasks == (HarnessTask("arc_challenge", 25), HarnessTask("mmlu"))
@@ -64,9 +64,7 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     )
     (stage,) = load_recipe(str(path), 64).stages
     assert isinstance(stage, FinetuneStage)
-    assert stage.settings == TrainingSettings(
-        length=256, learning_rate=2e-5, trainer={"adam_epsilon": 1e-8, "a": 2500.0}
-    )
+    assert stage.settings == FinetuneConfig(length=256, learning_rate=2e-5, trainer={"adam_epsilon": 1e-8, "a": 2500.0})
 
 
 def test_yaml_merges_are_no_keys_given_twice(tmp_path: Path) -> None:

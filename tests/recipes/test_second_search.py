@@ -14,18 +14,18 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.compare import compared
-from longrope.models.loading import Subject
-from longrope.models.scaled import Installed
+from longrope.models.loading import LoadedModel
+from longrope.models.scaled import ScaledModel
 from longrope.recipes.run import run_recipe
-from longrope.rope.baselines import second_contender
+from longrope.rope.baselines import second_method
 from longrope.rope.closed_forms import CLOSED_FORMS, ntk_critical, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.progressive import SECOND_FORMS, second_pi, second_yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.evaluator import CandidateSearch
 from longrope.search.evolution import Evolution
-from longrope.search.initial import baselines, carried_seeds, evolution_seeds
+from longrope.search.initial import baselines, checkpoint_seeds, evolution_seeds
 from longrope.search.methods import Plan, plan, raced_seeds
 from longrope.search.run import search
 from longrope.search.search_data import prepare_texts
@@ -40,51 +40,51 @@ KEEPING = ["second-yarn, β_fast 8", "second-yarn, β_fast 2"]
 
 
 @pytest.fixture(scope="module")
-def tuned(subject: Subject) -> Subject:
+def tuned(loaded: LoadedModel) -> LoadedModel:
     """A model that was trained for 4·L, and for L as it was."""
-    short = Window(WINDOW, (1.0,) * subject.geometry.pairs)
-    long = Window(REACH, tuple(yarn(subject.geometry, REACH).tolist()), attention_factor=M)
-    return replace(subject, existing=RopeScaling(subject.geometry, (short, long)))
+    short = Window(WINDOW, (1.0,) * loaded.geometry.pairs)
+    long = Window(REACH, tuple(yarn(loaded.geometry, REACH).tolist()), attention_factor=M)
+    return replace(loaded, checkpoint_scaling=RopeScaling(loaded.geometry, (short, long)))
 
 
 @pytest.fixture
-def second(tuned: Subject, installed: Installed, source: list[str]) -> Callable[..., Plan]:
+def second(tuned: LoadedModel, scaled: ScaledModel, source: list[str]) -> Callable[..., Plan]:
     def make(**options: Any) -> Plan:
-        chosen = SearchOptions(samples=1, **options)
-        return plan(tuned, installed, prepare_texts(tuned, source, TARGET, chosen), TARGET, chosen)
+        chosen = SearchConfig(samples=1, **options)
+        return plan(tuned, scaled, prepare_texts(tuned, source, TARGET, chosen), TARGET, chosen)
 
     return make
 
 
-def test_what_algorithm_1_starts_from(tuned: Subject, subject: Subject, second: Callable[..., Plan]) -> None:
+def test_what_algorithm_1_starts_from(tuned: LoadedModel, loaded: LoadedModel, second: Callable[..., Plan]) -> None:
     planned = second(population=16)
     assert isinstance(planned.search, CandidateSearch)
     evolution = planned.search.optimiser
     assert isinstance(evolution, Evolution)
     # Table 4's bounds, relative to the original RoPE.
     assert evolution.space == SearchSpace(pairs=16, upper=1.25 * TARGET / WINDOW)
-    carried = tuned.existing
+    carried = tuned.checkpoint_scaling
     assert carried is not None
     expected = [np.asarray(carried.windows[-1].factors)]
-    expected += [SECOND_FORMS[name](subject.geometry, carried.windows[-1].factors, REACH, TARGET) for name in SECOND]
-    expected += [second_yarn(subject.geometry, carried.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
-    expected = expected[::-1] + [CLOSED_FORMS[name](subject.geometry, TARGET)[0] for name in FIRST]
+    expected += [SECOND_FORMS[name](loaded.geometry, carried.windows[-1].factors, REACH, TARGET) for name in SECOND]
+    expected += [second_yarn(loaded.geometry, carried.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
+    expected = expected[::-1] + [CLOSED_FORMS[name](loaded.geometry, TARGET)[0] for name in FIRST]
     assert [seed.tolist() for seed in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
     asked = [question.window.factors for question in planned.search.ask()]
     seeds = list(dict.fromkeys(evolution.space.snap(factors).factors for factors in expected))
     assert asked[: len(seeds)] == seeds
     assert len(seeds) >= 7
     assert {question.window.attention_factor for question in planned.search.ask()} == {M}
-    assert [one.tolist() for one in evolution_seeds(subject, TARGET)] == [one.tolist() for one in expected[-3:]]
+    assert [one.tolist() for one in evolution_seeds(loaded, TARGET)] == [one.tolist() for one in expected[-3:]]
 
 
-def test_the_races_start_from_them_too(tuned: Subject, subject: Subject) -> None:
-    before, now = raced_seeds(subject, TARGET), raced_seeds(tuned, TARGET)
+def test_the_races_start_from_them_too(tuned: LoadedModel, loaded: LoadedModel) -> None:
+    before, now = raced_seeds(loaded, TARGET), raced_seeds(tuned, TARGET)
     assert list(now) == [*before, "checkpoint", *SECOND, *KEEPING]
-    assert {name: factors.tolist() for name, factors in carried_seeds(tuned, TARGET).items()} == {
+    assert {name: factors.tolist() for name, factors in checkpoint_seeds(tuned, TARGET).items()} == {
         name: now[name].tolist() for name in ("checkpoint", *SECOND, *KEEPING)
     }
-    assert carried_seeds(subject, TARGET) == {}
+    assert checkpoint_seeds(loaded, TARGET) == {}
 
 
 @pytest.mark.parametrize("method", ["gradient", "hybrid", "cma"])
@@ -95,25 +95,25 @@ def test_searches_on_knots_race_them(second: Callable[..., Plan], method: str) -
     assert list(stages[-1].seeds)[-7:] == ["checkpoint", *SECOND, *KEEPING]
 
 
-def test_the_baselines(tuned: Subject, subject: Subject) -> None:
+def test_the_baselines(tuned: LoadedModel, loaded: LoadedModel) -> None:
     windows = baselines(tuned, TARGET)
     assert list(windows) == [*CLOSED_FORMS, "checkpoint", *SECOND]
     assert {window.max_length for window in windows.values()} == {TARGET}
-    assert tuned.existing is not None
-    last = tuned.existing.windows[-1]
+    assert tuned.checkpoint_scaling is not None
+    last = tuned.checkpoint_scaling.windows[-1]
     assert (windows["checkpoint"].factors, windows["checkpoint"].attention_factor) == (last.factors, M)
     assert [windows[name].attention_factor for name in SECOND] == [M, M, M, CONTINUED]
     assert windows["second-pi"].factors == tuple(second_pi(tuned.geometry, last.factors, REACH, TARGET).tolist())
     assert windows["second-yarn"].factors == tuple(second_yarn(tuned.geometry, last.factors, REACH, TARGET).tolist())
-    assert list(baselines(subject, TARGET)) == list(CLOSED_FORMS)
+    assert list(baselines(loaded, TARGET)) == list(CLOSED_FORMS)
 
 
-def test_a_second_search_end_to_end(tuned: Subject, source: list[str], tmp_path: Path) -> None:
-    options = SearchOptions(population=8, iterations=1, samples=1, attention_factor="continued")
+def test_a_second_search_end_to_end(tuned: LoadedModel, source: list[str], tmp_path: Path) -> None:
+    options = SearchConfig(population=8, iterations=1, samples=1, attention_factor="continued")
     found = search(tuned, TARGET, source, tmp_path / "run", options)
     assert set(found.baselines) == {*CLOSED_FORMS, "checkpoint", *SECOND}
-    assert tuned.existing is not None
-    assert found.scaling.windows[:-1] == tuned.existing.windows
+    assert tuned.checkpoint_scaling is not None
+    assert found.scaling.windows[:-1] == tuned.checkpoint_scaling.windows
     assert found.scaling.windows[-1].attention_factor == CONTINUED
     # YaRN's form was asked, with the same attention factor: the search loses to it by the grid's rounding at most.
     assert found.best_loss <= found.baselines["second-yarn"] + 1e-3
@@ -121,17 +121,17 @@ def test_a_second_search_end_to_end(tuned: Subject, source: list[str], tmp_path:
     assert (resumed.best_loss, resumed.scaling.windows) == (found.best_loss, found.scaling.windows)
 
 
-def test_searches_of_a_recipe_leave_a_window_each(subject: Subject, tmp_path: Path) -> None:
+def test_searches_of_a_recipe_leave_a_window_each(loaded: LoadedModel, tmp_path: Path) -> None:
     """After the last fine-tuning: the second goes on from the first, whose window it keeps and stretches."""
     made = recipe(tmp_path, SEARCH_4, {**TRAIN_4, "steps": 1}, {**SEARCH_8, "attention_factor": "continued"}, SEARCH_16)
-    done = run_recipe(subject, made, tmp_path / "run")
+    done = run_recipe(loaded, made, tmp_path / "run")
     trained, first, second = done.scaling.windows
     assert [window.max_length for window in (trained, first, second)] == [256, 512, 1024]
     assert first.attention_factor == second.attention_factor == trained.attention_factor * (0.1 * math.log(2) + 1)
     said = json.loads((tmp_path / "run/04-search-1k/search.json").read_text("utf-8"))["baselines"]
     identity = json.loads((tmp_path / "run/04-search-1k/search.jsonl").read_text("utf-8").splitlines()[0])
     space = SearchSpace(pairs=16, upper=1.25 * 16)
-    stretched = space.snap(second_pi(subject.geometry, first.factors, 512, 1024)).to_row()
+    stretched = space.snap(second_pi(loaded.geometry, first.factors, 512, 1024)).to_row()
     assert stretched in identity["settings"]["seeds"]
     assert said["checkpoint"] != said["second-pi"]
 
@@ -151,26 +151,26 @@ CARRIED = RopeScaling(
 
 @pytest.mark.parametrize("name", SECOND)
 def test_a_second_form_as_a_contender(name: str) -> None:
-    contender = second_contender(name, CARRIED, 2_097_152)
-    assert contender.name == name
+    method = second_method(name, CARRIED, 2_097_152)
+    assert method.name == name
     for length in (1, 4096, 4097, 262_144):  # within reach, the model as it was trained
-        assert contender.window(length) == CARRIED.window_for(length)
-    beyond = contender.window(262_145)
+        assert method.window(length) == CARRIED.window_for(length)
+    beyond = method.window(262_145)
     continued = 1.2 * (0.1 * math.log(8) + 1) if name == "second-yarn" else 1.2
     assert (beyond.max_length, beyond.attention_factor) == (2_097_152, pytest.approx(continued, rel=1e-15))
     expected = SECOND_FORMS[name](LLAMA, CARRIED.windows[-1].factors, 262_144, 2_097_152)
     assert beyond.factors == tuple(expected.tolist())
 
 
-def test_named_in_a_comparison(tuned: Subject, subject: Subject) -> None:
+def test_named_in_a_comparison(tuned: LoadedModel, loaded: LoadedModel) -> None:
     field = compared(tuned, None, "scaling", ["second-pi", "second-yarn", "none"], TARGET)
-    assert [contender.name for contender in field.contenders] == ["second-pi", "second-yarn", "none", "checkpoint"]
-    assert field.contenders[0].window(TARGET).factors == baselines(tuned, TARGET)["second-pi"].factors
+    assert [method.name for method in field.methods] == ["second-pi", "second-yarn", "none", "checkpoint"]
+    assert field.methods[0].window(TARGET).factors == baselines(tuned, TARGET)["second-pi"].factors
     with pytest.raises(LongRopeError, match=r"carries no scaling to stretch; leave 'second-pi' out"):
-        compared(subject, None, "scaling", ["second-pi"], TARGET)
+        compared(loaded, None, "scaling", ["second-pi"], TARGET)
     with pytest.raises(LongRopeError, match=f"beyond its {REACH} tokens; found a target of {REACH}"):
         compared(tuned, None, "scaling", ["second-pi"], REACH)
     with pytest.raises(LongRopeError, match=r"expected one of second-pi, .* found 'second'"):
-        second_contender("second", CARRIED, 2_097_152)
+        second_method("second", CARRIED, 2_097_152)
     with pytest.raises(LongRopeError, match=r"second-ntk-critical, second-yarn or a scaling's path .* found 'second'"):
         compared(tuned, None, "scaling", ["second"], TARGET)

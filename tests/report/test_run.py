@@ -11,7 +11,7 @@ from longrope.models.loading import open_model
 from longrope.report import run as module
 from longrope.report.run import report
 from longrope.report.trace import read_trace
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.run import search
 from tests.report import runs
 
@@ -80,11 +80,11 @@ def test_the_same_files_give_the_same_bytes(passkeys, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        SearchOptions(method="longrope", population=4, iterations=1, samples=2),
-        SearchOptions(method="longrope", population=4, iterations=2, samples=2, racing=True),
-        SearchOptions(method="cma", evaluations=24, samples=2),
-        SearchOptions(method="hybrid", steps=3, evaluations=24, samples=2),
-        SearchOptions(method="gradient", steps=3, samples=2),
+        SearchConfig(method="longrope", population=4, iterations=1, samples=2),
+        SearchConfig(method="longrope", population=4, iterations=2, samples=2, racing=True),
+        SearchConfig(method="cma", evaluations=24, samples=2),
+        SearchConfig(method="hybrid", steps=3, evaluations=24, samples=2),
+        SearchConfig(method="gradient", steps=3, samples=2),
     ],
     ids=lambda options: options.method + ", racing" * options.racing,
 )

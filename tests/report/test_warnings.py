@@ -9,7 +9,7 @@ import pytest
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.collect import Extension, Run, collect
-from longrope.report.styles import OWN, contenders
+from longrope.report.styles import OWN, methods
 from longrope.report.trace import read_trace
 from longrope.report.warnings import caveats, comparability
 from longrope.rope.closed_forms import su_attention_factor
@@ -20,7 +20,7 @@ SU = su_attention_factor(runs.GEOMETRY, runs.TARGET)
 
 
 def text(run: Run) -> str:
-    shown = contenders([OWN, *run.others])
+    shown = methods([OWN, *run.others])
     return "\n".join(f"{group.heading}: {item}" for group in caveats(run, shown) for item in group.items)
 
 

@@ -9,10 +9,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError
 from longrope.rope.baselines import (
-    checkpoint_contender,
-    closed_form_contender,
-    dynamic_contender,
-    scaling_contender,
+    checkpoint_method,
+    closed_form_method,
+    dynamic_method,
+    scaling_method,
 )
 from longrope.rope.closed_forms import ntk_aware, ntk_critical, pi, yarn, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
@@ -34,10 +34,10 @@ LENGTHS = [2, 4096, 8192, 8193, 32_768, TARGET]
     ],
 )
 def test_static_forms_are_those_of_the_target_at_every_length(name: str, factors: np.ndarray) -> None:
-    contender = closed_form_contender(name, GEOMETRY, TARGET)
-    assert contender.name == name
+    method = closed_form_method(name, GEOMETRY, TARGET)
+    assert method.name == name
     for length in LENGTHS:
-        window = contender.window(length)
+        window = method.window(length)
         assert window.factors == tuple(factors.tolist())
         assert window.attention_factor == (yarn_attention_factor(GEOMETRY, TARGET) if name == "yarn" else 1.0)
         assert window.start_tokens == 0
@@ -45,25 +45,25 @@ def test_static_forms_are_those_of_the_target_at_every_length(name: str, factors
 
 
 def test_dynamic_ntk_follows_the_length() -> None:
-    contender = closed_form_contender("dynamic-ntk", GEOMETRY, TARGET)
+    method = closed_form_method("dynamic-ntk", GEOMETRY, TARGET)
     for length in LENGTHS:
         expected = ntk_aware(GEOMETRY, max(length, 8192))
-        assert contender.window(length).factors == tuple(expected.tolist())
-    assert contender.window(8192).is_identity
-    assert not contender.window(8193).is_identity
-    assert contender.window(2 * TARGET).factors == tuple(ntk_aware(GEOMETRY, 2 * TARGET).tolist())
+        assert method.window(length).factors == tuple(expected.tolist())
+    assert method.window(8192).is_identity
+    assert not method.window(8193).is_identity
+    assert method.window(2 * TARGET).factors == tuple(ntk_aware(GEOMETRY, 2 * TARGET).tolist())
 
 
 @pytest.mark.parametrize("name", ["linear", "", "PI", "dynamic"])
 def test_unknown_names_are_refused_with_those_there_are(name: str) -> None:
     with pytest.raises(LongRopeError, match=f"expected one of none, pi, ntk, .*, yarn to compare with, found '{name}'"):
-        closed_form_contender(name, GEOMETRY, TARGET)
+        closed_form_method(name, GEOMETRY, TARGET)
 
 
 def test_checkpoint_goes_on_beyond_its_last_window() -> None:
     windows = (Window(8192, (1.0,) * 64), Window(16_384, (2.0,) * 64))
-    contender = checkpoint_contender(RopeScaling(GEOMETRY, windows))
-    assert [contender.window(length) for length in (8192, 8193, TARGET)] == [windows[0], windows[1], windows[1]]
+    method = checkpoint_method(RopeScaling(GEOMETRY, windows))
+    assert [method.window(length) for length in (8192, 8193, TARGET)] == [windows[0], windows[1], windows[1]]
 
 
 def test_dynamic_checkpoint_is_what_transformers_computes() -> None:
@@ -74,24 +74,24 @@ def test_dynamic_checkpoint_is_what_transformers_computes() -> None:
         max_position_embeddings=8192,
         rope_parameters={"rope_type": "dynamic", "rope_theta": 500_000.0, "factor": 4.0},
     )
-    contender = dynamic_contender(GEOMETRY, 4.0)
+    method = dynamic_method(GEOMETRY, 4.0)
     for length in (8192, 10_000, TARGET):
         theirs, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, "cpu", seq_len=length)
-        ours = GEOMETRY.inv_freq / contender.window(length).factors
+        ours = GEOMETRY.inv_freq / method.window(length).factors
         assert ours == pytest.approx(theirs.numpy(), rel=1e-5)
-    assert contender.window(100).is_identity
+    assert method.window(100).is_identity
 
 
 def test_scaling_chooses_its_window_by_length() -> None:
     windows = tuple(Window(length, (factor,) * 64) for length, factor in ((8192, 1.0), (16_384, 2.0), (TARGET, 8.0)))
-    contender = scaling_contender("found", RopeScaling(GEOMETRY, windows))
-    assert contender.name == "found"
+    method = scaling_method("found", RopeScaling(GEOMETRY, windows))
+    assert method.name == "found"
     chosen = {2: 0, 8192: 0, 8193: 1, 16_384: 1, 16_385: 2, TARGET: 2}
     for length, index in chosen.items():
-        assert contender.window(length) == windows[index]
+        assert method.window(length) == windows[index]
 
 
 def test_scaling_refuses_lengths_beyond_its_last_window() -> None:
-    contender = scaling_contender("found", RopeScaling.extended(GEOMETRY, TARGET, [2.0] * 64))
+    method = scaling_method("found", RopeScaling.extended(GEOMETRY, TARGET, [2.0] * 64))
     with pytest.raises(LongRopeError, match=f"reaches {TARGET} tokens; a sequence of {TARGET + 1} is too long"):
-        contender.window(TARGET + 1)
+        method.window(TARGET + 1)

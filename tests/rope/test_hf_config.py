@@ -24,7 +24,7 @@ from transformers.models.hunyuan_v1_dense.configuration_hunyuan_v1_dense import 
 from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1RotaryEmbedding
 
 from longrope.errors import LongRopeError
-from longrope.rope.hf_config import existing_scaling
+from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import Window
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -62,7 +62,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def test_one_window_as_transformers_computes_it(config: Any, target: int) -> None:
     rope_type = config.rope_parameters["rope_type"]
     inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[rope_type](config, "cpu")
-    scaling = existing_scaling(config)
+    scaling = scaling_of_config(config)
     assert scaling is not None
     (window,) = scaling.windows
     ours = scaling.geometry.inv_freq / np.array(window.factors)
@@ -101,7 +101,7 @@ def test_one_window_as_transformers_computes_it(config: Any, target: int) -> Non
     ids=["phi3", "phi3-su", "llama"],
 )
 def test_longrope_has_two_windows(config: Any) -> None:
-    scaling = existing_scaling(config)
+    scaling = scaling_of_config(config)
     assert scaling is not None
     assert [window.max_length for window in scaling.windows] == [4096, 131072]
     for window, length in zip(scaling.windows, (4096, 4097), strict=True):
@@ -115,7 +115,7 @@ def test_longrope_has_two_windows(config: Any) -> None:
 def test_phimoe_has_an_attention_factor_per_window() -> None:
     parameters = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": RISING, "rope_theta": 1e4}
     parameters |= {"original_max_position_embeddings": 4096, "short_mscale": 1.1, "long_mscale": 1.3}
-    scaling = existing_scaling(PhimoeConfig(**PHI3, rope_parameters=parameters))
+    scaling = scaling_of_config(PhimoeConfig(**PHI3, rope_parameters=parameters))
     assert scaling is not None
     assert [window.attention_factor for window in scaling.windows] == [1.1, 1.3]
 
@@ -129,7 +129,7 @@ def test_version_4_namespace() -> None:
         rope_theta=10000.0,
         rope_scaling={"type": "su", "short_factor": SHORT, "long_factor": RISING},
     )
-    scaling = existing_scaling(config)
+    scaling = scaling_of_config(config)
     assert scaling is not None
     su = math.sqrt(1 + math.log(32) / math.log(4096))
     assert scaling.windows == (Window(4096, tuple(SHORT), 0, su), Window(131072, tuple(RISING), 0, su))
@@ -146,20 +146,20 @@ def test_per_layer_type(parameters: dict[str, Any]) -> None:
     sliding = {"sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}
     config = Olmo3Config(max_position_embeddings=16384, rope_parameters=parameters | sliding)
     inv_freq, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu", layer_type="full_attention")
-    scaling = existing_scaling(config)
+    scaling = scaling_of_config(config)
     assert scaling is not None
     (window,) = scaling.windows
     ours = scaling.geometry.inv_freq / np.array(window.factors)
     np.testing.assert_allclose(ours, inv_freq.double().numpy(), rtol=1e-6)
     assert window.attention_factor == pytest.approx(attention_factor)
-    assert existing_scaling(config, "sliding_attention") is None
+    assert scaling_of_config(config, "sliding_attention") is None
 
 
 def test_fixed_alpha_under_the_name_dynamic() -> None:
     parameters = {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 1e4}
     config = HunYuanDenseV1Config(head_dim=128, max_position_embeddings=32768, rope_parameters=parameters)
     inv_freq: torch.Tensor = HunYuanDenseV1RotaryEmbedding(config).inv_freq
-    scaling = existing_scaling(config)
+    scaling = scaling_of_config(config)
     assert scaling is not None
     assert scaling.target_length == 32768
     ours = scaling.geometry.inv_freq / np.array(scaling.windows[0].factors)
@@ -178,7 +178,7 @@ def test_fixed_alpha_under_the_name_dynamic() -> None:
     ids=["llama", "gemma3", "dynamic", "linear-1", "mrope"],
 )
 def test_nothing_is_scaled(config: Any) -> None:
-    assert existing_scaling(config) is None
+    assert scaling_of_config(config) is None
 
 
 def _namespace(**parameters: Any) -> SimpleNamespace:
@@ -215,5 +215,5 @@ def _namespace(**parameters: Any) -> SimpleNamespace:
 )
 def test_refusals(config: Any, message: str) -> None:
     with pytest.raises(LongRopeError, match=message) as caught:
-        existing_scaling(config)
+        scaling_of_config(config)
     assert "\n" not in str(caught.value)

@@ -8,25 +8,25 @@ from typing import Any
 
 import pytest
 
-from longrope.models.apply import install, uninstall
-from longrope.models.loading import Subject, open_model
-from longrope.models.scaled import Installed
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel, open_model
+from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import RopeScaling
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.methods import Plan, plan
 from longrope.search.search_data import prepare_texts
 from tests.search.lengths import NEEDLE_LENGTH
 
 
 @pytest.fixture(scope="module")
-def subject(checkpoint: Path) -> Subject:
+def loaded(checkpoint: Path) -> LoadedModel:
     return open_model(str(checkpoint))
 
 
 @pytest.fixture(scope="module")
-def installed(subject: Subject) -> Iterator[Installed]:
-    yield install(subject.model, RopeScaling.original(subject.geometry))
-    uninstall(subject.model)
+def scaled(loaded: LoadedModel) -> Iterator[ScaledModel]:
+    yield apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
+    remove_scaling(loaded.model)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def source(texts: Path) -> list[str]:
 
 
 @pytest.fixture
-def planned(subject: Subject, installed: Installed, source: list[str]) -> Callable[..., Plan]:
+def planned(loaded: LoadedModel, scaled: ScaledModel, source: list[str]) -> Callable[..., Plan]:
     """`planned(method=…)`: the plan of these options for 512 tokens."""
 
     def make(target_length: int = NEEDLE_LENGTH, **options: Any) -> Plan:
-        chosen = SearchOptions(**options)
-        texts = prepare_texts(subject, source, target_length, chosen)
-        return plan(subject, installed, texts, target_length, chosen)
+        chosen = SearchConfig(**options)
+        texts = prepare_texts(loaded, source, target_length, chosen)
+        return plan(loaded, scaled, texts, target_length, chosen)
 
     return make

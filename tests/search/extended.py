@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from longrope.models.loading import Subject
+from longrope.models.loading import LoadedModel
 from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW
@@ -13,14 +13,16 @@ M = 1.4
 TRAINED, REACH = 8 * WINDOW, 64 * WINDOW
 
 
-def extended_from(subject: Subject) -> Subject:
+def extended_from(loaded: LoadedModel) -> LoadedModel:
     windows = (
-        Window(TRAINED, tuple(pi(subject.geometry, TRAINED).tolist()), attention_factor=M),
-        Window(REACH, tuple(yarn(subject.geometry, REACH).tolist()), attention_factor=M),
+        Window(TRAINED, tuple(pi(loaded.geometry, TRAINED).tolist()), attention_factor=M),
+        Window(REACH, tuple(yarn(loaded.geometry, REACH).tolist()), attention_factor=M),
     )
-    return replace(subject, existing=RopeScaling(subject.geometry, windows, {"data": {"document_sha256": ["e" * 64]}}))
+    return replace(
+        loaded, checkpoint_scaling=RopeScaling(loaded.geometry, windows, {"data": {"document_sha256": ["e" * 64]}})
+    )
 
 
-def carried_by(subject: Subject) -> RopeScaling:
-    assert subject.existing is not None
-    return subject.existing
+def carried_by(loaded: LoadedModel) -> RopeScaling:
+    assert loaded.checkpoint_scaling is not None
+    return loaded.checkpoint_scaling

@@ -9,7 +9,7 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
-from longrope.search.config import SearchOptions, attention_factor_of, start_tokens_of
+from longrope.search.config import SearchConfig, attention_factor_of, start_tokens_of
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ from longrope.search.config import SearchOptions, attention_factor_of, start_tok
 )
 def test_options_that_make_no_search_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(LongRopeError, match=says) as error:
-        SearchOptions(**wrong)
+        SearchConfig(**wrong)
     assert "\n" not in str(error.value)
 
 

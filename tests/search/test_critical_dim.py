@@ -15,7 +15,7 @@ from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import ntk_critical, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.critical_dim import Choices, choices, forms_with_critical_dim
 from longrope.search.evaluator import OTHER, Answer, Question
 from longrope.search.log import SearchLog
@@ -62,7 +62,7 @@ def chosen(planned: Callable[..., Plan], tmp_path: Path) -> Callable[..., tuple[
             conversation = Conversation(ReplyEvaluator(record), log)
             run_search(made.search, conversation)
             assert not others
-            found = choices(conversation, made, SearchOptions(**options))
+            found = choices(conversation, made, SearchConfig(**options))
             conversation.finish()
         return found, others, made
 

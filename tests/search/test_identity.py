@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from longrope.models.loading import Subject
-from longrope.models.scaled import Installed
-from longrope.search.config import EVOLUTION, SearchOptions
+from longrope.models.loading import LoadedModel
+from longrope.models.scaled import ScaledModel
+from longrope.search.config import EVOLUTION, SearchConfig
 from longrope.search.methods import Plan, plan
 from longrope.search.search_data import prepare_texts
 
@@ -79,16 +79,16 @@ def test_identity_changes_with_whatever_changes_the_search(
 
 
 def test_identity_changes_with_length_texts_and_model(
-    planned: Callable[..., Plan], subject: Subject, installed: Installed, texts: Path
+    planned: Callable[..., Plan], loaded: LoadedModel, scaled: ScaledModel, texts: Path
 ) -> None:
-    options = SearchOptions(samples=2)
+    options = SearchConfig(samples=2)
     before = planned(256, samples=2).identity
     assert planned(512, samples=2).identity != before
-    other = prepare_texts(subject, [str(texts / "other.txt")], 256, options)
-    assert plan(subject, installed, other, 256, options).identity != before
+    other = prepare_texts(loaded, [str(texts / "other.txt")], 256, options)
+    assert plan(loaded, scaled, other, 256, options).identity != before
     # Another base leaves texts, settings and stages of a gradient search as they are.
-    chosen = SearchOptions(method="gradient", samples=1)
-    found = prepare_texts(subject, [str(texts / "search.txt")], 256, chosen)
-    rebased = replace(subject, geometry=replace(subject.geometry, base=20_000.0))
-    identities = [plan(one, installed, found, 256, chosen).identity for one in (subject, rebased)]
+    chosen = SearchConfig(method="gradient", samples=1)
+    found = prepare_texts(loaded, [str(texts / "search.txt")], 256, chosen)
+    rebased = replace(loaded, geometry=replace(loaded.geometry, base=20_000.0))
+    identities = [plan(one, scaled, found, 256, chosen).identity for one in (loaded, rebased)]
     assert identities[0] != identities[1]

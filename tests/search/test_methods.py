@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.models.apply import install, uninstall
-from longrope.models.loading import Subject, open_model
-from longrope.models.scaled import Installed
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel, open_model
+from longrope.models.scaled import ScaledModel
 from longrope.rope.closed_forms import CLOSED_FORMS, su_attention_factor, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.progressive import continued_attention_factor
 from longrope.rope.scaling import RopeScaling
 from longrope.search.cma import CMASearch, HybridSearch
-from longrope.search.config import METHODS, OBJECTIVES, SearchOptions
+from longrope.search.config import METHODS, OBJECTIVES, SearchConfig
 from longrope.search.evaluator import Answer, CandidateSearch, Question, SerialEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.gradient import GradientSearch
@@ -87,19 +87,19 @@ def test_knots(planned: Callable[..., Plan], knots: int | None, gradient: int, c
 
 
 def test_a_small_head_has_a_knot_for_every_pair(source: list[str], tmp_path: Path) -> None:
-    subject = open_model(str(save_checkpoint(tmp_path / "small", head_dim=16)))
-    options = SearchOptions(method="hybrid", samples=1)
-    texts = prepare_texts(subject, source, 128, options)
+    loaded = open_model(str(save_checkpoint(tmp_path / "small", head_dim=16)))
+    options = SearchConfig(method="hybrid", samples=1)
+    texts = prepare_texts(loaded, source, 128, options)
     try:
-        made = plan(subject, install(subject.model, RopeScaling.original(subject.geometry)), texts, 128, options)
+        made = plan(loaded, apply_scaling(loaded.model, RopeScaling.original(loaded.geometry)), texts, 128, options)
     finally:
-        uninstall(subject.model)
+        remove_scaling(loaded.model)
     assert made.search.polish_knots == 8  # type: ignore[attr-defined]
 
 
-def test_the_raced_seeds(subject: Subject) -> None:
+def test_the_raced_seeds(loaded: LoadedModel) -> None:
     """At the dimensions of real models every one is another."""
-    real = replace(subject, geometry=RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192))
+    real = replace(loaded, geometry=RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192))
     for length in (16_384, 131_072):
         seeds = raced_seeds(real, length)
         assert list(seeds) == SEEDS
@@ -120,10 +120,10 @@ def cheap(question: Question) -> Answer:
 @pytest.mark.parametrize("options", [{}, {"racing": False}])
 @pytest.mark.parametrize("method", ["longrope", "longrope2"])
 def test_without_racing_it_asks_what_algorithm_1_asks(
-    planned: Callable[..., Plan], subject: Subject, method: str, options: dict[str, Any]
+    planned: Callable[..., Plan], loaded: LoadedModel, method: str, options: dict[str, Any]
 ) -> None:
     """Question by question, over the whole search, as an evolution that is put together here."""
-    geometry = subject.geometry
+    geometry = loaded.geometry
     chosen = EvolutionSettings(population=8, mutations=2, crossovers=2, iterations=5, top_k=4, seed=7)
     optimiser: Evolution[Any]
     if method == "longrope":
@@ -151,16 +151,16 @@ def test_without_racing_it_asks_what_algorithm_1_asks(
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_racing_weighs_texts_by_their_scored_tokens(
-    subject: Subject, installed: Installed, source: list[str], objective: str
+    loaded: LoadedModel, scaled: ScaledModel, source: list[str], objective: str
 ) -> None:
     """Scored text by text by the model, the first generation is told the losses over all texts."""
-    options = SearchOptions(objective=objective, population=3, iterations=0, samples=4)
-    texts = prepare_texts(subject, source, NEEDLE_LENGTH, options)
+    options = SearchConfig(objective=objective, population=3, iterations=0, samples=4)
+    texts = prepare_texts(loaded, source, NEEDLE_LENGTH, options)
     key = ("search", NEEDLE_LENGTH)
     if objective == "needle":  # answers of other lengths, as of a tokenizer that splits numbers elsewhere
         texts[key] = replace(texts[key], answer_tokens=(3, 9, 4, 7))  # type: ignore[call-arg]
     plain, raced = (
-        plan(subject, installed, texts, NEEDLE_LENGTH, replace(options, racing=racing)) for racing in (False, True)
+        plan(loaded, scaled, texts, NEEDLE_LENGTH, replace(options, racing=racing)) for racing in (False, True)
     )
     assert type(raced.search) is RacedSearch
     assert raced.questions == 4 * plain.questions
@@ -241,13 +241,13 @@ def test_the_attention_factor_is_the_checkpoints_unless_given(
     folder = save_checkpoint(tmp_path / "yarn", rope_parameters=rope, max_position_embeddings=4 * WINDOW)
     yarn = open_model(str(folder))
 
-    def window(subject: Subject, **more: Any) -> list[Any]:
-        options = SearchOptions(method=method, samples=1, objective="perplexity", **more)
-        texts = prepare_texts(subject, source, NEEDLE_LENGTH, options)
+    def window(loaded: LoadedModel, **more: Any) -> list[Any]:
+        options = SearchConfig(method=method, samples=1, objective="perplexity", **more)
+        texts = prepare_texts(loaded, source, NEEDLE_LENGTH, options)
         try:
-            made = plan(subject, install(subject.model, RopeScaling.original(subject.geometry)), texts, 512, options)
+            made = plan(loaded, apply_scaling(loaded.model, RopeScaling.original(loaded.geometry)), texts, 512, options)
         finally:
-            uninstall(subject.model)
+            remove_scaling(loaded.model)
         return [question.window for question in made.search.ask()]
 
     assert {one.attention_factor for one in window(yarn)} == {0.1 * math.log(4) + 1}
@@ -265,16 +265,16 @@ def test_the_attention_factor_is_the_checkpoints_unless_given(
 def test_a_scaling_that_the_checkpoint_carries_is_a_seed(source: list[str], tmp_path: Path) -> None:
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
     folder = save_checkpoint(tmp_path / "linear", rope_parameters=rope, max_position_embeddings=WINDOW)
-    subject = open_model(str(folder))
-    assert subject.existing is not None
-    assert subject.reach == 128
-    options = SearchOptions(method="gradient", samples=1)
-    texts = prepare_texts(subject, source, 512, options)
+    loaded = open_model(str(folder))
+    assert loaded.checkpoint_scaling is not None
+    assert loaded.context_length == 128
+    options = SearchConfig(method="gradient", samples=1)
+    texts = prepare_texts(loaded, source, 512, options)
     assert {length for _, length in texts} == {256, 512}
     try:
-        made = plan(subject, install(subject.model, RopeScaling.original(subject.geometry)), texts, 512, options)
+        made = plan(loaded, apply_scaling(loaded.model, RopeScaling.original(loaded.geometry)), texts, 512, options)
     finally:
-        uninstall(subject.model)
+        remove_scaling(loaded.model)
     assert isinstance(made.search, GradientSearch)
     assert made.search.stages[0].seeds["checkpoint"].tolist() == [2.0] * 16
 

@@ -8,7 +8,7 @@ import torch
 
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import SampleOrigin, Samples
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.objective import NeedleObjective, PerplexityObjective
 from tests.models.families import FAMILIES, VOCABULARY, WINDOW, tiny_model
@@ -26,14 +26,14 @@ def test_slopes(kind, family):
     one of the slow pairs: the first sees wrong sizes, the others what is missing or belongs to another pair."""
     # A router that picks other experts makes the loss jump: here every expert has a part, by a smooth weight.
     model = tiny_model(family, **({"num_experts_per_tok": 4} if family in MIXTURES else {}))
-    installed = install(model, RopeScaling.original(geometry_of(model, WINDOW)))
+    scaled = apply_scaling(model, RopeScaling.original(geometry_of(model, WINDOW)))
     ids = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     objective = (
-        PerplexityObjective(installed, Samples(ids, ROWS, has_bos=False))
+        PerplexityObjective(scaled, Samples(ids, ROWS, has_bos=False))
         if kind == "perplexity"
-        else NeedleObjective(installed, NeedleSamples(ids, (3, 6), (0.0, 1.0), ("a-b",) * 2, ("1",) * 2, ROWS))
+        else NeedleObjective(scaled, NeedleSamples(ids, (3, 6), (0.0, 1.0), ("a-b",) * 2, ("1",) * 2, ROWS))
     )
-    pairs = installed.scaling.geometry.pairs
+    pairs = scaled.scaling.geometry.pairs
     point = np.append(np.linspace(1.05, 2.5, pairs), 1.1)
 
     def loss(at):

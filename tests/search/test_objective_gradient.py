@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import SampleOrigin, Samples
 from longrope.models import scoring
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.objective import NeedleObjective, PerplexityObjective
 from tests.checkpoints import VOCABULARY, save_checkpoint
@@ -39,15 +39,15 @@ def in_float64(model, monkeypatch):
 def objective_of(kind, config_class, tmp_path, dtype=torch.float64):
     folder = save_checkpoint(tmp_path / "model", config_class)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    installed = install(model, RopeScaling.original(geometry_of(model, 64)))
+    scaled = apply_scaling(model, RopeScaling.original(geometry_of(model, 64)))
     ids = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     if kind == "perplexity":
-        return PerplexityObjective(installed, Samples(ids, ROWS, has_bos=False))
-    return NeedleObjective(installed, NeedleSamples(ids, (3, 6), (0.0, 1.0), ("a-b",) * 2, ("1",) * 2, ROWS))
+        return PerplexityObjective(scaled, Samples(ids, ROWS, has_bos=False))
+    return NeedleObjective(scaled, NeedleSamples(ids, (3, 6), (0.0, 1.0), ("a-b",) * 2, ("1",) * 2, ROWS))
 
 
 def ramp(objective, attention_factor=1.1):
-    pairs = objective.installed.scaling.geometry.pairs
+    pairs = objective.scaled.scaling.geometry.pairs
     return Window(LENGTH, tuple(np.linspace(1.05, 2.5, pairs).tolist()), 0, attention_factor)
 
 
@@ -56,7 +56,7 @@ def ramp(objective, attention_factor=1.1):
 def test_against_central_differences(kind, config_class, tmp_path, monkeypatch):
     objective = objective_of(kind, config_class, tmp_path)
     plain = objective.loss(ramp(objective))
-    in_float64(objective.installed.model, monkeypatch)
+    in_float64(objective.scaled.model, monkeypatch)
     assert objective.loss(ramp(objective)) == pytest.approx(plain, rel=1e-5)  # still the same model
     window = ramp(objective)
     loss, gradient = objective.loss_and_gradient(window)
@@ -95,7 +95,7 @@ def test_rows_add_up(tmp_path):
 
 def test_weights_get_no_gradient_and_keep_their_flags(tmp_path):
     objective = objective_of("perplexity", "LlamaConfig", tmp_path, torch.float32)
-    model = objective.installed.model
+    model = objective.scaled.model
     next(model.parameters()).requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
     objective.loss_and_gradient(ramp(objective))
@@ -117,7 +117,7 @@ def test_layers_are_computed_again_and_not_kept(tmp_path):
     """Without checkpoints every layer's MLP runs once; with them, once more in the backward pass."""
     objective = objective_of("perplexity", "LlamaConfig", tmp_path, torch.float32)
     calls = []
-    for layer in objective.installed.model.model.layers:
+    for layer in objective.scaled.model.model.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     objective.loss(ramp(objective), [0])
     scored = len(calls)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import SampleOrigin
 from longrope.models import scoring
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.objective import NeedleObjective
 
@@ -32,10 +32,10 @@ def objective():
         max_position_embeddings=32,
     )
     model = LlamaForCausalLM(config).eval()
-    installed = install(model, RopeScaling.original(geometry_of(model)))
+    scaled = apply_scaling(model, RopeScaling.original(geometry_of(model)))
     rows = (SampleOrigin("book", "0" * 64, 0),) * 2
     samples = NeedleSamples(torch.randint(97, (2, LENGTH)), ANSWERS, (0.0, 1.0), ("a-b",) * 2, ("1",) * 2, rows)
-    return NeedleObjective(installed, samples)
+    return NeedleObjective(scaled, samples)
 
 
 def with_ids(objective, row, position, value):
@@ -49,7 +49,7 @@ WINDOW = Window(LENGTH, tuple(torch.linspace(1, 3, 16).tolist()))
 
 def test_loss_is_that_of_the_answers(objective):
     total = 0.0
-    with objective.installed.using(WINDOW) as model, torch.no_grad():
+    with objective.scaled.using(WINDOW) as model, torch.no_grad():
         for row, answer in zip(objective.samples.ids, ANSWERS, strict=True):
             logits = model(row[None, :-1]).logits[0]
             total += float(F.cross_entropy(logits[-answer:], row[-answer:], reduction="sum"))

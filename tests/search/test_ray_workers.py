@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.models.apply import install, uninstall
-from longrope.models.loading import ModelOptions, Subject, fingerprint, open_model
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel, LoadOptions, fingerprint, open_model
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search import ray_evaluator as workers
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.evaluator import Question, SerialEvaluator
 from longrope.search.log import SearchLog
 from longrope.search.loop import Conversation, Progress, run_search
@@ -27,8 +27,8 @@ from longrope.search.search_data import Texts, prepare_texts
 ray = pytest.importorskip("ray")
 
 TARGET = 512
-EVOLUTION = SearchOptions(population=4, iterations=2, samples=2)
-NEEDLES = SearchOptions(method="gradient", objective="needle", samples=2, continuation=False)
+EVOLUTION = SearchConfig(population=4, iterations=2, samples=2)
+NEEDLES = SearchConfig(method="gradient", objective="needle", samples=2, continuation=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,15 +38,15 @@ def session() -> Iterator[None]:
 
 
 @pytest.fixture
-def subject(checkpoint: Path) -> Subject:
+def loaded(checkpoint: Path) -> LoadedModel:
     return open_model(str(checkpoint))
 
 
 def search_into(
-    path: Path, subject: Subject, texts: Texts, evaluator: RayEvaluator | None = None
+    path: Path, loaded: LoadedModel, texts: Texts, evaluator: RayEvaluator | None = None
 ) -> tuple[Window, float]:
     """The best of a small evolution under a log at `path`, answered here or by `evaluator`, which loses a worker."""
-    planned = plan(subject, install(subject.model, RopeScaling.original(subject.geometry)), texts, TARGET, EVOLUTION)
+    planned = plan(loaded, apply_scaling(loaded.model, RopeScaling.original(loaded.geometry)), texts, TARGET, EVOLUTION)
 
     def kill(progress: Progress) -> None:
         if evaluator is not None and progress.evaluations == 1:
@@ -57,11 +57,11 @@ def search_into(
     return planned.search.best
 
 
-def test_a_search_by_two_workers_one_of_them_killed(subject: Subject, texts: Path, tmp_path: Path) -> None:
-    drawn = prepare_texts(subject, [str(texts / "search.txt")], TARGET, EVOLUTION)
-    expected = search_into(tmp_path / "serial", subject, drawn)
-    with ray_evaluator(subject, drawn, workers=2) as evaluator:
-        found = search_into(tmp_path / "ray", subject, drawn, evaluator)
+def test_a_search_by_two_workers_one_of_them_killed(loaded: LoadedModel, texts: Path, tmp_path: Path) -> None:
+    drawn = prepare_texts(loaded, [str(texts / "search.txt")], TARGET, EVOLUTION)
+    expected = search_into(tmp_path / "serial", loaded, drawn)
+    with ray_evaluator(loaded, drawn, workers=2) as evaluator:
+        found = search_into(tmp_path / "ray", loaded, drawn, evaluator)
     assert found == expected
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "serial").read_bytes()
 
@@ -91,48 +91,48 @@ def questions() -> list[Question]:
 
 
 def test_needles_and_gradients(
-    subject: Subject, texts: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+    loaded: LoadedModel, texts: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
     """Of a model named relative to this process's working folder."""
     monkeypatch.chdir(checkpoint.parent)
-    subject = replace(subject, name=checkpoint.name)
-    drawn = prepare_texts(subject, [str(texts / "search.txt")], TARGET, NEEDLES)
-    installed = install(subject.model, RopeScaling.original(subject.geometry))
-    expected = list(SerialEvaluator(plan(subject, installed, drawn, TARGET, NEEDLES).objectives).evaluate(questions()))
-    with ray_evaluator(subject, drawn, workers=1) as evaluator:
+    loaded = replace(loaded, name=checkpoint.name)
+    drawn = prepare_texts(loaded, [str(texts / "search.txt")], TARGET, NEEDLES)
+    scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
+    expected = list(SerialEvaluator(plan(loaded, scaled, drawn, TARGET, NEEDLES).objectives).evaluate(questions()))
+    with ray_evaluator(loaded, drawn, workers=1) as evaluator:
         assert list(evaluator.evaluate(questions())) == expected
     assert expected[2].gradient is not None
     assert len({answer.loss for answer in expected}) == 3
 
 
-def recipe_of(subject: Subject, **more: Any) -> Recipe:
-    drawn = prepare_texts(subject, ["book:an-american-tragedy"], TARGET, EVOLUTION)
-    uninstall(subject.model)
-    recipe = Recipe(subject.name, subject.options, drawn, fingerprint(subject.model), numerics(subject))
+def recipe_of(loaded: LoadedModel, **more: Any) -> Recipe:
+    drawn = prepare_texts(loaded, ["book:an-american-tragedy"], TARGET, EVOLUTION)
+    remove_scaling(loaded.model)
+    recipe = Recipe(loaded.name, loaded.options, drawn, fingerprint(loaded.model), numerics(loaded))
     return replace(recipe, **more)
 
 
-def test_a_recipe_says_what_makes_a_replica(subject: Subject) -> None:
+def test_a_recipe_says_what_makes_a_replica(loaded: LoadedModel) -> None:
     """Its options too: a longer original window, another dtype."""
-    subject = open_model(subject.name, ModelOptions(dtype="float64", original_length=100))
-    evaluator = recipe_of(subject)()
+    loaded = open_model(loaded.name, LoadOptions(dtype="float64", original_length=100))
+    evaluator = recipe_of(loaded)()
     ((key, objective),) = evaluator.objectives.items()
     assert key == ("search", TARGET)
-    assert objective.installed.model is not subject.model
-    assert objective.installed.model.dtype == torch.float64
-    assert objective.installed.scaling.geometry == subject.geometry
-    assert objective.installed.scaling.geometry.original_length == 100
+    assert objective.scaled.model is not loaded.model
+    assert objective.scaled.model.dtype == torch.float64
+    assert objective.scaled.scaling.geometry == loaded.geometry
+    assert objective.scaled.scaling.geometry.original_length == 100
 
 
-def test_other_weights_are_refused(subject: Subject) -> None:
+def test_other_weights_are_refused(loaded: LoadedModel) -> None:
     with torch.no_grad():
-        next(subject.model.parameters()).add_(1.0)
+        next(loaded.model.parameters()).add_(1.0)
     with pytest.raises(LongRopeError, match="has other weights than the model of this search"):
-        recipe_of(subject)()
+        recipe_of(loaded)()
 
 
-def test_another_way_to_compute_is_refused(subject: Subject) -> None:
-    recipe = recipe_of(subject)
+def test_another_way_to_compute_is_refused(loaded: LoadedModel) -> None:
+    recipe = recipe_of(loaded)
     torch.set_num_threads(2)
     try:
         with pytest.raises(LongRopeError, match=r"computes otherwise than this search began: threads 2 \(not 1\)$"):
@@ -144,8 +144,8 @@ def test_another_way_to_compute_is_refused(subject: Subject) -> None:
         recipe()
 
 
-def test_ray_hands_out_the_gpus(subject: Subject) -> None:
-    numbered = replace(subject, options=ModelOptions(device="cuda:1"))
+def test_ray_hands_out_the_gpus(loaded: LoadedModel) -> None:
+    numbered = replace(loaded, options=LoadOptions(device="cuda:1"))
     with (
         pytest.raises(LongRopeError, match="expected the device cuda, found cuda:1"),
         ray_evaluator(numbered, {}, workers=1),
@@ -153,13 +153,13 @@ def test_ray_hands_out_the_gpus(subject: Subject) -> None:
         pass
 
 
-def test_the_model_waits_in_main_memory(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_waits_in_main_memory(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is back at the end, whatever happens."""
     moves: list[str] = []
-    monkeypatch.setattr(subject.model, "to", lambda device: moves.append(str(device)))
+    monkeypatch.setattr(loaded.model, "to", lambda device: moves.append(str(device)))
 
     def interrupted() -> None:
-        with workers._parked(subject):
+        with workers._parked(loaded):
             assert moves == ["cpu"]
             raise KeyboardInterrupt
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.models.apply import install, uninstall
-from longrope.models.loading import Subject
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.initial import baselines, evolution_seeds
 from longrope.search.objective import PerplexityObjective, SampledObjective
 from longrope.search.recover import Listener, Recovered, Recovery, recover
@@ -27,21 +27,23 @@ from longrope.search.search_data import prepare_texts
 from tests.checkpoints import WINDOW
 from tests.search.extended import REACH, TRAINED, M, carried_by, extended_from
 
-FEW = SearchOptions(population=12, iterations=1, samples=2)
+FEW = SearchConfig(population=12, iterations=1, samples=2)
 
 
 @pytest.fixture(scope="module")
-def extended(subject: Subject) -> Subject:
-    return extended_from(subject)
+def extended(loaded: LoadedModel) -> LoadedModel:
+    return extended_from(loaded)
 
 
 @pytest.fixture(scope="module")
-def recovered(extended: Subject, source: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Recovery, Path]:
+def recovered(
+    extended: LoadedModel, source: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recovery, Path]:
     out = tmp_path_factory.mktemp("recover") / "run"
     return recover(extended, [2 * WINDOW, WINDOW], source, out, FEW), out
 
 
-def test_what_a_recovery_leaves(recovered: tuple[Recovery, Path], extended: Subject) -> None:
+def test_what_a_recovery_leaves(recovered: tuple[Recovery, Path], extended: LoadedModel) -> None:
     found, out = recovered
     assert sorted(path.name for path in out.iterdir()) == ["128", "64", "recover.json", "scaling.json"]
     assert [row.length for row in found.rows] == [WINDOW, 2 * WINDOW]
@@ -60,16 +62,16 @@ def test_what_a_recovery_leaves(recovered: tuple[Recovery, Path], extended: Subj
 
 
 def test_the_losses_are_those_of_the_windows(
-    recovered: tuple[Recovery, Path], extended: Subject, source: list[str]
+    recovered: tuple[Recovery, Path], extended: LoadedModel, source: list[str]
 ) -> None:
     """Asked again of the model, on the same samples."""
     found, _ = recovered
     before, original = carried_by(extended), RopeScaling.original(extended.geometry)
-    installed = install(extended.model, original)
+    scaled = apply_scaling(extended.model, original)
     try:
         for row in found.rows:
             (samples,) = prepare_texts(extended, source, row.length, FEW).values()
-            objective = PerplexityObjective(installed, samples)  # type: ignore[arg-type]
+            objective = PerplexityObjective(scaled, samples)  # type: ignore[arg-type]
             under = [
                 objective.loss(replace(scaling.window_for(WINDOW), max_length=row.length))
                 for scaling in (before, original)
@@ -77,7 +79,7 @@ def test_the_losses_are_those_of_the_windows(
             assert under == [row.before, row.original]
             assert objective.loss(found.scaling.window_for(row.length)) == row.after
     finally:
-        uninstall(extended.model)
+        remove_scaling(extended.model)
 
 
 def test_each_length_is_an_ordinary_search(recovered: tuple[Recovery, Path]) -> None:
@@ -94,19 +96,19 @@ def test_each_length_is_an_ordinary_search(recovered: tuple[Recovery, Path]) -> 
         assert (np.diff(steps, axis=1) >= 0).all()
 
 
-def test_what_it_starts_from(extended: Subject) -> None:
+def test_what_it_starts_from(extended: LoadedModel) -> None:
     """The original RoPE, the carried factors (those for this length first), YaRN and NTK of small ratios."""
     seeds = [seed.tolist() for seed in evolution_seeds(extended, 2 * WINDOW)]
     trained, far = (list(window.factors) for window in carried_by(extended).windows)
     assert seeds[:3] == [[1.0] * 16, trained, far]
     assert seeds[3] == yarn(extended.geometry, 2 * WINDOW).tolist()
     assert [max(seed) for seed in seeds[3:]] == pytest.approx([2, 2, 2, 2, 4, 4])
-    other = replace(extended, existing=carried_by(extended).with_window(Window(WINDOW, (1.5,) * 16)))
+    other = replace(extended, checkpoint_scaling=carried_by(extended).with_window(Window(WINDOW, (1.5,) * 16)))
     assert [seed[0] for seed in evolution_seeds(other, WINDOW)[:3]] == [1.0, 1.5, trained[0]]
     assert [seed[0] for seed in evolution_seeds(other, 2 * WINDOW)[:3]] == [1.0, trained[0], 1.5]
 
 
-def test_what_it_is_held_against(extended: Subject) -> None:
+def test_what_it_is_held_against(extended: LoadedModel) -> None:
     """At L every closed form is the original RoPE; there is nothing to stretch inside the reach."""
     assert list(baselines(extended, WINDOW)) == ["none", "checkpoint"]
     assert baselines(extended, WINDOW)["none"].is_identity
@@ -115,7 +117,7 @@ def test_what_it_is_held_against(extended: Subject) -> None:
 
 
 def test_the_attention_factor_is_the_carried_one_or_1(
-    recovered: tuple[Recovery, Path], extended: Subject, source: list[str], tmp_path: Path
+    recovered: tuple[Recovery, Path], extended: LoadedModel, source: list[str], tmp_path: Path
 ) -> None:
     """A random model does not like its logits doubled: 1 is found, and only where none was asked for."""
     found, out = recovered
@@ -137,7 +139,7 @@ def test_the_attention_factor_is_the_carried_one_or_1(
     [(1.0, 2.0, 2.0, ("found", M)), (2.0, 1.0, 2.0, ("found", 1.0)), (2.0, 2.0, 1.0, ("original", 1.0))],
 )
 def test_the_outer_choice(
-    extended: Subject,
+    extended: LoadedModel,
     source: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -163,9 +165,9 @@ def test_the_outer_choice(
 
 @pytest.mark.parametrize(("bound", "most"), [(1.0, 1.0), (1.5, 1.5), (None, 10.0)])
 def test_the_largest_factor(
-    extended: Subject, source: list[str], tmp_path: Path, bound: float | None, most: float
+    extended: LoadedModel, source: list[str], tmp_path: Path, bound: float | None, most: float
 ) -> None:
-    options = SearchOptions(population=12, iterations=2, samples=1)
+    options = SearchConfig(population=12, iterations=2, samples=1)
     found = recover(extended, [WINDOW], source, tmp_path / "run", options, max_factor=bound)
     assert found.rows[0].max_factor == most
     window = RopeScaling.load(tmp_path / "run/64/scaling.json").window_for(WINDOW)
@@ -175,9 +177,9 @@ def test_the_largest_factor(
 
 
 def test_the_default_bound_is_that_of_the_window_a_length_falls_into(
-    extended: Subject, source: list[str], tmp_path: Path
+    extended: LoadedModel, source: list[str], tmp_path: Path
 ) -> None:
-    mixed = replace(extended, existing=carried_by(extended).with_window(Window(WINDOW, (1.0,) * 16)))
+    mixed = replace(extended, checkpoint_scaling=carried_by(extended).with_window(Window(WINDOW, (1.0,) * 16)))
     found = recover(mixed, [WINDOW, 2 * WINDOW], source, tmp_path / "run", replace(FEW, population=2, iterations=0))
     assert [row.max_factor for row in found.rows] == [1.25, 10.0]
 
@@ -187,7 +189,7 @@ def test_the_default_bound_is_that_of_the_window_a_length_falls_into(
 
 @pytest.mark.parametrize("stop_at", [3, 20])
 def test_a_recovery_that_was_stopped_comes_to_the_same_end(
-    recovered: tuple[Recovery, Path], extended: Subject, source: list[str], tmp_path: Path, stop_at: int
+    recovered: tuple[Recovery, Path], extended: LoadedModel, source: list[str], tmp_path: Path, stop_at: int
 ) -> None:
     count, lengths = 0, []
 
@@ -208,7 +210,7 @@ def test_a_recovery_that_was_stopped_comes_to_the_same_end(
 
 
 def test_a_finished_one_is_read_again(
-    recovered: tuple[Recovery, Path], extended: Subject, source: list[str], tmp_path: Path
+    recovered: tuple[Recovery, Path], extended: LoadedModel, source: list[str], tmp_path: Path
 ) -> None:
     found, out = recovered
     written = (out / "recover.json").stat().st_mtime_ns
@@ -222,7 +224,7 @@ def test_a_finished_one_is_read_again(
         recover(extended, [WINDOW, 2 * WINDOW], source, tmp_path / "other", FEW, max_factor=2.0, resume=True)
 
 
-def test_the_model_is_left_as_it_was(extended: Subject, source: list[str], tmp_path: Path) -> None:
+def test_the_model_is_left_as_it_was(extended: LoadedModel, source: list[str], tmp_path: Path) -> None:
     ids = torch.arange(20)[None]
     before = extended.model(input_ids=ids).logits
     recover(extended, [WINDOW], source, tmp_path / "run", replace(FEW, population=2, iterations=0))
@@ -232,7 +234,7 @@ def test_the_model_is_left_as_it_was(extended: Subject, source: list[str], tmp_p
 # --- what is refused
 
 
-def test_what_is_refused(extended: Subject, subject: Subject, source: list[str], tmp_path: Path) -> None:
+def test_what_is_refused(extended: LoadedModel, loaded: LoadedModel, source: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def says(pattern: str, call: Callable[[], object]) -> None:
@@ -241,7 +243,7 @@ def test_what_is_refused(extended: Subject, subject: Subject, source: list[str],
         assert "\n" not in str(error.value)
         assert not out.exists()
 
-    says("carries no scaling", lambda: recover(subject, [WINDOW], source, out))
+    says("carries no scaling", lambda: recover(loaded, [WINDOW], source, out))
     for lengths, found in (([], "none"), ([WINDOW - 1, 2 * WINDOW], "63, 128"), ([REACH], "4096")):
         says(
             f"from 64 tokens on and below the model's reach of 4096, found {found}",
@@ -249,7 +251,7 @@ def test_what_is_refused(extended: Subject, subject: Subject, source: list[str],
         )
     says(r"largest λ from 1 to 1e\+09, found 0.5", lambda: recover(extended, [WINDOW], source, out, max_factor=0.5))
     for method in ("longrope2", "gradient", "hybrid", "cma"):
-        options = SearchOptions(method=method)
+        options = SearchConfig(method=method)
         says(
             "a recovery searches by the method longrope only",
             lambda options=options: recover(extended, [64], source, out, options),
@@ -262,7 +264,9 @@ def test_rows_are_whole() -> None:
     assert (row.after, replace(row, stored=False).after) == (2.5, 3.0)
 
 
-def test_a_window_of_an_unextended_model_can_be_searched(subject: Subject, source: list[str], tmp_path: Path) -> None:
+def test_a_window_of_an_unextended_model_can_be_searched(
+    loaded: LoadedModel, source: list[str], tmp_path: Path
+) -> None:
     """`search_window` has no opinion on the reach."""
-    found = search_window(subject, 2 * WINDOW, source, tmp_path / "run", replace(FEW, population=2, iterations=0))
+    found = search_window(loaded, 2 * WINDOW, source, tmp_path / "run", replace(FEW, population=2, iterations=0))
     assert [window.max_length for window in found.scaling.windows] == [WINDOW, 2 * WINDOW]

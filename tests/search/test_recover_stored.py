@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from longrope.evaluation.run import seen_documents
-from longrope.models.loading import Subject
+from longrope.models.loading import LoadedModel
 from longrope.rope.scaling import Window
 from longrope.search import recover as module
 from longrope.search.recover import recover
@@ -19,17 +19,17 @@ from tests.search.extended import REACH, TRAINED, carried_by, extended_from
 
 
 @pytest.fixture(scope="module")
-def extended(subject: Subject) -> Subject:
-    return extended_from(subject)
+def extended(loaded: LoadedModel) -> LoadedModel:
+    return extended_from(loaded)
 
 
 def pretending(monkeypatch: pytest.MonkeyPatch, found: dict[int, tuple[float, float]]) -> None:
     """Searches that end at once: loss before and after, by length."""
 
-    def ends(subject: Subject, length: int, *_: Any, **__: Any) -> Any:
+    def ends(loaded: LoadedModel, length: int, *_: Any, **__: Any) -> Any:
         before, after = found[length]
         window = Window(length, (1.0 + length / 1024,) * 16, attention_factor=1.1)
-        scaling = carried_by(subject).with_window(window).with_provenance(data={"document_sha256": ["a" * 64]})
+        scaling = carried_by(loaded).with_window(window).with_provenance(data={"document_sha256": ["a" * 64]})
 
         baselines = {"checkpoint": before, "none": 9.0}
         return SimpleNamespace(baselines=baselines, best_loss=after, scaling=scaling)
@@ -49,7 +49,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch, found: dict[int, tuple[float, fl
     ],
 )
 def test_only_what_is_better_is_stored(
-    extended: Subject,
+    extended: LoadedModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     found: dict[int, tuple[float, float]],
@@ -73,9 +73,9 @@ def test_only_what_is_better_is_stored(
 
 
 def test_a_window_of_the_same_length_is_replaced(
-    extended: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    extended: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mixed = replace(extended, existing=carried_by(extended).with_window(Window(WINDOW, (1.0,) * 16)))
+    mixed = replace(extended, checkpoint_scaling=carried_by(extended).with_window(Window(WINDOW, (1.0,) * 16)))
     pretending(monkeypatch, {WINDOW: (2.0, 1.0)})
     left = recover(mixed, [WINDOW], [], tmp_path / "run").scaling
     assert [window.max_length for window in left.windows] == [WINDOW, TRAINED, REACH]

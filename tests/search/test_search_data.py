@@ -17,10 +17,10 @@ from longrope.data.samples import SampleOrigin, Samples
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
-from longrope.models.loading import Subject
+from longrope.models.loading import LoadedModel
 from longrope.rope.scaling import RopeScaling
 from longrope.search import search_data as module
-from longrope.search.config import METHODS, OBJECTIVES, SearchOptions
+from longrope.search.config import METHODS, OBJECTIVES, SearchConfig
 from longrope.search.search_data import FAR, data_provenance, prepare_texts, stage_lengths
 from tests.search.lengths import NEEDLE_LENGTH
 
@@ -48,9 +48,9 @@ def spans(samples: Samples | NeedleSamples) -> list[tuple[str, range]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_validation_texts_overlap_no_search_text_of_any_stage(subject: Subject, texts: Path, seed: int) -> None:
+def test_validation_texts_overlap_no_search_text_of_any_stage(loaded: LoadedModel, texts: Path, seed: int) -> None:
     sources = [str(texts / "search.txt"), str(texts / "other.txt")]
-    found = prepare_texts(subject, sources, NEEDLE_LENGTH, SearchOptions(method="gradient", samples=4, seed=seed))
+    found = prepare_texts(loaded, sources, NEEDLE_LENGTH, SearchConfig(method="gradient", samples=4, seed=seed))
     assert list(found) == [(split, length) for length in (128, 256, 512) for split in ("search", "validation")]
     for (split, length), samples in found.items():
         assert samples.ids.shape == (4 if split == "search" else 3, length)
@@ -63,9 +63,9 @@ def test_validation_texts_overlap_no_search_text_of_any_stage(subject: Subject, 
             assert document != other or place.stop <= elsewhere.start or elsewhere.stop <= place.start
 
 
-def test_rows_are_the_text_at_their_places(subject: Subject, source: list[str]) -> None:
-    (document,) = tokenize(read_all(source), subject.tokenizer)
-    found = prepare_texts(subject, source, 256, SearchOptions(method="gradient", samples=2))
+def test_rows_are_the_text_at_their_places(loaded: LoadedModel, source: list[str]) -> None:
+    (document,) = tokenize(read_all(source), loaded.tokenizer)
+    found = prepare_texts(loaded, source, 256, SearchConfig(method="gradient", samples=2))
     for samples in found.values():
         for ids, row in zip(samples.ids, samples.rows, strict=True):
             assert isinstance(row, SampleOrigin)
@@ -75,19 +75,19 @@ def test_rows_are_the_text_at_their_places(subject: Subject, source: list[str]) 
 
 
 @pytest.mark.parametrize("depth", ["spread", "start", "0.25"])
-def test_needle_texts_are_those_of_draw_needles(subject: Subject, source: list[str], depth: str) -> None:
-    options = SearchOptions(
+def test_needle_texts_are_those_of_draw_needles(loaded: LoadedModel, source: list[str], depth: str) -> None:
+    options = SearchConfig(
         method="gradient", objective="needle", needle_depth=depth, samples=4, continuation=False, seed=5
     )
-    found = prepare_texts(subject, source, NEEDLE_LENGTH, options)
-    documents = tokenize(read_all(source), subject.tokenizer)
+    found = prepare_texts(loaded, source, NEEDLE_LENGTH, options)
+    documents = tokenize(read_all(source), loaded.tokenizer)
     size = {"length": NEEDLE_LENGTH, "count": 4, "seed": 5}
-    places = needle_places(documents, subject.tokenizer, **size, more=3)
+    places = needle_places(documents, loaded.tokenizer, **size, more=3)
     splits = (("search", 4, 5, None), ("validation", 3, 6, Places(places.rows[4:], places.span)))
     for split, count, seed, given in splits:
         samples = found[split, NEEDLE_LENGTH]
         expected = draw_needles(
-            documents, subject.tokenizer, length=NEEDLE_LENGTH, count=count, seed=seed, depth=depth, places=given
+            documents, loaded.tokenizer, length=NEEDLE_LENGTH, count=count, seed=seed, depth=depth, places=given
         )
         assert isinstance(samples, NeedleSamples)
         assert torch.equal(samples.ids, expected.ids)
@@ -97,27 +97,27 @@ def test_needle_texts_are_those_of_draw_needles(subject: Subject, source: list[s
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_stage_searches_needles_in_text_that_validates(subject: Subject, source: list[str], seed: int) -> None:
+def test_no_stage_searches_needles_in_text_that_validates(loaded: LoadedModel, source: list[str], seed: int) -> None:
     """All stages have the beginnings of the same places, which the longest decides."""
-    own = subject.geometry
-    reaching = replace(subject, existing=RopeScaling.extended(own, 256, (1.0,) * own.pairs, 0, 1.0))
+    own = loaded.geometry
+    reaching = replace(loaded, checkpoint_scaling=RopeScaling.extended(own, 256, (1.0,) * own.pairs, 0, 1.0))
     found = prepare_texts(
-        reaching, source, 1024, SearchOptions(method="gradient", objective="needle", seed=seed, samples=3)
+        reaching, source, 1024, SearchConfig(method="gradient", objective="needle", seed=seed, samples=3)
     )
     assert [length for split, length in found if split == "search"] == [512, 1024]
     for split in ("search", "validation"):
         assert found[split, 512].rows == found[split, 1024].rows
-    documents = tokenize(read_all(source), subject.tokenizer)
-    places = needle_places(documents, subject.tokenizer, length=1024, count=3, seed=seed, more=3)
+    documents = tokenize(read_all(source), loaded.tokenizer)
+    places = needle_places(documents, loaded.tokenizer, length=1024, count=3, seed=seed, more=3)
     assert found["search", 1024].rows + found["validation", 1024].rows == places.rows
     for one, other in combinations(places.rows, 2):  # test_needles.py: no text is longer than the span
         assert abs(one.offset - other.offset) >= places.span
 
 
-def test_a_wrong_depth_is_not_blamed_on_a_stage(subject: Subject, source: list[str]) -> None:
-    options = SearchOptions(method="gradient", objective="needle", needle_depth="2", samples=2)
+def test_a_wrong_depth_is_not_blamed_on_a_stage(loaded: LoadedModel, source: list[str]) -> None:
+    options = SearchConfig(method="gradient", objective="needle", needle_depth="2", samples=2)
     with pytest.raises(LongRopeError, match=r"expected a needle depth of .* found '2'$"):
-        prepare_texts(subject, source, 1024, options)
+        prepare_texts(loaded, source, 1024, options)
 
 
 def jump(method: str) -> dict[str, Any]:
@@ -135,20 +135,20 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_has_the_splits_that_it_asks(subject: Subject, source: list[str], method: str) -> None:
-    found = prepare_texts(subject, source, NEEDLE_LENGTH, SearchOptions(samples=2, **jump(method)))
+def test_each_method_has_the_splits_that_it_asks(loaded: LoadedModel, source: list[str], method: str) -> None:
+    found = prepare_texts(loaded, source, NEEDLE_LENGTH, SearchConfig(samples=2, **jump(method)))
     assert set(found) == {(split, NEEDLE_LENGTH) for split in SPLITS[method]}
 
 
-def test_the_search_texts_of_a_seed_are_the_same_for_every_method(subject: Subject, source: list[str]) -> None:
+def test_the_search_texts_of_a_seed_are_the_same_for_every_method(loaded: LoadedModel, source: list[str]) -> None:
     """Or their losses would not compare."""
     for objective in OBJECTIVES:
         found = {
             prepare_texts(
-                subject,
+                loaded,
                 source,
                 NEEDLE_LENGTH,
-                SearchOptions(objective=objective, samples=2, seed=3, **jump(method)),
+                SearchConfig(objective=objective, samples=2, seed=3, **jump(method)),
             )["search", NEEDLE_LENGTH].sha256
             for method in METHODS
         }
@@ -157,24 +157,24 @@ def test_the_search_texts_of_a_seed_are_the_same_for_every_method(subject: Subje
 
 @pytest.mark.parametrize("objective", [None, "needle", "perplexity"])
 def test_longrope2_also_has_texts_of_the_other_objective(
-    subject: Subject, source: list[str], objective: str | None
+    loaded: LoadedModel, source: list[str], objective: str | None
 ) -> None:
     """Those that a search of that objective with the same options would have."""
-    options = SearchOptions(method="longrope2", objective=objective, samples=3, needle_depth="0.5", seed=4)
-    found = prepare_texts(subject, source, NEEDLE_LENGTH, options)
+    options = SearchConfig(method="longrope2", objective=objective, samples=3, needle_depth="0.5", seed=4)
+    found = prepare_texts(loaded, source, NEEDLE_LENGTH, options)
     turned = replace(options, objective=options.other_objective)
     assert isinstance(found["search", NEEDLE_LENGTH], NeedleSamples) == (objective != "perplexity")
     assert isinstance(found["other", NEEDLE_LENGTH], NeedleSamples) == (objective == "perplexity")
-    again = prepare_texts(subject, source, NEEDLE_LENGTH, turned)
+    again = prepare_texts(loaded, source, NEEDLE_LENGTH, turned)
     assert found["other", NEEDLE_LENGTH].sha256 == again["search", NEEDLE_LENGTH].sha256
     assert found["search", NEEDLE_LENGTH].sha256 == again["other", NEEDLE_LENGTH].sha256
 
 
-def test_needles_do_not_fit_everywhere(subject: Subject, source: list[str]) -> None:
+def test_needles_do_not_fit_everywhere(loaded: LoadedModel, source: list[str]) -> None:
     """A stage too short for the needle's parts is an error that says how long they are."""
     says = r"needle samples longer than .* found a length of 128, the first of the stages of 128, 256, 512 tokens"
     with pytest.raises(LongRopeError, match=says):
-        prepare_texts(subject, source, NEEDLE_LENGTH, SearchOptions(method="gradient", objective="needle"))
+        prepare_texts(loaded, source, NEEDLE_LENGTH, SearchConfig(method="gradient", objective="needle"))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_needles_do_not_fit_everywhere(subject: Subject, source: list[str]) -> N
     ],
 )
 def test_defaults_of_objective_and_samples(
-    subject: Subject,
+    loaded: LoadedModel,
     source: list[str],
     monkeypatch: pytest.MonkeyPatch,
     method: str,
@@ -215,15 +215,15 @@ def test_defaults_of_objective_and_samples(
 
     monkeypatch.setattr(module, "draw_samples", draw("perplexity"))
     monkeypatch.setattr(module, "draw_needles", draw("needle"))
-    options = SearchOptions(objective=objective, **jump(method))
-    prepare_texts(subject, source, target, options)
+    options = SearchConfig(objective=objective, **jump(method))
+    prepare_texts(loaded, source, target, options)
     assert options.chosen_objective == draws[0][0] != options.other_objective
     assert asked == draws
 
 
-def test_provenance_names_documents_and_places(subject: Subject, source: list[str]) -> None:
-    (document,) = tokenize(read_all(source), subject.tokenizer)
-    found = prepare_texts(subject, source, NEEDLE_LENGTH, SearchOptions(method="longrope2", samples=2))
+def test_provenance_names_documents_and_places(loaded: LoadedModel, source: list[str]) -> None:
+    (document,) = tokenize(read_all(source), loaded.tokenizer)
+    found = prepare_texts(loaded, source, NEEDLE_LENGTH, SearchConfig(method="longrope2", samples=2))
     said = data_provenance(found)
     assert said["document_sha256"] == [document.sha256]
     assert [(row["split"], row["length"]) for row in said["samples"]] == [

@@ -17,13 +17,13 @@ from transformers import LlamaForCausalLM
 from longrope import LongRoPEModel, RopeScaling, load_data
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
-from longrope.models.apply import install
-from longrope.search.config import SearchOptions
+from longrope.models.apply import apply_scaling
+from longrope.search.config import SearchConfig
 from longrope.standalone.training import draw_rows, next_byte_loss
 from tests.checkpoints import words
 
 BASE, TARGET = 64, 256
-SMALL = SearchOptions(method="gradient", steps=1, samples=1, continuation=False)
+SMALL = SearchConfig(method="gradient", steps=1, samples=1, continuation=False)
 
 # The example of the README that this API comes from, as it stands there.
 SEED = """
@@ -160,7 +160,7 @@ def test_to_hf(trained, extended):
                 expected = llama(ids[:, :length]).logits
             # Beyond the window transformers' angles are rounded to float32, ours are not.
             torch.testing.assert_close(model(ids[:, :length]), expected, atol=1e-5 if length <= BASE else 1e-3, rtol=0)
-        install(llama, model.scaling)  # that was the whole difference
+        apply_scaling(llama, model.scaling)  # that was the whole difference
         with torch.inference_mode():
             exact = llama(ids[:, :length]).logits
         torch.testing.assert_close(model(ids[:, :length]), exact, atol=2e-5, rtol=0)

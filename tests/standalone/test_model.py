@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longrope.errors import LongRopeError
-from longrope.models.apply import install
+from longrope.models.apply import apply_scaling
 from longrope.rope.closed_forms import ntk_aware
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
@@ -54,7 +54,7 @@ def test_llama_has_the_same_logits(model: StandaloneModel, scaling: RopeScaling,
     if length <= BASE:
         torch.testing.assert_close(model(ids), llama(ids).logits, atol=1e-5, rtol=0)
     extended = model.with_scaling(scaling)
-    install(llama, scaling)
+    apply_scaling(llama, scaling)
     with torch.inference_mode():
         expected = llama(ids).logits
     assert length == 1 or expected.std() > 0.1
@@ -65,7 +65,7 @@ def test_llama_has_the_same_logits(model: StandaloneModel, scaling: RopeScaling,
 def test_embeddings_give_llamas_hidden_states(model: StandaloneModel, scaling: RopeScaling, length: int) -> None:
     embeddings = torch.randn(2, length, 96, generator=torch.Generator().manual_seed(2))
     llama = as_llama(model)
-    install(llama, scaling)
+    apply_scaling(llama, scaling)
     hidden = model.with_scaling(scaling)(embeddings)
     assert hidden.shape == embeddings.shape
     with torch.inference_mode():

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from longrope.data.packing import Frame, pack
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
-from longrope.models.apply import install
+from longrope.models.apply import apply_scaling
 from longrope.train.finetune import training_windows
 from longrope.train.loss import chunked_loss
 from longrope.train.trainer import make_trainer, training_arguments
@@ -44,29 +44,29 @@ def shard_on_cpu() -> None:
 def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None = None) -> None:
     shard_on_cpu()
     settings = training(steps=5, batch=4, mix=MIXED, warmup=0, trainer=FSDP2 if form == "fsdp" else {})
-    subject = open_fresh(Path(checkpoint))
-    scaling = yarn_scaling(subject)
+    loaded = open_fresh(Path(checkpoint))
+    scaling = yarn_scaling(loaded)
     rows = pack(
-        tokenize(read_all([sources]), subject.tokenizer),
+        tokenize(read_all([sources]), loaded.tokenizer),
         settings.shares,
         length=settings.length,
         short_length=WINDOW,
         count=20,
         group=1,
-        frame=Frame.of(subject.tokenizer),
+        frame=Frame.of(loaded.tokenizer),
         seed=0,
     )
     losses: list[float] = []
     arguments = training_arguments(settings, Path(out), cpu=True)
-    installed = install(subject.model, scaling)
-    with chunked_loss(subject.model):
+    scaled = apply_scaling(loaded.model, scaling)
+    with chunked_loss(loaded.model):
         trainer = make_trainer(
-            subject.model,
+            loaded.model,
             arguments,
             rows,
             settings,
-            installed=installed,
-            windows=training_windows(subject, scaling, settings),
+            scaled=scaled,
+            windows=training_windows(loaded, scaling, settings),
             run="test",
             on_progress=lambda one: losses.append(one.loss),
         )

@@ -23,15 +23,15 @@ def main(checkpoint: str, sources: str, out: str, given: str, *flags: str) -> No
     if "fsdp" in settings.trainer:
         shard_on_cpu()
         verb.refuse_combinations = lambda *_, **__: None
-    subject = open_fresh(Path(checkpoint))
+    loaded = open_fresh(Path(checkpoint))
 
     def watch(one: object) -> None:
         if "interrupt" in flags and one.step == 3:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
     finetune(
-        subject,
-        yarn_scaling(subject, length=settings.length),
+        loaded,
+        yarn_scaling(loaded, length=settings.length),
         [sources],
         Path(out),
         settings,

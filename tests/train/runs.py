@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longrope.models.loading import Subject, open_model
+from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.scaling import RopeScaling
-from longrope.train.config import TrainingSettings
+from longrope.train.config import FinetuneConfig
 from tests.checkpoints import WINDOW, words
 
 ROOT = Path(__file__).parents[2]
@@ -28,13 +28,13 @@ def write_texts(folder: Path) -> Path:
     return folder
 
 
-def yarn_scaling(subject: Subject, attention_factor: float | None = None, length: int = TARGET) -> RopeScaling:
-    factors, m = CLOSED_FORMS["yarn"](subject.geometry, length)
+def yarn_scaling(loaded: LoadedModel, attention_factor: float | None = None, length: int = TARGET) -> RopeScaling:
+    factors, m = CLOSED_FORMS["yarn"](loaded.geometry, length)
     given = m if attention_factor is None else attention_factor
-    return RopeScaling.extended(subject.geometry, length, factors, 0, given, {"data": {"document_sha256": ["f" * 64]}})
+    return RopeScaling.extended(loaded.geometry, length, factors, 0, given, {"data": {"document_sha256": ["f" * 64]}})
 
 
-def training(**more: Any) -> TrainingSettings:
+def training(**more: Any) -> FinetuneConfig:
     """Six steps of two rows of 256 tokens, far above the papers' learning rate so that weights move."""
     given: dict[str, Any] = {
         "length": TARGET,
@@ -44,7 +44,7 @@ def training(**more: Any) -> TrainingSettings:
         "warmup": 1,
         "save_every": 2,
     }
-    return TrainingSettings(**(given | more))
+    return FinetuneConfig(**(given | more))
 
 
 def torchrun(module: str, processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -54,5 +54,5 @@ def torchrun(module: str, processes: int, *arguments: object) -> subprocess.Comp
     return subprocess.run([*command, *script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
 
 
-def open_fresh(checkpoint: Path) -> Subject:
+def open_fresh(checkpoint: Path) -> LoadedModel:
     return open_model(str(checkpoint))

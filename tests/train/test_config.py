@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.train.config import LoraSettings, TrainingSettings
+from longrope.train.config import FinetuneConfig, LoraConfig
 from longrope.train.trainer import training_arguments
 
 
 def test_a_single_window_is_trained_as_longrope_does() -> None:
-    settings = TrainingSettings(length=256)
+    settings = FinetuneConfig(length=256)
     assert (settings.shares, settings.mixed) == ({"long": 1.0}, False)
     assert (settings.rows_per_step, settings.chosen_schedule, settings.chosen_warmup) == (32, "linear", 20)
     assert (settings.steps, settings.learning_rate, settings.weight_decay, settings.max_grad_norm) == (400, 2e-5, 0, 1)
@@ -21,13 +21,13 @@ def test_a_single_window_is_trained_as_longrope_does() -> None:
 
 @pytest.mark.parametrize("mix", ["short:0.3,long:0.7", "pieces,long", "short,medium,long"])
 def test_mixed_windows_are_trained_as_longrope2_does(mix: str) -> None:
-    settings = TrainingSettings(length=256, mix=mix)
+    settings = FinetuneConfig(length=256, mix=mix)
     assert settings.mixed
     assert (settings.rows_per_step, settings.chosen_schedule, settings.chosen_warmup) == (64, "cosine", 40)
 
 
 def test_what_is_given_goes_before_the_defaults() -> None:
-    settings = TrainingSettings(length=256, batch=4, schedule="constant", warmup=0)
+    settings = FinetuneConfig(length=256, batch=4, schedule="constant", warmup=0)
     assert (settings.rows_per_step, settings.chosen_schedule, settings.chosen_warmup) == (4, "constant", 0)
 
 
@@ -55,18 +55,18 @@ def test_what_is_given_goes_before_the_defaults() -> None:
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(LongRopeError) as error:
-        TrainingSettings(**({"length": 256} | wrong))
+        FinetuneConfig(**({"length": 256} | wrong))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"alpha": float("inf")}])
 def test_wrong_lora_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(LongRopeError, match="LoRA"):
-        LoraSettings(**wrong)
+        LoraConfig(**wrong)
 
 
 def test_the_trainers_arguments(tmp_path: Path) -> None:
-    settings = TrainingSettings(length=256, mix="short,long", batch=12, micro_batch=3, trainer={"torch_compile": False})
+    settings = FinetuneConfig(length=256, mix="short,long", batch=12, micro_batch=3, trainer={"torch_compile": False})
     arguments = training_arguments(settings, tmp_path, cpu=True)
     assert (arguments.adam_beta1, arguments.adam_beta2, arguments.max_grad_norm) == (0.9, 0.95, 1.0)
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (3, 4)
@@ -89,4 +89,4 @@ def test_the_trainers_arguments(tmp_path: Path) -> None:
 )
 def test_arguments_that_cannot_be_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(LongRopeError, match=message):
-        training_arguments(TrainingSettings(length=256, **settings), tmp_path, cpu=True)
+        training_arguments(FinetuneConfig(length=256, **settings), tmp_path, cpu=True)

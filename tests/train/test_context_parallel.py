@@ -14,7 +14,7 @@ from longrope.data.packing import Frame, pack
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
-from longrope.train.config import TrainingSettings
+from longrope.train.config import FinetuneConfig
 from longrope.train.context_parallel import Row, RowMask, context_parallel, segments, share
 from longrope.train.memory import least_bytes
 from longrope.train.trainer import StepRows, training_arguments
@@ -59,15 +59,15 @@ def test_a_block_of_the_mask_is_that_of_the_whole_row(window: int | None, sizes:
 
 def test_ranks_get_the_shares_of_the_same_rows(checkpoint: Path, tmp_path: Path) -> None:
     """Data parallelism gives micro-batch k·W + r to rank r; here 4 ranks, 2 of which share a row, 2 rows at once."""
-    subject = open_fresh(checkpoint)
+    loaded = open_fresh(checkpoint)
     rows = pack(
-        tokenize(read_all([write_texts(tmp_path / "texts")]), subject.tokenizer),
+        tokenize(read_all([write_texts(tmp_path / "texts")]), loaded.tokenizer),
         {"short": 0.5, "long": 0.5},
         length=TARGET,
         short_length=WINDOW,
         count=8,
         group=2,
-        frame=Frame.of(subject.tokenizer),
+        frame=Frame.of(loaded.tokenizer),
         seed=0,
     )
     whole, shared = StepRows(rows, 4), StepRows(rows, 4, group=2, processes=2)
@@ -85,7 +85,7 @@ def test_ranks_get_the_shares_of_the_same_rows(checkpoint: Path, tmp_path: Path)
 
 def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LongRopeError, match=r"2 processes share a row in 4 pieces: .* found 258"):
-        TrainingSettings(length=258, context_parallel=2)
+        FinetuneConfig(length=258, context_parallel=2)
     with pytest.raises(LongRopeError, match=r"--context-parallel 2 shares a row among so many processes, found 1"):
         training_arguments(training(context_parallel=2), tmp_path, cpu=True)
 
@@ -100,7 +100,7 @@ def test_one_process_computes_as_ever() -> None:
 def test_a_share_needs_less_memory() -> None:
     model = tiny_model("llama")
     one, two = (
-        least_bytes(model, TrainingSettings(length=1024, context_parallel=count), shards=1, packed=True)
+        least_bytes(model, FinetuneConfig(length=1024, context_parallel=count), shards=1, packed=True)
         for count in (1, 2)
     )
     for name in ("inputs of the layers", "mask between packed documents"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.train.config import LoraSettings
+from longrope.train.config import LoraConfig
 from longrope.train.finetune import refuse_combinations
 from tests.train.runs import torchrun, training, write_texts
 
@@ -59,8 +59,8 @@ def arguments(
         (arguments(deepspeed=True), {"context_parallel": 2}, False, "leave one of them out"),
         (arguments(rows=2), {}, False, "context parallelism comes with FSDP2"),
         (arguments(rows=2, fsdp=True), {}, True, "would let packed documents see each other"),
-        (arguments(fsdp=True), {"lora": LoraSettings()}, False, "LoRA trains in one process"),
-        (arguments(deepspeed=True), {"lora": LoraSettings()}, False, "LoRA trains in one process"),
+        (arguments(fsdp=True), {"lora": LoraConfig()}, False, "LoRA trains in one process"),
+        (arguments(deepspeed=True), {"lora": LoraConfig()}, False, "LoRA trains in one process"),
     ],
 )
 def test_what_would_be_wrong_or_left_out_is_refused(

@@ -24,7 +24,7 @@ from longrope.export.export import find_source
 from longrope.models.loading import load_model, open_model
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.train.checkpoints import SEAL
-from longrope.train.config import LoraSettings, TrainingSettings
+from longrope.train.config import FinetuneConfig, LoraConfig
 from longrope.train.finetune import FinetuneResult, Listener, finetune
 from tests.checkpoints import WINDOW, save_checkpoint, words
 from tests.train.runs import MIXED, TARGET, open_fresh, training, write_texts, yarn_scaling
@@ -37,11 +37,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("finetune") / "texts")
 
 
-def run(
-    checkpoint: Path, sources: Path, out: Path, settings: TrainingSettings = SETTINGS, **more: Any
-) -> FinetuneResult:
-    subject = open_fresh(checkpoint)
-    return finetune(subject, yarn_scaling(subject), [str(sources)], out, settings, **more)
+def run(checkpoint: Path, sources: Path, out: Path, settings: FinetuneConfig = SETTINGS, **more: Any) -> FinetuneResult:
+    loaded = open_fresh(checkpoint)
+    return finetune(loaded, yarn_scaling(loaded), [str(sources)], out, settings, **more)
 
 
 def weights(out: Path) -> dict[str, Tensor]:
@@ -183,7 +181,7 @@ def test_lora_is_merged_or_left_as_an_adapter(sources: Path, tmp_path: Path, tie
     source = save_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
     text = torch.arange(40)[None] + 7
     for name, merge in (("merged", True), ("adapter", False)):
-        lora = LoraSettings(rank=4, merge=merge)
+        lora = LoraConfig(rank=4, merge=merge)
         run(source, sources, tmp_path / name, training(mix=MIXED, steps=4, learning_rate=1e-2, lora=lora))
     assert weights(tmp_path / "merged").keys() == load_file(source / "model.safetensors").keys()
     merged = load_model(str(tmp_path / "merged/checkpoint"))
@@ -199,7 +197,7 @@ def test_lora_is_merged_or_left_as_an_adapter(sources: Path, tmp_path: Path, tie
 
 
 def test_lora_resumes_to_the_same_bits(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
-    settings = training(mix=MIXED, learning_rate=1e-2, lora=LoraSettings(rank=4))
+    settings = training(mix=MIXED, learning_rate=1e-2, lora=LoraConfig(rank=4))
     run(checkpoint, sources, tmp_path / "whole", settings)
 
     def stop(one: Any) -> None:
@@ -237,12 +235,12 @@ def interrupted(checkpoint: Path, sources: Path, tmp_path_factory: pytest.TempPa
         (training(mix="medium"), "documents of 65 to 255 tokens, found none"),
         (training(length=TARGET, batch=3, micro_batch=2), "give a --batch that 2 divides"),
         (training(mix="short", micro_batch=2**22, batch=2**22, steps=1), "a step needs at least"),
-        (training(lora=LoraSettings(), trainer={"deepspeed": {}}), "LoRA trains in one process|cannot be used"),
+        (training(lora=LoraConfig(), trainer={"deepspeed": {}}), "LoRA trains in one process|cannot be used"),
         (training(trainer={"fsdp": True}), "FSDP shards over several GPUs, .* found 1 on cpu"),
     ],
 )
 def test_refused_before_any_work(
-    checkpoint: Path, sources: Path, tmp_path: Path, settings: TrainingSettings, message: str,
+    checkpoint: Path, sources: Path, tmp_path: Path, settings: FinetuneConfig, message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if settings.micro_batch > 2:  # rows of a batch that cannot fit are not planned either: that alone takes minutes
@@ -315,9 +313,9 @@ def test_a_second_process_is_locked_out(checkpoint: Path, sources: Path, interru
 
 
 def test_the_model_is_as_it_was_after_a_run_that_failed(checkpoint: Path, sources: Path, interrupted: Path) -> None:
-    subject = open_fresh(checkpoint)
+    loaded = open_fresh(checkpoint)
     ids = torch.arange(20)[None]
-    before = subject.model(input_ids=ids).logits
+    before = loaded.model(input_ids=ids).logits
     with pytest.raises(LongRopeError, match="not empty"):
-        finetune(subject, yarn_scaling(subject), [str(sources)], interrupted, SETTINGS)
-    assert torch.equal(subject.model(input_ids=ids).logits, before)
+        finetune(loaded, yarn_scaling(loaded), [str(sources)], interrupted, SETTINGS)
+    assert torch.equal(loaded.model(input_ids=ids).logits, before)

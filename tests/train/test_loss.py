@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, modeling_utils
 
 from longrope.data.packing import IGNORED
 from longrope.errors import LongRopeError
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.scaling import RopeScaling
 from longrope.train.loss import chunked_loss, require_documents_apart
 from tests.models.families import WINDOW, tiny_model, tokens
@@ -91,7 +91,7 @@ def test_changing_one_document_leaves_the_others_losses_bit_for_bit(family: str,
     if attention == "sdpa" and not model._supports_sdpa:
         pytest.skip(f"{family} has no sdpa")
     model.set_attn_implementation(attention)
-    install(model, RopeScaling.original(geometry_of(model)))
+    apply_scaling(model, RopeScaling.original(geometry_of(model)))
     sizes = [11, 17, 20]
     given = row(sizes)
     changed = {name: value.clone() for name, value in given.items()}

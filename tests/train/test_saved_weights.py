@@ -13,9 +13,9 @@ from tests.train.runs import open_fresh, training, write_texts, yarn_scaling
 
 def test_tied_weights_are_saved_once_in_another_dtype_too(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "model", tie_word_embeddings=True)
-    subject, texts = open_fresh(source), write_texts(tmp_path / "texts")
+    loaded, texts = open_fresh(source), write_texts(tmp_path / "texts")
     settings = training(steps=1, save_dtype="bfloat16")
-    result = finetune(subject, yarn_scaling(subject), [str(texts)], tmp_path / "run", settings)
+    result = finetune(loaded, yarn_scaling(loaded), [str(texts)], tmp_path / "run", settings)
     saved = load_file(result.checkpoint / "model.safetensors")
     assert saved.keys() == load_file(source / "model.safetensors").keys()
     assert "lm_head.weight" not in saved

@@ -14,9 +14,9 @@ from longrope.data.packing import Frame, PackedRows, pack
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
-from longrope.models.apply import install, uninstall
+from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.scoring import token_nll
-from longrope.train.config import LoraSettings, TrainingSettings
+from longrope.train.config import FinetuneConfig, LoraConfig
 from longrope.train.finetune import training_windows
 from longrope.train.lora import trained_in_full, with_lora
 from longrope.train.loss import chunked_loss
@@ -33,11 +33,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """One training in memory: its losses, the windows its forwards had, and the weights it came to."""
 
-    def __init__(self, checkpoint: Path, sources: Path, folder: Path, settings: TrainingSettings) -> None:
-        subject = open_fresh(checkpoint)
-        scaling = yarn_scaling(subject)
-        self.windows = training_windows(subject, scaling, settings)
-        documents = tokenize(read_all([sources]), subject.tokenizer)
+    def __init__(self, checkpoint: Path, sources: Path, folder: Path, settings: FinetuneConfig) -> None:
+        loaded = open_fresh(checkpoint)
+        scaling = yarn_scaling(loaded)
+        self.windows = training_windows(loaded, scaling, settings)
+        documents = tokenize(read_all([sources]), loaded.tokenizer)
         self.rows: PackedRows = pack(
             documents,
             settings.shares,
@@ -45,44 +45,44 @@ class Run:
             short_length=WINDOW,
             count=settings.steps * settings.rows_per_step,
             group=settings.micro_batch,
-            frame=Frame.of(subject.tokenizer),
+            frame=Frame.of(loaded.tokenizer),
             seed=settings.seed,
         )
         self.progress: list[Progress] = []
         self.used: list[Any] = []
-        self.first_loss = self.step_loss(subject.model, scaling, settings)
-        installed = install(subject.model, scaling)
-        rotary = installed.rotaries[0]
+        self.first_loss = self.step_loss(loaded.model, scaling, settings)
+        scaled = apply_scaling(loaded.model, scaling)
+        rotary = scaled.rotaries[0]
         hook = rotary.register_forward_hook(lambda *_: self.used.append(rotary.fixed))
-        with chunked_loss(subject.model):
+        with chunked_loss(loaded.model):
             arguments = training_arguments(settings, folder, cpu=True)
             make_trainer(
-                subject.model,
+                loaded.model,
                 arguments,
                 self.rows,
                 settings,
-                installed=installed,
+                scaled=scaled,
                 windows=self.windows,
                 run="test",
                 on_progress=self.progress.append,
             ).train()
         hook.remove()
-        uninstall(subject.model)
-        self.weights: dict[str, Tensor] = {name: value.clone() for name, value in subject.model.state_dict().items()}
+        remove_scaling(loaded.model)
+        self.weights: dict[str, Tensor] = {name: value.clone() for name, value in loaded.model.state_dict().items()}
 
-    def step_loss(self, model: Any, scaling: Any, settings: TrainingSettings) -> float:
+    def step_loss(self, model: Any, scaling: Any, settings: FinetuneConfig) -> float:
         """The mean loss of the first step's rows, document by document, by the scoring that evaluation uses."""
-        installed = install(model, scaling)
+        scaled = apply_scaling(model, scaling)
         total, count = 0.0, 0
         for index in range(settings.rows_per_step):
             ids, positions, _ = self.rows.tensors(index)
             filled = self.rows.filled(index)
             starts = [*(positions[:filled] == 0).nonzero().flatten().tolist(), filled]
             for a, b in pairwise(starts):
-                with torch.no_grad(), installed.using(self.windows[self.rows.rows[index].part]):
+                with torch.no_grad(), scaled.using(self.windows[self.rows.rows[index].part]):
                     total += float(token_nll(model, ids[None, a:b]).double().sum())
                 count += b - a - 1
-        uninstall(model)
+        remove_scaling(model)
         return total / count
 
 
@@ -133,7 +133,7 @@ def test_bf16(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
 def test_lora_trains_updates_embeddings_and_norms(checkpoint: Path) -> None:
     model = open_fresh(checkpoint).model
     assert trained_in_full(model) == ["embed_tokens", "input_layernorm", "norm", "post_attention_layernorm"]
-    wrapped = with_lora(model, LoraSettings(rank=2), 0)
+    wrapped = with_lora(model, LoraConfig(rank=2), 0)
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or "norm" in name or "embed_tokens" in name for name in trained)
     assert sum("lora_A" in name for name in trained) == 2 * 7

@@ -19,7 +19,7 @@ from longrope.storage import json_ready
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.models.loading import ModelOptions
+    from longrope.models.loading import LoadOptions
 
 # Tables are never cut: piped output is wide, a narrow terminal wraps.
 output = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
@@ -55,11 +55,11 @@ def model_options(
     attn_implementation: str | None = None,
     original_length: str | None = None,
     trust_remote_code: bool = False,
-) -> ModelOptions:
+) -> LoadOptions:
     """The options of loading a model, from those of the command line."""
-    from longrope.models.loading import ModelOptions
+    from longrope.models.loading import LoadOptions
 
-    return ModelOptions(
+    return LoadOptions(
         dtype=dtype,
         device=device,
         attn_implementation=attn_implementation,

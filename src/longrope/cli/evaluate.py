@@ -138,14 +138,14 @@ def command(
     target = parse_length(target_length) if target_length else None
     if out is not None:
         check_output_file(out)
-    from longrope.evaluation.config import SuiteOptions
+    from longrope.evaluation.config import EvalConfig
     from longrope.evaluation.harness import HarnessTask
     from longrope.evaluation.run import cells_path, evaluate
     from longrope.models.loading import open_model
     from longrope.rope.scaling import RopeScaling
 
     quiet_libraries()
-    options = SuiteOptions(
+    options = EvalConfig(
         samples=samples,
         stride=stride,
         trials=trials,
@@ -159,18 +159,18 @@ def command(
         task_limit=task_limit,
         task_batch=task_batch,
     )
-    loaded = RopeScaling.load(scaling) if scaling is not None else None
+    wanted = RopeScaling.load(scaling) if scaling is not None else None
     loading = model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
-    subject = open_model(model, loading)
+    loaded = open_model(model, loading)
     cells = cells_path(out) if out is not None else None
     with progress_bar() as progress, _interruptible(cells):
         task = progress.add_task("preparing", total=None, note="")
         result = evaluate(
-            subject,
+            loaded,
             parsed,
             data or [],
             suites=_names(suite),
-            scaling=loaded,
+            scaling=wanted,
             scaling_name=str(scaling) if scaling is not None else "checkpoint",
             against=_names(against),
             target_length=target,

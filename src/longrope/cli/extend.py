@@ -117,11 +117,11 @@ def command(
     from longrope.models.inspect import inspect
     from longrope.models.loading import open_model
     from longrope.recipes.extend import Listener, extend, summary
-    from longrope.search.config import SearchOptions
+    from longrope.search.config import SearchConfig
 
     quiet_libraries()
     loading = model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
-    options = SearchOptions(
+    options = SearchConfig(
         method=method,
         objective=objective,
         needle_depth=needle_depth,
@@ -144,7 +144,7 @@ def command(
     if not as_json:
         inspect_verb.show(found)
         output.print()
-    subject = open_model(model, loading)
+    loaded = open_model(model, loading)
     with progress_bar() as progress, scalars(log_dir) as written:
         watch = SearchWatch(progress, written)
         comparing = progress.add_task("compare", total=None, visible=False, note="")
@@ -165,8 +165,8 @@ def command(
         )
         with watch.interruptible(out):
             extension = extend(
-                subject,
-                length or 8 * subject.geometry.original_length,
+                loaded,
+                length or 8 * loaded.geometry.original_length,
                 out,
                 search_data=search_data or [],
                 evaluation_data=eval_data or [],

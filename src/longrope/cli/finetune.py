@@ -144,11 +144,11 @@ def command(
 
     from longrope.models.loading import open_model
     from longrope.rope.scaling import RopeScaling
-    from longrope.train.config import LoraSettings, TrainingSettings
+    from longrope.train.config import FinetuneConfig, LoraConfig
     from longrope.train.finetune import Listener, finetune
 
     quiet_libraries()
-    settings = TrainingSettings(
+    settings = FinetuneConfig(
         length=tokens,
         mix=mix,
         steps=steps,
@@ -167,18 +167,18 @@ def command(
         deterministic=deterministic,
         save_every=save_every,
         save_dtype=save_dtype,
-        lora=None if lora is None else LoraSettings(rank=lora, alpha=lora_alpha, merge=not adapter),
+        lora=None if lora is None else LoraConfig(rank=lora, alpha=lora_alpha, merge=not adapter),
         trainer=further,
     )
     wanted = RopeScaling.load(scaling)
     # The Trainer moves the model to its device.
     options = model_options(dtype, "cpu", attn_implementation, original_length, trust_remote_code)
-    subject = open_model(model, options)
+    loaded = open_model(model, options)
     with progress_bar() as progress:
         watch = TrainingWatch(progress)
         with watch.interruptible():
             result = finetune(
-                subject,
+                loaded,
                 wanted,
                 data or [],
                 out,

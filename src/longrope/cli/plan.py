@@ -12,7 +12,7 @@ from longrope.units import format_length, parse_length
 
 if TYPE_CHECKING:
     from longrope.costs.plan import CostPlan
-    from longrope.train.config import TrainingSettings
+    from longrope.train.config import FinetuneConfig
 
 TargetLength = Annotated[str, typer.Option("--target-length", help="The new window L' in tokens: 4096, 128k, 2M.")]
 Gpu = Annotated[str, typer.Option("--gpu", help="a100-80, h100, h200, b200, l40s, rtx4090, mi300x, cpu, …")]
@@ -64,13 +64,13 @@ def command(
     target = parse_length(target_length)
     from longrope.costs.devices import Devices
     from longrope.costs.plan import plan
-    from longrope.search.config import METHODS, SearchOptions
-    from longrope.train.config import TrainingSettings
+    from longrope.search.config import METHODS, SearchConfig
+    from longrope.train.config import FinetuneConfig
 
     quiet_libraries()
-    trainings: list[TrainingSettings] | None = None
+    trainings: list[FinetuneConfig] | None = None
     if offload or any(value is not None for value in (mix, train_length, train_steps, train_batch)):
-        settings = TrainingSettings(
+        settings = FinetuneConfig(
             length=target if train_length is None else parse_length(train_length),
             mix=mix or "long",
             steps=train_steps or 400,
@@ -92,7 +92,7 @@ def command(
             tflops=tflops,
             memory=gpu_memory,
         ),
-        searches=[SearchOptions(method=name, objective=objective, samples=samples) for name in (method or METHODS)],
+        searches=[SearchConfig(method=name, objective=objective, samples=samples) for name in (method or METHODS)],
         trainings=trainings,
         context_parallel=context_parallel,
         original_length=parse_length(original_length) if original_length else None,

@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError
 from longrope.units import format_length
 
 if TYPE_CHECKING:
-    from longrope.models.loading import ModelOptions
+    from longrope.models.loading import LoadOptions
     from longrope.recipes.costs import StepCost
     from longrope.recipes.graph import Step
     from longrope.recipes.run import RecipeResult
@@ -27,7 +27,7 @@ def run(
     model: str | None,
     name: str,
     out: Path,
-    loading: ModelOptions,
+    loading: LoadOptions,
     *,
     data: list[str] | None,
     eval_data: list[str] | None,
@@ -52,19 +52,19 @@ def run(
         )
     if loading.original_length is None:
         loading = replace(loading, original_length=original_length)
-    subject = open_model(model, loading)
-    recipe = load_recipe(name, subject.geometry.original_length)
+    loaded = open_model(model, loading)
+    recipe = load_recipe(name, loaded.geometry.original_length)
     recipe = recipe.with_data(tuple(data or ()), tuple(eval_data or ()))
-    planned = steps(recipe, subject.geometry.original_length, subject.reach)
-    folder = RunFolder.of(out, subject, recipe, planned)
+    planned = steps(recipe, loaded.geometry.original_length, loaded.context_length)
+    folder = RunFolder.of(out, loaded, recipe, planned)
     folder.check()
     finished = [step.folder in folder.finished() for step in planned]
-    costs = recipe_costs(subject, planned, measure_rates(subject))
+    costs = recipe_costs(loaded, planned, measure_rates(loaded))
     if not as_json:
-        title = f"{name} on {model}, {format_length(subject.geometry.original_length)} tokens"
+        title = f"{name} on {model}, {format_length(loaded.geometry.original_length)} tokens"
         show_plan(costs, finished, title)
     if dry_run:
-        check_recipe(subject, recipe, planned, folder.finished())
+        check_recipe(loaded, recipe, planned, folder.finished())
         if as_json:
             rows = zip(costs, finished, strict=True)
             print_json({"steps": [cost.to_json() | {"finished": done} for cost, done in rows]})
@@ -72,7 +72,7 @@ def run(
     with progress_bar() as progress:
         watch = _Watch(progress, len(planned), quiet=as_json)
         try:
-            result = run_recipe(subject, recipe, out, watch.listener())
+            result = run_recipe(loaded, recipe, out, watch.listener())
         except KeyboardInterrupt:
             progress.stop()
             messages.print("interrupted; what is finished is kept, and the same command goes on from there")

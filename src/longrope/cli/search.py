@@ -154,11 +154,11 @@ def command(
     if not resume:
         check_output_folder(out)
     from longrope.models.loading import open_model
-    from longrope.search.config import SearchOptions
+    from longrope.search.config import SearchConfig
     from longrope.search.run import search
 
     quiet_libraries()
-    options = SearchOptions(
+    options = SearchConfig(
         method=method,
         objective=objective,
         needle_depth=needle_depth,
@@ -179,12 +179,12 @@ def command(
         learn_attention_factor=learn_attention_factor,
         evaluations=evaluations,
     )
-    subject = open_model(model, model_options(dtype, device, attn_implementation, original_length, trust_remote_code))
+    loaded = open_model(model, model_options(dtype, device, attn_implementation, original_length, trust_remote_code))
     with progress_bar() as progress, scalars(log_dir) as written:
         watch = SearchWatch(progress, written)
         with watch.interruptible(out):
             result = search(
-                subject,
+                loaded,
                 length,
                 data or [],
                 out,

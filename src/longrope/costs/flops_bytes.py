@@ -17,7 +17,7 @@ from longrope.costs.model_dims import ModelShape
 from longrope.data.packing import ORIGINAL_WINDOW
 from longrope.models.generation.cache import PREFILL_CHUNK
 from longrope.models.scoring import MLP_CHUNK
-from longrope.train.config import TrainingSettings
+from longrope.train.config import FinetuneConfig
 
 LOGITS = 2**25
 """Numbers in one piece of logits, in scoring and in training."""
@@ -78,7 +78,7 @@ def training_flops(shape: ModelShape, length: int, document: int | None = None) 
     return Flops(4 * once.matrices, (2 + _FLASH_BACKWARD) * once.attention)
 
 
-def run_flops(shape: ModelShape, settings: TrainingSettings, original_length: int) -> Flops:
+def run_flops(shape: ModelShape, settings: FinetuneConfig, original_length: int) -> Flops:
     """All rows of a fine-tuning; those of the original window hold documents of `original_length` tokens."""
     rows, flops = settings.steps * settings.rows_per_step, Flops()
     for part, share in settings.shares.items():

@@ -27,11 +27,11 @@ from longrope.costs.flops_bytes import (
 from longrope.costs.model_dims import ModelShape, shape_of, weightless
 from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
-from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.config import EvalConfig
 from longrope.models.apply import geometry_of
-from longrope.models.loading import ModelOptions, Subject, carried_scaling, require_longer
-from longrope.search.config import METHODS, SearchOptions
-from longrope.train.config import TrainingSettings
+from longrope.models.loading import LoadedModel, LoadOptions, find_checkpoint_scaling, require_longer
+from longrope.search.config import METHODS, SearchConfig
+from longrope.train.config import FinetuneConfig
 from longrope.units import doubling_lengths, format_length
 
 FURTHEST_TRAINED = 64
@@ -97,10 +97,10 @@ def plan(
     target_length: int,
     devices: Devices | None = None,
     *,
-    searches: Sequence[SearchOptions] | None = None,
-    trainings: Sequence[TrainingSettings] | None = None,
+    searches: Sequence[SearchConfig] | None = None,
+    trainings: Sequence[FinetuneConfig] | None = None,
     context_parallel: int = 1,
-    evaluation: SuiteOptions | None = None,
+    evaluation: EvalConfig | None = None,
     original_length: int | None = None,
     trust_remote_code: bool = False,
 ) -> CostPlan:
@@ -117,23 +117,23 @@ def plan(
     shape = shape_of(name, model)
     geometry = geometry_of(model, original_length)
     # A plan reads no text: nothing that is asked of the subject needs a tokenizer.
-    existing = carried_scaling(name, model.config, geometry)
-    subject = Subject(name, model, cast(Any, None), geometry, existing, ModelOptions())
-    require_longer(subject, target_length)
+    checkpoint_scaling = find_checkpoint_scaling(name, model.config, geometry)
+    loaded = LoadedModel(name, model, cast(Any, None), geometry, checkpoint_scaling, LoadOptions())
+    require_longer(loaded, target_length)
     if not 1 <= context_parallel <= devices.count or devices.count % context_parallel:
         raise LongRopeError(
             f"expected context parallel over a number of devices that divides {devices.count}, found {context_parallel}"
         )
     if searches is None:
-        searches = [SearchOptions(method=method) for method in METHODS]
-    rows = [_search(subject, shape, target_length, options, devices) for options in searches]
+        searches = [SearchConfig(method=method) for method in METHODS]
+    rows = [_search(loaded, shape, target_length, options, devices) for options in searches]
     if trainings is None:
         rows += _papers_trainings(geometry.original_length, target_length, shape, devices, context_parallel)
     else:
         for settings in trainings:
             rows.append(_training("given", [settings], geometry.original_length, shape, devices, context_parallel))
     lengths = doubling_lengths(geometry.original_length, target_length)
-    rows += _evaluation(lengths, evaluation or SuiteOptions(), shape, devices)
+    rows += _evaluation(lengths, evaluation or EvalConfig(), shape, devices)
     return CostPlan(
         model=name,
         original_length=geometry.original_length,
@@ -158,10 +158,10 @@ def _row(flops: Flops, memory: Bytes, each: Devices, advice: str, **given: Any) 
 
 
 def _search(
-    subject: Subject, shape: ModelShape, target_length: int, options: SearchOptions, devices: Devices
+    loaded: LoadedModel, shape: ModelShape, target_length: int, options: SearchConfig, devices: Devices
 ) -> CostRow:
     """One replica of the model on each device, which share the questions that are asked at once."""
-    work = search_work(subject, target_length, options)
+    work = search_work(loaded, target_length, options)
     size = gradient_bytes if work.by_gradient else scoring_bytes
     memory = size(shape, target_length, devices.itemsize)
     return _row(
@@ -184,9 +184,9 @@ def _papers_trainings(
 ) -> list[CostRow]:
     trained = min(target_length, FURTHEST_TRAINED * original_length)
     half = max(2, trained // 2)
-    single = [TrainingSettings(length=half, steps=400), TrainingSettings(length=trained, steps=600)]
-    mixed = TrainingSettings(length=trained, mix=MIXED_SHARES, steps=1)
-    mixed = TrainingSettings(
+    single = [FinetuneConfig(length=half, steps=400), FinetuneConfig(length=trained, steps=600)]
+    mixed = FinetuneConfig(length=trained, mix=MIXED_SHARES, steps=1)
+    mixed = FinetuneConfig(
         length=trained, mix=MIXED_SHARES, steps=math.ceil(MIXED_TOKENS / (mixed.rows_per_step * trained))
     )
     return [
@@ -197,7 +197,7 @@ def _papers_trainings(
 
 def _training(
     name: str,
-    stages: Sequence[TrainingSettings],
+    stages: Sequence[FinetuneConfig],
     original_length: int,
     shape: ModelShape,
     devices: Devices,
@@ -239,7 +239,7 @@ def _training(
     )
 
 
-def _evaluation(lengths: Sequence[int], options: SuiteOptions, shape: ModelShape, devices: Devices) -> list[CostRow]:
+def _evaluation(lengths: Sequence[int], options: EvalConfig, shape: ModelShape, devices: Devices) -> list[CostRow]:
     """One contender on one device: that is how `longrope eval` runs."""
     longest = max(lengths)
     tasks = options.chosen_ruler_tasks

@@ -15,8 +15,8 @@ from torch import Tensor
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
 from longrope.costs.model_dims import ModelShape
-from longrope.models.loading import Subject
-from longrope.search.config import SearchOptions
+from longrope.models.loading import LoadedModel
+from longrope.search.config import SearchConfig
 from longrope.search.evaluator import OTHER, SEARCH, VALIDATION, Answer, CandidateSearch, Question, SerialEvaluator
 from longrope.search.evolution import Evolution
 from longrope.search.initial import baselines
@@ -103,14 +103,14 @@ class _Costs:
         return self.known[length, gradient] * rows
 
 
-def search_work(subject: Subject, target_length: int, options: SearchOptions) -> SearchWork:
-    """What the search of `options` asks of a model with the geometry and existing scaling of `subject`."""
-    objectives = sized_objectives(subject.reach, target_length, options)
-    search, _, _, _ = build(subject, objectives, target_length, options)
+def search_work(loaded: LoadedModel, target_length: int, options: SearchConfig) -> SearchWork:
+    """What the search of `options` asks of a model with the geometry and existing scaling of `loaded`."""
+    objectives = sized_objectives(loaded.context_length, target_length, options)
+    search, _, _, _ = build(loaded, objectives, target_length, options)
     evaluator = SerialEvaluator(objectives)
     rounds, questions, passes, loss = [], 0, 0, 0.0
     known: set[Hashable] = set()
-    gradient = (1.0,) * (subject.geometry.pairs + 1)
+    gradient = (1.0,) * (loaded.geometry.pairs + 1)
 
     def work(question: Question) -> Work:
         objective = objectives[question.split, question.window.max_length]
@@ -128,7 +128,7 @@ def search_work(subject: Subject, target_length: int, options: SearchOptions) ->
             answers.append(Answer(loss, gradient if question.gradient else None))
         search.tell(answers)
     scored = objectives[SEARCH, target_length].count
-    compared = len(baselines(subject, target_length))
+    compared = len(baselines(loaded, target_length))
     extra: list[list[Work]] = [[(scored, target_length, False)] * compared]
     if isinstance(search, CandidateSearch) and isinstance(search.optimiser, Evolution):
         space = search.optimiser.space
@@ -139,7 +139,7 @@ def search_work(subject: Subject, target_length: int, options: SearchOptions) ->
 
 
 def sized_objectives(
-    reach: int, target_length: int, options: SearchOptions
+    reach: int, target_length: int, options: SearchConfig
 ) -> Mapping[tuple[str, int], SampledObjective]:
     """The counts and lengths of the texts that `texts.prepare_texts` draws."""
 

@@ -32,7 +32,7 @@ _ATTENTION_REPAIR = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class LoadedModel:
     """What is diagnosed."""
 
     path: str
@@ -123,11 +123,11 @@ class Finding:
         }
 
 
-def compare(runtime: Runtime, found: Behaviour, expected: Expected, subject: Subject, *, label: str) -> Finding:
-    """The finding on a runtime that computes `found` from `subject`."""
-    cells = [_cell(length, found, expected, subject.query_scale) for length in expected.lengths]
+def compare(runtime: Runtime, found: Behaviour, expected: Expected, loaded: LoadedModel, *, label: str) -> Finding:
+    """The finding on a runtime that computes `found` from `loaded`."""
+    cells = [_cell(length, found, expected, loaded.query_scale) for length in expected.lengths]
     verdict = _verdict(cells, runtime, found, expected)
-    places = subject.places | {"switch": found.original_length, "engine": found.engine}
+    places = loaded.places | {"switch": found.original_length, "engine": found.engine}
     places |= {"target": expected.scaling.target_length}
     wrong_m = any(_wrong_attention(cell) for cell in cells)
     advice = {"exact": [], "partly": [runtime.advice]}.get(verdict, [runtime.repair])
@@ -136,7 +136,7 @@ def compare(runtime: Runtime, found: Behaviour, expected: Expected, subject: Sub
     notes = []
     if found.windowed and verdict not in FAILURES:
         two = _apart(found.short, found.long)
-        crossing = runtime.crossing_families.get(subject.family, runtime.crossing)
+        crossing = runtime.crossing_families.get(loaded.family, runtime.crossing)
         notes = [crossing] * (two and found.switch in ("forward", "past")) + runtime.notes
     return Finding(
         runtime=runtime,
@@ -150,17 +150,17 @@ def compare(runtime: Runtime, found: Behaviour, expected: Expected, subject: Sub
     )
 
 
-def refused(runtime: Runtime, why: str, subject: Subject, *, label: str) -> Finding:
+def refused(runtime: Runtime, why: str, loaded: LoadedModel, *, label: str) -> Finding:
     """The finding on a runtime that stops with an error."""
     return Finding(
-        runtime=runtime, label=label, verdict="refused", reasons=[why], advice=[runtime.repair.format(**subject.places)]
+        runtime=runtime, label=label, verdict="refused", reasons=[why], advice=[runtime.repair.format(**loaded.places)]
     )
 
 
-def dropped(runtime: Runtime, why: Sequence[str], subject: Subject, *, label: str) -> Finding:
+def dropped(runtime: Runtime, why: Sequence[str], loaded: LoadedModel, *, label: str) -> Finding:
     """The finding on a runtime that drops a scaling of which only the name is left."""
     return Finding(
-        runtime=runtime, label=label, verdict="dropped", reasons=why, advice=[runtime.repair.format(**subject.places)]
+        runtime=runtime, label=label, verdict="dropped", reasons=why, advice=[runtime.repair.format(**loaded.places)]
     )
 
 

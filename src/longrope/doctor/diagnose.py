@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.doctor import llamacpp, rules
-from longrope.doctor.compare import FAILURES, Finding, Subject, compare, dropped, refused, unknown
+from longrope.doctor.compare import FAILURES, Finding, LoadedModel, compare, dropped, refused, unknown
 from longrope.doctor.config import Config, read_config
 from longrope.doctor.expected import Expected, expected_of_config, expected_of_gguf
 from longrope.doctor.lints import Lint, lint_config, lint_gguf
@@ -108,9 +108,9 @@ def _diagnose_folder(folder: Path, expect: Path | None, rows: Sequence[Runtime])
     if expected is None:
         remarks.append(f"nothing to compare with: {why}")
     switch, target = (expected.switch, expected.scaling.target_length) if expected else (config.length, config.length)
-    subject = Subject(path=str(folder), family=config.family, repair=config.repair, query_scale=config.query_scale)
+    loaded = LoadedModel(path=str(folder), family=config.family, repair=config.repair, query_scale=config.query_scale)
     findings = [
-        _finding(row, partial(rules.behaviour, config, row, switch, target), expected, subject, row.label)
+        _finding(row, partial(rules.behaviour, config, row, switch, target), expected, loaded, row.label)
         for row in rows
         if row.reads != "gguf"
     ]
@@ -138,13 +138,13 @@ def _diagnose_gguf(file: Path, expect: Path | None, rows: Sequence[Runtime]) -> 
     expected = expected_of_gguf(rope, expect)
     window = rope.context_length or 0
     switch, target = (expected.switch, expected.scaling.target_length) if expected else (window, window)
-    subject = Subject(path=str(file), family=rope.architecture, repair="")
+    loaded = LoadedModel(path=str(file), family=rope.architecture, repair="")
     findings = [
         _finding(
             row,
             partial(llamacpp.behaviour, rope, row, switch, target),
             expected,
-            subject,
+            loaded,
             f"{row.label}, {file.name}",
         )
         for row in rows
@@ -155,19 +155,19 @@ def _diagnose_gguf(file: Path, expect: Path | None, rows: Sequence[Runtime]) -> 
 
 
 def _finding(
-    row: Runtime, compute: Callable[[], rules.Behaviour], expected: Expected | None, subject: Subject, label: str
+    row: Runtime, compute: Callable[[], rules.Behaviour], expected: Expected | None, loaded: LoadedModel, label: str
 ) -> Finding:
     try:
         behaviour = compute()
     except RefusedError as error:
-        return refused(row, str(error), subject, label=label)
+        return refused(row, str(error), loaded, label=label)
     except UnknownRuleError as error:
         return unknown(row, str(error), label=label)
     if expected is None and row.reads == "gguf":
-        return dropped(row, behaviour.remarks, subject, label=label)
+        return dropped(row, behaviour.remarks, loaded, label=label)
     if expected is None:
         return unknown(row, "nothing to compare with", label=label)
-    return compare(row, behaviour, expected, subject, label=label)
+    return compare(row, behaviour, expected, loaded, label=label)
 
 
 def _expected_json(expected: Expected) -> dict[str, Any]:

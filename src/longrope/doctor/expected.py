@@ -16,7 +16,7 @@ from longrope.export.forms import UNIFIED
 from longrope.export.gguf.container import GgufRope
 from longrope.rope.checks import whole_number
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry
-from longrope.rope.hf_config import existing_scaling
+from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window
 
 SCALING_FILE = "scaling.json"
@@ -111,7 +111,7 @@ def _stated_in_gguf(rope: GgufRope) -> Expected | None:
 
 def _stated(config: Config) -> RopeScaling:
     merged = _merged(config)
-    scaling = existing_scaling(merged) or RopeScaling.original(RopeGeometry.from_config(merged))
+    scaling = scaling_of_config(merged) or RopeScaling.original(RopeGeometry.from_config(merged))
     # What is folded into the weights is no longer in the config, and the runtimes compute with it all the same.
     folded = config.query_scale**0.5
     windows = tuple(

@@ -16,14 +16,14 @@ import torch
 from longrope.data.documents import Document
 from longrope.data.samples import Samples
 from longrope.data.tokens import Ids, TokenizedDocument, tokenize
-from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.results import EvalRow
-from longrope.models.loading import Subject, check_vocabulary, prepare_samples
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender
+from longrope.models.loading import LoadedModel, check_vocabulary, prepare_samples
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method
 
-Entrant = tuple[Installed, Contender]
-Measure = Callable[[Installed, Contender, Callable[[], None]], list[EvalRow]]
+Entrant = tuple[ScaledModel, Method]
+Measure = Callable[[ScaledModel, Method, Callable[[], None]], list[EvalRow]]
 """(model, contender, what to call after each step) -> rows."""
 
 
@@ -54,24 +54,24 @@ class Part:
 class Material:
     """What all suites draw from. `documents` are none where no suite needs text."""
 
-    subject: Subject
+    loaded: LoadedModel
     lengths: Sequence[int]
     documents: Sequence[Document]
     seed: int
-    options: SuiteOptions
+    options: EvalConfig
 
     @cached_property
     def tokenized(self) -> list[TokenizedDocument]:
-        return tokenize(self.documents, self.subject.tokenizer)
+        return tokenize(self.documents, self.loaded.tokenizer)
 
     def check_ids(self, ids: Ids) -> None:
         """Raise LongRopeError when a prompt has ids that the model has no embedding for."""
-        check_vocabulary(self.subject, torch.from_numpy(ids))
+        check_vocabulary(self.loaded, torch.from_numpy(ids))
 
     def samples(self, length: int) -> Samples:
         """Plain texts of exactly `length` tokens."""
-        subject, options = self.subject, self.options
-        return prepare_samples(subject, self.documents, length=length, count=options.samples, seed=self.seed)
+        loaded, options = self.loaded, self.options
+        return prepare_samples(loaded, self.documents, length=length, count=options.samples, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Suite(ABC):
     """Whether the original model is measured too, asked for or not."""
 
     @classmethod
-    def needs_text(cls, options: SuiteOptions) -> bool:
+    def needs_text(cls, options: EvalConfig) -> bool:
         """Whether it draws from documents."""
         return True
 

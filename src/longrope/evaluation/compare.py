@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import Subject, is_export, load_config, recorded_scaling
+from longrope.models.loading import LoadedModel, is_export, load_config, recorded_scaling
 from longrope.rope.baselines import (
     CHECKPOINT,
     ORIGINAL,
-    Contender,
-    checkpoint_contender,
-    closed_form_contender,
-    dynamic_contender,
-    scaling_contender,
-    second_contender,
+    Method,
+    checkpoint_method,
+    closed_form_method,
+    dynamic_method,
+    scaling_method,
+    second_method,
 )
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import rope_parameters_of
-from longrope.rope.hf_config import existing_scaling
+from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.progressive import SECOND_FORMS
 from longrope.rope.scaling import RopeScaling
 
@@ -32,18 +32,18 @@ class Field:
     texts are held against whether it is among the contenders or not.
     """
 
-    contenders: tuple[Contender, ...]
+    methods: tuple[Method, ...]
     scalings: dict[str, RopeScaling]
-    original: Contender
+    original: Method
 
 
 def compared(
-    subject: Subject,
+    loaded: LoadedModel,
     scaling: RopeScaling | None,
     name: str,
     against: Sequence[str],
     target_length: int,
-    original: Subject | None = None,
+    original: LoadedModel | None = None,
 ) -> Field:
     """`scaling`, called `name`, or without it the model as it is; and whatever `against` names, each once:
 
@@ -56,38 +56,38 @@ def compared(
 
     Raises LongRopeError for an unknown name, a file that is no scaling for this model, or a checkpoint that has none.
     """
-    target = max(target_length, subject.geometry.original_length)
-    itself = as_it_is(subject)
-    before = _before(subject, original, target)
+    target = max(target_length, loaded.geometry.original_length)
+    itself = as_it_is(loaded)
+    before = _before(loaded, original, target)
     names = list(dict.fromkeys(against))
     if scaling is None:
         own = "none" if itself is None else CHECKPOINT
         names = [*(name for name in names if name != own), own]
-    contenders, scalings = [], {}
+    methods, scalings = [], {}
     for entry in names:
         check_named(entry)
         if entry == ORIGINAL:
-            contenders.append(before)
+            methods.append(before)
         elif entry == CHECKPOINT:
             if itself is None:
-                raise LongRopeError(f"{subject.name} carries no scaling to compare with; leave {CHECKPOINT!r} out")
-            contenders.append(itself)
+                raise LongRopeError(f"{loaded.name} carries no scaling to compare with; leave {CHECKPOINT!r} out")
+            methods.append(itself)
         elif entry in SECOND_FORMS:
-            if subject.existing is None:
-                raise LongRopeError(f"{subject.name} carries no scaling to stretch; leave {entry!r} out")
-            contenders.append(second_contender(entry, subject.existing, target))
+            if loaded.checkpoint_scaling is None:
+                raise LongRopeError(f"{loaded.name} carries no scaling to stretch; leave {entry!r} out")
+            methods.append(second_method(entry, loaded.checkpoint_scaling, target))
         elif entry.endswith(".json"):
             scalings[entry] = RopeScaling.load(entry)
-            scalings[entry].check_fits(subject.geometry)
-            contenders.append(scaling_contender(entry, scalings[entry]))
+            scalings[entry].check_fits(loaded.geometry)
+            methods.append(scaling_method(entry, scalings[entry]))
         else:
-            contenders.append(closed_form_contender(entry, subject.geometry, target))
+            methods.append(closed_form_method(entry, loaded.geometry, target))
     if scaling is not None:
         if name in names:
             raise LongRopeError(f"{name} is compared with itself; leave it out of what to compare with")
-        contenders.append(scaling_contender(name, scaling))
+        methods.append(scaling_method(name, scaling))
         scalings[name] = scaling
-    return Field(tuple(contenders), scalings, before)
+    return Field(tuple(methods), scalings, before)
 
 
 def check_named(entry: str) -> None:
@@ -99,20 +99,20 @@ def check_named(entry: str) -> None:
         )
 
 
-def as_it_is(subject: Subject) -> Contender | None:
+def as_it_is(loaded: LoadedModel) -> Method | None:
     """What the checkpoint itself does with long texts; None where it is the original RoPE."""
-    if subject.existing is not None:
-        return checkpoint_contender(subject.existing)
-    parameters = rope_parameters_of(subject.model.config)
+    if loaded.checkpoint_scaling is not None:
+        return checkpoint_method(loaded.checkpoint_scaling)
+    parameters = rope_parameters_of(loaded.model.config)
     if parameters["rope_type"] == "dynamic":
-        return dynamic_contender(subject.geometry, float(parameters.get("factor", 1.0)))
+        return dynamic_method(loaded.geometry, float(parameters.get("factor", 1.0)))
     return None
 
 
-def _before(subject: Subject, original: Subject | None, target: int) -> Contender:
-    of = original or subject
-    recorded = recorded_scaling(subject.name) if original is None else None
+def _before(loaded: LoadedModel, original: LoadedModel | None, target: int) -> Method:
+    of = original or loaded
+    recorded = recorded_scaling(loaded.name) if original is None else None
     if recorded is not None:  # what this checkpoint carries is the extension
-        config = load_config(subject.name, trust_remote_code=subject.options.trust_remote_code)
-        of = replace(subject, existing=None if is_export(config, recorded) else existing_scaling(config))
-    return replace(as_it_is(of) or closed_form_contender("none", of.geometry, target), name=ORIGINAL)
+        config = load_config(loaded.name, trust_remote_code=loaded.options.trust_remote_code)
+        of = replace(loaded, checkpoint_scaling=None if is_export(config, recorded) else scaling_of_config(config))
+    return replace(as_it_is(of) or closed_form_method("none", of.geometry, target), name=ORIGINAL)

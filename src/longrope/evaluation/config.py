@@ -14,7 +14,7 @@ QA_TASK = "qa_1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SuiteOptions:
+class EvalConfig:
     """The suites' options.
 
     `samples`: texts of perplexity and retention; `stride` chooses perplexity's sliding form. `trials`: passkeys per

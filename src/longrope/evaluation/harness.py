@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.retention import SUITE
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method
 
 _RESAMPLINGS = 1000  # for the standard error of metrics that have no formula
 
@@ -83,10 +83,10 @@ class Harness:
 
     def measure(
         self,
-        installed: Installed,
+        scaled: ScaledModel,
         tokenizer: PreTrainedTokenizerBase,
         task: HarnessTask,
-        contender: Contender,
+        method: Method,
         *,
         length: int,
         limit: int | None = None,
@@ -100,7 +100,7 @@ class Harness:
         """
         from lm_eval import simple_evaluate
 
-        with installed.using(contender.window(length)) as model, _quiet():
+        with scaled.using(method.window(length)) as model, _quiet():
             try:
                 # It may give the tokenizer a padding token: it gets a copy.
                 wrapped = self._wrapper(
@@ -121,7 +121,7 @@ class Harness:
                 )
             except Exception as error:  # tasks are foreign code, and their data comes over the network
                 raise LongRopeError(f"lm-eval cannot run {task.name}: {one_line(error)}") from error
-        return _rows(found, task.name, contender.name, length)
+        return _rows(found, task.name, method.name, length)
 
 
 @contextmanager

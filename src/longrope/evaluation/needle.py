@@ -30,8 +30,8 @@ from longrope.evaluation.replies import (
 )
 from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.models.generation.cache import prefill
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method
 
 SUITE = "needle"
 DIGITS = 7
@@ -163,10 +163,10 @@ def _with_needles(text: Ids, needles: Sequence[Needle]) -> list[Ids | list[int]]
 
 
 def needle(
-    installed: Installed,
+    scaled: ScaledModel,
     tokenizer: PreTrainedTokenizerBase,
     grid: NeedleGrid,
-    contender: Contender,
+    method: Method,
     *,
     on_sample: Callable[[], None] = lambda: None,
 ) -> list[EvalRow]:
@@ -174,15 +174,15 @@ def needle(
 
     The log-probability is Σ over answer tokens / their number, given the question; its standard error is over needles.
     """
-    installed.model.eval()
-    window = contender.window(grid.length)
-    stop = stop_tokens(installed, tokenizer)
-    device = installed.model.device
+    scaled.model.eval()
+    window = method.window(grid.length)
+    stop = stop_tokens(scaled, tokenizer)
+    device = scaled.model.device
     hits: dict[float, list[float]] = {}
     losses: dict[float, list[list[float]]] = {}
     with torch.inference_mode():
         for document in grid.documents:
-            text = prefill(installed, row_tensor(document.context, device), window)
+            text = prefill(scaled, row_tensor(document.context, device), window)
             for asked in document.needles:
                 nll = text.score(row_tensor(asked.question + asked.answer, device))[-len(asked.answer) :]
                 losses.setdefault(asked.depth, []).append(nll.tolist())
@@ -198,6 +198,6 @@ def needle(
         _, stderr = mean_and_stderr([-sum(answer) / len(answer) for answer in losses[depth]])
         logprob = -sum(tokens) / len(tokens)
         accuracy, accuracy_stderr = mean_and_stderr(hits[depth])
-        rows.append(EvalRow(SUITE, contender.name, grid.length, "accuracy", accuracy, accuracy_stderr, count, detail))
-        rows.append(EvalRow(SUITE, contender.name, grid.length, "answer_logprob", logprob, stderr, count, detail))
+        rows.append(EvalRow(SUITE, method.name, grid.length, "accuracy", accuracy, accuracy_stderr, count, detail))
+        rows.append(EvalRow(SUITE, method.name, grid.length, "answer_logprob", logprob, stderr, count, detail))
     return rows

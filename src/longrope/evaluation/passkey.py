@@ -27,8 +27,8 @@ from longrope.evaluation.replies import (
 )
 from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.models.generation.cache import prefill
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method
 
 SUITE = "passkey"
 DIGITS = 5
@@ -87,23 +87,23 @@ def draw_passkeys(tokenizer: PreTrainedTokenizerBase, *, length: int, count: int
 
 
 def passkey(
-    installed: Installed,
+    scaled: ScaledModel,
     tokenizer: PreTrainedTokenizerBase,
     samples: Passkeys,
-    contender: Contender,
+    method: Method,
     *,
     on_sample: Callable[[], None] = lambda: None,
 ) -> list[EvalRow]:
     """The share of prompts whose greedy continuation begins with the key and no further digit: one row."""
-    installed.model.eval()
-    window = contender.window(samples.length)
-    stop = stop_tokens(installed, tokenizer)
+    scaled.model.eval()
+    window = method.window(samples.length)
+    stop = stop_tokens(scaled, tokenizer)
     hits = []
     with torch.inference_mode():
         for ids, key in zip(samples.prompts, samples.keys, strict=True):
-            text = prefill(installed, row_tensor(ids, installed.model.device), window)
+            text = prefill(scaled, row_tensor(ids, scaled.model.device), window)
             # One token more than the room shows whether the number goes on; it is never fed, so nothing is longer.
-            said = text.greedy(row_tensor([], installed.model.device), samples.room + 1, stop)
+            said = text.greedy(row_tensor([], scaled.model.device), samples.room + 1, stop)
             hits.append(float(leading_number(reply_text(tokenizer, said)) == key))
             on_sample()
-    return [EvalRow(SUITE, contender.name, samples.length, "accuracy", *mean_and_stderr(hits), len(hits))]
+    return [EvalRow(SUITE, method.name, samples.length, "accuracy", *mean_and_stderr(hits), len(hits))]

@@ -17,9 +17,9 @@ from torch import Tensor
 from longrope.data.samples import Samples
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow, mean_and_stderr
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import token_nll
-from longrope.rope.baselines import Contender
+from longrope.rope.baselines import Method
 
 SUITE = "perplexity"
 FIRST_BUCKET = 32
@@ -27,10 +27,10 @@ FIRST_BUCKET = 32
 
 
 def perplexity(
-    installed: Installed,
+    scaled: ScaledModel,
     samples: Samples,
     lengths: Sequence[int],
-    contender: Contender,
+    method: Method,
     *,
     stride: int | None = None,
     positions: bool = False,
@@ -45,23 +45,23 @@ def perplexity(
     Raises LongRopeError for lengths the samples cannot give.
     """
     check_lengths(lengths, samples.length, stride)
-    installed.model.eval()
+    scaled.model.eval()
     rows = []
     for length in lengths:
         sums, counts, losses = [], [], []
-        with installed.using(contender.window(length)), torch.inference_mode():
-            for ids in samples.ids.to(installed.model.device):
+        with scaled.using(method.window(length)), torch.inference_mode():
+            for ids in samples.ids.to(scaled.model.device):
                 if stride is None:
-                    nll = token_nll(installed.model, ids[None, :length])[0]
+                    nll = token_nll(scaled.model, ids[None, :length])[0]
                 else:
-                    nll = sliding_nll(installed, ids, length, stride, samples.has_bos)
+                    nll = sliding_nll(scaled, ids, length, stride, samples.has_bos)
                 sums.append(float(nll.sum(dtype=torch.float64)))
                 counts.append(nll.numel())
                 if positions and stride is None:
                     losses.append(nll.cpu())
                 on_sample()
-        rows.append(_row(contender.name, length, sums, counts))
-        rows += loss_by_position(contender.name, losses) if losses else []
+        rows.append(_row(method.name, length, sums, counts))
+        rows += loss_by_position(method.name, losses) if losses else []
     return rows
 
 
@@ -91,7 +91,7 @@ def check_lengths(lengths: Sequence[int], longest: int, stride: int | None) -> N
         raise LongRopeError(f"expected a stride from 1 to below the shortest length {min(lengths)}, found {stride}")
 
 
-def sliding_nll(installed: Installed, ids: Tensor, window: int, stride: int, has_bos: bool) -> Tensor:
+def sliding_nll(scaled: ScaledModel, ids: Tensor, window: int, stride: int, has_bos: bool) -> Tensor:
     """NLL in nats of every token of `ids` (T,) but the first, each with at most `window` tokens of context: (T − 1,).
 
     The window moves by `stride` and scores only the tokens that are new. Where the tokenizer has a BOS, every window
@@ -106,7 +106,7 @@ def sliding_nll(installed: Installed, ids: Tensor, window: int, stride: int, has
     while True:
         begin = end - min(room, end)
         piece = torch.cat([front, text[begin:end]])
-        pieces.append(token_nll(installed.model, piece[None], start=len(front) + scored - begin - 1)[0])
+        pieces.append(token_nll(scaled.model, piece[None], start=len(front) + scored - begin - 1)[0])
         scored = end
         if end == len(text):
             return torch.cat(pieces)

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.tokens import Ids, encode_inside
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.storage import sha256_bytes
 
 
-def stop_tokens(installed: Installed, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def stop_tokens(scaled: ScaledModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end a reply: the EOS of the model's generation config and of its tokenizer."""
-    configured = getattr(installed.model.generation_config, "eos_token_id", None)
+    configured = getattr(scaled.model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (*found, tokenizer.eos_token_id) if isinstance(token, int))
 

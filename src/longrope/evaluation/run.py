@@ -14,14 +14,14 @@ from longrope.data.tokens import tokenizer_hash
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import Material, Suite
 from longrope.evaluation.compare import Field, compared
-from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.perplexity import SUITE, check_lengths
 from longrope.evaluation.results import Cell, CellLog, EvalRow, Evaluation
 from longrope.evaluation.ruler import suite as ruler
 from longrope.evaluation.suite_cells import measure
 from longrope.evaluation.suites import SUITES
 from longrope.evaluation.suites_short import RetentionSuite
-from longrope.models.loading import Subject, fingerprint, recorded_scaling, sources_or_books
+from longrope.models.loading import LoadedModel, fingerprint, recorded_scaling, sources_or_books
 from longrope.provenance import versions
 from longrope.rope.baselines import ORIGINAL
 from longrope.rope.scaling import RopeScaling
@@ -31,7 +31,7 @@ __all__ = ["SUITES", "Evaluation", "cells_path", "evaluate", "seen_documents"]
 
 
 def evaluate(
-    subject: Subject,
+    loaded: LoadedModel,
     lengths: Sequence[int],
     data: Sequence[str],
     *,
@@ -40,9 +40,9 @@ def evaluate(
     scaling_name: str = "scaling",
     against: Sequence[str] = (),
     target_length: int | None = None,
-    original: Subject | None = None,
+    original: LoadedModel | None = None,
     seed: int = 0,
-    options: SuiteOptions | None = None,
+    options: EvalConfig | None = None,
     allow_seen: bool = False,
     cells: Path | None = None,
     resume: bool = False,
@@ -61,22 +61,22 @@ def evaluate(
 
     Raises LongRopeError for what the user can mend, before anything is measured.
     """
-    options = options or SuiteOptions()
+    options = options or EvalConfig()
     lengths = list(dict.fromkeys(lengths))
     chosen = _chosen(suites, lengths, options)
     if scaling is not None:
-        scaling.check_fits(subject.geometry)
-    if original is not None and tokenizer_hash(original.tokenizer) != tokenizer_hash(subject.tokenizer):
-        raise LongRopeError(f"expected {original.name} to have the tokenizer of {subject.name}; found another")
-    longest = max(lengths, default=subject.geometry.original_length)
+        scaling.check_fits(loaded.geometry)
+    if original is not None and tokenizer_hash(original.tokenizer) != tokenizer_hash(loaded.tokenizer):
+        raise LongRopeError(f"expected {original.name} to have the tokenizer of {loaded.name}; found another")
+    longest = max(lengths, default=loaded.geometry.original_length)
     target = target_length or (longest if scaling is None else scaling.target_length)
-    field = compared(subject, scaling, scaling_name, against, target, original)
-    for contender in field.contenders:  # a length that no window reaches is refused before anything is measured
-        contender.window(longest)
+    field = compared(loaded, scaling, scaling_name, against, target, original)
+    for method in field.methods:  # a length that no window reaches is refused before anything is measured
+        method.window(longest)
     texts = any(suite.needs_text(options) for suite in chosen)
-    documents = read_all(sources_or_books(subject.name, data, "evaluation")) if texts else []
-    seen = _seen(documents, [recorded_scaling(subject.name), *field.scalings.values()], allow_seen)
-    material = Material(subject, lengths, documents, seed, options)
+    documents = read_all(sources_or_books(loaded.name, data, "evaluation")) if texts else []
+    seen = _seen(documents, [recorded_scaling(loaded.name), *field.scalings.values()], allow_seen)
+    material = Material(loaded, lengths, documents, seed, options)
     prepared = [suite(material) for suite in chosen]
     for suite in prepared:
         suite.check()
@@ -86,7 +86,7 @@ def evaluate(
         measured = measure(prepared, field, original, log, on_start, on_sample)
     rows = [row for cell in measured for row in cell.rows]
     if any(suite.name == ruler.SUITE for suite in prepared):
-        rows += _ruler_summary(rows, subject.geometry.original_length, options)
+        rows += _ruler_summary(rows, loaded.geometry.original_length, options)
     return Evaluation(rows, settings | _samples(measured))
 
 
@@ -95,7 +95,7 @@ def cells_path(output: Path) -> Path:
     return output.with_suffix(".cells.jsonl")
 
 
-def _chosen(names: Sequence[str], lengths: Sequence[int], options: SuiteOptions) -> list[type[Suite]]:
+def _chosen(names: Sequence[str], lengths: Sequence[int], options: EvalConfig) -> list[type[Suite]]:
     """The suites of these names, in the order of SUITES. Raises LongRopeError where they cannot do what is asked."""
     unknown = [name for name in names if name not in SUITES]
     if unknown or not names:
@@ -156,19 +156,19 @@ def _settings(
     scaling: RopeScaling | None,
     against: Sequence[str],
     target: int,
-    original: Subject | None,
+    original: LoadedModel | None,
 ) -> dict[str, Any]:
     """Everything that decides the numbers: what a resumed run must share."""
     material = suites[0].material
-    subject = material.subject
+    loaded = material.loaded
     hashes = sorted({document.sha256 for document in material.documents})
     settings: dict[str, Any] = {
-        "model": subject.name,
-        "model_fingerprint": fingerprint(subject.model),
-        "tokenizer_sha256": tokenizer_hash(subject.tokenizer),
-        "dtype": str(subject.model.dtype),
-        "device": subject.model.device.type,
-        "original_length": subject.geometry.original_length,
+        "model": loaded.name,
+        "model_fingerprint": fingerprint(loaded.model),
+        "tokenizer_sha256": tokenizer_hash(loaded.tokenizer),
+        "dtype": str(loaded.model.dtype),
+        "device": loaded.model.device.type,
+        "original_length": loaded.geometry.original_length,
         "scaling_sha256": None if scaling is None else sha256_text(scaling.to_json()),
         "against": list(against),
         "against_sha256": {name: sha256_text(other.to_json()) for name, other in field.scalings.items()},
@@ -178,8 +178,8 @@ def _settings(
         "data_sha256": sha256_text("\n".join(hashes)) if hashes else None,
         "suites": {suite.name: suite.settings() for suite in suites},
     }
-    if subject.existing is not None:
-        settings["carried_sha256"] = sha256_text(subject.existing.to_json())
+    if loaded.checkpoint_scaling is not None:
+        settings["carried_sha256"] = sha256_text(loaded.checkpoint_scaling.to_json())
     if original is not None:
         settings |= {"original": original.name, "original_fingerprint": fingerprint(original.model)}
     return settings
@@ -200,7 +200,7 @@ def _samples(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def _ruler_summary(rows: Sequence[EvalRow], original_length: int, options: SuiteOptions) -> list[EvalRow]:
+def _ruler_summary(rows: Sequence[EvalRow], original_length: int, options: EvalConfig) -> list[EvalRow]:
     """RULER's means by length, and the effective lengths they stand for."""
     means = ruler.means([row for row in rows if row.suite == ruler.SUITE])
     reference = ORIGINAL if any(row.scaling == ORIGINAL for row in means) else "none"

@@ -8,16 +8,16 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.base import Entrant, Part, Suite
 from longrope.evaluation.compare import Field
 from longrope.evaluation.results import Cell, CellKey, CellLog
-from longrope.models.apply import install, uninstall
-from longrope.models.loading import Subject
-from longrope.rope.baselines import ORIGINAL, Contender
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel
+from longrope.rope.baselines import ORIGINAL, Method
 from longrope.rope.scaling import RopeScaling
 
 
 def measure(
     suites: Sequence[Suite],
     field: Field,
-    original: Subject | None,
+    original: LoadedModel | None,
     log: CellLog | None,
     on_start: Callable[[int], None],
     on_sample: Callable[[], None],
@@ -31,35 +31,29 @@ def measure(
     done = {} if log is None else dict(log.cells)
     parts = [(suite, part) for suite in suites for part in suite.parts()]
     on_start(sum(part.steps * len(_contenders(suite, field)) for suite, part in parts))
-    subject = suites[0].material.subject
-    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    loaded = suites[0].material.loaded
+    scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     try:
-        before = installed if original is None else install(original.model, RopeScaling.original(original.geometry))
+        before = scaled if original is None else apply_scaling(original.model, RopeScaling.original(original.geometry))
         for suite, part in parts:
-            entrants = [
-                (before if contender.name == ORIGINAL else installed, contender)
-                for contender in _contenders(suite, field)
-            ]
+            entrants = [(before if method.name == ORIGINAL else scaled, method) for method in _contenders(suite, field)]
             for cell in _measured(part, entrants, (before, field.original), done, on_sample):
                 if log is not None:
                     log.append(cell)
                 done[cell.key] = cell
     finally:
-        uninstall(subject.model)
+        remove_scaling(loaded.model)
         if original is not None:
-            uninstall(original.model)
+            remove_scaling(original.model)
     return [
-        done[_key(part, contender)]
-        for suite in suites
-        for contender in _contenders(suite, field)
-        for part in suite.parts()
+        done[_key(part, method)] for suite in suites for method in _contenders(suite, field) for part in suite.parts()
     ]
 
 
-def _contenders(suite: Suite, field: Field) -> list[Contender]:
+def _contenders(suite: Suite, field: Field) -> list[Method]:
     """The contenders of a suite: for short texts with the original model among them."""
-    missing = suite.with_original and ORIGINAL not in (contender.name for contender in field.contenders)
-    return [*([field.original] if missing else []), *field.contenders]
+    missing = suite.with_original and ORIGINAL not in (method.name for method in field.methods)
+    return [*([field.original] if missing else []), *field.methods]
 
 
 def _measured(
@@ -76,17 +70,17 @@ def _measured(
     if not missing:
         return
     prepared = part.prepare(original)
-    for _, contender in entrants:
-        kept = done.get(_key(part, contender))
+    for _, method in entrants:
+        kept = done.get(_key(part, method))
         if kept is not None and kept.samples_sha256 != prepared.samples_sha256:
             raise LongRopeError(
-                f"the cell of {contender.name} that was kept of {part.suite} at {part.length} tokens was measured on "
+                f"the cell of {method.name} that was kept of {part.suite} at {part.length} tokens was measured on "
                 "other samples than are drawn now; choose another -o"
             )
-    for installed, contender in missing:
-        rows = prepared.measure(installed, contender, on_sample)
-        yield Cell(_key(part, contender), tuple(rows), prepared.samples_sha256, prepared.documents)
+    for scaled, method in missing:
+        rows = prepared.measure(scaled, method, on_sample)
+        yield Cell(_key(part, method), tuple(rows), prepared.samples_sha256, prepared.documents)
 
 
-def _key(part: Part, contender: Contender) -> CellKey:
-    return CellKey(contender.name, part.suite, part.task, part.length)
+def _key(part: Part, method: Method) -> CellKey:
+    return CellKey(method.name, part.suite, part.task, part.length)

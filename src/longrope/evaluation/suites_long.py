@@ -12,14 +12,14 @@ from longrope.data.samples import Samples, draw_places
 from longrope.errors import LongRopeError
 from longrope.evaluation import needle, passkey, perplexity
 from longrope.evaluation.base import Entrant, Part, Prepared, Suite, sources_of
-from longrope.evaluation.config import QA_TASK, SuiteOptions
+from longrope.evaluation.config import QA_TASK, EvalConfig
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.ruler import suite as ruler
 from longrope.evaluation.ruler.qa import Questions
 from longrope.evaluation.ruler.tasks import draw_task, needs_text
 from longrope.evaluation.ruler.words import words_sha256
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method
 
 
 class PerplexitySuite(Suite):
@@ -45,10 +45,10 @@ class PerplexitySuite(Suite):
             yield Part(self.name, "", length, self.material.options.samples, partial(self._prepare, length))
 
     def _prepare(self, length: int, _: Entrant) -> Prepared:
-        def measure(installed: Installed, contender: Contender, step: Callable[[], None]) -> list[EvalRow]:
+        def measure(scaled: ScaledModel, method: Method, step: Callable[[], None]) -> list[EvalRow]:
             stride = self.material.options.stride
             return perplexity.perplexity(
-                installed, self.samples, [length], contender, stride=stride, positions=True, on_sample=step
+                scaled, self.samples, [length], method, stride=stride, positions=True, on_sample=step
             )
 
         return Prepared(self.samples.sha256, sources_of(self.samples), measure)
@@ -60,7 +60,7 @@ class PasskeySuite(Suite):
     name = passkey.SUITE
 
     @classmethod
-    def needs_text(cls, options: SuiteOptions) -> bool:
+    def needs_text(cls, options: EvalConfig) -> bool:
         return False
 
     def check(self) -> None:
@@ -74,14 +74,14 @@ class PasskeySuite(Suite):
             yield Part(self.name, "", length, self.material.options.trials, partial(self._prepare, length))
 
     def _draw(self, length: int, count: int) -> passkey.Passkeys:
-        tokenizer = self.material.subject.tokenizer
+        tokenizer = self.material.loaded.tokenizer
         return passkey.draw_passkeys(tokenizer, length=length, count=count, seed=self.material.seed)
 
     def _prepare(self, length: int, _: Entrant) -> Prepared:
         drawn = self._draw(length, self.material.options.trials)
 
-        def measure(installed: Installed, contender: Contender, step: Callable[[], None]) -> list[EvalRow]:
-            return passkey.passkey(installed, self.material.subject.tokenizer, drawn, contender, on_sample=step)
+        def measure(scaled: ScaledModel, method: Method, step: Callable[[], None]) -> list[EvalRow]:
+            return passkey.passkey(scaled, self.material.loaded.tokenizer, drawn, method, on_sample=step)
 
         return Prepared(drawn.sha256, {}, measure)
 
@@ -96,7 +96,7 @@ class NeedleSuite(Suite):
         """Needles in one document, the same at every length."""
         material = self.material
         asked, depths = material.options.needles, material.options.depths
-        fitting = needle.needles_that_fit(material.subject.tokenizer, min(material.lengths), depths, material.seed)
+        fitting = needle.needles_that_fit(material.loaded.tokenizer, min(material.lengths), depths, material.seed)
         return fitting if asked is None else min(asked, depths)
 
     @property
@@ -123,7 +123,7 @@ class NeedleSuite(Suite):
     def _draw(self, length: int, trials: int) -> needle.NeedleGrid:
         return needle.draw_grid(
             self.material.tokenized,
-            self.material.subject.tokenizer,
+            self.material.loaded.tokenizer,
             length=length,
             depths=needle.grid_depths(self.material.options.depths),
             trials=trials,
@@ -134,8 +134,8 @@ class NeedleSuite(Suite):
     def _prepare(self, length: int, _: Entrant) -> Prepared:
         grid = self._draw(length, self.material.options.trials)
 
-        def measure(installed: Installed, contender: Contender, step: Callable[[], None]) -> list[EvalRow]:
-            return needle.needle(installed, self.material.subject.tokenizer, grid, contender, on_sample=step)
+        def measure(scaled: ScaledModel, method: Method, step: Callable[[], None]) -> list[EvalRow]:
+            return needle.needle(scaled, self.material.loaded.tokenizer, grid, method, on_sample=step)
 
         return Prepared(grid.sha256, grid.sources, measure)
 
@@ -146,7 +146,7 @@ class RulerSuite(Suite):
     name = ruler.SUITE
 
     @classmethod
-    def needs_text(cls, options: SuiteOptions) -> bool:
+    def needs_text(cls, options: EvalConfig) -> bool:
         return any(map(needs_text, options.chosen_ruler_tasks))
 
     @cached_property
@@ -190,7 +190,7 @@ class RulerSuite(Suite):
         documents = material.tokenized if needs_text(task) else []
         questions = self.questions if task == QA_TASK else None
         return {
-            "tokenizer": material.subject.tokenizer,
+            "tokenizer": material.loaded.tokenizer,
             "seed": material.seed,
             "documents": documents,
             "questions": questions,
@@ -199,7 +199,7 @@ class RulerSuite(Suite):
     def _prepare(self, task: str, length: int, _: Entrant) -> Prepared:
         drawn = draw_task(task, **self._material(task), length=length, count=self.material.options.trials)
 
-        def measure(installed: Installed, contender: Contender, step: Callable[[], None]) -> list[EvalRow]:
-            return ruler.ruler_task(installed, self.material.subject.tokenizer, drawn, contender, on_sample=step)
+        def measure(scaled: ScaledModel, method: Method, step: Callable[[], None]) -> list[EvalRow]:
+            return ruler.ruler_task(scaled, self.material.loaded.tokenizer, drawn, method, on_sample=step)
 
         return Prepared(drawn.sha256, drawn.sources, measure)

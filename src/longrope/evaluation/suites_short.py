@@ -10,11 +10,11 @@ from typing import Any
 from longrope.data.samples import Samples
 from longrope.evaluation import retention
 from longrope.evaluation.base import Entrant, Part, Prepared, Suite, sources_of
-from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.harness import OPEN_LLM, Harness, HarnessTask
 from longrope.evaluation.results import EvalRow
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method
 
 
 class RetentionSuite(Suite):
@@ -26,7 +26,7 @@ class RetentionSuite(Suite):
 
     @property
     def length(self) -> int:
-        return self.material.subject.geometry.original_length
+        return self.material.loaded.geometry.original_length
 
     @property
     def tasks(self) -> tuple[HarnessTask, ...]:
@@ -67,19 +67,19 @@ class RetentionSuite(Suite):
     def _prepare(self, original: Entrant) -> Prepared:
         theirs = retention.most_likely(original[0], self.samples, original[1])
 
-        def measure(installed: Installed, contender: Contender, step: Callable[[], None]) -> list[EvalRow]:
-            return retention.retention(installed, self.samples, contender, theirs, on_sample=step)
+        def measure(scaled: ScaledModel, method: Method, step: Callable[[], None]) -> list[EvalRow]:
+            return retention.retention(scaled, self.samples, method, theirs, on_sample=step)
 
         return Prepared(self.samples.sha256, sources_of(self.samples), measure)
 
     def _prepare_benchmark(self, task: HarnessTask, _: Entrant) -> Prepared:
-        def measure(installed: Installed, contender: Contender, step: Callable[[], None]) -> list[EvalRow]:
+        def measure(scaled: ScaledModel, method: Method, step: Callable[[], None]) -> list[EvalRow]:
             options = self.material.options
             rows = self.harness.measure(
-                installed,
-                self.material.subject.tokenizer,
+                scaled,
+                self.material.loaded.tokenizer,
                 task,
-                contender,
+                method,
                 length=self.length,
                 limit=options.task_limit,
                 batch_size=options.task_batch,
@@ -97,7 +97,7 @@ class OpenLlmSuite(RetentionSuite):
     name = "open-llm"
 
     @classmethod
-    def needs_text(cls, options: SuiteOptions) -> bool:
+    def needs_text(cls, options: EvalConfig) -> bool:
         return False
 
     @property

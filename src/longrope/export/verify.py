@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.export.forms import Expression
 from longrope.export.weights import Change
-from longrope.models.apply import install, uninstall
+from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope.geometry import text_config
 from longrope.rope.scaling import RopeScaling
@@ -125,11 +125,11 @@ def _tolerance(model: PreTrainedModel, positions: Tensor) -> float:
 
 
 def _installed_logits(model: PreTrainedModel, scaling: RopeScaling, probes: tuple[Tensor, ...]) -> list[Tensor]:
-    install(model, scaling)
+    apply_scaling(model, scaling)
     try:
         return [_logits(model, positions) for positions in probes]
     finally:
-        uninstall(model)
+        remove_scaling(model)
 
 
 def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.models.generation.hooks import hook_generation, unhook_generation
 from longrope.models.rotary import LongRopeRotary
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_types
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -26,7 +26,7 @@ def geometry_of(model: PreTrainedModel, original_length: int | None = None) -> R
     return RopeGeometry.from_config(model.config, _scaled_layer_type(model), original_length)
 
 
-def install(model: PreTrainedModel, scaling: RopeScaling) -> Installed:
+def apply_scaling(model: PreTrainedModel, scaling: RopeScaling) -> ScaledModel:
     """Replace every rotary module of `model` so that it applies `scaling`; a scaling installed before is replaced.
 
     Raises LongRopeError when the model has no rotary module, when the scaling was made for another geometry, or when
@@ -35,7 +35,7 @@ def install(model: PreTrainedModel, scaling: RopeScaling) -> Installed:
     layer_type = _scaled_layer_type(model)
     # The original length is the scaling's to choose; head size and base are the model's.
     scaling.check_fits(RopeGeometry.from_config(model.config, layer_type, scaling.geometry.original_length))
-    uninstall(model)
+    remove_scaling(model)
     places = _rotary_modules(model)
     if not places:
         raise LongRopeError(f"{type(model).__name__} has no rotary module to scale: longrope needs a model with RoPE")
@@ -43,23 +43,23 @@ def install(model: PreTrainedModel, scaling: RopeScaling) -> Installed:
     rotaries = {module: LongRopeRotary(module, scaling, layer_type) for _, module in places}
     for name, module in places:
         _place(model, name, rotaries[module])
-    installed = Installed(model, tuple(rotaries.values()))
+    scaled = ScaledModel(model, tuple(rotaries.values()))
     try:
-        moved = _logits_move(installed)
+        moved = _logits_move(scaled)
     except BaseException:  # out of memory, interrupted, a forward that does not run
-        uninstall(model)
+        remove_scaling(model)
         raise
     if not moved:
-        uninstall(model)
+        remove_scaling(model)
         raise LongRopeError(
             f"{type(model).__name__} ignores its rotary module: logits are the same for different rescale factors, "
             "so no scaling can be installed"
         )
-    hook_generation(installed)
-    return installed
+    hook_generation(scaled)
+    return scaled
 
 
-def uninstall(model: PreTrainedModel) -> None:
+def remove_scaling(model: PreTrainedModel) -> None:
     """Put the model's own rotary modules back; without an installed scaling, nothing happens."""
     unhook_generation(model)
     for name, module in _named_modules(model):
@@ -98,9 +98,9 @@ def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _logits_move(installed: Installed) -> bool:
+def _logits_move(scaled: ScaledModel) -> bool:
     """Whether two very different windows give different logits on a few tokens."""
-    model, geometry = installed.model, installed.scaling.geometry
+    model, geometry = scaled.model, scaled.scaling.geometry
     ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -108,7 +108,7 @@ def _logits_move(installed: Installed) -> bool:
     try:
         with torch.no_grad():
             for factor in (1.0, 3.0):
-                with installed.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
+                with scaled.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
                     logits.append(model(input_ids=ids, use_cache=False).logits)
     finally:
         for module in training:  # not model.train(): parts of it may be in eval mode

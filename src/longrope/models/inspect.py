@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from longrope.models.loading import carried_scaling, load_config
+from longrope.models.loading import find_checkpoint_scaling, load_config
 from longrope.rope.geometry import RopeGeometry, rope_layer_types, rope_parameters_of, text_config
 
 
@@ -43,11 +43,11 @@ def inspect(name: str, *, original_length: int | None = None, trust_remote_code:
     config = load_config(name, trust_remote_code=trust_remote_code)
     geometry = RopeGeometry.from_config(config, original_length=original_length)
     text = text_config(config)
-    existing = carried_scaling(name, config, geometry)
+    checkpoint_scaling = find_checkpoint_scaling(name, config, geometry)
     stated = text.max_position_embeddings
     windows = (
         []
-        if existing is None
+        if checkpoint_scaling is None
         else [
             {
                 "max_length": window.max_length,
@@ -55,7 +55,7 @@ def inspect(name: str, *, original_length: int | None = None, trust_remote_code:
                 "last_factor": window.factors[-1],
                 "attention_factor": window.attention_factor,
             }
-            for window in existing.windows
+            for window in checkpoint_scaling.windows
         ]
     )
     uses_sliding = getattr(text, "use_sliding_window", True)
@@ -66,7 +66,7 @@ def inspect(name: str, *, original_length: int | None = None, trust_remote_code:
         pairs=geometry.pairs,
         base=geometry.base,
         original_length=geometry.original_length,
-        context_window=stated if existing is None else max(stated, existing.target_length),
+        context_window=stated if checkpoint_scaling is None else max(stated, checkpoint_scaling.target_length),
         rope_type=rope_parameters_of(config)["rope_type"],
         layer_types=rope_layer_types(config),
         sliding_window=getattr(text, "sliding_window", None) if uses_sliding else None,

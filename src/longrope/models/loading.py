@@ -38,7 +38,7 @@ from longrope.models.apply import geometry_of
 from longrope.models.checkpoint_files import EMBEDDED_MODELS, RECORD, refuse_folded, resolve
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
-from longrope.rope.hf_config import existing_scaling
+from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -149,7 +149,7 @@ SCALING = "scaling.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
+class LoadOptions:
     """How to load a model. `original_length` overrides the window that the config states."""
 
     dtype: str = "auto"
@@ -160,10 +160,10 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A loaded model. `existing` is the scaling its checkpoint carries, relative to its original RoPE.
+class LoadedModel:
+    """A loaded model. `checkpoint_scaling` is the scaling its checkpoint carries, relative to its original RoPE.
 
-    `carried_scaling` says where that comes from. The model computes what its config says; whoever asks it about another
+    `find_checkpoint_scaling` says where that comes from. The model computes what its config says; whoever asks it about another
     scaling installs that.
     """
 
@@ -171,28 +171,36 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     geometry: RopeGeometry
-    existing: RopeScaling | None
-    options: ModelOptions
+    checkpoint_scaling: RopeScaling | None
+    options: LoadOptions
 
     @property
-    def reach(self) -> int:
+    def context_length(self) -> int:
         """The window of the checkpoint as it is: that of the scaling it carries, else the original window."""
-        return self.geometry.original_length if self.existing is None else self.existing.target_length
+        return (
+            self.geometry.original_length if self.checkpoint_scaling is None else self.checkpoint_scaling.target_length
+        )
 
-    def carried_window(self, length: int) -> Window | None:
-        """The window of `existing` for `length` tokens, its last one beyond its reach; None without `existing`."""
-        return None if self.existing is None else self.existing.window_for(min(length, self.reach))
+    def checkpoint_window(self, length: int) -> Window | None:
+        """The window of `checkpoint_scaling` for `length` tokens, its last one beyond its reach; None without `checkpoint_scaling`."""
+        return (
+            None
+            if self.checkpoint_scaling is None
+            else self.checkpoint_scaling.window_for(min(length, self.context_length))
+        )
 
 
-def open_model(name: str, options: ModelOptions | None = None) -> Subject:
+def open_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     """Load a model for any verb: a model folder, the folder of a run that has a checkpoint, a hub or embedded name.
 
     Raises LongRopeError when it cannot be loaded, has no RoPE, or the scaling beside it is for another one.
     """
-    options = options or ModelOptions()
+    options = options or LoadOptions()
     config = load_config(name, trust_remote_code=options.trust_remote_code)
     # A model without RoPE, or with a scaling that is not for it, is refused before its weights are read.
-    existing = carried_scaling(name, config, RopeGeometry.from_config(config, original_length=options.original_length))
+    checkpoint_scaling = find_checkpoint_scaling(
+        name, config, RopeGeometry.from_config(config, original_length=options.original_length)
+    )
     model = load_model(
         name,
         dtype=options.dtype,
@@ -202,10 +210,10 @@ def open_model(name: str, options: ModelOptions | None = None) -> Subject:
     )
     tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
     geometry = geometry_of(model, options.original_length)
-    return Subject(name, model, tokenizer, geometry, existing, options)
+    return LoadedModel(name, model, tokenizer, geometry, checkpoint_scaling, options)
 
 
-def carried_scaling(name: str, config: Any, geometry: RopeGeometry) -> RopeScaling | None:
+def find_checkpoint_scaling(name: str, config: Any, geometry: RopeGeometry) -> RopeScaling | None:
     """The scaling that the weights of `name` are for, relative to their original RoPE; None where that is all.
 
     It is the recorded one (`recorded_scaling`), which fine-tuning leaves, and what `config` states where there is none.
@@ -215,7 +223,7 @@ def carried_scaling(name: str, config: Any, geometry: RopeGeometry) -> RopeScali
     """
     recorded = recorded_scaling(name)
     if recorded is None or is_export(config, recorded):
-        return existing_scaling(config)
+        return scaling_of_config(config)
     refuse_folded(getattr(config, RECORD, None), name)
     try:
         recorded.check_fits(geometry)
@@ -242,21 +250,21 @@ def is_export(config: Any, recorded: RopeScaling) -> bool:
     return isinstance(record, dict) and record.get("scaling_sha256") == numbers_sha256(recorded)
 
 
-def as_if_trained(subject: Subject, length: int) -> Subject:
+def as_if_trained(loaded: LoadedModel, length: int) -> LoadedModel:
     """The subject as if it reached `length` tokens already, under stand-in factors: for whoever asks what a later
     search will need, and not for its numbers.
     """
-    if length <= subject.reach:
-        return subject
-    factors, attention_factor = CLOSED_FORMS["yarn"](subject.geometry, length)
-    return replace(subject, existing=RopeScaling.single(subject.geometry, length, factors, 0, attention_factor))
+    if length <= loaded.context_length:
+        return loaded
+    factors, attention_factor = CLOSED_FORMS["yarn"](loaded.geometry, length)
+    return replace(loaded, checkpoint_scaling=RopeScaling.single(loaded.geometry, length, factors, 0, attention_factor))
 
 
-def require_longer(subject: Subject, target_length: int) -> None:
+def require_longer(loaded: LoadedModel, target_length: int) -> None:
     """Raise LongRopeError unless `target_length` is above the window that the checkpoint has."""
-    if target_length <= subject.reach:
+    if target_length <= loaded.context_length:
         raise LongRopeError(
-            f"expected a target length above the model's window of {subject.reach} tokens, found {target_length}"
+            f"expected a target length above the model's window of {loaded.context_length} tokens, found {target_length}"
         )
 
 
@@ -271,24 +279,26 @@ def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list
     return [f"book:{book.name}" for book in shipped_books() if book.role == role]
 
 
-def prepare_samples(subject: Subject, documents: Sequence[Document], *, length: int, count: int, seed: int) -> Samples:
+def prepare_samples(
+    loaded: LoadedModel, documents: Sequence[Document], *, length: int, count: int, seed: int
+) -> Samples:
     """Samples of exactly `length` tokens of `documents` for the subject's tokenizer."""
     samples = draw_samples(
-        tokenize(documents, subject.tokenizer),
+        tokenize(documents, loaded.tokenizer),
         length=length,
         count=count,
         seed=seed,
-        bos_token_id=bos_of(subject.tokenizer),
+        bos_token_id=bos_of(loaded.tokenizer),
     )
-    check_vocabulary(subject, samples.ids)
+    check_vocabulary(loaded, samples.ids)
     return samples
 
 
-def check_vocabulary(subject: Subject, ids: Tensor) -> None:
+def check_vocabulary(loaded: LoadedModel, ids: Tensor) -> None:
     """Raise LongRopeError when the tokenizer makes ids that the model has no embedding for."""
-    size = subject.model.get_input_embeddings().num_embeddings
+    size = loaded.model.get_input_embeddings().num_embeddings
     if int(ids.max()) >= size:
         raise LongRopeError(
-            f"the tokenizer of {subject.name} makes token id {int(ids.max())}, its model knows {size}; "
+            f"the tokenizer of {loaded.name} makes token id {int(ids.max())}, its model knows {size}; "
             "is it the model's own tokenizer?"
         )

@@ -17,7 +17,7 @@ from longrope.rope.scaling import RopeScaling, Window
 
 
 @dataclass(frozen=True)
-class Installed:
+class ScaledModel:
     """A model with its installed rotary modules (one in current transformers, more in remote code)."""
 
     model: PreTrainedModel

@@ -18,7 +18,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.base import Material
 from longrope.evaluation.compare import check_named
 from longrope.evaluation.suites import SUITES
-from longrope.models.loading import Subject, as_if_trained, sources_or_books
+from longrope.models.loading import LoadedModel, as_if_trained, sources_or_books
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import (
     EvaluateStage,
@@ -51,46 +51,50 @@ def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[str]:
         raise LongRopeError(f"the recipe names no texts to {stage.stage} {name} on: give {key}") from error
 
 
-def check_recipe(subject: Subject, recipe: Recipe, steps: Sequence[Step], finished: Collection[str] = ()) -> None:
+def check_recipe(loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step], finished: Collection[str] = ()) -> None:
     """Raise LongRopeError, with the stage, for too little text, texts that would be measured on after they were seen, a
     training step that does not fit or cannot be, and packages that are missing.
 
-    `subject` is the model the recipe begins with; steps whose folders are `finished` are left alone.
+    `loaded` is the model the recipe begins with; steps whose folders are `finished` are left alone.
     """
     seen: dict[str, str] = {}
-    short = subject.geometry.original_length if subject.existing is None else subject.existing.windows[0].max_length
+    short = (
+        loaded.geometry.original_length
+        if loaded.checkpoint_scaling is None
+        else loaded.checkpoint_scaling.windows[0].max_length
+    )
     for place, step in enumerate(steps, start=1):
         stage = step.stage
         try:
             if step.folder not in finished:
-                _check(subject, recipe, step, short, seen)
+                _check(loaded, recipe, step, short, seen)
         except LongRopeError as error:
             raise LongRopeError(f"stage {place} ({stage.stage}): {error}") from error
         if isinstance(stage, FinetuneStage) and not stage.settings.mixed:
             short = stage.target  # one window is all that it leaves
 
 
-def _check(subject: Subject, recipe: Recipe, step: Step, short: int, seen: dict[str, str]) -> None:
-    stage, sources = step.stage, stage_sources(subject.name, recipe, step.stage)
+def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: dict[str, str]) -> None:
+    stage, sources = step.stage, stage_sources(loaded.name, recipe, step.stage)
     if isinstance(stage, ExportStage):
         if stage.to == "gguf":
             _require("gguf", "gguf")
         return
     if isinstance(stage, EvaluateStage):
-        _check_evaluation(subject, stage, step, sources, seen)
+        _check_evaluation(loaded, stage, step, sources, seen)
         return
     documents = read_all(sources)
     seen |= {document.sha256: document.name for document in documents}
     if isinstance(stage, FinetuneStage):
-        _check_training(subject, stage, documents, short)
+        _check_training(loaded, stage, documents, short)
         return
     if stage.workers is not None:
         _require("ray", "ray")
     if isinstance(stage, SearchStage):
-        prepare_texts(as_if_trained(subject, step.carried), documents, stage.target, stage.settings)
+        prepare_texts(as_if_trained(loaded, step.carried), documents, stage.target, stage.settings)
     elif isinstance(stage, RecoverStage):
         for length in stage.lengths:
-            prepare_texts(subject, documents, length, stage.settings)
+            prepare_texts(loaded, documents, length, stage.settings)
 
 
 def _require(package: str, extra: str) -> None:
@@ -98,15 +102,15 @@ def _require(package: str, extra: str) -> None:
         raise LongRopeError(f'it needs {package}, which is not installed: pip install "longrope[{extra}]"')
 
 
-def _check_training(subject: Subject, stage: FinetuneStage, documents: Sequence[Document], short: int) -> None:
+def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequence[Document], short: int) -> None:
     _require("accelerate", "train")
     from longrope.train.finetune import refuse_combinations
     from longrope.train.trainer import training_arguments
 
-    settings, device = stage.settings, subject.model.device
-    if subject.options.device not in ("cpu", "cuda"):
+    settings, device = stage.settings, loaded.model.device
+    if loaded.options.device not in ("cpu", "cuda"):
         raise LongRopeError(
-            f"expected --device cpu or cuda, found {subject.options.device!r}: one process trains on one device"
+            f"expected --device cpu or cuda, found {loaded.options.device!r}: one process trains on one device"
         )
     packed = any(part != LONG for part in settings.shares)
     if stage.processes == 1:
@@ -114,36 +118,36 @@ def _check_training(subject: Subject, stage: FinetuneStage, documents: Sequence[
         refuse_combinations(settings, arguments, packed=packed)
     elif device.type == "cpu" and "fsdp" in settings.trainer:
         raise LongRopeError("FSDP shards over several GPUs, found a CPU: leave fsdp out")
-    model = weightless(subject.name, trust_remote_code=subject.options.trust_remote_code)
-    model.config._attn_implementation = subject.model.config._attn_implementation
-    model = model.to(subject.model.dtype if stage.dtype == "auto" else getattr(torch, stage.dtype))
+    model = weightless(loaded.name, trust_remote_code=loaded.options.trust_remote_code)
+    model.config._attn_implementation = loaded.model.config._attn_implementation
+    model = model.to(loaded.model.dtype if stage.dtype == "auto" else getattr(torch, stage.dtype))
     if settings.lora is not None:
         model.requires_grad_(False)  # what LoRA trains is little
     sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
     require_room(model, settings, device, shards=stage.processes if sharded else 1, packed=packed)
     pack(
-        tokenize(documents, subject.tokenizer),
+        tokenize(documents, loaded.tokenizer),
         settings.shares,
         length=settings.length,
-        short_length=short if settings.mixed else subject.geometry.original_length,
+        short_length=short if settings.mixed else loaded.geometry.original_length,
         # Enough rows to meet every part of the mix.
         count=settings.micro_batch * 8 * len(settings.shares),
         group=settings.micro_batch,
-        frame=Frame.of(subject.tokenizer),
+        frame=Frame.of(loaded.tokenizer),
         seed=settings.seed,
     )
 
 
 def _check_evaluation(
-    subject: Subject, stage: EvaluateStage, step: Step, sources: Sequence[str], seen: dict[str, str]
+    loaded: LoadedModel, stage: EvaluateStage, step: Step, sources: Sequence[str], seen: dict[str, str]
 ) -> None:
     for name in stage.against:
         check_named(name)
         if name.endswith(".json"):
-            RopeScaling.load(name).check_fits(subject.geometry)
+            RopeScaling.load(name).check_fits(loaded.geometry)
     documents = read_all(sources) if stage.needs_text else []
     assert_disjoint(seen, documents)
-    lengths = stage.at(subject.geometry.original_length, step.reach)
-    material = Material(subject, lengths, documents, stage.seed, stage.settings)
+    lengths = stage.at(loaded.geometry.original_length, step.reach)
+    material = Material(loaded, lengths, documents, stage.seed, stage.settings)
     for name in stage.suites:
         SUITES[name](material).check()

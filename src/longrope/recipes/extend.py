@@ -19,13 +19,13 @@ from transformers import PreTrainedModel
 from longrope.data.samples import assert_disjoint
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
-from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.perplexity import check_lengths
 from longrope.evaluation.run import Evaluation, cells_path, evaluate
 from longrope.export.forms import transformers_losses, transformers_scaling
 from longrope.export.hf import export_hf
-from longrope.models.apply import install, uninstall
-from longrope.models.loading import Subject, load_model, prepare_samples, require_longer, sources_or_books
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel, load_model, prepare_samples, require_longer, sources_or_books
 from longrope.models.scoring import last_logits
 from longrope.provenance import record
 from longrope.report.collect import EXTENSION, Proof
@@ -33,7 +33,7 @@ from longrope.report.run import Written, figures_folder, report
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.scaling import RopeScaling
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.loop import Progress
 from longrope.search.run import SearchResult, search
 from longrope.storage import json_ready, write_json_atomic
@@ -68,7 +68,7 @@ class Listener:
 
 
 def extend(
-    subject: Subject,
+    loaded: LoadedModel,
     target_length: int,
     out: Path,
     *,
@@ -76,34 +76,34 @@ def extend(
     evaluation_data: Sequence[str] = (),
     lengths: Sequence[int] | None = None,
     evaluation_samples: int = 10,
-    options: SearchOptions | None = None,
+    options: SearchConfig | None = None,
     allow_lossy: bool = False,
     resume: bool = False,
     listener: Listener | None = None,
 ) -> Extension:
-    """Extend `subject` to `target_length` tokens without training, and prove it; everything goes to `out`.
+    """Extend `loaded` to `target_length` tokens without training, and prove it; everything goes to `out`.
 
     `lengths` are those of the comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was
     stopped. Raises LongRopeError for what the user can mend.
     """
-    listener, options = listener or Listener(), options or SearchOptions()
-    require_longer(subject, target_length)
-    lengths = list(lengths or doubling_lengths(subject.geometry.original_length, target_length))
+    listener, options = listener or Listener(), options or SearchConfig()
+    require_longer(loaded, target_length)
+    lengths = list(lengths or doubling_lengths(loaded.geometry.original_length, target_length))
     # What the later stages need is looked at now: an error after a long search would waste it.
     check_lengths(lengths, target_length, None)
     if options.start_tokens != "0" and not allow_lossy:
         raise LongRopeError("transformers cannot express start tokens; add --allow-lossy, or leave them at 0")
-    search_sources = sources_or_books(subject.name, search_data, "search")
-    evaluation_sources = sources_or_books(subject.name, evaluation_data, "evaluation")
+    search_sources = sources_or_books(loaded.name, search_data, "search")
+    evaluation_sources = sources_or_books(loaded.name, evaluation_data, "evaluation")
     held_out = read_all(evaluation_sources)
     assert_disjoint([document.sha256 for document in read_all(search_sources)], held_out)
-    text = prepare_samples(subject, held_out, length=target_length, count=evaluation_samples, seed=options.seed)
+    text = prepare_samples(loaded, held_out, length=target_length, count=evaluation_samples, seed=options.seed)
     if (out / REPORT).exists():  # written last
         raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
 
     listener.on_stage("search")
     found = search(
-        subject,
+        loaded,
         target_length,
         search_sources,
         out,
@@ -117,13 +117,13 @@ def extend(
     listener.on_stage("compare")
     cells = cells_path(out / EVALUATION)
     evaluation = evaluate(
-        subject,
+        loaded,
         lengths,
         evaluation_sources,
         scaling=found.scaling,
         scaling_name=NAME,
-        against=[*CLOSED_FORMS, *([CHECKPOINT] if subject.existing is not None else [])],
-        options=SuiteOptions(samples=evaluation_samples),
+        against=[*CLOSED_FORMS, *([CHECKPOINT] if loaded.checkpoint_scaling is not None else [])],
+        options=EvalConfig(samples=evaluation_samples),
         seed=options.seed,
         cells=cells,
         resume=cells.exists(),
@@ -135,16 +135,16 @@ def extend(
     checkpoint = out / CHECKPOINT_FOLDER
     if not (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
         export_hf(
-            subject.name,
+            loaded.name,
             found.scaling,
             checkpoint,
             allow_lossy=allow_lossy,
             evidence=evaluation.rows,
-            original_length=subject.geometry.original_length,
-            trust_remote_code=subject.options.trust_remote_code,
+            original_length=loaded.geometry.original_length,
+            trust_remote_code=loaded.options.trust_remote_code,
         )
     listener.on_stage("prove")
-    proofs = prove(subject, found.scaling, checkpoint, text.ids[:1])
+    proofs = prove(loaded, found.scaling, checkpoint, text.ids[:1])
     losses = transformers_losses(found.scaling)
     proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
     write_json_atomic(out / EXTENSION, json_ready(found.to_json()) | proved | record())
@@ -154,21 +154,21 @@ def extend(
     return Extension(found, evaluation, checkpoint, losses, proofs, written)
 
 
-def prove(subject: Subject, scaling: RopeScaling, checkpoint: Path, ids: Tensor) -> list[Proof]:
+def prove(loaded: LoadedModel, scaling: RopeScaling, checkpoint: Path, ids: Tensor) -> list[Proof]:
     """Logits of the reloaded checkpoint against the searched model's, inside the first window and at L'.
 
     `ids` (1, L') is one text. Raises LongRopeError when the most likely next token differs at more than 1 position in
     1,000 (1 in 20 in bfloat16 or float16, where near ties fall either way).
     """
-    model, options = subject.model, subject.options
+    model, options = loaded.model, loaded.options
     allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
     expressed = transformers_scaling(scaling)
     lengths = [window.max_length for window in expressed.windows]
-    install(model, expressed)
+    apply_scaling(model, expressed)
     try:
         ours = [_last_logits(model, ids[:, :length]) for length in lengths]
     finally:
-        uninstall(model)
+        remove_scaling(model)
     device = model.device
     model.to("cpu")  # room for the second copy
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import SCALING, Subject, fingerprint
+from longrope.models.loading import SCALING, LoadedModel, fingerprint
 from longrope.provenance import record, versions
 from longrope.recipes.check import stage_sources
 from longrope.recipes.graph import Step
@@ -38,17 +38,17 @@ class RunFolder:
     stages: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, path: Path, subject: Subject, recipe: Recipe, steps: Sequence[Step]) -> RunFolder:
+    def of(cls, path: Path, loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step]) -> RunFolder:
         """The run of these steps. Raises LongRopeError where a stage has no texts."""
         identity = {
-            "model": subject.name,
-            "model_fingerprint": fingerprint(subject.model),
-            "device": subject.options.device,
+            "model": loaded.name,
+            "model_fingerprint": fingerprint(loaded.model),
+            "device": loaded.options.device,
             "versions": versions(),
         }
         stages = {}
         for step in steps:
-            texts = stage_sources(subject.name, recipe, step.stage)
+            texts = stage_sources(loaded.name, recipe, step.stage)
             reads = {"weights": step.weights, "scaling": step.scaling, "factors": step.factors}
             stages[step.folder] = step.stage.model_dump(mode="json") | {"data": texts, "reads": reads}
         return cls(path, _plain(identity), _plain(stages))

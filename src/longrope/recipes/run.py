@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import SCALING, Subject
+from longrope.models.loading import SCALING, LoadedModel
 from longrope.provenance import record
 from longrope.recipes.check import check_recipe
 from longrope.recipes.folder import REPORT, RESULT, STAGE, RunFolder, read_object
@@ -40,21 +40,21 @@ class RecipeResult:
         return {"model": self.model, "scaling": str(self.path), "report": written, "stages": self.stages}
 
 
-def run_recipe(subject: Subject, recipe: Recipe, out: Path, listener: Listener | None = None) -> RecipeResult:
-    """Run `recipe` on `subject`, the model it begins with, into the folder `out`, or go on with the same run there.
+def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, listener: Listener | None = None) -> RecipeResult:
+    """Run `recipe` on `loaded`, the model it begins with, into the folder `out`, or go on with the same run there.
 
-    The model is opened again for every stage, in its `dtype` and otherwise as `subject` was; `subject` itself leaves a
+    The model is opened again for every stage, in its `dtype` and otherwise as `loaded` was; `loaded` itself leaves a
     GPU to them. Raises LongRopeError for what the user can mend: for an order of stages that cannot be, for texts,
     memory and the folder before any work is done.
     """
-    planned = steps(recipe, subject.geometry.original_length, subject.reach)
-    folder = RunFolder.of(out, subject, recipe, planned)
+    planned = steps(recipe, loaded.geometry.original_length, loaded.context_length)
+    folder = RunFolder.of(out, loaded, recipe, planned)
     folder.check()
-    check_recipe(subject, recipe, planned, folder.finished())
-    if subject.model.device.type != "cpu":
-        subject.model.to("cpu")
+    check_recipe(loaded, recipe, planned, folder.finished())
+    if loaded.model.device.type != "cpu":
+        loaded.model.to("cpu")
     with folder.claimed():
-        run = _Run(Stages(subject, recipe, out, listener or Listener()))
+        run = _Run(Stages(loaded, recipe, out, listener or Listener()))
         said = {step.folder: run.finish(place, step) for place, step in enumerate(planned, start=1)}
         assert run.scaling is not None  # `steps` has refused a recipe that makes none
         path = out / SCALING

@@ -1,7 +1,7 @@
 """Recipes: an ordered list of stages with their targets, data, settings and budgets. Files of them: `recipe_file.py`.
 
-A stage's own keys are those of its class below; all others are settings of its verb, by the names that `SearchOptions`,
-`TrainingSettings` and `SuiteOptions` give them. Lengths are tokens (`8192`, `128k`) or ratios to the original window of
+A stage's own keys are those of its class below; all others are settings of its verb, by the names that `SearchConfig`,
+`FinetuneConfig` and `EvalConfig` give them. Lengths are tokens (`8192`, `128k`) or ratios to the original window of
 the model (`32x`), so a recipe becomes whole only for a model: `Recipe.model_validate(raw, context={"original_length":
 4096})`. Everything is checked where it is made; what depends on texts, memory and order is checked in `recipe_check.py`
 and `recipe_steps.py`.
@@ -15,20 +15,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.config import SuiteOptions
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.harness import HarnessTask
 from longrope.evaluation.retention import SUITE as RETENTION
 from longrope.evaluation.suites import SUITES
 from longrope.export.export import TARGETS
-from longrope.search.config import SearchOptions
-from longrope.train.config import LoraSettings, TrainingSettings
+from longrope.search.config import SearchConfig
+from longrope.train.config import FinetuneConfig
 from longrope.units import doubling_lengths, parse_length
 
-SETTINGS: Mapping[str, type[SearchOptions | TrainingSettings | SuiteOptions]] = {
-    "search": SearchOptions,
-    "finetune": TrainingSettings,
-    "recover": SearchOptions,
-    "evaluate": SuiteOptions,
+SETTINGS: Mapping[str, type[SearchConfig | FinetuneConfig | EvalConfig]] = {
+    "search": SearchConfig,
+    "finetune": FinetuneConfig,
+    "recover": SearchConfig,
+    "evaluate": EvalConfig,
 }
 """What a stage of each kind can be told besides its own keys."""
 _NUMBERS_OR_NAMES = ("attention_factor", "needle_depth", "start_tokens")
@@ -84,7 +84,7 @@ class SearchStage(_WorkingStage):
     stage: Literal["search"]
     target: Length
     workers: int | None = Field(None, ge=1)
-    settings: SearchOptions
+    settings: SearchConfig
 
 
 class FinetuneStage(_WorkingStage):
@@ -97,7 +97,7 @@ class FinetuneStage(_WorkingStage):
     stage: Literal["finetune"]
     target: Length
     processes: int = Field(1, ge=1)
-    settings: TrainingSettings
+    settings: FinetuneConfig
 
     @model_validator(mode="before")
     @classmethod
@@ -133,7 +133,7 @@ class RecoverStage(_WorkingStage):
     stage: Literal["recover"]
     lengths: tuple[Length, ...] = Field(("1x", "2x"), validate_default=True, min_length=1)
     workers: int | None = Field(None, ge=1)
-    settings: SearchOptions
+    settings: SearchConfig
 
     @model_validator(mode="after")
     def _bounded(self) -> RecoverStage:
@@ -149,7 +149,7 @@ class EvaluateStage(_WorkingStage):
     suites: tuple[str, ...] = Field(("perplexity",), min_length=1)
     lengths: tuple[Length, ...] = ()
     against: tuple[str, ...] = ()
-    settings: SuiteOptions
+    settings: EvalConfig
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="before")
@@ -269,7 +269,7 @@ __all__ = [
     "EvaluateStage",
     "ExportStage",
     "FinetuneStage",
-    "LoraSettings",
+    "LoraConfig",
     "Recipe",
     "RecoverStage",
     "SearchStage",

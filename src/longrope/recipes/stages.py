@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from longrope.evaluation.run import cells_path, evaluate
-from longrope.models.loading import Subject, open_model
+from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes.check import stage_sources
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage
@@ -52,7 +52,7 @@ class Listener:
 class Stages:
     """The stages of `recipe` for the model `base`, each in a folder of `out`."""
 
-    base: Subject
+    base: LoadedModel
     recipe: Recipe
     out: Path
     listener: Listener
@@ -75,16 +75,16 @@ class Stages:
         """The model a step works on."""
         return self.base.name if step.weights is None else str(self.out / step.weights)
 
-    def _open(self, step: Step, stage: SearchStage | FinetuneStage | RecoverStage | EvaluateStage) -> Subject:
+    def _open(self, step: Step, stage: SearchStage | FinetuneStage | RecoverStage | EvaluateStage) -> LoadedModel:
         """The model a step works on, with the scaling it was trained for."""
         return open_model(self._name(step), replace(self.base.options, dtype=stage.dtype))
 
     def _search(self, step: Step, stage: SearchStage, folder: Path) -> dict[str, Any]:
-        subject = self._open(step, stage)
+        loaded = self._open(step, stage)
         if step.onward:
-            subject = replace(subject, existing=RopeScaling.load(self.out / str(step.scaling) / SCALING))
+            loaded = replace(loaded, checkpoint_scaling=RopeScaling.load(self.out / str(step.scaling) / SCALING))
         found = search(
-            subject,
+            loaded,
             stage.target,
             stage_sources(self.base.name, self.recipe, stage),
             folder,
@@ -123,8 +123,8 @@ class Stages:
                     listener=listener,
                 )
             else:
-                subject, window = open_model(self._name(step), options), RopeScaling.load(scaling)
-                finetune(subject, window, sources, folder, stage.settings, cpu=cpu, resume=resume, listener=listener)
+                loaded, window = open_model(self._name(step), options), RopeScaling.load(scaling)
+                finetune(loaded, window, sources, folder, stage.settings, cpu=cpu, resume=resume, listener=listener)
                 # What the Trainer has set is not for the stages after it, which may begin in another process.
                 torch.use_deterministic_algorithms(deterministic)
         shutil.rmtree(folder / TRAINER, ignore_errors=True)
@@ -141,7 +141,7 @@ class Stages:
         scaling = RopeScaling.load(self.out / str(step.scaling) / SCALING)
         begun = [_begun_search(path.parent) for path in folder.glob(f"*/{LOG}")]
         recovered = recover(
-            replace(self._open(step, stage), existing=scaling),
+            replace(self._open(step, stage), checkpoint_scaling=scaling),
             stage.lengths,
             stage_sources(self.base.name, self.recipe, stage),
             folder,
@@ -158,16 +158,16 @@ class Stages:
         output = folder / EVALUATION
         resume = _kept(folder, _whole_lines(cells_path(output)))
         folder.mkdir(exist_ok=True)
-        subject = self._open(step, stage)
+        loaded = self._open(step, stage)
         measured = evaluate(
-            subject,
-            stage.at(subject.geometry.original_length, step.reach),
+            loaded,
+            stage.at(loaded.geometry.original_length, step.reach),
             stage_sources(self.base.name, self.recipe, stage),
             suites=stage.suites,
             scaling=scaling,
             scaling_name="longrope",
             against=stage.against,
-            original=None if step.weights is None else open_model(self.base.name, subject.options),
+            original=None if step.weights is None else open_model(self.base.name, loaded.options),
             seed=stage.seed,
             options=stage.settings,
             cells=cells_path(output),

@@ -13,14 +13,14 @@ from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.search import search_figure
 from longrope.report.numbers import NOTHING, Cell, count
 from longrope.report.sections import Exhibit, closed_forms, loss_unit
-from longrope.report.styles import OWN, Contender, contenders, is_baseline
+from longrope.report.styles import OWN, Method, is_baseline, methods
 from longrope.report.summary import headline, pooled
 from longrope.report.svg import Drawing
 from longrope.report.tables import Line, Table
 from longrope.report.warnings import comparability
 from longrope.rope.scaling import Window
 
-Shown = Mapping[str, Contender]
+Shown = Mapping[str, Method]
 
 
 def comparison(runs: Sequence[Run], shown: Shown) -> list[Exhibit]:
@@ -54,7 +54,7 @@ def _factors(runs: Sequence[Run], shown: Shown) -> Exhibit | None:
     windows: dict[str, Window] = {name: scaling.windows[-1] for name, scaling in scalings.items()}
     if len({scaling.target_length for scaling in scalings.values()}) == 1:
         windows |= closed_forms(first)
-    everyone = {name: shown.get(name, one) for name, one in contenders(windows).items()}
+    everyone = {name: shown.get(name, one) for name, one in methods(windows).items()}
     return Exhibit(
         "compared-factors",
         "Rescale factors",

@@ -11,7 +11,7 @@ from longrope.report.comparison import comparison
 from longrope.report.metadata import Fact, facts, what_was_done
 from longrope.report.numbers import count, listed
 from longrope.report.sections import Exhibit, exhibits
-from longrope.report.styles import OWN, Contender, contenders
+from longrope.report.styles import OWN, Method, methods
 from longrope.report.summary import Number, headline
 from longrope.report.svg import drawing
 from longrope.report.warnings import Caveats, caveats, comparability
@@ -50,10 +50,10 @@ def build(runs: Sequence[Run]) -> Report:
     others = [name for run in runs for name in run.others]
     with drawing():
         if len(runs) == 1:
-            return Report(_title(runs[0]), (_part(runs[0], contenders([OWN, *others]), ""),))
-        shown = contenders([*(run.name for run in runs), *others])
+            return Report(_title(runs[0]), (_part(runs[0], methods([OWN, *others]), ""),))
+        shown = methods([*(run.name for run in runs), *others])
         compared = {run.name for run in runs}
-        rest = {name: contender for name, contender in shown.items() if name not in compared}
+        rest = {name: method for name, method in shown.items() if name not in compared}
         parts = [_part(run, {OWN: replace(shown[run.name], name=OWN), **rest}, run.name) for run in runs]
         return Report(f"{listed([run.name for run in runs])}, side by side", (_first_part(runs, shown), *parts))
 
@@ -65,7 +65,7 @@ def _title(run: Run) -> str:
     return f"{run.model}: from {count(original)} to {count(target)} tokens"
 
 
-def _first_part(runs: Sequence[Run], shown: Mapping[str, Contender]) -> Part:
+def _first_part(runs: Sequence[Run], shown: Mapping[str, Method]) -> Part:
     models = list(dict.fromkeys(run.model for run in runs))
     doubts = comparability(runs)
     return Part(
@@ -78,7 +78,7 @@ def _first_part(runs: Sequence[Run], shown: Mapping[str, Contender]) -> Part:
     )
 
 
-def _part(run: Run, shown: Mapping[str, Contender], name: str) -> Part:
+def _part(run: Run, shown: Mapping[str, Method], name: str) -> Part:
     found = exhibits(run, shown)
     if name:
         found = [replace(exhibit, name=f"{_slug(name)}-{exhibit.name}") for exhibit in found]

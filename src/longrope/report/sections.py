@@ -14,13 +14,13 @@ from longrope.report.figures.needles import needle_figure
 from longrope.report.figures.position import position_figure
 from longrope.report.figures.search import outside, search_figure
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed
-from longrope.report.styles import OWN, Contender
+from longrope.report.styles import OWN, Method
 from longrope.report.svg import Drawing
 from longrope.report.tables import Table
-from longrope.rope.baselines import closed_form_contender
+from longrope.rope.baselines import closed_form_method
 from longrope.rope.scaling import RopeScaling, Window
 
-Shown = Mapping[str, Contender]
+Shown = Mapping[str, Method]
 
 FACTORS_SHOWN = ("pi", "ntk", "ntk-critical", "yarn")
 """The closed forms that factors are drawn against; the others are one of these at the target length, or all ones."""
@@ -76,7 +76,7 @@ def _factors(run: Run, shown: Shown) -> Exhibit | None:
 def closed_forms(scaling: RopeScaling) -> dict[str, Window]:
     """The windows of FACTORS_SHOWN for the target length of `scaling`."""
     target = scaling.target_length
-    return {name: closed_form_contender(name, scaling.geometry, target).window(target) for name in FACTORS_SHOWN}
+    return {name: closed_form_method(name, scaling.geometry, target).window(target) for name in FACTORS_SHOWN}
 
 
 def _further_windows(scaling: RopeScaling, label: str) -> dict[str, Window]:

@@ -16,7 +16,7 @@ OWN_LABEL = "longrope"
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Method:
     """How one contender is shown. `tone` names its colour: `colours.TONES` has the values for light and dark."""
 
     name: str
@@ -28,22 +28,22 @@ class Contender:
 
 
 _KNOWN = {
-    contender.name: contender
-    for contender in (
-        Contender("none", "no scaling", "grey", "s"),
-        Contender("pi", "PI", "blue", "^"),
-        Contender("ntk", "NTK-aware", "green", "D"),
-        Contender("ntk-critical", "NTK-critical", "purple", "v"),
-        Contender("dynamic-ntk", "dynamic NTK", "sky", "P", ":"),
-        Contender("yarn", "YaRN", "ink", "X", "--"),
-        Contender(CHECKPOINT, "checkpoint as it is", "amber", "h", "-."),
-        Contender(ORIGINAL, "original model", "grey", "*", ":"),
-        Contender("second-pi", "checkpoint, PI", "blue", "1", ":"),
-        Contender("second-ntk", "checkpoint, NTK-aware", "green", "2", ":"),
-        Contender("second-ntk-critical", "checkpoint, NTK-critical", "purple", "3", ":"),
-        Contender("second-yarn", "checkpoint, YaRN", "ink", "4", ":"),
-        Contender("yarn-rcd", "YaRN-rcd", "ink", "x", ":"),
-        Contender("ntk-rcd", "NTK-rcd", "purple", "<", ":"),
+    method.name: method
+    for method in (
+        Method("none", "no scaling", "grey", "s"),
+        Method("pi", "PI", "blue", "^"),
+        Method("ntk", "NTK-aware", "green", "D"),
+        Method("ntk-critical", "NTK-critical", "purple", "v"),
+        Method("dynamic-ntk", "dynamic NTK", "sky", "P", ":"),
+        Method("yarn", "YaRN", "ink", "X", "--"),
+        Method(CHECKPOINT, "checkpoint as it is", "amber", "h", "-."),
+        Method(ORIGINAL, "original model", "grey", "*", ":"),
+        Method("second-pi", "checkpoint, PI", "blue", "1", ":"),
+        Method("second-ntk", "checkpoint, NTK-aware", "green", "2", ":"),
+        Method("second-ntk-critical", "checkpoint, NTK-critical", "purple", "3", ":"),
+        Method("second-yarn", "checkpoint, YaRN", "ink", "4", ":"),
+        Method("yarn-rcd", "YaRN-rcd", "ink", "x", ":"),
+        Method("ntk-rcd", "NTK-rcd", "purple", "<", ":"),
     )
 }
 _LONGEST = 28  # letters of a label
@@ -55,14 +55,14 @@ def is_baseline(name: str) -> bool:
     return name in _KNOWN
 
 
-def contenders(names: Iterable[str]) -> dict[str, Contender]:
+def methods(names: Iterable[str]) -> dict[str, Method]:
     """How each of `names` is shown. Scalings that were found come first: the first in vermilion, all in solid lines."""
     names = list(dict.fromkeys(names))
     found = [name for name in names if not is_baseline(name)]
     shown = {}
     for index, name in enumerate(found):
         tone, marker = ("vermilion", "o") if index == 0 else _FURTHER[(index - 1) % len(_FURTHER)]
-        shown[name] = Contender(name, label(name), tone, marker, "-", own=True)
+        shown[name] = Method(name, label(name), tone, marker, "-", own=True)
     order = list(_KNOWN)
     baselines = sorted((name for name in names if is_baseline(name)), key=order.index)
     return shown | {name: _KNOWN[name] for name in baselines}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from longrope.evaluation.results import EvalRow
 from longrope.report.collect import Run
 from longrope.report.numbers import Cell, amount, count, per_cent, share, with_error
-from longrope.report.styles import OWN, Contender
+from longrope.report.styles import OWN, Method
 from longrope.report.tables import Show, shown_share, shown_value
 from longrope.rope.baselines import CHECKPOINT, ORIGINAL
 
@@ -23,16 +23,16 @@ class Number:
     note: str
 
 
-def headline(run: Run, shown: Mapping[str, Contender]) -> list[Number]:
+def headline(run: Run, shown: Mapping[str, Method]) -> list[Number]:
     """The numbers of `run` that were measured, the most telling first."""
-    subject = subject_of(run)
+    loaded = subject_of(run)
     found = [
-        _perplexity(run, shown, subject),
-        _price(run, subject),
-        _passkey(run, shown, subject),
-        _needle(run, shown, subject),
-        _ruler(run, shown, subject),
-        _agreement(run, subject),
+        _perplexity(run, shown, loaded),
+        _price(run, loaded),
+        _passkey(run, shown, loaded),
+        _needle(run, shown, loaded),
+        _ruler(run, shown, loaded),
+        _agreement(run, loaded),
         _search_loss(run, shown),
         _cost(run),
         _proof(run),
@@ -58,12 +58,12 @@ def pooled(rows: Sequence[EvalRow]) -> tuple[float, int]:
     return sum(row.value * row.trials for row in rows) / trials if trials else math.nan, trials
 
 
-def _perplexity(run: Run, shown: Mapping[str, Contender], subject: str) -> Number | None:
+def _perplexity(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None:
     rows = run.of("perplexity", "perplexity")
-    own = _longest(rows, subject)
+    own = _longest(rows, loaded)
     if own is None:
         return None
-    others = [row for row in rows if row.length == own.length and row.scaling != subject]
+    others = [row for row in rows if row.length == own.length and row.scaling != loaded]
     notes = []
     if others:
         best = min(others, key=lambda row: (math.isnan(row.value), row.value))
@@ -73,12 +73,12 @@ def _perplexity(run: Run, shown: Mapping[str, Contender], subject: str) -> Numbe
     return Number(f"perplexity at {count(own.length)} tokens", shown_value(own), "; ".join(notes))
 
 
-def _price(run: Run, subject: str) -> Number | None:
+def _price(run: Run, loaded: str) -> Number | None:
     """What the extension costs inside the original window."""
     measured = [run.of(suite, "perplexity") for suite in ("retention", "perplexity")]
     rows = max(measured, key=lambda rows: max((row.trials for row in rows), default=0))
     length = run.original_length or min((row.length for row in rows), default=0)
-    own = next((row for row in rows if row.scaling == subject and row.length == length), None)
+    own = next((row for row in rows if row.scaling == loaded and row.length == length), None)
     original = original_row(run, rows, length)
     if own is None or original is None or not math.isfinite(own.value / original.value):
         return None
@@ -88,18 +88,18 @@ def _price(run: Run, subject: str) -> Number | None:
     return Number(label, Cell(per_cent(own.value, original.value), few=few), note)
 
 
-def _passkey(run: Run, shown: Mapping[str, Contender], subject: str) -> Number | None:
+def _passkey(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None:
     rows = run.of("passkey", "accuracy")
-    own = _longest(rows, subject)
+    own = _longest(rows, loaded)
     if own is None:
         return None
-    note = _best_other([row for row in rows if row.length == own.length], subject, shown)
+    note = _best_other([row for row in rows if row.length == own.length], loaded, shown)
     return Number(f"passkeys found at {count(own.length)} tokens", share(own.value, own.trials), note)
 
 
-def _needle(run: Run, shown: Mapping[str, Contender], subject: str) -> Number | None:
+def _needle(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None:
     rows = run.of("needle", "accuracy")
-    longest = _longest(rows, subject)
+    longest = _longest(rows, loaded)
     if longest is None:
         return None
     cells = {
@@ -107,31 +107,31 @@ def _needle(run: Run, shown: Mapping[str, Contender], subject: str) -> Number | 
         for name in dict.fromkeys(row.scaling for row in rows)
     }
     shares = {name: pooled(group) for name, group in cells.items() if group}
-    others = {name: found for name, found in shares.items() if name != subject}
-    note = f"{count(shares[subject][1])} trials over all depths"
+    others = {name: found for name, found in shares.items() if name != loaded}
+    note = f"{count(shares[loaded][1])} trials over all depths"
     if others:
         best = max(others, key=lambda name: others[name][0])
         note += f"; best of the others: {shown[best].label} {share(*others[best])}"
-    return Number(f"needles found at {count(longest.length)} tokens", share(*shares[subject]), note)
+    return Number(f"needles found at {count(longest.length)} tokens", share(*shares[loaded]), note)
 
 
-def _ruler(run: Run, shown: Mapping[str, Contender], subject: str) -> Number | None:
+def _ruler(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None:
     rows = [row for row in run.of("ruler", "score") if row.detail.get("task") == "mean"]
-    own = _longest(rows, subject)
+    own = _longest(rows, loaded)
     if own is None:
         return None
-    effective = [row for row in run.of("ruler", "effective_length") if row.scaling == subject]
+    effective = [row for row in run.of("ruler", "effective_length") if row.scaling == loaded]
     notes = [
         f"effective length, {row.detail.get('rule')}: {count(round(row.value)) if row.value else 'none'}"
         for row in effective
     ]
-    notes += [_best_other([row for row in rows if row.length == own.length], subject, shown, shown_value)]
+    notes += [_best_other([row for row in rows if row.length == own.length], loaded, shown, shown_value)]
     value = with_error(own.value, own.stderr, own.trials)
     return Number(f"RULER's mean score at {count(own.length)} tokens", value, "; ".join(filter(None, notes)))
 
 
-def _agreement(run: Run, subject: str) -> Number | None:
-    row = next((row for row in run.of("retention", "top1_agreement") if row.scaling == subject), None)
+def _agreement(run: Run, loaded: str) -> Number | None:
+    row = next((row for row in run.of("retention", "top1_agreement") if row.scaling == loaded), None)
     if row is None:
         return None
     stderr = None if row.stderr is None else 100 * row.stderr
@@ -139,7 +139,7 @@ def _agreement(run: Run, subject: str) -> Number | None:
     return Number(f"same next token as the original, {count(row.length)} tokens", value, f"{count(row.trials)} texts")
 
 
-def _search_loss(run: Run, shown: Mapping[str, Contender]) -> Number | None:
+def _search_loss(run: Run, shown: Mapping[str, Method]) -> Number | None:
     """Only where nothing else says how good the result is: it was chosen on these very texts."""
     if run.trace is None or run.trace.result is None or run.rows:
         return None
@@ -174,11 +174,11 @@ def _longest(rows: Sequence[EvalRow], name: str) -> EvalRow | None:
 
 def _best_other(
     rows: Sequence[EvalRow],
-    subject: str,
-    shown: Mapping[str, Contender],
+    loaded: str,
+    shown: Mapping[str, Method],
     show: Show = shown_share,
 ) -> str:
-    others = [row for row in rows if row.scaling != subject and math.isfinite(row.value)]
+    others = [row for row in rows if row.scaling != loaded and math.isfinite(row.value)]
     if not others:
         return ""
     best = max(others, key=lambda row: row.value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.numbers import NOTHING, Cell, count, fixed, per_cent, share, with_error
-from longrope.report.styles import Contender
+from longrope.report.styles import Method
 from longrope.report.trace import Trace
 from longrope.rope.baselines import ORIGINAL
 from longrope.rope.geometry import RopeGeometry
@@ -52,7 +52,7 @@ def shown_share(row: EvalRow) -> Cell:
     return share(row.value, row.trials)
 
 
-def by_length(rows: Sequence[EvalRow], shown: Mapping[str, Contender], caption: str, show: Show = shown_value) -> Table:
+def by_length(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str, show: Show = shown_value) -> Table:
     """A line per contender, a column per length."""
     lengths = sorted({row.length for row in rows})
     cells = {(row.scaling, row.length): show(row) for row in rows}
@@ -61,7 +61,7 @@ def by_length(rows: Sequence[EvalRow], shown: Mapping[str, Contender], caption: 
 
 
 def factors(
-    geometry: RopeGeometry, windows: Mapping[str, Window], shown: Mapping[str, Contender], further: Mapping[str, Window]
+    geometry: RopeGeometry, windows: Mapping[str, Window], shown: Mapping[str, Method], further: Mapping[str, Window]
 ) -> Table:
     """A line per rotary pair: its period in tokens and λ under every contender."""
     named = [(one.label, windows[name]) for name, one in shown.items() if name in windows]
@@ -80,7 +80,7 @@ def factors(
     return Table("Rescale factor λ by rotary pair.", head, (*lines, *extra))
 
 
-def baselines(trace: Trace, shown: Mapping[str, Contender], own: Contender) -> Table:
+def baselines(trace: Trace, shown: Mapping[str, Method], own: Method) -> Table:
     """Losses on the search texts at the target length, the search's result among them, highest first."""
     pairs = [(shown[name], loss) for name, loss in trace.baselines.items() if name in shown]
     pairs += [] if trace.result is None else [(own, trace.result)]
@@ -121,7 +121,7 @@ def improvements(trace: Trace, other: bool) -> Table:
     return Table(caption, ("evaluation", "token passes", "texts, window", "loss"), tuple(lines))
 
 
-def positions(rows: Sequence[EvalRow], shown: Mapping[str, Contender], length: int) -> Table:
+def positions(rows: Sequence[EvalRow], shown: Mapping[str, Method], length: int) -> Table:
     """A line per bucket of positions, a column per contender, at one context length."""
     rows = [row for row in rows if row.length == length]
     buckets = sorted({(int(row.detail["from"]), int(row.detail["to"])) for row in rows})
@@ -135,7 +135,7 @@ def positions(rows: Sequence[EvalRow], shown: Mapping[str, Contender], length: i
     return Table(caption, ("positions", *(one.label for one in present)), tuple(lines))
 
 
-def by_depth(rows: Sequence[EvalRow], shown: Mapping[str, Contender], caption: str, show: Show) -> Table:
+def by_depth(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str, show: Show) -> Table:
     """A line per contender and depth, a column per length."""
     lengths = sorted({row.length for row in rows})
     depths = sorted({float(row.detail["depth"]) for row in rows})
@@ -152,7 +152,7 @@ def by_depth(rows: Sequence[EvalRow], shown: Mapping[str, Contender], caption: s
     return Table(caption, ("scaling", *map(format_length, lengths)), tuple(lines))
 
 
-def by_task(rows: Sequence[EvalRow], shown: Mapping[str, Contender], caption: str) -> Table:
+def by_task(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str) -> Table:
     """A line per contender and task, a column per length."""
     lengths = sorted({row.length for row in rows})
     tasks = list(dict.fromkeys(str(row.detail["task"]) for row in rows))
@@ -165,7 +165,7 @@ def by_task(rows: Sequence[EvalRow], shown: Mapping[str, Contender], caption: st
     return Table(caption, ("task, scaling", *map(format_length, lengths)), tuple(lines))
 
 
-def effective_lengths(rows: Sequence[EvalRow], shown: Mapping[str, Contender]) -> Table:
+def effective_lengths(rows: Sequence[EvalRow], shown: Mapping[str, Method]) -> Table:
     """The longest length whose mean score passes a threshold, a column per rule and threshold."""
     rules = sorted({(str(row.detail.get("rule")), float(row.detail["threshold"])) for row in rows})
     cells = {(row.scaling, str(row.detail.get("rule")), float(row.detail["threshold"])): row.value for row in rows}
@@ -174,7 +174,7 @@ def effective_lengths(rows: Sequence[EvalRow], shown: Mapping[str, Contender]) -
     return Table("Effective length in tokens: the longest whose mean score passes the threshold.", head, tuple(lines))
 
 
-def retention(rows: Sequence[EvalRow], shown: Mapping[str, Contender]) -> Table:
+def retention(rows: Sequence[EvalRow], shown: Mapping[str, Method]) -> Table:
     """A line per measure, a column per contender, and what is kept of the original model's value."""
     measures = list(dict.fromkeys((str(row.detail.get("task", "")), row.metric, row.length) for row in rows))
     values = {(row.scaling, str(row.detail.get("task", "")), row.metric, row.length): row for row in rows}
@@ -205,12 +205,12 @@ def _measure(task: str, metric: str, length: int) -> str:
     return f"{task}: {metric.partition(',')[0]}"
 
 
-def _among(rows: Iterable[EvalRow], shown: Mapping[str, Contender]) -> list[Contender]:
+def _among(rows: Iterable[EvalRow], shown: Mapping[str, Method]) -> list[Method]:
     names = {row.scaling for row in rows}
     return [one for name, one in shown.items() if name in names]
 
 
-def _line(one: Contender, cells: Sequence[Cell], label: str | None = None) -> Line:
+def _line(one: Method, cells: Sequence[Cell], label: str | None = None) -> Line:
     return Line(label or one.label, tuple(cells), one.tone, one.own)
 
 

@@ -12,7 +12,7 @@ from longrope.evaluation.results import EvalRow
 from longrope.export.forms import transformers_losses
 from longrope.report.collect import Run
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed, per_cent
-from longrope.report.styles import Contender
+from longrope.report.styles import Method
 from longrope.report.summary import original_row, subject_of
 from longrope.report.tables import shown_value
 from longrope.rope.closed_forms import su_attention_factor
@@ -38,7 +38,7 @@ class Caveats:
     items: tuple[str, ...]
 
 
-def caveats(run: Run, shown: Mapping[str, Contender]) -> list[Caveats]:
+def caveats(run: Run, shown: Mapping[str, Method]) -> list[Caveats]:
     """All warnings of a run; headings without any are left out."""
     groups = [
         Caveats("What runtimes cannot do", tuple(_runtimes(run.scaling) if run.scaling else ())),
@@ -93,9 +93,9 @@ def _lost(run: Run) -> list[str]:
     return [f"The exported checkpoint lost {loss}." for loss in run.extension.losses]
 
 
-def _worse(run: Run, shown: Mapping[str, Contender]) -> list[str]:
+def _worse(run: Run, shown: Mapping[str, Method]) -> list[str]:
     """Where the run's own scaling is worse than the original model, or than another contender."""
-    subject, rows = subject_of(run), run.of("perplexity", "perplexity")
+    loaded, rows = subject_of(run), run.of("perplexity", "perplexity")
     items = []
     trace = run.trace
     if trace is not None and trace.result is not None and trace.best_baseline is not None:
@@ -106,8 +106,8 @@ def _worse(run: Run, shown: Mapping[str, Contender]) -> list[str]:
                 f"{trace.result:.4f} nats per token): it found nothing better than that."
             )
     beaten: dict[int, list[EvalRow]] = {}
-    for own in (row for row in rows if row.scaling == subject):
-        better = [row for row in rows if row.length == own.length and row.scaling != subject and row.value < own.value]
+    for own in (row for row in rows if row.scaling == loaded):
+        better = [row for row in rows if row.length == own.length and row.scaling != loaded and row.value < own.value]
         original = original_row(run, rows, own.length)
         if run.original_length is not None and own.length <= run.original_length and original in better:
             items.append(
@@ -168,7 +168,7 @@ def _warned(run: Run) -> list[str]:
     ]
 
 
-def _not_finite(run: Run, shown: Mapping[str, Contender]) -> list[str]:
+def _not_finite(run: Run, shown: Mapping[str, Method]) -> list[str]:
     broken = list(dict.fromkeys(row.scaling for row in run.rows if not math.isfinite(row.value)))
     return [f"Some values of {shown[name].label} are not finite." for name in broken]
 

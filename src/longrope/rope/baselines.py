@@ -18,28 +18,28 @@ ORIGINAL = "original"
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Method:
     """A named choice of windows. `window(length)` is the window for a text of `length` tokens."""
 
     name: str
     window: Callable[[int], Window]
 
 
-def scaling_contender(name: str, scaling: RopeScaling) -> Contender:
+def scaling_method(name: str, scaling: RopeScaling) -> Method:
     """A scaling with its own windows, chosen by length; a length beyond its last window raises LongRopeError."""
-    return Contender(name, scaling.window_for)
+    return Method(name, scaling.window_for)
 
 
-def checkpoint_contender(scaling: RopeScaling) -> Contender:
+def checkpoint_method(scaling: RopeScaling) -> Method:
     """What a checkpoint does with the scaling it carries: as transformers does, its last window goes on for ever."""
 
     def window(length: int) -> Window:
         return scaling.window_for(min(length, scaling.target_length))
 
-    return Contender(CHECKPOINT, window)
+    return Method(CHECKPOINT, window)
 
 
-def dynamic_contender(geometry: RopeGeometry, factor: float) -> Contender:
+def dynamic_method(geometry: RopeGeometry, factor: float) -> Method:
     """What a checkpoint of rope type `dynamic` does beyond L: NTK-aware with the ratio f·n/L − (f − 1) at length n."""
 
     def window(length: int) -> Window:
@@ -47,10 +47,10 @@ def dynamic_contender(geometry: RopeGeometry, factor: float) -> Contender:
         ratio = max(1.0, factor * length / original - (factor - 1.0))
         return Window(length, tuple(ntk_aware(geometry, ratio * original).tolist()))
 
-    return Contender(CHECKPOINT, window)
+    return Method(CHECKPOINT, window)
 
 
-def closed_form_contender(name: str, geometry: RopeGeometry, target_length: int) -> Contender:
+def closed_form_method(name: str, geometry: RopeGeometry, target_length: int) -> Method:
     """A closed form of METHOD's table by name (`none`, `pi`, `ntk`, `ntk-critical`, `dynamic-ntk`, `yarn`).
 
     All but `dynamic-ntk` have the factors of `target_length` at every length, as runtimes apply them; `dynamic-ntk`
@@ -66,14 +66,14 @@ def closed_form_contender(name: str, geometry: RopeGeometry, target_length: int)
             max_length=max(length, target_length), factors=tuple(factors.tolist()), attention_factor=attention_factor
         )
 
-    return Contender(name, window)
+    return Method(name, window)
 
 
-def second_contender(name: str, carried: RopeScaling, target_length: int) -> Contender:
+def second_method(name: str, carried: RopeScaling, target_length: int) -> Method:
     """A second closed form by name (`second-pi`, `second-ntk`, `second-ntk-critical`, `second-yarn`): what a model does
     that was trained for `carried` and is stretched on to `target_length` without a search.
 
     Within its reach it keeps the carried windows. Raises LongRopeError for an unknown name, or a `target_length` that
     is not beyond the reach.
     """
-    return scaling_contender(name, carried.with_window(second_window(name, carried, target_length)))
+    return scaling_method(name, carried.with_window(second_window(name, carried, target_length)))

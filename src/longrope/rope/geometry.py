@@ -1,7 +1,7 @@
 """What the rotary embedding of one model is before any scaling: rotary dimension, base and original context window.
 
 `RopeGeometry` is the mathematics; the rest of the file reads it from a transformers configuration, whose attributes
-are looked up by name: nothing here imports transformers. What a checkpoint already scales is in `existing.py`.
+are looked up by name: nothing here imports transformers. What a checkpoint already scales is in `checkpoint_scaling.py`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from longrope.rope.scaling import RopeScaling, Window
 _Parameters = Mapping[str, Any]
 
 
-def existing_scaling(config: Any, layer_type: str | None = None) -> RopeScaling | None:
+def scaling_of_config(config: Any, layer_type: str | None = None) -> RopeScaling | None:
     """What the configuration `config` of a checkpoint scales already, or None where it is the original RoPE.
 
     `linear`, `yarn`, `llama3` and hunyuan's fixed-alpha NTK give one window, `longrope` (and its old name `su`) two:

@@ -32,7 +32,7 @@ _OF_METHODS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchOptions:
+class SearchConfig:
     """What a search can be told; None is the method's own default.
 
     `method`: `longrope` (evolution over all pairs), `longrope2` (evolution over d_rcd and the pairs beyond it),
@@ -122,7 +122,7 @@ class SearchOptions:
 
 
 def _default(name: str) -> Any:
-    return next(field.default for field in fields(SearchOptions) if field.name == name)
+    return next(field.default for field in fields(SearchConfig) if field.name == name)
 
 
 def attention_factor_of(text: str, geometry: RopeGeometry, target_length: int) -> float:

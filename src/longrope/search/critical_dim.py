@@ -11,7 +11,7 @@ from typing import Any
 from longrope.rope.closed_forms import ntk_critical, yarn, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.dialogue import rank
 from longrope.search.evaluator import OTHER, CandidateSearch, Question
 from longrope.search.evolution import Evolution
@@ -37,7 +37,7 @@ class Choices:
         return {"losses": rows, "chosen_by": self.chosen}
 
 
-def choices(conversation: Conversation, planned: Plan, options: SearchOptions) -> Choices | None:
+def choices(conversation: Conversation, planned: Plan, options: SearchConfig) -> Choices | None:
     """Ask the other objective about the best candidate of each d_rcd; None where candidates have none."""
     search = planned.search
     if not isinstance(search, CandidateSearch) or not isinstance(search.best_candidate[0], CriticalCandidate):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from longrope.models.loading import Subject
+from longrope.models.loading import LoadedModel
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, yarn
 from longrope.rope.geometry import FloatArray
@@ -27,40 +27,40 @@ best depends on L'."""
 NONE = "none"
 
 
-def evolution_seeds(subject: Subject, length: int) -> list[FloatArray]:
+def evolution_seeds(loaded: LoadedModel, length: int) -> list[FloatArray]:
     """The factors (D,) that Algorithm 1 starts from for a window of `length` tokens, the likeliest first."""
-    geometry, existing = subject.geometry, subject.existing
-    if length > subject.reach:
+    geometry, checkpoint_scaling = loaded.geometry, loaded.checkpoint_scaling
+    if length > loaded.context_length:
         forms = [CLOSED_FORMS[name](geometry, length)[0] for name in SEED_FORMS]
-        return list(reversed(carried_seeds(subject, length).values())) + forms
+        return list(reversed(checkpoint_seeds(loaded, length).values())) + forms
     seeds = [np.ones(geometry.pairs)]
-    if existing is not None:
-        windows = sorted(existing.windows, key=lambda window: window != subject.carried_window(length))
+    if checkpoint_scaling is not None:
+        windows = sorted(checkpoint_scaling.windows, key=lambda window: window != loaded.checkpoint_window(length))
         seeds += [np.asarray(window.factors) for window in windows]
     lengths = [max(length, geometry.original_length), *(ratio * geometry.original_length for ratio in MILD_RATIOS)]
     return seeds + [form(geometry, mild) for mild in lengths for form in (yarn, ntk_aware)]
 
 
-def carried_seeds(subject: Subject, length: int) -> dict[str, FloatArray]:
+def checkpoint_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
     """The carried factors and their forms stretched to `length`, by name: (D,) each; none without a carried scaling."""
-    window = subject.carried_window(length)
+    window = loaded.checkpoint_window(length)
     if window is None:
         return {}
-    return {CHECKPOINT: np.asarray(window.factors)} | second_forms(subject, length)
+    return {CHECKPOINT: np.asarray(window.factors)} | second_forms(loaded, length)
 
 
-def second_forms(subject: Subject, length: int) -> dict[str, FloatArray]:
+def second_forms(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
     """The carried factors stretched to a `length` beyond their reach, by name: (D,) each; none where there is nothing
     to stretch."""
-    existing = subject.existing
-    if existing is None or length <= subject.reach:
+    checkpoint_scaling = loaded.checkpoint_scaling
+    if checkpoint_scaling is None or length <= loaded.context_length:
         return {}
-    stretch = (subject.geometry, existing.windows[-1].factors, subject.reach, length)
+    stretch = (loaded.geometry, checkpoint_scaling.windows[-1].factors, loaded.context_length, length)
     forms = {name: form(*stretch) for name, form in SECOND_FORMS.items()}
     return forms | {f"second-yarn, β_fast {beta}": second_yarn(*stretch, beta_fast=beta) for beta in SECOND_BETAS}
 
 
-def baselines(subject: Subject, length: int) -> dict[str, Window]:
+def baselines(loaded: LoadedModel, length: int) -> dict[str, Window]:
     """What a search for `length` tokens is held against: closed forms, what the checkpoint carries, and that stretched,
     each with its own attention factor.
 
@@ -68,12 +68,12 @@ def baselines(subject: Subject, length: int) -> dict[str, Window]:
     """
     windows = {}
     for name, form in CLOSED_FORMS.items():
-        if name == NONE or length > subject.geometry.original_length:
-            factors, own = form(subject.geometry, length)
+        if name == NONE or length > loaded.geometry.original_length:
+            factors, own = form(loaded.geometry, length)
             windows[name] = Window(length, tuple(factors.tolist()), 0, own)
-    carried = subject.carried_window(length)
+    carried = loaded.checkpoint_window(length)
     if carried is not None:
         windows[CHECKPOINT] = replace(carried, max_length=length)
-    if subject.existing is not None and length > subject.reach:
-        windows |= {name: second_window(name, subject.existing, length) for name in SECOND_FORMS}
+    if loaded.checkpoint_scaling is not None and length > loaded.context_length:
+        windows |= {name: second_window(name, loaded.checkpoint_scaling, length) for name in SECOND_FORMS}
     return windows

@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import Subject
-from longrope.models.scaled import Installed
+from longrope.models.loading import LoadedModel
+from longrope.models.scaled import ScaledModel
 from longrope.rope.closed_forms import CLOSED_FORMS, yarn
 from longrope.rope.progressive import continued_attention_factor
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASearch, CMASettings, HybridSearch
-from longrope.search.config import CONTINUED, SearchOptions, attention_factor_of, start_tokens_of
+from longrope.search.config import CONTINUED, SearchConfig, attention_factor_of, start_tokens_of
 from longrope.search.dialogue import Bounds, Stage
 from longrope.search.evaluator import SEARCH, CandidateSearch
 from longrope.search.evolution import Evolution, EvolutionSettings
 from longrope.search.gradient import GradientSearch, GradientSettings
-from longrope.search.initial import carried_seeds, evolution_seeds
+from longrope.search.initial import checkpoint_seeds, evolution_seeds
 from longrope.search.knots import admissible
 from longrope.search.loop import Search
 from longrope.search.objective import SampledObjective
@@ -54,15 +54,15 @@ class Plan:
 class _Task:
     """What the builders of all methods need."""
 
-    subject: Subject
+    loaded: LoadedModel
     objectives: Mapping[tuple[str, int], SampledObjective]
     target_length: int
-    options: SearchOptions
+    options: SearchConfig
     attention_factor: float
 
     @property
     def ratio(self) -> float:
-        return self.target_length / self.subject.geometry.original_length
+        return self.target_length / self.loaded.geometry.original_length
 
     @property
     def scored(self) -> SampledObjective:
@@ -73,14 +73,14 @@ class _Task:
 _Built = tuple[Search, int, dict[str, Any]]
 
 
-def plan(subject: Subject, installed: Installed, texts: Texts, target_length: int, options: SearchOptions) -> Plan:
+def plan(loaded: LoadedModel, scaled: ScaledModel, texts: Texts, target_length: int, options: SearchConfig) -> Plan:
     """The search that `options` describe, over `texts`. Raises LongRopeError for settings that make none."""
-    objectives = objectives_over(installed, texts)
-    search, questions, settings, attention_factor = build(subject, objectives, target_length, options)
+    objectives = objectives_over(scaled, texts)
+    search, questions, settings, attention_factor = build(loaded, objectives, target_length, options)
     identity = {
         "method": options.method,
         "target_length": target_length,
-        "geometry": asdict(subject.geometry),
+        "geometry": asdict(loaded.geometry),
         "objective": options.chosen_objective,
         "samples_sha256": {f"{split} {length}": samples.sha256 for (split, length), samples in texts.items()},
         "attention_factor": attention_factor,
@@ -91,35 +91,35 @@ def plan(subject: Subject, installed: Installed, texts: Texts, target_length: in
 
 
 def build(
-    subject: Subject,
+    loaded: LoadedModel,
     objectives: Mapping[tuple[str, int], SampledObjective],
     target_length: int,
-    options: SearchOptions,
+    options: SearchConfig,
 ) -> tuple[Search, int, dict[str, Any], float]:
-    """The search itself, its questions at most, its settings and attention factor. Asks the model of `subject` nothing,
+    """The search itself, its questions at most, its settings and attention factor. Asks the model of `loaded` nothing,
     and of the objectives only how many samples of what length they have.
     """
-    carried, wanted = subject.carried_window(target_length), options.attention_factor
+    carried, wanted = loaded.checkpoint_window(target_length), options.attention_factor
     if wanted == CONTINUED:
         if carried is None:
-            raise LongRopeError(f"{subject.name} carries no scaling whose attention factor could be continued")
-        attention_factor = continued_attention_factor(carried.attention_factor, subject.reach, target_length)
+            raise LongRopeError(f"{loaded.name} carries no scaling whose attention factor could be continued")
+        attention_factor = continued_attention_factor(carried.attention_factor, loaded.context_length, target_length)
     elif wanted is None and carried is not None:
         attention_factor = carried.attention_factor  # what the model was trained with
     else:
-        attention_factor = attention_factor_of(wanted or "su", subject.geometry, target_length)
-    task = _Task(subject, objectives, target_length, options, attention_factor)
+        attention_factor = attention_factor_of(wanted or "su", loaded.geometry, target_length)
+    task = _Task(loaded, objectives, target_length, options, attention_factor)
     return *_BUILDERS[options.method](task), attention_factor
 
 
 def _longrope(task: _Task) -> _Built:
     """Algorithm 1 of LongRoPE, from closed forms and what the checkpoint carries."""
-    pairs, upper = task.subject.geometry.pairs, task.options.max_factor
+    pairs, upper = task.loaded.geometry.pairs, task.options.max_factor
     choices = start_tokens_of(task.options.start_tokens)
     space = SearchSpace.for_ratio(pairs, task.ratio, choices)
     if upper is not None:
         space = replace(space, upper=upper)
-    seeds = [space.snap(factors) for factors in evolution_seeds(task.subject, task.target_length)]
+    seeds = [space.snap(factors) for factors in evolution_seeds(task.loaded, task.target_length)]
     settings = _evolution_settings(task)
     described = {"space": asdict(space), "seeds": [seed.to_row() for seed in seeds]}
     return _evolution(task, Evolution(space, seeds, settings), settings, described)
@@ -127,7 +127,7 @@ def _longrope(task: _Task) -> _Built:
 
 def _longrope2(task: _Task) -> _Built:
     """Algorithms 1 and 2 of LongRoPE2: d_rcd from d_tcd(10) to d_tcd, or the one given."""
-    geometry, given = task.subject.geometry, task.options.critical_dim
+    geometry, given = task.loaded.geometry, task.options.critical_dim
     space = CriticalSpace(
         pairs=geometry.pairs,
         ratio=task.ratio,
@@ -169,7 +169,7 @@ def _gradient(task: _Task) -> _Built:
     """Adam around raced closed forms, over doubling windows."""
     settings, stages = _gradient_settings(task), _stages(task)
     bounds = _bounds(task)
-    search = GradientSearch(stages, task.subject.geometry, settings, task.attention_factor, bounds)
+    search = GradientSearch(stages, task.loaded.geometry, settings, task.attention_factor, bounds)
     return search, _gradient_questions(stages, settings, bounds), _described(stages, bounds, gradient=settings)
 
 
@@ -177,7 +177,7 @@ def _hybrid(task: _Task) -> _Built:
     """The gradient search, then a short CMA-ES around its result."""
     settings, stages = _gradient_settings(task), _stages(task)
     polish, bounds = _cma_settings(task, evaluations=66, sigma=0.1), _bounds(task)
-    search = HybridSearch(stages, task.subject.geometry, settings, polish, task.attention_factor, bounds)
+    search = HybridSearch(stages, task.loaded.geometry, settings, polish, task.attention_factor, bounds)
     questions = _gradient_questions(stages, settings, bounds) + polish.evaluations + 5
     return search, questions, _described(stages, bounds, gradient=settings, polish=polish)
 
@@ -186,7 +186,7 @@ def _cma(task: _Task) -> _Built:
     """CMA-ES around the best of raced closed forms."""
     (stage,) = _stages(task)
     settings, bounds = _cma_settings(task, evaluations=256, sigma=0.15), _bounds(task)
-    search = CMASearch(stage, task.subject.geometry, settings, task.attention_factor, bounds)
+    search = CMASearch(stage, task.loaded.geometry, settings, task.attention_factor, bounds)
     questions = len(stage.seeds) + 1 + settings.evaluations + _choices(bounds)
     return search, questions, _described([stage], bounds, cma=settings)
 
@@ -228,29 +228,29 @@ def _cma_settings(task: _Task, *, evaluations: int, sigma: float) -> CMASettings
 def _knots(task: _Task) -> int | None:
     """Of CMA-ES; None is every pair."""
     if task.options.knots is None:
-        return min(KNOTS, task.subject.geometry.pairs)
+        return min(KNOTS, task.loaded.geometry.pairs)
     return task.options.knots or None
 
 
 def _stages(task: _Task) -> list[Stage]:
     """One stage per length that there are search texts of."""
     return [
-        Stage(length=length, seeds=raced_seeds(task.subject, length), samples=objective.count)
+        Stage(length=length, seeds=raced_seeds(task.loaded, length), samples=objective.count)
         for (split, length), objective in task.objectives.items()
         if split == SEARCH
     ]
 
 
-def raced_seeds(subject: Subject, length: int) -> dict[str, npt.NDArray[np.float64]]:
+def raced_seeds(loaded: LoadedModel, length: int) -> dict[str, npt.NDArray[np.float64]]:
     """Where a search on the knots may start, by name: (D,) factors each.
 
     Closed forms, YaRN with other β_fast, and the scaling that the checkpoint carries, as it is and stretched.
     """
-    geometry = subject.geometry
+    geometry = loaded.geometry
     seeds = {name: CLOSED_FORMS[name](geometry, length)[0] for name in RACED_FORMS}
     seeds |= {f"yarn, β_fast {beta}": yarn(geometry, length, beta_fast=beta) for beta in RACED_BETAS}
     seeds["yarn, late"] = yarn(geometry, length, *LATE_BETAS, truncate=False)
-    return seeds | carried_seeds(subject, length)
+    return seeds | checkpoint_seeds(loaded, length)
 
 
 def _gradient_questions(stages: list[Stage], settings: GradientSettings, bounds: Bounds) -> int:

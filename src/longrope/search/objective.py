@@ -21,7 +21,7 @@ from torch import Tensor
 
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import Samples
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import checkpointed_layers, token_nll
 from longrope.rope.scaling import Window
 
@@ -30,7 +30,7 @@ class SampledObjective(ABC):
     """The mean loss, in nats per scored token, of rows of tokens under a window: Σ NLL / Σ tokens."""
 
     name: str
-    installed: Installed
+    scaled: ScaledModel
 
     @property
     @abstractmethod
@@ -58,8 +58,8 @@ class SampledObjective(ABC):
 
     def nlls(self, window: Window, rows: Sequence[int] | None = None) -> list[Tensor]:
         """The loss in nats of every scored token, one tensor (scored(row),) for each of `rows` (default: all)."""
-        self.installed.model.eval()
-        with self.installed.using(window), torch.inference_mode():
+        self.scaled.model.eval()
+        with self.scaled.using(window), torch.inference_mode():
             return [self._nll(row) for row in self._rows(rows)]
 
     def loss(self, window: Window, rows: Sequence[int] | None = None) -> float:
@@ -73,7 +73,7 @@ class SampledObjective(ABC):
         Only these get gradients, weights get none; the activations of a layer are computed again in the backward pass,
         so memory stays near that of scoring, beside the input of every layer.
         """
-        model, tokens = self.installed.model, self._tokens(rows)
+        model, tokens = self.scaled.model, self._tokens(rows)
         model.eval()
         factors = torch.tensor(window.factors, dtype=torch.float64, device=model.device, requires_grad=True)
         attention_factor = torch.tensor(
@@ -82,7 +82,7 @@ class SampledObjective(ABC):
         total = 0.0
         with _frozen(model), checkpointed_layers(model), torch.enable_grad():
             for row in self._rows(rows):
-                with self.installed.using(window, factors, attention_factor):
+                with self.scaled.using(window, factors, attention_factor):
                     loss = self._nll(row).sum(dtype=torch.float64) / tokens
                     loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
@@ -91,7 +91,7 @@ class SampledObjective(ABC):
         return total, (*factors.grad.tolist(), float(attention_factor.grad))
 
     def _nll(self, row: int) -> Tensor:
-        model = self.installed.model
+        model = self.scaled.model
         ids = self.ids[row : row + 1].to(model.device)
         return token_nll(model, ids, start=self.length - self.scored(row) - 1)[0]
 
@@ -122,7 +122,7 @@ class NeedleObjective(SampledObjective):
     Only the answers' logits are made: the head runs on as many positions at the end of a row as its answer has tokens.
     """
 
-    installed: Installed
+    scaled: ScaledModel
     samples: NeedleSamples
     name: str = "needle"
 
@@ -138,7 +138,7 @@ class NeedleObjective(SampledObjective):
 class PerplexityObjective(SampledObjective):
     """Mean negative log-likelihood, in nats per token, of `samples` (N, T). Its exponential is the perplexity."""
 
-    installed: Installed
+    scaled: ScaledModel
     samples: Samples
     name: str = "perplexity"
 

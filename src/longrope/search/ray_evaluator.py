@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from longrope.errors import LongRopeError, one_line
-from longrope.models.apply import install
-from longrope.models.loading import ModelOptions, Subject, fingerprint, open_model
+from longrope.models.apply import apply_scaling
+from longrope.models.loading import LoadedModel, LoadOptions, fingerprint, open_model
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling
 from longrope.search.evaluator import Answer, Evaluator, Question, SerialEvaluator
@@ -275,29 +275,29 @@ class Recipe:
     """How a worker makes its replica. `fingerprint` and `numerics` are those of the model here."""
 
     model: str
-    options: ModelOptions
+    options: LoadOptions
     texts: Texts
     fingerprint: str
     numerics: dict[str, Any]
 
     def __call__(self) -> SerialEvaluator:
         """The evaluator of a new replica. Raises LongRopeError when its answers would be others than here."""
-        subject = open_model(self.model, self.options)
-        if fingerprint(subject.model) != self.fingerprint:
+        loaded = open_model(self.model, self.options)
+        if fingerprint(loaded.model) != self.fingerprint:
             raise LongRopeError(f"{self.model} on {platform.node()} has other weights than the model of this search")
-        here = numerics(subject)
+        here = numerics(loaded)
         differing = [
             f"{key} {here.get(key)} (not {value})" for key, value in self.numerics.items() if here.get(key) != value
         ]
         if differing:
             raise LongRopeError(f"{platform.node()} computes otherwise than this search began: {', '.join(differing)}")
-        installed = install(subject.model, RopeScaling.original(subject.geometry))
-        return SerialEvaluator(objectives_over(installed, self.texts))
+        scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
+        return SerialEvaluator(objectives_over(scaled, self.texts))
 
 
 @contextmanager
 def ray_evaluator(
-    subject: Subject, texts: Texts, *, workers: int | None = None, address: str | None = None
+    loaded: LoadedModel, texts: Texts, *, workers: int | None = None, address: str | None = None
 ) -> Iterator[RayEvaluator]:
     """What answers as `SerialEvaluator` over `texts` would, bit for bit, from Ray workers with a replica each.
 
@@ -307,19 +307,19 @@ def ray_evaluator(
     Raises LongRopeError when Ray is missing, the cluster cannot be joined or is too small, or a worker's model,
     versions or hardware are not those here.
     """
-    device = torch.device(subject.options.device)
+    device = torch.device(loaded.options.device)
     if device.index is not None:
         raise LongRopeError(f"Ray hands out the GPUs to workers: expected the device {device.type}, found {device}")
-    recipe = Recipe(_anywhere(subject.name), subject.options, texts, fingerprint(subject.model), numerics(subject))
+    recipe = Recipe(_anywhere(loaded.name), loaded.options, texts, fingerprint(loaded.model), numerics(loaded))
     evaluator = RayEvaluator(recipe, workers, gpu=device.type == "cuda")
     cpus = None if workers is None else workers * torch.get_num_threads()
-    with _parked(subject), ray_session(address, cpus), evaluator:
+    with _parked(loaded), ray_session(address, cpus), evaluator:
         yield evaluator
 
 
-def numerics(subject: Subject) -> dict[str, Any]:
+def numerics(loaded: LoadedModel) -> dict[str, Any]:
     """What decides the last bits of a loss."""
-    model = subject.model
+    model = loaded.model
     cuda = model.device.type == "cuda"
     return {
         "dtype": str(model.dtype),
@@ -332,15 +332,15 @@ def numerics(subject: Subject) -> dict[str, Any]:
 
 
 @contextmanager
-def _parked(subject: Subject) -> Iterator[None]:
+def _parked(loaded: LoadedModel) -> Iterator[None]:
     """The model in main memory for a while: its place on the GPU is a worker's."""
-    device = subject.model.device
-    subject.model.to("cpu")
+    device = loaded.model.device
+    loaded.model.to("cpu")
     torch.cuda.empty_cache()  # nothing without CUDA
     try:
         yield
     finally:
-        subject.model.to(device)
+        loaded.model.to(device)
 
 
 def _anywhere(name: str) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 from longrope.data.sources import Source
 from longrope.errors import LongRopeError
-from longrope.models.loading import Subject
+from longrope.models.loading import LoadedModel
 from longrope.provenance import record
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.initial import NONE
 from longrope.search.loop import Progress
 from longrope.search.run import LOG, SCALING, search_window
@@ -75,11 +75,11 @@ class Listener:
 
 
 def recover(
-    subject: Subject,
+    loaded: LoadedModel,
     lengths: Sequence[int],
     data: Sequence[Source],
     out: Path,
-    options: SearchOptions | None = None,
+    options: SearchConfig | None = None,
     *,
     max_factor: float | None = None,
     resume: bool = False,
@@ -87,7 +87,7 @@ def recover(
     ray_address: str | None = None,
     listener: Listener | None = None,
 ) -> Recovery:
-    """Search factors λ ∈ [1, `max_factor`] for windows of `lengths` tokens inside what `subject` reaches.
+    """Search factors λ ∈ [1, `max_factor`] for windows of `lengths` tokens inside what `loaded` reaches.
 
     The search (`options`; its method is `longrope`) starts from the original RoPE, the factors the subject carries, and
     YaRN and NTK of small ratios; its attention factor is that of the carried window, or 1 where that is better. A
@@ -102,10 +102,10 @@ def recover(
     `resume` goes on with an interrupted recovery in `out`. Raises LongRopeError for what the user can mend; nothing
     that exists is overwritten.
     """
-    options, listener = options or SearchOptions(), listener or Listener()
+    options, listener = options or SearchConfig(), listener or Listener()
     if options.method != "longrope":
         raise LongRopeError(f"a recovery searches by the method longrope only; found {options.method!r}")
-    carried, lengths = _checked(subject, lengths)
+    carried, lengths = _checked(loaded, lengths)
     max_factor = options.max_factor if max_factor is None else max_factor
     bounds = {length: _default_bound(carried, length) if max_factor is None else max_factor for length in lengths}
     searches = {length: replace(options, max_factor=bound) for length, bound in bounds.items()}
@@ -115,7 +115,7 @@ def recover(
         listener.on_length(length)
         folder = out / str(length)
         found = search_window(
-            subject,
+            loaded,
             length,
             data,
             folder,
@@ -132,7 +132,7 @@ def recover(
         windows[length] = found.scaling.window_for(length) if better else carried.window_for(length)
         data_seen.append(found.scaling.provenance["data"])
     made = [json_ready(row.to_json()) | {"data": seen} for row, seen in zip(rows, data_seen, strict=True)]
-    scaling = _with_windows(carried, windows).with_provenance(model=subject.name, recovery=made)
+    scaling = _with_windows(carried, windows).with_provenance(model=loaded.name, recovery=made)
     result = Recovery(tuple(rows), scaling, out / SCALING)
     if not (out / SUMMARY).exists():  # a finished recovery that is resumed comes to the same end
         scaling.with_provenance(**record()).save(result.path)
@@ -140,15 +140,15 @@ def recover(
     return replace(result, scaling=RopeScaling.load(result.path))
 
 
-def _checked(subject: Subject, lengths: Sequence[int]) -> tuple[RopeScaling, list[int]]:
+def _checked(loaded: LoadedModel, lengths: Sequence[int]) -> tuple[RopeScaling, list[int]]:
     """The carried scaling, and the lengths, each once, shortest first."""
-    carried, original = subject.existing, subject.geometry.original_length
+    carried, original = loaded.checkpoint_scaling, loaded.geometry.original_length
     if carried is None:
-        raise LongRopeError(f"{subject.name} carries no scaling: there are no short windows to recover")
+        raise LongRopeError(f"{loaded.name} carries no scaling: there are no short windows to recover")
     lengths = sorted(set(lengths))
-    if not lengths or lengths[0] < original or lengths[-1] >= subject.reach:
+    if not lengths or lengths[0] < original or lengths[-1] >= loaded.context_length:
         raise LongRopeError(
-            f"expected lengths to recover from {original} tokens on and below the model's reach of {subject.reach}, "
+            f"expected lengths to recover from {original} tokens on and below the model's reach of {loaded.context_length}, "
             f"found {', '.join(map(str, lengths)) or 'none'}"
         )
     return carried, lengths

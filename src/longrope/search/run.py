@@ -13,11 +13,11 @@ from typing import Any
 
 from longrope.data.sources import Source
 from longrope.errors import LongRopeError
-from longrope.models.apply import install, uninstall
-from longrope.models.loading import Subject, fingerprint, require_longer, sources_or_books
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel, fingerprint, require_longer, sources_or_books
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.critical_dim import Choices, choices, forms_with_critical_dim
 from longrope.search.dialogue import DialogueSearch, rank
 from longrope.search.evaluator import Evaluator, Question, SerialEvaluator
@@ -78,11 +78,11 @@ class SearchResult:
 
 
 def search(
-    subject: Subject,
+    loaded: LoadedModel,
     target_length: int,
     data: Sequence[Source],
     out: Path,
-    options: SearchOptions | None = None,
+    options: SearchConfig | None = None,
     *,
     resume: bool = False,
     workers: int | None = None,
@@ -98,13 +98,13 @@ def search(
 
     Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
     """
-    require_longer(subject, target_length)
+    require_longer(loaded, target_length)
     return search_window(
-        subject,
+        loaded,
         target_length,
         data,
         out,
-        options or SearchOptions(),
+        options or SearchConfig(),
         resume=resume,
         workers=workers,
         ray_address=ray_address,
@@ -114,11 +114,11 @@ def search(
 
 
 def search_window(
-    subject: Subject,
+    loaded: LoadedModel,
     target_length: int,
     data: Sequence[Source],
     out: Path,
-    options: SearchOptions,
+    options: SearchConfig,
     *,
     resume: bool = False,
     workers: int | None = None,
@@ -134,38 +134,38 @@ def search_window(
 
     Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
     """
-    given = _forms_given(subject, target_length, options)
-    sources = sources_or_books(subject.name, data, "search")
-    texts = prepare_texts(subject, sources, target_length, options)
-    installed = install(subject.model, RopeScaling.original(subject.geometry))
+    given = _forms_given(loaded, target_length, options)
+    sources = sources_or_books(loaded.name, data, "search")
+    texts = prepare_texts(loaded, sources, target_length, options)
+    scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     try:
-        planned = plan(subject, installed, texts, target_length, options)
+        planned = plan(loaded, scaled, texts, target_length, options)
         # Another model, other texts or settings are another search; another way to compute gives other last bits.
-        identity = planned.identity | {"model_fingerprint": fingerprint(subject.model), "numerics": numerics(subject)}
+        identity = planned.identity | {"model_fingerprint": fingerprint(loaded.model), "numerics": numerics(loaded)}
         cost = SerialEvaluator(planned.objectives)
         with (
-            _evaluator(subject, texts, cost, workers, ray_address) as evaluator,
+            _evaluator(loaded, texts, cost, workers, ray_address) as evaluator,
             _log(out, identity | {"record": record()}, resume) as log,
         ):
             conversation = Conversation(evaluator, log)
-            held_against = baseline_windows(subject, target_length)
+            held_against = baseline_windows(loaded, target_length)
             baselines = _losses(conversation, held_against)
             if given and options.method != "longrope2":  # which reports them with the one that it found
                 baselines |= _losses(conversation, given)
             on_start(planned.questions, baselines)
             questions = run_search(planned.search, conversation, on_progress)
             best, best_loss = planned.search.best
-            if target_length <= subject.reach and options.attention_factor is None:
+            if target_length <= loaded.context_length and options.attention_factor is None:
                 unit = replace(best, attention_factor=1.0)
                 losses = {} if unit == best else _losses(conversation, {UNIT: unit})
                 others = [(held_against[NONE], baselines[NONE]), *((unit, loss) for loss in losses.values())]
                 best, best_loss = min([(best, best_loss), *others], key=lambda pair: rank(pair[1]))
             chosen = choices(conversation, planned, options)
             if chosen is not None:
-                baselines |= _losses(conversation, _forms_found(subject, target_length, chosen.critical_dim))
+                baselines |= _losses(conversation, _forms_found(loaded, target_length, chosen.critical_dim))
             conversation.finish()
     finally:
-        uninstall(subject.model)
+        remove_scaling(loaded.model)
     result = SearchResult(
         method=options.method,
         objective=options.chosen_objective,
@@ -173,14 +173,14 @@ def search_window(
         evaluations=len(questions),
         token_passes=sum(map(cost.token_passes, distinct(questions))),
         baselines=baselines,
-        scaling=_scaling(subject, best),
+        scaling=_scaling(loaded, best),
         path=out / SCALING,
         choices=chosen,
         chosen_seeds=tuple(planned.search.chosen_seeds) if isinstance(planned.search, DialogueSearch) else (),
     )
     summary = json_ready(result.to_json()) | {"options": asdict(options)}
     scaling = result.scaling.with_provenance(
-        model=subject.name, search=identity, data=data_provenance(texts), **summary, **record()
+        model=loaded.name, search=identity, data=data_provenance(texts), **summary, **record()
     )
     # A finished search that is resumed comes to the same end: what is there is not written again.
     if not (out / SUMMARY).exists():
@@ -192,13 +192,13 @@ def search_window(
 
 @contextmanager
 def _evaluator(
-    subject: Subject, texts: Texts, serial: SerialEvaluator, workers: int | None, ray_address: str | None
+    loaded: LoadedModel, texts: Texts, serial: SerialEvaluator, workers: int | None, ray_address: str | None
 ) -> Iterator[Evaluator]:
     """Who answers: this process, or Ray workers where any are asked for."""
     if workers is None and ray_address is None:
         yield serial
         return
-    with ray_evaluator(subject, texts, workers=workers, address=ray_address) as evaluator:
+    with ray_evaluator(loaded, texts, workers=workers, address=ray_address) as evaluator:
         yield evaluator
 
 
@@ -210,37 +210,39 @@ def _log(out: Path, identity: dict[str, Any], resume: bool) -> SearchLog:
     return SearchLog.create(out / LOG, identity)
 
 
-def _forms_given(subject: Subject, target_length: int, options: SearchOptions) -> dict[str, Window]:
+def _forms_given(loaded: LoadedModel, target_length: int, options: SearchConfig) -> dict[str, Window]:
     """YaRN-rcd and NTK-rcd with the d_rcd that is given; none where it is not."""
-    given, last = options.critical_dim, subject.geometry.pairs - 1
+    given, last = options.critical_dim, loaded.geometry.pairs - 1
     if given is None:
         return {}
     if given > last:
         raise LongRopeError(f"expected a critical dimension from 1 to {last}, found {given}")
     try:
-        return forms_with_critical_dim(subject.geometry, target_length, given)
+        return forms_with_critical_dim(loaded.geometry, target_length, given)
     except LongRopeError as error:
         raise LongRopeError(f"the critical dimension {given} is too low for NTK-rcd: {error}") from error
 
 
-def _forms_found(subject: Subject, target_length: int, critical_dim: int) -> dict[str, Window]:
+def _forms_found(loaded: LoadedModel, target_length: int, critical_dim: int) -> dict[str, Window]:
     """The same with the d_rcd that was found; none where it is so low that they cannot be: the result still can."""
     try:
-        return forms_with_critical_dim(subject.geometry, target_length, max(critical_dim, 1))
+        return forms_with_critical_dim(loaded.geometry, target_length, max(critical_dim, 1))
     except LongRopeError:
         return {}
 
 
-def _scaling(subject: Subject, best: Window) -> RopeScaling:
+def _scaling(loaded: LoadedModel, best: Window) -> RopeScaling:
     """The windows that the model was trained with, then the one found.
 
     A checkpoint that carries a scaling was trained with it: within its reach it keeps it.
     """
-    if subject.existing is None:
+    if loaded.checkpoint_scaling is None:
         return RopeScaling.extended(
-            subject.geometry, best.max_length, best.factors, best.start_tokens, best.attention_factor
+            loaded.geometry, best.max_length, best.factors, best.start_tokens, best.attention_factor
         )
-    return replace(subject.existing, provenance={"carried": subject.existing.provenance}).with_window(best)
+    return replace(loaded.checkpoint_scaling, provenance={"carried": loaded.checkpoint_scaling.provenance}).with_window(
+        best
+    )
 
 
 def _losses(conversation: Conversation, windows: dict[str, Window]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from longrope.data.samples import Samples, draw_samples
 from longrope.data.sources import Source, read_all
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError
-from longrope.models.loading import Subject, check_vocabulary
-from longrope.models.scaled import Installed
-from longrope.search.config import SearchOptions
+from longrope.models.loading import LoadedModel, check_vocabulary
+from longrope.models.scaled import ScaledModel
+from longrope.search.config import SearchConfig
 from longrope.search.evaluator import OTHER, SEARCH, VALIDATION
 from longrope.search.objective import NeedleObjective, PerplexityObjective, SampledObjective
 from longrope.units import doubling_lengths
@@ -25,13 +25,13 @@ AnySamples = Samples | NeedleSamples
 Texts = dict[tuple[str, int], AnySamples]
 
 
-def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: int, options: SearchOptions) -> Texts:
+def prepare_texts(loaded: LoadedModel, sources: Sequence[Source], target_length: int, options: SearchConfig) -> Texts:
     """The texts of every split and length that a search needs, drawn by seed.
 
     The search texts of one seed are the same for every method. Raises LongRopeError when the sources do not hold enough
     text.
     """
-    documents = tokenize(read_all(sources), subject.tokenizer)
+    documents = tokenize(read_all(sources), loaded.tokenizer)
     far = target_length > FAR
 
     def draw(objective: str, length: int, count: int, seed: int, places: Places | None = None) -> AnySamples:
@@ -39,7 +39,7 @@ def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: in
         if objective == "needle":
             samples = draw_needles(
                 documents,
-                subject.tokenizer,
+                loaded.tokenizer,
                 length=length,
                 count=count,
                 seed=seed,
@@ -47,9 +47,9 @@ def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: in
                 places=places,
             )
         else:
-            bos = bos_of(subject.tokenizer)
+            bos = bos_of(loaded.tokenizer)
             samples = draw_samples(documents, length=length, count=count, seed=seed, bos_token_id=bos)
-        check_vocabulary(subject, samples.ids)
+        check_vocabulary(loaded, samples.ids)
         return samples
 
     def count(objective: str) -> int:
@@ -63,12 +63,12 @@ def prepare_texts(subject: Subject, sources: Sequence[Source], target_length: in
             other = options.other_objective
             texts[OTHER, target_length] = draw(other, target_length, count(other), options.seed)
         return texts
-    lengths = stage_lengths(subject.reach, target_length, options.continuation)
+    lengths = stage_lengths(loaded.context_length, target_length, options.continuation)
     first = count(chosen)
     # One draw, cut for the shorter stages: a validation text overlaps no search text of any stage.
     if chosen == "needle":  # other keys and numbers, too; the needle's depth is spread over each split
         size = {"length": target_length, "count": first, "seed": options.seed}
-        places = needle_places(documents, subject.tokenizer, **size, more=VALIDATION_SAMPLES)
+        places = needle_places(documents, loaded.tokenizer, **size, more=VALIDATION_SAMPLES)
         apart = Places(places.rows[first:], places.span)
 
         def both_splits(length: int) -> tuple[AnySamples, AnySamples]:
@@ -99,10 +99,10 @@ def stage_lengths(reach: int, target_length: int, continuation: bool) -> list[in
     return doubling_lengths(reach, target_length)[1:] if continuation else [target_length]
 
 
-def objectives_over(installed: Installed, texts: Texts) -> dict[tuple[str, int], SampledObjective]:
+def objectives_over(scaled: ScaledModel, texts: Texts) -> dict[tuple[str, int], SampledObjective]:
     """What answers for every split and length."""
     return {
-        key: (NeedleObjective if isinstance(samples, NeedleSamples) else PerplexityObjective)(installed, samples)  # type: ignore[arg-type]
+        key: (NeedleObjective if isinstance(samples, NeedleSamples) else PerplexityObjective)(scaled, samples)  # type: ignore[arg-type]
         for key, samples in texts.items()
     }
 

@@ -26,11 +26,11 @@ from longrope.data.documents import Document
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.export.hf import export_hf
-from longrope.models.loading import ModelOptions, Subject, load_model, require_longer
+from longrope.models.loading import LoadedModel, LoadOptions, load_model, require_longer
 from longrope.rope.checks import whole_number
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
-from longrope.search.config import SearchOptions
+from longrope.search.config import SearchConfig
 from longrope.search.loop import Progress
 from longrope.search.run import search
 from longrope.standalone import training as standalone_fit
@@ -51,10 +51,10 @@ def load_data(path: Path | str) -> list[Document]:
     return read_all([path])
 
 
-def default_budget(geometry: RopeGeometry) -> SearchOptions:
+def default_budget(geometry: RopeGeometry) -> SearchConfig:
     """What `extend_context` spends when it is told nothing else: 12 gradient steps for each doubling, on 2 texts."""
     knots = 8 if geometry.pairs >= 8 else 0  # 0: every pair
-    return SearchOptions(method="gradient", steps=12, samples=2, knots=knots)
+    return SearchConfig(method="gradient", steps=12, samples=2, knots=knots)
 
 
 class LongRoPEModel(StandaloneModel):
@@ -95,7 +95,7 @@ class LongRoPEModel(StandaloneModel):
         self,
         data: Sequence[Document],
         target_length: int,
-        options: SearchOptions | None = None,
+        options: SearchConfig | None = None,
         *,
         out: Path | str | None = None,
         on_progress: Callable[[Progress], None] = lambda _: None,
@@ -113,13 +113,13 @@ class LongRoPEModel(StandaloneModel):
         """
         documents = _documents(data)
         target_length = whole_number("target_length", target_length, 1)
-        subject = self._subject()
-        require_longer(subject, target_length)
-        options = options or default_budget(subject.geometry)
+        loaded = self._subject()
+        require_longer(loaded, target_length)
+        options = options or default_budget(loaded.geometry)
         self._warn(documents, target_length)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "search" if out is None else Path(out)
-            found = search(subject, target_length, documents, folder, options, on_progress=on_progress)
+            found = search(loaded, target_length, documents, folder, options, on_progress=on_progress)
         return self.with_scaling(found.scaling)
 
     def to_hf(self, folder: Path | str | None = None, *, allow_lossy: bool = False) -> PreTrainedModel:
@@ -145,15 +145,15 @@ class LongRoPEModel(StandaloneModel):
     def _extended(self) -> bool:
         return self.scaling.windows != RopeScaling.original(self.sizes.geometry).windows
 
-    def _subject(self) -> Subject:
+    def _subject(self) -> LoadedModel:
         """This model as the tool's verbs see one: a Llama under its original RoPE, and the scaling that it has."""
-        return Subject(
+        return LoadedModel(
             name=type(self).__name__,
             model=as_llama(self),
             tokenizer=byte_tokenizer(self.sizes.base_length),
             geometry=self.sizes.geometry,
-            existing=self.scaling if self._extended else None,
-            options=ModelOptions(),
+            checkpoint_scaling=self.scaling if self._extended else None,
+            options=LoadOptions(),
         )
 
     def _warn(self, documents: Sequence[Document], target_length: int) -> None:

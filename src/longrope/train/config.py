@@ -15,7 +15,7 @@ SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoraSettings:
+class LoraConfig:
     """Low-rank updates of all linear layers; embeddings and norms are trained in full (as LongLoRA does).
 
     `merge`: add the updates to the weights at the end; without it the adapter is saved beside the model.
@@ -31,7 +31,7 @@ class LoraSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSettings:
+class FinetuneConfig:
     """What decides the trained weights. None is the default of the mix.
 
     `mix`: shares of tokens by part, see `data/packing.py`; `long` alone is LongRoPE's single window, with the original
@@ -64,7 +64,7 @@ class TrainingSettings:
     deterministic: bool = False
     save_every: int = 50
     save_dtype: str | None = None
-    lora: LoraSettings | None = None
+    lora: LoraConfig | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -27,14 +27,14 @@ from longrope.data.packing import LONG, ORIGINAL_WINDOW, Frame, PackedRows, pack
 from longrope.data.sources import Source, read_all
 from longrope.data.tokens import tokenize, tokenizer_hash
 from longrope.errors import LongRopeError
-from longrope.models.apply import install, uninstall
+from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folder
-from longrope.models.loading import Subject, check_vocabulary, fingerprint, sources_or_books
+from longrope.models.loading import LoadedModel, check_vocabulary, fingerprint, sources_or_books
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.storage import check_output_folder, json_ready, new_output_folder, read_json, write_json_atomic
 from longrope.train.checkpoints import last_sealed
-from longrope.train.config import TrainingSettings
+from longrope.train.config import FinetuneConfig
 from longrope.train.context_parallel import context_parallel
 from longrope.train.lora import with_lora
 from longrope.train.loss import chunked_loss, fused_loss, require_documents_apart
@@ -54,18 +54,18 @@ class Listener:
 
 
 def finetune(
-    subject: Subject,
+    loaded: LoadedModel,
     scaling: RopeScaling,
     data: Sequence[Source],
     out: Path,
-    settings: TrainingSettings,
+    settings: FinetuneConfig,
     *,
     cpu: bool = True,
     resume: bool = False,
     log_dir: Path | None = None,
     listener: Listener | None = None,
 ) -> FinetuneResult:
-    """Train `subject` under `scaling` on texts from `data`, as `settings` say, into the folder `out`.
+    """Train `loaded` under `scaling` on texts from `data`, as `settings` say, into the folder `out`.
 
     Rows of the parts `medium` and `long` are computed under the scaling's window for N tokens, `short` and `pieces`
     under the one the checkpoint came with: its original RoPE with attention factor 1, or the scaling it carries. The
@@ -75,7 +75,7 @@ def finetune(
     With `resume`, an interrupted run in `out` goes on to the weights it would have had, bit for bit on the same machine
     and versions. Raises LongRopeError for what the user can mend, before any step; nothing that exists is overwritten.
     """
-    windows = training_windows(subject, scaling, settings)
+    windows = training_windows(loaded, scaling, settings)
     if (out / SUMMARY).exists():  # written last
         raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
     if resume and not (out / IDENTITY).is_file():
@@ -85,39 +85,39 @@ def finetune(
     arguments = training_arguments(settings, out / TRAINER, cpu=cpu)
     packed = any(part != LONG for part in settings.shares)
     refuse_combinations(settings, arguments, packed=packed)
-    refuse_folded(read_json(source_folder(subject.name) / "config.json").get(RECORD), subject.name)
-    rows = _rows(subject, sources_or_books(subject.name, data, "search"), settings, windows)
+    refuse_folded(read_json(source_folder(loaded.name) / "config.json").get(RECORD), loaded.name)
+    rows = _rows(loaded, sources_or_books(loaded.name, data, "search"), settings, windows)
     sharded = arguments.fsdp_plugin_args is not None or arguments.deepspeed is not None
     fused = None
     if settings.fused_loss == "auto" and settings.lora is None and arguments.deepspeed is None:
-        fused = fused_loss(subject.model, arguments.device)
+        fused = fused_loss(loaded.model, arguments.device)
     identity = {
-        "model": subject.name,
-        "model_fingerprint": fingerprint(subject.model),
-        "tokenizer_sha256": tokenizer_hash(subject.tokenizer),
+        "model": loaded.name,
+        "model_fingerprint": fingerprint(loaded.model),
+        "tokenizer_sha256": tokenizer_hash(loaded.tokenizer),
         "scaling_sha256": numbers_sha256(scaling),
         "rows_sha256": rows.sha256,
         "settings": asdict(settings),
         "processes": arguments.world_size,
         "device": arguments.device.type,
         "threads": torch.get_num_threads(),
-        "attn_implementation": subject.model.config._attn_implementation,
+        "attn_implementation": loaded.model.config._attn_implementation,
         "loss": "chunked" if fused is None else "fused",
         "versions": versions() | ({} if fused is None else {"liger-kernel": metadata.version("liger-kernel")}),
     }
     first = PartialState().is_main_process
     heard = listener if first and listener is not None else Listener()
-    installed = install(subject.model, scaling)
+    scaled = apply_scaling(loaded.model, scaling)
     try:
         if packed:
-            require_documents_apart(subject.model, settings.micro_batch)
+            require_documents_apart(loaded.model, settings.micro_batch)
         with (
-            chunked_loss(subject.model, fused=fused),
-            context_parallel(subject.model, settings.context_parallel, packed=packed) as shared,
+            chunked_loss(loaded.model, fused=fused),
+            context_parallel(loaded.model, settings.context_parallel, packed=packed) as shared,
         ):
-            model = subject.model if settings.lora is None else with_lora(subject.model, settings.lora, settings.seed)
+            model = loaded.model if settings.lora is None else with_lora(loaded.model, settings.lora, settings.seed)
             shards = int(arguments.world_size) if sharded else 1
-            require_room(subject.model, settings, arguments.device, shards=shards, packed=packed)
+            require_room(loaded.model, settings, arguments.device, shards=shards, packed=packed)
             PartialState().wait_for_everyone()  # until all have looked at the folder, nothing appears in it
             with _claimed(out, identity, resume) if first else nullcontext("") as run:
                 last = _from_first(last_sealed(out / TRAINER, run) if first else None)
@@ -126,7 +126,7 @@ def finetune(
                     arguments,
                     rows,
                     settings,
-                    installed=installed,
+                    scaled=scaled,
                     windows=windows,
                     run=run,
                     shared=shared,
@@ -138,48 +138,48 @@ def finetune(
                 # All processes take part in gathering what is sharded; the first one writes.
                 tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
                 if first:
-                    Writing(subject, scaling, windows, rows, settings, identity, trainer, tensors, out).write()
+                    Writing(loaded, scaling, windows, rows, settings, identity, trainer, tensors, out).write()
                 PartialState().wait_for_everyone()
     finally:
-        uninstall(subject.model)
+        remove_scaling(loaded.model)
     return FinetuneResult.load(out)
 
 
-def training_windows(subject: Subject, scaling: RopeScaling, settings: TrainingSettings) -> dict[str, Window]:
+def training_windows(loaded: LoadedModel, scaling: RopeScaling, settings: FinetuneConfig) -> dict[str, Window]:
     """The window of every part of the mix. Raises LongRopeError when the scaling does not fit the model or reach N."""
-    scaling.check_fits(subject.geometry)
-    reach = subject.geometry.original_length
+    scaling.check_fits(loaded.geometry)
+    reach = loaded.geometry.original_length
     if settings.length <= reach:
         raise LongRopeError(f"expected a --length above the model's window of {reach} tokens, found {settings.length}")
     long = scaling.window_for(settings.length)
-    if long.max_length <= subject.reach:  # rows may be shorter than the window that they are computed under
+    if long.max_length <= loaded.context_length:  # rows may be shorter than the window that they are computed under
         raise LongRopeError(
             f"expected a scaling whose window for rows of {settings.length} tokens reaches beyond the model's "
-            f"{subject.reach}, found one of {long.max_length}: search one, or give a larger --length"
+            f"{loaded.context_length}, found one of {long.max_length}: search one, or give a larger --length"
         )
     # Attention factor 1, whatever the long window's is.
-    original = Window(reach, (1.0,) * subject.geometry.pairs)
-    short = original if subject.existing is None else subject.existing.windows[0]
+    original = Window(reach, (1.0,) * loaded.geometry.pairs)
+    short = original if loaded.checkpoint_scaling is None else loaded.checkpoint_scaling.windows[0]
     return {part: short if part in ORIGINAL_WINDOW else long for part in settings.shares}
 
 
 def _rows(
-    subject: Subject, sources: Sequence[Source], settings: TrainingSettings, windows: dict[str, Window]
+    loaded: LoadedModel, sources: Sequence[Source], settings: FinetuneConfig, windows: dict[str, Window]
 ) -> PackedRows:
-    documents = tokenize(read_all(sources), subject.tokenizer)
+    documents = tokenize(read_all(sources), loaded.tokenizer)
     short = [window.max_length for part, window in windows.items() if part in ORIGINAL_WINDOW]
     rows = pack(
         documents,
         settings.shares,
         length=settings.length,
-        short_length=short[0] if short else subject.geometry.original_length,
+        short_length=short[0] if short else loaded.geometry.original_length,
         count=settings.steps * settings.rows_per_step,
         group=settings.micro_batch,
-        frame=Frame.of(subject.tokenizer),
+        frame=Frame.of(loaded.tokenizer),
         seed=settings.seed,
     )
     for document in rows.documents:
-        check_vocabulary(subject, torch.from_numpy(document.ids.copy()))
+        check_vocabulary(loaded, torch.from_numpy(document.ids.copy()))
     return rows
 
 
@@ -187,7 +187,7 @@ def _shares_rows(arguments: Any) -> bool:
     return data_parallel(arguments) != int(arguments.world_size)
 
 
-def refuse_combinations(settings: TrainingSettings, arguments: Any, *, packed: bool) -> None:
+def refuse_combinations(settings: FinetuneConfig, arguments: Any, *, packed: bool) -> None:
     """Raise LongRopeError for what would be wrong together, or be left out in silence."""
     fsdp, rows_are_shared = arguments.fsdp_plugin_args is not None, _shares_rows(arguments)
     if fsdp and (arguments.device.type == "cpu" or arguments.world_size == 1):

@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import ModelOptions, open_model
+from longrope.models.loading import LoadOptions, open_model
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import write_json_atomic
-from longrope.train.config import TrainingSettings
+from longrope.train.config import FinetuneConfig
 from longrope.train.finetune import Listener, finetune
 from longrope.train.output import FinetuneResult
 from longrope.train.trainer import Progress
@@ -34,11 +34,11 @@ ERROR, TOLD = "longrope: error: ", "longrope: progress: "
 def finetune_in_processes(
     count: int,
     model: str,
-    loading: ModelOptions,
+    loading: LoadOptions,
     scaling: Path,
     data: Sequence[str],
     out: Path,
-    settings: TrainingSettings,
+    settings: FinetuneConfig,
     *,
     cpu: bool,
     resume: bool,
@@ -107,11 +107,11 @@ def main(request: Path) -> int:
     wanted = json.loads(request.read_text("utf-8"))
     try:
         finetune(
-            open_model(wanted["model"], ModelOptions(**wanted["loading"])),
+            open_model(wanted["model"], LoadOptions(**wanted["loading"])),
             RopeScaling.load(Path(wanted["scaling"])),
             wanted["data"],
             Path(wanted["out"]),
-            TypeAdapter(TrainingSettings).validate_python(wanted["settings"]),
+            TypeAdapter(FinetuneConfig).validate_python(wanted["settings"]),
             cpu=wanted["cpu"],
             resume=wanted["resume"],
             listener=Listener(lambda *start: tell({"start": start}), lambda progress: tell(asdict(progress))),

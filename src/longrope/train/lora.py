@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.train.config import LoraSettings
+from longrope.train.config import LoraConfig
 
 
-def with_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
+def with_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> Any:
     """The `PeftModel` around `model`, its updates drawn by `seed`. Raises LongRopeError where peft is not installed."""
     try:
         peft: Any = import_module("peft")

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.train.config import TrainingSettings
+from longrope.train.config import FinetuneConfig
 
 GIB = 2**30
 
 
-def least_bytes(model: PreTrainedModel, settings: TrainingSettings, *, shards: int, packed: bool) -> dict[str, int]:
+def least_bytes(model: PreTrainedModel, settings: FinetuneConfig, *, shards: int, packed: bool) -> dict[str, int]:
     """Bytes on one device, by what takes them; `shards` devices share the weights, `packed` rows hold documents.
 
     Weights, gradients and AdamW's two moments in the weights' dtype; the input of every layer (held on the host with
@@ -50,7 +50,7 @@ def _key_width(config: Any) -> int:
 
 
 def require_room(
-    model: PreTrainedModel, settings: TrainingSettings, device: torch.device, *, shards: int, packed: bool
+    model: PreTrainedModel, settings: FinetuneConfig, device: torch.device, *, shards: int, packed: bool
 ) -> None:
     """Raise LongRopeError when not even the least that a step needs fits on `device`."""
     parts = least_bytes(model, settings, shards=shards, packed=packed)

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from longrope.data.packing import PackedRows
 from longrope.export.forms import transformers_losses
 from longrope.models.checkpoint_files import copy_companions, source_folder
-from longrope.models.loading import Subject
+from longrope.models.loading import LoadedModel
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.storage import json_ready, read_json, write_json_atomic
-from longrope.train.config import TrainingSettings
+from longrope.train.config import FinetuneConfig
 from longrope.train.trainer import WindowTrainer
 
 CHECKPOINT, ADAPTER, SCALING, SUMMARY, TRAINER = "checkpoint", "adapter", "scaling.json", "finetune.json", "trainer"
@@ -52,11 +52,11 @@ class FinetuneResult:
 class Writing:
     """A finished training, on its way to the folder `out`. `tensors`: the weights, gathered, where they are sharded."""
 
-    subject: Subject
+    loaded: LoadedModel
     scaling: RopeScaling
     windows: dict[str, Window]
     rows: PackedRows
-    settings: TrainingSettings
+    settings: FinetuneConfig
     identity: dict[str, Any]
     trainer: WindowTrainer
     tensors: dict[str, Any] | None
@@ -81,12 +81,12 @@ class Writing:
             **record(),
         }
         earlier = self.scaling.provenance.get("training", [])
-        carried = self.subject.existing
+        carried = self.loaded.checkpoint_scaling
         trained = trained_scaling(self.scaling, self.windows).with_provenance(
             # What the weights had seen before this training.
             **({} if carried is None else {"carried": carried.provenance}),
-            model=str(checkpoint) if checkpoint.name == CHECKPOINT else self.subject.name,
-            training=[*(earlier if isinstance(earlier, list) else [earlier]), {"model": self.subject.name, **common}],
+            model=str(checkpoint) if checkpoint.name == CHECKPOINT else self.loaded.name,
+            training=[*(earlier if isinstance(earlier, list) else [earlier]), {"model": self.loaded.name, **common}],
         )
         with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as temporary:
             folder = Path(temporary) / checkpoint.name
@@ -111,7 +111,7 @@ class Writing:
 
     def _save_weights(self, folder: Path) -> None:
         """Weights as safetensors; config, tokenizer and licence as they came."""
-        model: PreTrainedModel = self.subject.model
+        model: PreTrainedModel = self.loaded.model
         if self.settings.lora is not None:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model).merge_and_unload()
         save_dtype = self.settings.save_dtype
@@ -124,7 +124,7 @@ class Writing:
             for name, value in tensors.items()
             if name not in tied
         }
-        source = source_folder(self.subject.name)
+        source = source_folder(self.loaded.name)
         model.save_pretrained(folder, state_dict=tensors)
         copy_companions(source, folder)
         config = read_json(source / "config.json")

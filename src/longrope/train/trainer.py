@@ -21,10 +21,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from longrope.data.packing import PackedRows
 from longrope.errors import LongRopeError, one_line
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import Window
 from longrope.train.checkpoints import seal
-from longrope.train.config import SCHEDULES, TrainingSettings
+from longrope.train.config import SCHEDULES, FinetuneConfig
 from longrope.train.context_parallel import Shared, share
 
 
@@ -83,10 +83,10 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     loss_is_scaled_for_ga = True  # by the targets of the whole step, on all devices
 
     def __init__(
-        self, *, installed: Installed, windows: Mapping[str, Window], shared: Shared | None = None, **given: Any
+        self, *, scaled: ScaledModel, windows: Mapping[str, Window], shared: Shared | None = None, **given: Any
     ) -> None:
         super().__init__(**given)
-        self.installed, self.windows, self.shared = installed, windows, shared
+        self.scaled, self.windows, self.shared = scaled, windows, shared
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -96,7 +96,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         The window stays fixed for the backward pass, where layers are computed again. Of a row that processes share,
         each has the losses of its own targets.
         """
-        self.installed.fix(self.windows[inputs["part"]])
+        self.scaled.fix(self.windows[inputs["part"]])
         if self.shared is not None:
             self.shared.begin(inputs["row_position_ids"])
         loss: Tensor = model(**{name: inputs[name] for name in ("input_ids", "position_ids", "shift_labels")}).loss
@@ -130,7 +130,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.run)
 
 
-def training_arguments(settings: TrainingSettings, folder: Path, *, cpu: bool) -> TrainingArguments:
+def training_arguments(settings: FinetuneConfig, folder: Path, *, cpu: bool) -> TrainingArguments:
     """The Trainer's arguments, with `gradient_accumulation_steps` from the devices there are.
 
     Raises LongRopeError for a pass-through argument that is unknown, or that the settings have a name for, and when
@@ -209,9 +209,9 @@ def make_trainer(
     model: Any,
     arguments: TrainingArguments,
     rows: PackedRows,
-    settings: TrainingSettings,
+    settings: FinetuneConfig,
     *,
-    installed: Installed,
+    scaled: ScaledModel,
     windows: Mapping[str, Window],
     run: str,
     shared: Shared | None = None,
@@ -224,7 +224,7 @@ def make_trainer(
     """
     watch = Watch(run, settings.rows_per_step * settings.length, on_progress)
     trainer = WindowTrainer(
-        installed=installed,
+        scaled=scaled,
         windows=windows,
         shared=shared,
         model=model,

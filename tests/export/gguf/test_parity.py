@@ -15,7 +15,7 @@ from longrope.export.gguf.convert import write_llama
 from longrope.export.gguf.export import export_gguf
 from longrope.export.gguf.keys import rope_keys
 from longrope.export.gguf.patch import write_patched
-from longrope.models.apply import install
+from longrope.models.apply import apply_scaling
 from longrope.models.checkpoint_files import EMBEDDED
 from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope import closed_forms as closed
@@ -40,7 +40,7 @@ HALF = 3e-2  # for float16 weights, with which llama.cpp rounds activations to f
 def reference(name: str | Path, scaling: RopeScaling, window: Window, ids: list[int]) -> Tensor:
     """log p(next token) after every prefix of `ids` with `window` at every length: float64 (T, V)."""
     model = load_model(str(name))
-    with install(model, scaling).using(window), torch.inference_mode():
+    with apply_scaling(model, scaling).using(window), torch.inference_mode():
         logits: Tensor = model(torch.tensor([ids])).logits[0]
     return logits.double().log_softmax(-1)
 

@@ -11,10 +11,10 @@ from transformers import DynamicCache
 
 from longrope.errors import LongRopeError
 from longrope.models import scoring
-from longrope.models.apply import geometry_of, install
+from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.generation import cache as module
 from longrope.models.generation.cache import fill, new_cache, prefill
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import RopeScaling, Window
 from tests.models.families import FAMILIES, VOCABULARY, tiny_model, tokens
 
@@ -22,29 +22,29 @@ TEXT = tokens(90)
 QUESTIONS = [tokens(length, seed=seed) for seed, length in enumerate((1, 40), start=1)]
 
 
-def installed_and_window(family: str) -> tuple[Installed, Window]:
+def installed_and_window(family: str) -> tuple[ScaledModel, Window]:
     model = tiny_model(family)
     geometry = geometry_of(model)
     window = Window(256, np.linspace(1, 4, geometry.pairs), attention_factor=1.1)
-    return install(model, RopeScaling.original(geometry)), window
+    return apply_scaling(model, RopeScaling.original(geometry)), window
 
 
-def whole(installed: Installed, ids: Tensor, window: Window) -> Tensor:
+def whole(scaled: ScaledModel, ids: Tensor, window: Window) -> Tensor:
     """Logits (T, V) of one forward without a cache."""
-    with installed.using(window) as model, torch.no_grad():
+    with scaled.using(window) as model, torch.no_grad():
         return model(input_ids=ids, use_cache=False).logits[0]
 
 
-def whole_nll(installed: Installed, question: Tensor, window: Window) -> Tensor:
-    logits = whole(installed, torch.cat([TEXT, question], dim=1), window)
+def whole_nll(scaled: ScaledModel, question: Tensor, window: Window) -> Tensor:
+    logits = whole(scaled, torch.cat([TEXT, question], dim=1), window)
     return F.cross_entropy(logits[TEXT.shape[1] - 1 : -1], question[0], reduction="none")
 
 
-def whole_greedy(installed: Installed, question: Tensor, window: Window, count: int) -> list[int]:
+def whole_greedy(scaled: ScaledModel, question: Tensor, window: Window, count: int) -> list[int]:
     ids = torch.cat([TEXT, question], dim=1)
     start = ids.shape[1]
     for _ in range(count):
-        ids = torch.cat([ids, whole(installed, ids, window)[-1:].argmax(-1)[None]], dim=1)
+        ids = torch.cat([ids, whole(scaled, ids, window)[-1:].argmax(-1)[None]], dim=1)
     return ids[0, start:].tolist()
 
 
@@ -55,39 +55,39 @@ def held(cache: DynamicCache) -> list[Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunk_size", [16, None])
 def test_every_continuation_is_that_of_the_whole_text(family: str, chunk_size: int | None) -> None:
-    installed, window = installed_and_window(family)
-    prefix = prefill(installed, TEXT, window, chunk_size=chunk_size)
+    scaled, window = installed_and_window(family)
+    prefix = prefill(scaled, TEXT, window, chunk_size=chunk_size)
     before = held(prefix.cache)
     for question in QUESTIONS:
-        expected = whole_nll(installed, question, window)
+        expected = whole_nll(scaled, question, window)
         torch.testing.assert_close(prefix.score(question), expected, rtol=0, atol=2e-4)
-        assert prefix.greedy(question, 3) == whole_greedy(installed, question, window, 3)
+        assert prefix.greedy(question, 3) == whole_greedy(scaled, question, window, 3)
         assert prefix.length == TEXT.shape[1]
         assert all(torch.equal(now, then) for now, then in zip(held(prefix.cache), before, strict=True))
-    assert installed.rotaries[0].fixed is None
+    assert scaled.rotaries[0].fixed is None
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 88, 89, 90, 1000])
 def test_every_border(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOGITS_BUDGET", VOCABULARY * 8)
-    installed, window = installed_and_window("llama")
+    scaled, window = installed_and_window("llama")
     question = QUESTIONS[-1]
-    score = prefill(installed, TEXT, window, chunk_size=chunk_size).score(question)
-    torch.testing.assert_close(score, whole_nll(installed, question, window), rtol=0, atol=2e-4)
+    score = prefill(scaled, TEXT, window, chunk_size=chunk_size).score(question)
+    torch.testing.assert_close(score, whole_nll(scaled, question, window), rtol=0, atol=2e-4)
 
 
 def test_the_window_counts() -> None:
-    installed, window = installed_and_window("llama")
+    scaled, window = installed_and_window("llama")
     other = Window(256, (2.0,) * len(window.factors))
-    scores = [prefill(installed, TEXT, one).score(QUESTIONS[1]) for one in (window, other)]
+    scores = [prefill(scaled, TEXT, one).score(QUESTIONS[1]) for one in (window, other)]
     assert (scores[0] - scores[1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_text_of_one_token(family: str) -> None:
-    installed, window = installed_and_window(family)
-    prefix = prefill(installed, TEXT[:, :1], window)
-    logits = whole(installed, TEXT, window)
+    scaled, window = installed_and_window(family)
+    prefix = prefill(scaled, TEXT[:, :1], window)
+    logits = whole(scaled, TEXT, window)
     expected = F.cross_entropy(logits[:-1], TEXT[0, 1:], reduction="none")
     for _ in range(2):
         torch.testing.assert_close(prefix.score(TEXT[:, 1:]), expected, rtol=0, atol=2e-4)
@@ -95,8 +95,8 @@ def test_a_text_of_one_token(family: str) -> None:
 
 
 def test_greedy_stops() -> None:
-    installed, window = installed_and_window("llama")
-    prefix = prefill(installed, TEXT, window)
+    scaled, window = installed_and_window("llama")
+    prefix = prefill(scaled, TEXT, window)
     free = prefix.greedy(tokens(0), 5)
     assert len(free) == 5
     first = free.index(free[2])
@@ -105,12 +105,12 @@ def test_greedy_stops() -> None:
 
 
 def test_memory_is_bounded_by_the_chunk() -> None:
-    installed, window = installed_and_window("llama")
+    scaled, window = installed_and_window("llama")
     seen: list[int] = []
-    installed.model.model.layers[0].mlp.register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[1]))
+    scaled.model.model.layers[0].mlp.register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[1]))
     heads: list[int] = []
-    installed.model.lm_head.register_forward_hook(lambda _m, args, _o: heads.append(args[0].shape[1]))
-    prefill(installed, TEXT, window, chunk_size=32)
+    scaled.model.lm_head.register_forward_hook(lambda _m, args, _o: heads.append(args[0].shape[1]))
+    prefill(scaled, TEXT, window, chunk_size=32)
     assert seen == [32, 32, 25]  # the last token is fed with a continuation
     assert heads == []
 
@@ -120,8 +120,8 @@ def test_a_text_is_read_in_one_pass_without_a_mask(family: str, passes: int, mon
     """Where a layer slides, its mask over the whole text would be quadratic: there it is read in chunks."""
     monkeypatch.setattr(module, "PREFILL_CHUNK", 32)
     monkeypatch.setattr(scoring, "MLP_CHUNK", 40)
-    installed, window = installed_and_window(family)
-    first = installed.model.model.layers[0]
+    scaled, window = installed_and_window(family)
+    first = scaled.model.model.layers[0]
     seen: list[tuple[int, bool]] = []
     mlps: list[int] = []
     first.self_attn.register_forward_hook(
@@ -129,7 +129,7 @@ def test_a_text_is_read_in_one_pass_without_a_mask(family: str, passes: int, mon
         with_kwargs=True,
     )
     first.mlp.act_fn.register_forward_hook(lambda _m, args, _o: mlps.append(args[0].shape[1]))
-    prefill(installed, TEXT, window)
+    prefill(scaled, TEXT, window)
     assert len(seen) == passes
     if passes == 1:
         assert seen == [(89, True)]
@@ -137,14 +137,14 @@ def test_a_text_is_read_in_one_pass_without_a_mask(family: str, passes: int, mon
 
 
 def test_after_an_exception_the_prefix_is_as_it_was() -> None:
-    installed, window = installed_and_window("gemma3_text")
-    prefix = prefill(installed, TEXT, window)
+    scaled, window = installed_and_window("gemma3_text")
+    prefix = prefill(scaled, TEXT, window)
     expected = prefix.score(QUESTIONS[1])
 
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    handle = installed.model.lm_head.register_forward_hook(broken)
+    handle = scaled.model.lm_head.register_forward_hook(broken)
     with pytest.raises(KeyboardInterrupt):
         prefix.score(QUESTIONS[0])
     handle.remove()
@@ -153,26 +153,26 @@ def test_after_an_exception_the_prefix_is_as_it_was() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 5), (1, 0), (5,)])
 def test_not_one_text(shape: tuple[int, ...]) -> None:
-    installed, window = installed_and_window("llama")
+    scaled, window = installed_and_window("llama")
     with pytest.raises(LongRopeError, match="expected token ids of one text"):
-        prefill(installed, torch.ones(shape, dtype=torch.long), window)
+        prefill(scaled, torch.ones(shape, dtype=torch.long), window)
     if shape != (1, 0):
         with pytest.raises(LongRopeError, match="expected the tokens of one continuation"):
-            prefill(installed, TEXT, window).greedy(torch.ones(shape, dtype=torch.long), 1)
+            prefill(scaled, TEXT, window).greedy(torch.ones(shape, dtype=torch.long), 1)
     with pytest.raises(LongRopeError, match="expected the tokens of one continuation"):
-        prefill(installed, TEXT, window).score(torch.ones(shape, dtype=torch.long))
+        prefill(scaled, TEXT, window).score(torch.ones(shape, dtype=torch.long))
 
 
 def test_a_chunk_of_nothing() -> None:
-    installed, window = installed_and_window("llama")
+    scaled, window = installed_and_window("llama")
     with pytest.raises(LongRopeError, match="at least 1 token, found 0"):
-        prefill(installed, TEXT, window, chunk_size=0)
+        prefill(scaled, TEXT, window, chunk_size=0)
 
 
 def test_a_model_that_ignores_the_cache() -> None:
-    installed, window = installed_and_window("llama")
-    model = installed.model.model
+    scaled, window = installed_and_window("llama")
+    model = scaled.model.model
     own = model.forward
     model.forward = lambda **kwargs: own(**kwargs | {"past_key_values": None})
     with pytest.raises(LongRopeError, match="keeps no keys"):
-        fill(installed, new_cache(installed.model), TEXT, window)
+        fill(scaled, new_cache(scaled.model), TEXT, window)

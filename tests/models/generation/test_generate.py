@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from longrope.data.books import read_book
 from longrope.errors import LongRopeError
-from longrope.models.apply import geometry_of, install, uninstall
+from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.models.generation.generate import generate, generation
 from longrope.models.generation.hooks import unhook_generation
 from longrope.models.loading import load_model, load_tokenizer
@@ -49,8 +49,8 @@ def test_equal_to_generation_without_a_cache(family: str) -> None:
     """A batch of two crosses both limits; prompts are read and caches filled again in pieces."""
     model = tiny_model(family)
     ids, count = tokens(WINDOW - 2, batch=2), SECOND - WINDOW + 5
-    with generation(model, three_windows(model), prefill_chunk=24) as installed:
-        expected, expected_logits = uncached(installed, ids, count)
+    with generation(model, three_windows(model), prefill_chunk=24) as scaled:
+        expected, expected_logits = uncached(scaled, ids, count)
         found, logits = with_logits(model, ids, count)
         unhook_generation(model)
         _, wrong = with_logits(model, ids, count)
@@ -64,8 +64,8 @@ def test_equal_to_generation_without_a_cache(family: str) -> None:
 def test_around_every_limit(limit: int, prompt: int) -> None:
     model = tiny_model("llama")
     ids = tokens(limit + prompt)
-    with generation(model, three_windows(model)) as installed:
-        expected, expected_logits = uncached(installed, ids, 4)
+    with generation(model, three_windows(model)) as scaled:
+        expected, expected_logits = uncached(scaled, ids, 4)
         found, logits = with_logits(model, ids, 4)
     assert torch.equal(found, expected)
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
@@ -89,9 +89,9 @@ def test_the_embedded_model_at_eight_times_its_window(prompt: int) -> None:
     model, scaling, text = embedded()
     ids = text[:, : scaling.geometry.original_length + prompt]
     found = generate(model, ids, scaling, max_new_tokens=12, eos_token_id=NEVER, prefill_chunk=100)
-    installed = install(model, scaling)
-    expected, _ = uncached(installed, ids, 12)
-    uninstall(model)
+    scaled = apply_scaling(model, scaling)
+    expected, _ = uncached(scaled, ids, 12)
+    remove_scaling(model)
     assert torch.equal(found, expected)
 
 
@@ -110,8 +110,8 @@ def test_a_switch_reads_the_text_once_in_pieces(family: str) -> None:
 def test_a_long_prompt_is_read_under_one_window() -> None:
     model = tiny_model("llama")
     ids = tokens(150)
-    with generation(model, three_windows(model), prefill_chunk=50) as installed:
-        expected, _ = uncached(installed, ids, 3)
+    with generation(model, three_windows(model), prefill_chunk=50) as scaled:
+        expected, _ = uncached(scaled, ids, 3)
         seen = forwards(model)
         found, _ = with_logits(model, ids, 3)
     assert torch.equal(found, expected)
@@ -132,8 +132,8 @@ def test_windows_that_differ_in_their_attention_factor_only() -> None:
     geometry = geometry_of(model)
     ones = (1.0,) * geometry.pairs
     scaling = RopeScaling(geometry, (Window(WINDOW, ones), Window(LAST, ones, attention_factor=1.3)))
-    with generation(model, scaling) as installed:
-        _, expected = uncached(installed, tokens(WINDOW), 4)
+    with generation(model, scaling) as scaled:
+        _, expected = uncached(scaled, tokens(WINDOW), 4)
         _, found = with_logits(model, tokens(WINDOW), 4)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -176,10 +176,10 @@ def test_padded_rows_in_one_window(family: str, lengths: list[int]) -> None:
 def test_rows_that_need_two_windows_are_refused_before_any_work(lengths: list[int], match: str) -> None:
     model = tiny_model("llama")
     ids, mask = padded(lengths)
-    installed = install(model, three_windows(model))
+    scaled = apply_scaling(model, three_windows(model))
     seen = forwards(model)
     with pytest.raises(LongRopeError, match=match):
-        generate(installed, ids, max_new_tokens=8, attention_mask=mask)
+        generate(scaled, ids, max_new_tokens=8, attention_mask=mask)
     assert seen == []
     with pytest.raises(LongRopeError, match="on both sides of"):  # stock generation finds out on its way
         model.generate(ids, attention_mask=mask, max_new_tokens=9, eos_token_id=VOCABULARY)
@@ -231,22 +231,22 @@ def test_what_was_installed_stays_and_what_was_not_goes() -> None:
     generate(model, ids, three_windows(model), max_new_tokens=2)
     assert torch.equal(model(input_ids=ids).logits, plain)
     assert set(vars(model)) == names
-    installed = install(model, three_windows(model))
-    generate(installed, ids, max_new_tokens=2)
-    assert installed.rotaries[0] is model.model.rotary_emb
+    scaled = apply_scaling(model, three_windows(model))
+    generate(scaled, ids, max_new_tokens=2)
+    assert scaled.rotaries[0] is model.model.rotary_emb
     with pytest.raises(LongRopeError, match="has a scaling installed"):
         generate(model, ids, three_windows(model), max_new_tokens=2)
-    assert installed.rotaries[0] is model.model.rotary_emb
+    assert scaled.rotaries[0] is model.model.rotary_emb
 
 
 def test_the_fixed_window_stays_fixed() -> None:
     model = tiny_model("llama")
-    installed = install(model, three_windows(model))
+    scaled = apply_scaling(model, three_windows(model))
     ids = tokens(WINDOW - 2)
-    with installed.using(installed.scaling.windows[2]):
-        expected, _ = uncached(installed, ids, 6)
+    with scaled.using(scaled.scaling.windows[2]):
+        expected, _ = uncached(scaled, ids, 6)
         seen = forwards(model)
-        found = generate(installed, ids, max_new_tokens=6, eos_token_id=NEVER)
+        found = generate(scaled, ids, max_new_tokens=6, eos_token_id=NEVER)
     assert torch.equal(found, expected)
     assert seen == [62, 1, 1, 1, 1, 1]
 
@@ -291,19 +291,19 @@ def test_the_last_token_is_predicted_and_not_read() -> None:
 
 def test_an_installation_that_is_over() -> None:
     model = tiny_model("llama")
-    first = install(model, three_windows(model))
-    install(model, three_windows(model))
+    first = apply_scaling(model, three_windows(model))
+    apply_scaling(model, three_windows(model))
     with pytest.raises(LongRopeError, match="no longer installed in LlamaForCausalLM"):
         generate(first, tokens(5), max_new_tokens=1)
-    uninstall(model)
+    remove_scaling(model)
     with pytest.raises(LongRopeError, match="no longer installed"):
         generate(first, tokens(5), max_new_tokens=1)
 
 
 def test_a_scaling_twice_or_for_another_model() -> None:
     model = tiny_model("llama")
-    installed = install(model, three_windows(model))
+    scaled = apply_scaling(model, three_windows(model))
     with pytest.raises(LongRopeError, match="found both"):
-        generate(installed, tokens(5), installed.scaling, max_new_tokens=1)
+        generate(scaled, tokens(5), scaled.scaling, max_new_tokens=1)
     with pytest.raises(LongRopeError, match="this model has"):
-        generate(tiny_model("qwen3"), tokens(5), installed.scaling, max_new_tokens=1)
+        generate(tiny_model("qwen3"), tokens(5), scaled.scaling, max_new_tokens=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LlamaForSequenceClassification, PreTrainedModel, StaticCache
 
 from longrope.errors import LongRopeError
-from longrope.models.apply import geometry_of, install, uninstall
+from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.models.generation.generate import generation
 from longrope.models.generation.hooks import CacheSwitch
 from longrope.rope.scaling import RopeScaling
@@ -27,7 +27,7 @@ QUIET: dict[str, Any] = {"eos_token_id": VOCABULARY, "pad_token_id": 0, "do_samp
 
 def installed_model(family: str = "llama") -> PreTrainedModel:
     model = tiny_model(family)
-    install(model, three_windows(model))
+    apply_scaling(model, three_windows(model))
     return model
 
 
@@ -93,7 +93,7 @@ def test_a_cut_cache_keeps_the_window_of_its_keys() -> None:
     cache.crop(-36)
     again = copy.deepcopy(cache)
     ids = tokens(WINDOW + 6)[:, : WINDOW - 20]
-    expected, _ = uncached(install(model, three_windows(model)), ids, 5)
+    expected, _ = uncached(apply_scaling(model, three_windows(model)), ids, 5)
     for one in (cache, again):
         assert torch.equal(run(model, ids, max_new_tokens=5, past_key_values=one), expected)
 
@@ -192,9 +192,9 @@ def test_what_is_no_text_is_refused_where_it_would_be_lost() -> None:
 def test_with_one_window_nothing_is_refused() -> None:
     model = tiny_model("llama")
     geometry = geometry_of(model)
-    installed = install(model, RopeScaling.single(geometry, LAST, (2.0,) * geometry.pairs))
+    scaled = apply_scaling(model, RopeScaling.single(geometry, LAST, (2.0,) * geometry.pairs))
     ways = ({"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 16})
-    expected, _ = uncached(installed, IDS, 6)
+    expected, _ = uncached(scaled, IDS, 6)
     for way in ways:
         assert torch.equal(run(model, max_new_tokens=6, **way), expected)
     embeds = model.get_input_embeddings()(IDS)
@@ -209,10 +209,10 @@ def test_with_one_window_nothing_is_refused() -> None:
 def test_numbers_of_the_caller() -> None:
     """Tensors in the place of a window's numbers: stock generation, its prompt in one piece."""
     model = tiny_model("llama")
-    installed = install(model, three_windows(model))
-    factors = torch.linspace(1, 3, installed.scaling.geometry.pairs, dtype=torch.float64)
-    with generation(installed, prefill_chunk=16), installed.using(installed.scaling.windows[2], factors):
-        expected, _ = uncached(installed, IDS, 5)
+    scaled = apply_scaling(model, three_windows(model))
+    factors = torch.linspace(1, 3, scaled.scaling.geometry.pairs, dtype=torch.float64)
+    with generation(scaled, prefill_chunk=16), scaled.using(scaled.scaling.windows[2], factors):
+        expected, _ = uncached(scaled, IDS, 5)
         assert torch.equal(run(model, max_new_tokens=5), expected)
 
 
@@ -223,14 +223,14 @@ def test_the_hook_comes_and_goes_with_the_scaling() -> None:
     model = tiny_model("llama")
     names = set(vars(model))
     expected = run(model)
-    install(model, three_windows(model))
-    install(model, three_windows(model))
+    apply_scaling(model, three_windows(model))
+    apply_scaling(model, three_windows(model))
     hook = model.prepare_inputs_for_generation
     assert isinstance(hook, CacheSwitch)
     assert not isinstance(hook.own, CacheSwitch)
     assert not torch.equal(run(model), expected)
-    uninstall(model)
-    uninstall(model)
+    remove_scaling(model)
+    remove_scaling(model)
     assert set(vars(model)) == names
     assert torch.equal(run(model), expected)
 
@@ -245,9 +245,9 @@ def test_a_method_of_the_instance_comes_back() -> None:
         return own(*args, **kwargs)
 
     model.generate = counting
-    install(model, three_windows(model))
+    apply_scaling(model, three_windows(model))
     run(model, max_new_tokens=1)
-    uninstall(model)
+    remove_scaling(model)
     assert model.generate is counting
     assert calls == [1]
 
@@ -261,7 +261,7 @@ def test_a_copy_generates_with_its_own_weights(copied: Callable[[PreTrainedModel
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(run(other), expected)
-    uninstall(other)
+    remove_scaling(other)
     assert "generate" not in vars(other)
 
 
@@ -269,8 +269,8 @@ def test_a_model_without_generation() -> None:
     model = LlamaForSequenceClassification(tiny_config("llama")).eval()
     geometry = geometry_of(model)
     scaling = RopeScaling.extended(geometry, LAST, (2.0,) * geometry.pairs)
-    assert "generate" not in vars(install(model, scaling).model)
-    uninstall(model)
+    assert "generate" not in vars(apply_scaling(model, scaling).model)
+    remove_scaling(model)
     with pytest.raises(LongRopeError, match="expected a model that generates text"), generation(model, scaling):
         pass
     assert model.model.rotary_emb.__class__.__name__ == "LlamaRotaryEmbedding"

@@ -13,11 +13,11 @@ from transformers import DynamicCache
 from transformers.models.llama import modeling_llama
 
 from longrope.errors import LongRopeError
-from longrope.models.apply import install
+from longrope.models.apply import apply_scaling
 from longrope.models.generation.cache import fill, new_cache
 from longrope.models.generation.generate import generation
 from longrope.models.generation.rerotate import Pairing, Rerotation, angle_difference
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 from tests.models.families import FAMILIES, WINDOW, tiny_model, tokens
@@ -33,9 +33,9 @@ PAIRINGS: dict[str, tuple[Pairing | None, Pairing | None]] = {
 }
 
 
-def cache_under(installed: Installed, ids: Tensor, window: Window) -> DynamicCache:
-    cache = new_cache(installed.model)
-    fill(installed, cache, ids, window)
+def cache_under(scaled: ScaledModel, ids: Tensor, window: Window) -> DynamicCache:
+    cache = new_cache(scaled.model)
+    fill(scaled, cache, ids, window)
     return cache
 
 
@@ -43,13 +43,13 @@ def cache_under(installed: Installed, ids: Tensor, window: Window) -> DynamicCac
 def test_the_first_layer_is_exact(family: str) -> None:
     """With attention factors and start tokens; a layer that is not scaled keeps its keys."""
     model = tiny_model(family)
-    installed = install(model, three_windows(model))
-    rerotation = Rerotation(installed)
+    scaled = apply_scaling(model, three_windows(model))
+    rerotation = Rerotation(scaled)
     assert rerotation.pairings == PAIRINGS.get(family, (HALVES, HALVES))
     ids = tokens(40, batch=2)
-    windows = installed.scaling.windows
+    windows = scaled.scaling.windows
     for old, new in ((0, 1), (1, 2), (2, 0)):
-        cache, expected = (cache_under(installed, ids, windows[index]) for index in (old, new))
+        cache, expected = (cache_under(scaled, ids, windows[index]) for index in (old, new))
         held = [layer.keys.clone() for layer in cache.layers]
         rerotation.turn(cache, torch.arange(40)[None], windows[old], windows[new])
         torch.testing.assert_close(cache.layers[0].keys, expected.layers[0].keys, rtol=0, atol=2e-5)
@@ -87,8 +87,8 @@ def test_with_one_layer_nothing_is_lost(family: str) -> None:
     """Keys and values of layer 0 come from the embeddings: turning is computing again."""
     model = tiny_model(family, num_hidden_layers=1)
     ids, count = tokens(WINDOW - 2, batch=2), SECOND - WINDOW + 5
-    with generation(model, three_windows(model), switch="rerotate", prefill_chunk=24) as installed:
-        expected, expected_logits = uncached(installed, ids, count)
+    with generation(model, three_windows(model), switch="rerotate", prefill_chunk=24) as scaled:
+        expected, expected_logits = uncached(scaled, ids, count)
         options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True, "eos_token_id": 128}
         found = model.generate(ids, max_new_tokens=count, do_sample=False, pad_token_id=0, **options)
     assert torch.equal(found.sequences, expected)
@@ -103,13 +103,13 @@ def test_a_sliding_layer_and_padded_rows() -> None:
     mask[0, :3] = 0
     scaling = three_windows(model)
     longer = type(scaling)(scaling.geometry, (scaling.windows[2],))
-    with generation(model, scaling, switch="rerotate") as installed:
-        rerotation = Rerotation(installed)
+    with generation(model, scaling, switch="rerotate") as scaled:
+        rerotation = Rerotation(scaled)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         caches = []
         for window in (scaling.windows[1], longer.windows[0]):
             cache = new_cache(model)
-            fill(installed, cache, ids, window, position_ids=positions, attention_mask=mask)
+            fill(scaled, cache, ids, window, position_ids=positions, attention_mask=mask)
             caches.append(cache)
         rerotation.turn(caches[0], positions, scaling.windows[1], longer.windows[0])
     turned, exact = (cache.layers[0].keys for cache in caches)
@@ -119,24 +119,24 @@ def test_a_sliding_layer_and_padded_rows() -> None:
 
 def test_deeper_layers_are_nearer_than_before() -> None:
     model = tiny_model("llama")
-    installed = install(model, three_windows(model))
-    windows = installed.scaling.windows
+    scaled = apply_scaling(model, three_windows(model))
+    windows = scaled.scaling.windows
     ids = tokens(60)
-    cache, expected = (cache_under(installed, ids, windows[index]) for index in (0, 2))
+    cache, expected = (cache_under(scaled, ids, windows[index]) for index in (0, 2))
     exact = expected.layers[1].keys
     before = (cache.layers[1].keys - exact).norm()
-    Rerotation(installed).turn(cache, torch.arange(60)[None], windows[0], windows[2])
+    Rerotation(scaled).turn(cache, torch.arange(60)[None], windows[0], windows[2])
     after = (cache.layers[1].keys - exact).norm()
     assert 0.01 * exact.norm() < after < 0.9 * before
 
 
 def test_half_precision_is_turned_in_float32() -> None:
     model = tiny_model("llama").bfloat16()
-    installed = install(model, three_windows(model))
-    windows = installed.scaling.windows
+    scaled = apply_scaling(model, three_windows(model))
+    windows = scaled.scaling.windows
     ids = tokens(60)
-    cache, expected = (cache_under(installed, ids, windows[index]) for index in (0, 2))
-    Rerotation(installed).turn(cache, torch.arange(60)[None], windows[0], windows[2])
+    cache, expected = (cache_under(scaled, ids, windows[index]) for index in (0, 2))
+    Rerotation(scaled).turn(cache, torch.arange(60)[None], windows[0], windows[2])
     turned, exact = cache.layers[0].keys, expected.layers[0].keys
     assert turned.dtype == torch.bfloat16
     assert (turned - exact).float().abs().max() <= 2**-6 * exact.float().abs().max()

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.models.apply import geometry_of
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import RopeScaling, Window
 from tests.models.families import WINDOW
 
@@ -28,7 +28,7 @@ def three_windows(model: PreTrainedModel) -> RopeScaling:
 
 
 def uncached(
-    installed: Installed, ids: Tensor, count: int, attention_mask: Tensor | None = None
+    scaled: ScaledModel, ids: Tensor, count: int, attention_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Greedy continuation, each token from a forward of the whole text: ids (B, T + count), logits (B, count, V)."""
     kept = []
@@ -36,9 +36,9 @@ def uncached(
     for _ in range(count):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with torch.no_grad():
-            logits = installed.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-            ).logits[:, -1]
+            logits = scaled.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[
+                :, -1
+            ]
         kept.append(logits)
         ids = torch.cat([ids, logits.argmax(-1)[:, None]], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

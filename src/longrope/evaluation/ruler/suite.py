@@ -14,8 +14,8 @@ from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.evaluation.ruler.scoring import postprocess
 from longrope.evaluation.ruler.tasks import RulerSamples
 from longrope.models.generation.cache import prefill
-from longrope.models.scaled import Installed
-from longrope.rope.baselines import Contender
+from longrope.models.scaled import ScaledModel
+from longrope.rope.baselines import Method
 
 SUITE = "ruler"
 MEAN = "mean"
@@ -24,28 +24,28 @@ PUBLISHED = 85.6
 
 
 def ruler_task(
-    installed: Installed,
+    scaled: ScaledModel,
     tokenizer: PreTrainedTokenizerBase,
     samples: RulerSamples,
-    contender: Contender,
+    method: Method,
     *,
     on_sample: Callable[[], None] = lambda: None,
 ) -> list[EvalRow]:
     """One row: RULER's score of the task, 0 to 100, over greedy replies."""
-    installed.model.eval()
-    window = contender.window(samples.length)
-    stop = stop_tokens(installed, tokenizer)
-    device = installed.model.device
+    scaled.model.eval()
+    window = method.window(samples.length)
+    stop = stop_tokens(scaled, tokenizer)
+    device = scaled.model.device
     scores = []
     with torch.inference_mode():
         for sample in samples.samples:
-            said = prefill(installed, row_tensor(sample.ids, device), window).greedy(
+            said = prefill(scaled, row_tensor(sample.ids, device), window).greedy(
                 row_tensor([], device), sample.room, stop
             )
             scores.append(samples.score(postprocess(reply_text(tokenizer, said)), sample.answers))
             on_sample()
     detail = {"task": samples.task}
-    return [EvalRow(SUITE, contender.name, samples.length, "score", *mean_and_stderr(scores), len(scores), detail)]
+    return [EvalRow(SUITE, method.name, samples.length, "score", *mean_and_stderr(scores), len(scores), detail)]
 
 
 def means(rows: Sequence[EvalRow]) -> list[EvalRow]:

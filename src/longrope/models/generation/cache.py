@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,15 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError
+from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import run_base
 from longrope.rope.scaling import Window
-
-if TYPE_CHECKING:
-    from longrope.models.scaled import Installed
 
 PREFILL_CHUNK = 2048
 _LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
 
 
-def prefill(installed: Installed, ids: Tensor, window: Window, *, chunk_size: int | None = None) -> Prefilled:
+def prefill(scaled: ScaledModel, ids: Tensor, window: Window, *, chunk_size: int | None = None) -> Prefilled:
     """Read `ids` (1, T) under `window` for continuations that share them; no logits are made.
 
     By default in one pass, in which attention needs no mask, with the activations that scoring has
@@ -40,15 +38,15 @@ def prefill(installed: Installed, ids: Tensor, window: Window, *, chunk_size: in
     """
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
         raise LongRopeError(f"expected token ids of one text, shape (1, T), found {tuple(ids.shape)}")
-    cache = new_cache(installed.model)
+    cache = new_cache(scaled.model)
     text, chunk = ids[:, :-1], PREFILL_CHUNK if chunk_size is None else chunk_size
     if chunk_size is None and text.shape[1] and not any(layer.is_sliding for layer in cache.layers):
-        with torch.no_grad(), installed.using(window) as model:
+        with torch.no_grad(), scaled.using(window) as model:
             run_base(model, text, cache=cache)
         _check_filled(cache, text.shape[1], model)
     else:
-        fill(installed, cache, text, window, chunk)
-    return Prefilled(installed, window, cache, ids[:, -1:], chunk)
+        fill(scaled, cache, text, window, chunk)
+    return Prefilled(scaled, window, cache, ids[:, -1:], chunk)
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Prefilled:
     The last token is not in the cache: it is fed again with every continuation, whose first logits it gives.
     """
 
-    installed: Installed
+    scaled: ScaledModel
     window: Window
     cache: DynamicCache
     last: Tensor  # (1, 1)
@@ -76,7 +74,7 @@ class Prefilled:
         """
         self._check(tokens, at_least=1)
         fed = torch.cat([self.last, tokens[:, :-1].to(self.last)], dim=1)
-        vocabulary = self.installed.model.config.get_text_config().vocab_size
+        vocabulary = self.scaled.model.config.get_text_config().vocab_size
         size = max(1, min(self.chunk_size, _LOGITS_BUDGET // vocabulary))
         pieces = []
         with self._continued():
@@ -95,7 +93,7 @@ class Prefilled:
         fed = torch.cat([self.last, tokens.to(self.last)], dim=1)
         found: list[int] = []
         with self._continued():
-            fill(self.installed, self.cache, fed[:, :-1], self.window, self.chunk_size)
+            fill(self.scaled, self.cache, fed[:, :-1], self.window, self.chunk_size)
             token = fed[:, -1:]
             while len(found) < max_new_tokens and (not found or found[-1] not in stop):
                 token = self._logits(token)[:, -1:].argmax(-1)
@@ -106,7 +104,7 @@ class Prefilled:
         """Logits (1, n, V) of `ids` (1, n), which join the cache."""
         past = int(self.cache.get_seq_length())
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
-        with self.installed.using(self.window) as model:
+        with self.scaled.using(self.window) as model:
             logits: Tensor = model(
                 input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True
             ).logits
@@ -169,7 +167,7 @@ def check_cache(cache: Any, purpose: str) -> None:
 
 
 def fill(
-    installed: Installed,
+    scaled: ScaledModel,
     cache: DynamicCache,
     ids: Tensor,
     window: Window,
@@ -187,11 +185,11 @@ def fill(
     """
     if chunk_size < 1:
         raise LongRopeError(f"expected a prefill chunk of at least 1 token, found {chunk_size}")
-    model, count = installed.model, ids.shape[1]
+    model, count = scaled.model, ids.shape[1]
     past = int(cache.get_seq_length())
     if position_ids is None:
         position_ids = torch.arange(past, past + count, device=ids.device)[None]
-    with torch.no_grad(), installed.using(window):
+    with torch.no_grad(), scaled.using(window):
         for start in range(0, count, chunk_size):
             stop = min(start + chunk_size, count)
             model.base_model(

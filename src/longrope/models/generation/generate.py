@@ -15,24 +15,24 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.apply import install, uninstall
+from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.generation.cache import PREFILL_CHUNK
 from longrope.models.generation.hooks import Switch, cache_switch, window_of_rows
 from longrope.models.generation.rerotate import Rerotation
 from longrope.models.rotary import LongRopeRotary
-from longrope.models.scaled import Installed
+from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import RopeScaling
 
 
 @contextmanager
 def generation(
-    model: PreTrainedModel | Installed,
+    model: PreTrainedModel | ScaledModel,
     scaling: RopeScaling | None = None,
     *,
     switch: Switch = "recompute",
     prefill_chunk: int = PREFILL_CHUNK,
-) -> Iterator[Installed]:
-    """A block in which stock `model.generate` uses a scaling: a model and its scaling, or what `install` returned.
+) -> Iterator[ScaledModel]:
+    """A block in which stock `model.generate` uses a scaling: a model and its scaling, or what `apply_scaling` returned.
 
     A text of n tokens, prompt and generated, uses the window for n (LongRoPE2: the original RoPE up to L). When the
     window changes, `switch` says what becomes of the cached keys: `recompute` fills the cache again from the tokens,
@@ -47,20 +47,20 @@ def generation(
         raise LongRopeError(f"expected a switch of {' or '.join(get_args(Switch))}, found {switch!r}")
     if prefill_chunk < 1:
         raise LongRopeError(f"expected a prefill chunk of at least 1 token, found {prefill_chunk}")
-    with _installed(model, scaling) as installed:
-        hook = cache_switch(installed)
+    with _installed(model, scaling) as scaled:
+        hook = cache_switch(scaled)
         before = hook.prefill_chunk, hook.rerotation
         hook.prefill_chunk = prefill_chunk
-        hook.rerotation = Rerotation(installed) if switch == "rerotate" else None
+        hook.rerotation = Rerotation(scaled) if switch == "rerotate" else None
         try:
-            yield installed
+            yield scaled
         finally:
             hook.prefill_chunk, hook.rerotation = before
 
 
 @contextmanager
-def _installed(model: PreTrainedModel | Installed, scaling: RopeScaling | None) -> Iterator[Installed]:
-    if isinstance(model, Installed):
+def _installed(model: PreTrainedModel | ScaledModel, scaling: RopeScaling | None) -> Iterator[ScaledModel]:
+    if isinstance(model, ScaledModel):
         if scaling is not None:
             raise LongRopeError("expected a model with its scaling, or what install() returned; found both")
         yield model
@@ -70,13 +70,13 @@ def _installed(model: PreTrainedModel | Installed, scaling: RopeScaling | None) 
     if any(isinstance(module, LongRopeRotary) for module in model.modules()):
         raise LongRopeError("this model has a scaling installed: give what install() returned, or uninstall() it")
     try:
-        yield install(model, scaling)
+        yield apply_scaling(model, scaling)
     finally:
-        uninstall(model)
+        remove_scaling(model)
 
 
 def generate(
-    model: PreTrainedModel | Installed,
+    model: PreTrainedModel | ScaledModel,
     input_ids: Tensor,
     scaling: RopeScaling | None = None,
     *,
@@ -111,9 +111,9 @@ def generate(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if mask.shape != input_ids.shape or not bool(mask[:, -1].all()) or bool((mask.long().diff() < 0).any()):
         raise LongRopeError("expected an attention_mask of input_ids' shape, zero for padding on the left only")
-    with generation(model, scaling, switch=switch, prefill_chunk=prefill_chunk) as installed:
-        _check_lengths(installed, mask.sum(dim=-1).tolist(), max_new_tokens)
-        target = installed.model
+    with generation(model, scaling, switch=switch, prefill_chunk=prefill_chunk) as scaled:
+        _check_lengths(scaled, mask.sum(dim=-1).tolist(), max_new_tokens)
+        target = scaled.model
         own = target.generation_config
         eos = own.eos_token_id if eos_token_id is None else eos_token_id
         if isinstance(eos, Sequence) and not eos:
@@ -135,17 +135,17 @@ def generate(
     return found
 
 
-def _check_lengths(installed: Installed, lengths: Sequence[int], new_tokens: int) -> None:
+def _check_lengths(scaled: ScaledModel, lengths: Sequence[int], new_tokens: int) -> None:
     """Raise LongRopeError when rows of `lengths` tokens, growing by one a step, come to need what there is not.
 
     The last of the new tokens is predicted and never read, so the longest forward has one token less.
     """
     last = new_tokens - 1
-    if installed.rotaries[0].fixed is None and max(lengths) + last > installed.scaling.target_length:
+    if scaled.rotaries[0].fixed is None and max(lengths) + last > scaled.scaling.target_length:
         raise LongRopeError(
-            f"this scaling reaches {installed.scaling.target_length} tokens; {max(lengths)} and {new_tokens} new ones"
+            f"this scaling reaches {scaled.scaling.target_length} tokens; {max(lengths)} and {new_tokens} new ones"
             " are too many"
         )
-    limits = [window.max_length - max(lengths) + 1 for window in installed.scaling.windows]
+    limits = [window.max_length - max(lengths) + 1 for window in scaled.scaling.windows]
     for step in (0, *(step for step in limits if 0 < step <= last)):  # the first steps beyond each limit
-        window_of_rows(installed, [length + step for length in lengths])
+        window_of_rows(scaled, [length + step for length in lengths])

@@ -9,7 +9,7 @@ the tokens, in chunks, or its keys are turned, so that the token after n tokens 
 cached or not. transformers leaves the cache as it is for all but three families, and what follows the switch is then
 wrong without a word.
 
-`install` puts the hooks on the model and `uninstall` takes them off. They take the place of methods on the instance:
+`apply_scaling` puts the hooks on the model and `remove_scaling` takes them off. They take the place of methods on the instance:
 `prepare_inputs_for_generation`, which sees every forward before it runs, and two entrances (`entrance.py`).
 
 Which window a forward of a model with a scaling uses, and when two windows differ for its keys.
@@ -21,7 +21,7 @@ and generated, whether they lie in a cache or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
@@ -29,10 +29,8 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTra
 from longrope.errors import LongRopeError
 from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, fill, is_plain
 from longrope.models.generation.rerotate import Rerotation
+from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import Window
-
-if TYPE_CHECKING:
-    from longrope.models.scaled import Installed
 
 _RIGHT_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 
@@ -40,13 +38,13 @@ _RIGHT_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 class Entrance:
     """In the place of a method that generates: refuses, before any work, what would be wrong across windows."""
 
-    def __init__(self, installed: Installed, own: Any, check: Callable[..., None]) -> None:
-        self.installed, self.own, self.check = installed, own, check
+    def __init__(self, scaled: ScaledModel, own: Any, check: Callable[..., None]) -> None:
+        self.scaled, self.own, self.check = scaled, own, check
         self.__wrapped__ = own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if switches(self.installed):
-            self.check(self.installed.model, *args, **kwargs)
+        if switches(self.scaled):
+            self.check(self.scaled.model, *args, **kwargs)
         return self.own(*args, **kwargs)
 
 
@@ -91,14 +89,14 @@ _OF_TOKENS = ("attention_mask", "position_ids")
 _MARK = "longrope_window"  # on a cache: the window of its keys; copies of the cache carry it along
 
 
-def hook_generation(installed: Installed) -> None:
+def hook_generation(scaled: ScaledModel) -> None:
     """Put the hooks on the model; one that cannot generate is left as it is."""
-    model = installed.model
+    model = scaled.model
     if not isinstance(model, GenerationMixin):
         return
-    model.prepare_inputs_for_generation = CacheSwitch(installed)
-    model.generate = Entrance(installed, model.generate, check_mode)
-    model.init_continuous_batching = Entrance(installed, model.init_continuous_batching, refuse_batching)
+    model.prepare_inputs_for_generation = CacheSwitch(scaled)
+    model.generate = Entrance(scaled, model.generate, check_mode)
+    model.init_continuous_batching = Entrance(scaled, model.init_continuous_batching, refuse_batching)
 
 
 def unhook_generation(model: PreTrainedModel) -> None:
@@ -111,13 +109,13 @@ def unhook_generation(model: PreTrainedModel) -> None:
                 setattr(model, name, hook.own)
 
 
-def cache_switch(installed: Installed) -> CacheSwitch:
+def cache_switch(scaled: ScaledModel) -> CacheSwitch:
     """The hook on the model. Raises LongRopeError when it has none, or one of another installation."""
-    hook = vars(installed.model).get("prepare_inputs_for_generation")
-    if isinstance(hook, CacheSwitch) and hook.installed is installed:
+    hook = vars(scaled.model).get("prepare_inputs_for_generation")
+    if isinstance(hook, CacheSwitch) and hook.scaled is scaled:
         return hook
-    name = type(installed.model).__name__
-    if isinstance(installed.model, GenerationMixin):
+    name = type(scaled.model).__name__
+    if isinstance(scaled.model, GenerationMixin):
         raise LongRopeError(f"this scaling is no longer installed in {name}: give what the last install() returned")
     raise LongRopeError(f"expected a model that generates text, found {name}, which does not")
 
@@ -125,9 +123,9 @@ def cache_switch(installed: Installed) -> CacheSwitch:
 class CacheSwitch:
     """In the place of `prepare_inputs_for_generation`: the cache it hands on is right for the forward to come."""
 
-    def __init__(self, installed: Installed) -> None:
-        self.installed = installed
-        self.own = installed.model.prepare_inputs_for_generation
+    def __init__(self, scaled: ScaledModel) -> None:
+        self.scaled = scaled
+        self.own = scaled.model.prepare_inputs_for_generation
         self.prefill_chunk = PREFILL_CHUNK
         self.rerotation: Rerotation | None = None
         """Turns the keys at a switch; None: they are computed again."""
@@ -148,7 +146,7 @@ class CacheSwitch:
         `input_ids` (B, W) is the whole text, or only what the cache does not hold; `position_ids` (B or 1, T) and
         `attention_mask` (B, T) are the whole text's.
         """
-        cache, several = past_key_values, switches(self.installed)
+        cache, several = past_key_values, switches(self.scaled)
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         given |= {"past_key_values": cache} | kwargs
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -160,7 +158,7 @@ class CacheSwitch:
                 return self._own(input_ids, next_sequence_length, given)
         if position_ids is None or position_ids.dim() != 2:
             raise LongRopeError("expected position_ids of shape (batch, tokens): windows are chosen by position")
-        window = window_of_rows(self.installed, (position_ids.max(dim=-1).values + 1).tolist())
+        window = window_of_rows(self.scaled, (position_ids.max(dim=-1).values + 1).tolist())
         if cache is None:  # every forward is of the whole text
             return self._own(input_ids, next_sequence_length, given)
         check_cache(cache, "generation across windows")
@@ -184,7 +182,7 @@ class CacheSwitch:
     @property
     def _numbers_replaced(self) -> bool:
         """Whether tensors take the place of the fixed window's numbers: then nothing can be filled under a window."""
-        rotary = self.installed.rotaries[0]
+        rotary = self.scaled.rotaries[0]
         return rotary.factors is not None or rotary.attention_factor is not None
 
     def _own(self, input_ids: Tensor, last: int | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +190,7 @@ class CacheSwitch:
         if inputs.get("past_key_values") is not given["past_key_values"]:
             # Phi-3 drops the cache at the switch of its own config: this one is right already.
             inputs = GenerationMixin.prepare_inputs_for_generation(
-                self.installed.model, input_ids, next_sequence_length=last, **given
+                self.scaled.model, input_ids, next_sequence_length=last, **given
             )
         return inputs
 
@@ -221,9 +219,9 @@ class CacheSwitch:
             raise LongRopeError(f"expected text only, found {', '.join(content)}: a cache is filled from tokens")
         positions, mask = given["position_ids"], given["attention_mask"]
         end, past = positions.shape[1] - last, int(cache.get_seq_length())
-        device = self.installed.model.device
+        device = self.scaled.model.device
         fill(
-            self.installed,
+            self.scaled,
             cache,
             ids[:, past - positions.shape[1] : -last].to(device),
             window,
@@ -233,10 +231,10 @@ class CacheSwitch:
         )
 
 
-def switches(installed: Installed) -> bool:
+def switches(scaled: ScaledModel) -> bool:
     """Whether the keys of a text can come to need another window: not when one is fixed, or all have the same keys."""
-    windows = installed.scaling.windows
-    return installed.rotaries[0].fixed is None and not all(same_keys(windows[0], window) for window in windows)
+    windows = scaled.scaling.windows
+    return scaled.rotaries[0].fixed is None and not all(same_keys(windows[0], window) for window in windows)
 
 
 def same_keys(one: Window, other: Window) -> bool:
@@ -248,15 +246,15 @@ def same_keys(one: Window, other: Window) -> bool:
     )
 
 
-def window_of_rows(installed: Installed, lengths: Sequence[int]) -> Window:
+def window_of_rows(scaled: ScaledModel, lengths: Sequence[int]) -> Window:
     """The window for rows of `lengths` tokens in one forward.
 
     Raises LongRopeError when they need different ones: a forward has one window.
     """
-    fixed = installed.rotaries[0].fixed
+    fixed = scaled.rotaries[0].fixed
     if fixed is not None:
         return fixed
-    windows = {length: installed.scaling.window_for(length) for length in sorted(set(lengths))}
+    windows = {length: scaled.scaling.window_for(length) for length in sorted(set(lengths))}
     longest = windows[max(windows)]
     for length, window in windows.items():
         if not same_keys(window, longest):

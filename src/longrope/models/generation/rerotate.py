@@ -9,7 +9,7 @@ O(T) where computing again costs O(T²). benchmarks/generation.py measures both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,10 @@ from transformers import DynamicCache
 
 from longrope.errors import LongRopeError
 from longrope.models.generation.cache import new_cache
+from longrope.models.scaled import ScaledModel
 from longrope.rope.angles import cos_sin
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-
-if TYPE_CHECKING:
-    from longrope.models.scaled import Installed
 
 _PROBE_POSITIONS = (1, 2, 3, 5, 8, 13, 21, 34)
 _PIECE = 2048  # tokens turned at once: their float32 copies are what it takes beside the new keys
@@ -55,9 +53,9 @@ class Rerotation:
     Raises LongRopeError when a layer's keys move with the window in another way than by rotation of pairs.
     """
 
-    def __init__(self, installed: Installed) -> None:
-        self.geometry = installed.scaling.geometry
-        self.pairings = _probe(installed)
+    def __init__(self, scaled: ScaledModel) -> None:
+        self.geometry = scaled.scaling.geometry
+        self.pairings = _probe(scaled)
 
     def turn(self, cache: DynamicCache, positions: Tensor, old: Window, new: Window) -> None:
         """Turn all keys of `cache` from `old` to `new`; `positions` (B or 1, p) are those of its p tokens."""
@@ -90,16 +88,16 @@ def _precision(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _probe(installed: Installed) -> tuple[Pairing | None, ...]:
+def _probe(scaled: ScaledModel) -> tuple[Pairing | None, ...]:
     """The pairing of every layer, from texts of one token each.
 
     A lone token attends to itself only, whatever its angle: hidden states are the same under both windows in every
     layer, and the keys differ by the rotation alone.
     """
-    geometry = installed.scaling.geometry
+    geometry = scaled.scaling.geometry
     old, new = (Window(max(_PROBE_POSITIONS) + 1, (factor,) * geometry.pairs) for factor in (1.0, 3.0))
-    before, after = _lone_keys(installed, old), _lone_keys(installed, new)
-    positions = torch.tensor(_PROBE_POSITIONS, device=installed.model.device)[:, None]
+    before, after = _lone_keys(scaled, old), _lone_keys(scaled, new)
+    positions = torch.tensor(_PROBE_POSITIONS, device=scaled.model.device)[:, None]
     pairings: list[Pairing | None] = []
     for index, (keys, moved) in enumerate(zip(before, after, strict=True)):
         cos, sin = angle_difference(geometry, old, new, positions.to(keys.device), _precision(keys.dtype))
@@ -111,21 +109,21 @@ def _probe(installed: Installed) -> tuple[Pairing | None, ...]:
         fitting = [pairing for pairing in candidates if _close(pairing.turn(keys, cos, sin), moved)]
         if not fitting:
             raise LongRopeError(
-                f"cannot turn the cached keys of layer {index} of {type(installed.model).__name__}: it does not rotate"
+                f"cannot turn the cached keys of layer {index} of {type(scaled.model).__name__}: it does not rotate"
                 " pairs of dimensions of the keys it caches; use switch='recompute'"
             )
         pairings.append(fitting[0])
     return tuple(pairings)
 
 
-def _lone_keys(installed: Installed, window: Window) -> list[Tensor]:
+def _lone_keys(scaled: ScaledModel, window: Window) -> list[Tensor]:
     """Every layer's keys of eight texts of one token at different positions, each (8, H, 1, head_dim)."""
-    model = installed.model
+    model = scaled.model
     count = len(_PROBE_POSITIONS)
     ids = torch.arange(count, device=model.device)[:, None] % model.config.get_text_config().vocab_size
     positions = torch.tensor(_PROBE_POSITIONS, device=model.device)[:, None]
     cache: Any = new_cache(model)
-    with torch.no_grad(), installed.using(window):
+    with torch.no_grad(), scaled.using(window):
         model.base_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
     return [layer.keys for layer in cache.layers]
 

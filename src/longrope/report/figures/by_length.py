@@ -11,12 +11,12 @@ from longrope.evaluation.results import EvalRow
 from longrope.report.figures.canvas import legend, length_axis, line_style, log_values, new_figure, note, window_line
 from longrope.report.figures.colours import light
 from longrope.report.numbers import wilson
-from longrope.report.styles import Contender
+from longrope.report.styles import Method
 
 Errors = Callable[[EvalRow], tuple[float, float]]
 
 
-def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], original_length: int | None) -> Figure:
+def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method], original_length: int | None) -> Figure:
     """Perplexity, both axes logarithmic, bars of one standard error."""
     figure = _figure(rows, shown, original_length, "perplexity", standard_error)
     log_values(
@@ -25,7 +25,7 @@ def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], o
     return figure
 
 
-def accuracy_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], original_length: int | None) -> Figure:
+def accuracy_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method], original_length: int | None) -> Figure:
     """Shares in per cent with their 95 % intervals."""
     figure = _figure(rows, shown, original_length, "exact answers (%)", interval, 100.0)
     figure.axes[0].set_ylim(-4, 108)
@@ -34,7 +34,7 @@ def accuracy_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], ori
 
 def score_figure(
     rows: Sequence[EvalRow],
-    shown: Mapping[str, Contender],
+    shown: Mapping[str, Method],
     original_length: int | None,
     threshold: float | None,
 ) -> Figure:
@@ -61,7 +61,7 @@ def interval(row: EvalRow) -> tuple[float, float]:
 
 def _figure(
     rows: Sequence[EvalRow],
-    shown: Mapping[str, Contender],
+    shown: Mapping[str, Method],
     original_length: int | None,
     ylabel: str,
     errors: Errors,
@@ -69,7 +69,7 @@ def _figure(
 ) -> Figure:
     figure, axes = new_figure()
     handles, labels = [], []
-    for name, contender in shown.items():
+    for name, method in shown.items():
         own = [row for row in rows if row.scaling == name and math.isfinite(row.value)]
         if not own:
             continue
@@ -79,10 +79,10 @@ def _figure(
             [scale * row.value for row in own],
             yerr=bars,
             elinewidth=0.8,
-            **line_style(contender),
+            **line_style(method),
         )
         handles.append(drawn[0])
-        labels.append(contender.label)
+        labels.append(method.label)
     lengths = [row.length for row in rows]
     length_axis(axes, [*lengths, *([original_length] if original_length else [])], "context length")
     window_line(axes, original_length)

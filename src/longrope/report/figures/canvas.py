@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from longrope.report.figures.colours import light
-from longrope.report.styles import Contender
+from longrope.report.styles import Method
 from longrope.units import format_length
 
 WIDTH = 4.4  # inches
@@ -44,15 +44,15 @@ def plain(axes: Axes) -> None:
     axes.tick_params(length=3)
 
 
-def line_style(contender: Contender) -> dict[str, Any]:
+def line_style(method: Method) -> dict[str, Any]:
     """Keyword arguments of `Axes.plot` and `Axes.errorbar` for a contender."""
     return {
-        "color": light(contender.tone),
-        "linestyle": contender.line,
-        "linewidth": 2.0 if contender.own else 1.1,
-        "marker": contender.marker,
-        "markersize": 5.0 if contender.own else 4.0,
-        "zorder": 3.0 if contender.own else 2.0,
+        "color": light(method.tone),
+        "linestyle": method.line,
+        "linewidth": 2.0 if method.own else 1.1,
+        "marker": method.marker,
+        "markersize": 5.0 if method.own else 4.0,
+        "zorder": 3.0 if method.own else 2.0,
     }
 
 

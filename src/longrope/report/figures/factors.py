@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from longrope.report.figures.canvas import legend, line_style, mark, new_figure
 from longrope.report.figures.colours import light
-from longrope.report.styles import Contender
+from longrope.report.styles import Method
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 
@@ -18,7 +18,7 @@ _FADED = 0.55
 def factors_figure(
     geometry: RopeGeometry,
     windows: Mapping[str, Window],
-    shown: Mapping[str, Contender],
+    shown: Mapping[str, Method],
     further: Mapping[str, Window],
     real_critical_dim: int | None,
 ) -> Figure:
@@ -28,17 +28,17 @@ def factors_figure(
     """
     figure, axes = new_figure()
     pairs = range(geometry.pairs)
-    own = next((contender.tone for contender in shown.values() if contender.own), "vermilion")
+    own = next((method.tone for method in shown.values() if method.own), "vermilion")
     handles, labels = [], []
-    for name, contender in shown.items():
+    for name, method in shown.items():
         if name not in windows:
             continue
-        style = line_style(contender) | {"markersize": 3.0}
-        if not contender.own:
+        style = line_style(method) | {"markersize": 3.0}
+        if not method.own:
             style["marker"] = ""
         (line,) = axes.plot(pairs, windows[name].factors, **style)
         handles.append(line)
-        labels.append(contender.label)
+        labels.append(method.label)
     for text, window in further.items():
         (line,) = axes.plot(pairs, window.factors, color=light(own), alpha=_FADED, linewidth=1.2, linestyle=(0, (4, 2)))
         handles.append(line)

@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.figures.canvas import legend, length_axis, line_style, new_figure, window_line
-from longrope.report.styles import Contender
+from longrope.report.styles import Method
 
 
-def position_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], original_length: int | None) -> Figure:
+def position_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method], original_length: int | None) -> Figure:
     """Mean NLL of each bucket of positions (`detail` has `from` and `to`), drawn at the bucket's last position."""
     figure, axes = new_figure()
     handles, labels = [], []
-    for name, contender in shown.items():
+    for name, method in shown.items():
         own = sorted((row for row in rows if row.scaling == name), key=lambda row: int(row.detail["to"]))
         own = [row for row in own if math.isfinite(row.value)]
         if not own:
@@ -26,10 +26,10 @@ def position_figure(rows: Sequence[EvalRow], shown: Mapping[str, Contender], ori
             [row.value for row in own],
             yerr=[row.stderr or 0.0 for row in own],
             elinewidth=0.8,
-            **line_style(contender),
+            **line_style(method),
         )
         handles.append(drawn[0])
-        labels.append(contender.label)
+        labels.append(method.label)
     ends = [row.detail["to"] for row in rows]
     length_axis(axes, [*ends, *([original_length] if original_length else [])], "position in the text, up to")
     window_line(axes, original_length)

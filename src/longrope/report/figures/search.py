@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from longrope.report.figures.canvas import HEIGHT, WIDTH, legend, log_ticks, note, plain, thinned
 from longrope.report.figures.colours import light
-from longrope.report.styles import Contender
+from longrope.report.styles import Method
 from longrope.report.trace import Point, Trace
 from longrope.search.evaluator import SEARCH
 from longrope.units import format_length
@@ -22,7 +22,7 @@ _WORTH_A_PANEL = 0.5  # of the whole range: when what the search gained takes le
 Entries = dict[str, Line2D]
 
 
-def search_figure(traces: Mapping[str, Trace], shown: Mapping[str, Contender]) -> Figure:
+def search_figure(traces: Mapping[str, Trace], shown: Mapping[str, Method]) -> Figure:
     """Best loss so far of each search, by contender, and the baselines of the first one.
 
     With one search its evaluations are dots, and its losses on other texts or windows are a thin line of their own.
@@ -96,22 +96,22 @@ def outside(trace: Trace) -> tuple[int, list[str]]:
     return above, [name for name, loss in trace.baselines.items() if not loss <= high]
 
 
-def _baselines(axes: Axes, trace: Trace, shown: Mapping[str, Contender], limits: tuple[float, float]) -> Entries:
+def _baselines(axes: Axes, trace: Trace, shown: Mapping[str, Method], limits: tuple[float, float]) -> Entries:
     """A line per loss; baselines of the same loss share it (dynamic NTK at the target length is NTK-aware)."""
-    by_loss: dict[float, list[Contender]] = {}
+    by_loss: dict[float, list[Method]] = {}
     for name, loss in trace.baselines.items():
         if name in shown and limits[0] <= loss <= limits[1]:
             by_loss.setdefault(loss, []).append(shown[name])
     return {
-        " = ".join(contender.label for contender in same): axes.axhline(
+        " = ".join(method.label for method in same): axes.axhline(
             loss, color=light(same[0].tone), linewidth=1.2, linestyle=same[0].line, zorder=2
         )
         for loss, same in by_loss.items()
     }
 
 
-def _search(axes: Axes, trace: Trace, contender: Contender, counted: bool, scale: int, *, alone: bool) -> Entries:
-    colour = light(contender.tone)
+def _search(axes: Axes, trace: Trace, method: Method, counted: bool, scale: int, *, alone: bool) -> Entries:
+    colour = light(method.tone)
     entries: Entries = {}
 
     def xs(points: Sequence[Point]) -> list[float]:
@@ -121,9 +121,9 @@ def _search(axes: Axes, trace: Trace, contender: Contender, counted: bool, scale
         ends = xs([*best, trace.progress[-1]])
         losses = [point.loss for point in best] + [best[-1].loss]
         (line,) = axes.step(ends, losses, where="post", color=colour, linewidth=2.0, zorder=4)
-        entries[f"{contender.label}, best so far"] = line
+        entries[f"{method.label}, best so far"] = line
         if trace.result is not None:
-            axes.plot(ends[-1:], [trace.result], contender.marker, color=colour, markersize=6, zorder=5)
+            axes.plot(ends[-1:], [trace.result], method.marker, color=colour, markersize=6, zorder=5)
     if not alone:
         return entries
     if len(trace.progress) > 1:
