@@ -16,7 +16,7 @@ demo: $(STAMP) ## extend the embedded model from 256 to 2,048 tokens and show th
 	@$(BIN)/longrope extend -o runs/demo
 
 test: $(STAMP) ## run the tests, without the slow ones
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(STAMP) ## run the tests marked slow (minutes)
 	@$(BIN)/python -m pytest -m slow

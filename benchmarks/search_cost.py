@@ -27,7 +27,8 @@ from longrope.data.needles import draw_needles
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.models.apply import apply_scaling, remove_scaling
-from longrope.models.loading import LoadedModel, LoadOptions, open_model, prepare_samples, sources_or_books
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, open_model, prepare_samples, sources_or_books
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import last_logits
 from longrope.provenance import record

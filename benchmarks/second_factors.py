@@ -18,7 +18,8 @@ from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.evaluation.needle import draw_grid, grid_depths, needle
 from longrope.models.apply import apply_scaling
-from longrope.models.loading import LoadOptions, open_model, prepare_samples, sources_or_books
+from longrope.models.config import LoadOptions
+from longrope.models.loading import open_model, prepare_samples, sources_or_books
 from longrope.models.scoring import token_nll
 from longrope.rope.baselines import scaling_method
 from longrope.rope.progressive import SECOND_FORMS, continued_attention_factor, second_yarn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,10 @@ import torch
 from transformers.utils import logging
 
 from longrope.cli.main import run
+from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.loading import LoadedModel, open_model
+from longrope.models.scaled import ScaledModel
+from longrope.rope.scaling import RopeScaling
 from tests.checkpoints import save_checkpoint, words
 
 torch.set_num_threads(1)  # two cores: tests that run side by side do not fight over them, and sums repeat bit for bit
@@ -45,6 +49,25 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "search.txt").write_text(words(2000, 1), "utf-8")
     (folder / "other.txt").write_text(words(2000, 2), "utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> LoadedModel:
+    """The random checkpoint, loaded."""
+    return open_model(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def scaled(loaded: LoadedModel) -> Iterator[ScaledModel]:
+    """The same with its original RoPE applied."""
+    yield apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
+    remove_scaling(loaded.model)
+
+
+@pytest.fixture(scope="module")
+def source(texts: Path) -> list[str]:
+    """The texts to search on."""
+    return [str(texts / "search.txt")]
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from longrope.errors import LongRopeError
 
@@ -21,6 +24,10 @@ def parse_length(text: str | int) -> int:
             f"a length must be a positive whole number of tokens such as 4096, 128k or 2M; found {str(text)!r}"
         )
     return length
+
+
+Length = Annotated[int, BeforeValidator(lambda value: value if value is None else parse_length(value))]
+"""The type of a setting that is a length: an int or text such as `128k`."""
 
 
 def parse_lengths(text: str) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longrope.data import read_documents
+from longrope.data.sources import read_documents
 from longrope.errors import LongRopeError
 
 WriteParquet = Callable[[Path, dict[str, list[str | None]]], None]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from longrope.data import books, read_documents, shipped_books
+from longrope.data import books
+from longrope.data.books import shipped_books
+from longrope.data.sources import read_documents
 from longrope.errors import LongRopeError
 
 ROW = {

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from longrope.data.packing import IGNORED, LONG, MEDIUM, PIECES, SHORT, Frame, PackedRows, pack, parse_mix
+from longrope.data.mix import LONG, MEDIUM, PIECES, SHORT, parse_mix
+from longrope.data.packing import IGNORED, Frame, PackedRows, pack
 from longrope.data.tokens import TokenizedDocument
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_text

@@ -12,17 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from longrope.data import (
-    Document,
-    SampleOrigin,
-    Samples,
-    TokenizedDocument,
-    assert_disjoint,
-    bos_of,
-    draw_places,
-    draw_samples,
-    tokenize,
-)
+from longrope.data.documents import Document
+from longrope.data.samples import SampleOrigin, Samples, assert_disjoint, draw_places, draw_samples
+from longrope.data.tokens import TokenizedDocument, bos_of, tokenize
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_text
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from longrope.data import drop_duplicates, read_all, read_documents
+from longrope.data.documents import drop_duplicates
+from longrope.data.sources import read_all, read_documents
 from longrope.errors import LongRopeError
 
 TEXT = "Call me Ishmael.\nÆon — 鯨.\n"

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from longrope.data import Document, TokenizedDocument, bos_of, tokenize, tokens
+from longrope.data import tokens
+from longrope.data.documents import Document
+from longrope.data.tokens import TokenizedDocument, bos_of, tokenize
 from longrope.errors import LongRopeError
 
 BOOK = Document.of("book", "Call me Ishmael; it was the worst of times, at 12 knots. " * 8)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.harness import OPEN_LLM, Harness, HarnessTask
+from longrope.evaluation.config import HarnessTask
+from longrope.evaluation.harness import OPEN_LLM, Harness
 from longrope.models.scoring import token_nll
 from longrope.rope.baselines import closed_form_method
 from tests.evaluation.embedded import WINDOW, book, geometry, none, shuffled, tiny, tiny_tokenizer

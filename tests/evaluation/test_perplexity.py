@@ -14,14 +14,14 @@ from longrope.evaluation.perplexity import perplexity
 from longrope.evaluation.results import EvalRow, rows_to_json, values_by_length
 from longrope.rope.baselines import Method, scaling_method
 from longrope.rope.scaling import RopeScaling, Window
-from tests.evaluation.tiny import GEOMETRY, nll_by_hand, plain, ramp, random_samples, scaled, scaled_by_hand
+from tests.evaluation.tiny import GEOMETRY, nll_by_hand, plain, ramp, random_samples, scaled_by_hand, tiny_scaled
 
 SAMPLES = random_samples(3, 48)
 RAMP = Method("ramp", ramp)
 
 
 def test_rows_are_exponentials_of_sums_over_tokens() -> None:
-    rows = perplexity(scaled(), SAMPLES, [48, 16, 2], RAMP)
+    rows = perplexity(tiny_scaled(), SAMPLES, [48, 16, 2], RAMP)
     assert [(row.suite, row.scaling, row.length, row.metric, row.trials) for row in rows] == [
         ("perplexity", "ramp", length, "perplexity", 3) for length in (48, 16, 2)
     ]
@@ -34,7 +34,7 @@ def test_rows_are_exponentials_of_sums_over_tokens() -> None:
 def test_window_of_each_length_is_used() -> None:
     """A scaling of two windows: the short one up to L, the long one beyond."""
     scaling = RopeScaling.extended(GEOMETRY, 48, ramp(48).factors)
-    short, long = perplexity(scaled(), SAMPLES, [32, 48], scaling_method("found", scaling))
+    short, long = perplexity(tiny_scaled(), SAMPLES, [32, 48], scaling_method("found", scaling))
     assert short.value == pytest.approx(
         math.exp(sum(sum(nll_by_hand(plain(), ids[:32])) for ids in SAMPLES.ids.tolist()) / (3 * 31)), rel=1e-4
     )
@@ -42,7 +42,7 @@ def test_window_of_each_length_is_used() -> None:
     assert long.value == pytest.approx(
         math.exp(sum(sum(nll_by_hand(model, ids)) for ids in SAMPLES.ids.tolist()) / (3 * 47)), rel=1e-4
     )
-    assert scaled().rotaries[0].fixed is None
+    assert tiny_scaled().rotaries[0].fixed is None
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_not_a_mean_of_means(fixed_losses: Callable[[dict[int, float]], None]) -
     samples = random_samples(2, 9)
     samples.ids[:, -1] = torch.tensor([1, 2])
     fixed_losses({1: 1.0, 2: 2.0})
-    (row,) = perplexity(scaled(), samples, [9], RAMP)
+    (row,) = perplexity(tiny_scaled(), samples, [9], RAMP)
     assert row.value == pytest.approx(math.exp(1.5))
     # Delta method: exp(m)·s/√n with s² the sample variance of the samples' means, here 0.5.
     assert row.stderr == pytest.approx(math.exp(1.5) * math.sqrt(0.5) / math.sqrt(2))
@@ -74,7 +74,7 @@ def test_sliding_windows_count_by_their_tokens(fixed_losses: Callable[[dict[int,
     samples = random_samples(1, 10)
     samples.ids[0] = torch.tensor([0, 11, 12, 13, 14, 15, 16, 17, 18, 19])
     fixed_losses({16: 1.0, 18: 2.0, 19: 5.0})
-    (row,) = perplexity(scaled(), samples, [7], RAMP, stride=2)
+    (row,) = perplexity(tiny_scaled(), samples, [7], RAMP, stride=2)
     assert row.value == pytest.approx(math.exp((6 * 1.0 + 2 * 2.0 + 5.0) / 9))
     assert row.stderr is None
 
@@ -83,14 +83,14 @@ def test_standard_error_over_several_samples(fixed_losses: Callable[[dict[int, f
     samples = random_samples(4, 5)
     samples.ids[:, -1] = torch.tensor([1, 2, 3, 4])
     fixed_losses({1: 2.0, 2: 2.5, 3: 3.0, 4: 4.5})
-    (row,) = perplexity(scaled(), samples, [5], RAMP)
+    (row,) = perplexity(tiny_scaled(), samples, [5], RAMP)
     deviation = math.sqrt((1 + 0.25 + 0 + 2.25) / 3)
     assert row.value == pytest.approx(math.exp(3.0))
     assert row.stderr == pytest.approx(math.exp(3.0) * deviation / 2)
 
 
 def test_one_sample_has_no_standard_error() -> None:
-    (row,) = perplexity(scaled(), random_samples(1, 16), [16], RAMP)
+    (row,) = perplexity(tiny_scaled(), random_samples(1, 16), [16], RAMP)
     assert row.stderr is None
     assert row.trials == 1
 
@@ -102,23 +102,23 @@ def test_losses_beyond_float64_are_infinite_and_nan_stays_nan(
     samples.ids[0, -1] = 1
     for loss, value in ((705.0, math.exp(705.0)), (800.0, math.inf), (math.inf, math.inf)):
         fixed_losses({1: loss})
-        assert perplexity(scaled(), samples, [4], RAMP)[0].value == pytest.approx(value)
+        assert perplexity(tiny_scaled(), samples, [4], RAMP)[0].value == pytest.approx(value)
     fixed_losses({1: math.nan})
-    assert math.isnan(perplexity(scaled(), samples, [4], RAMP)[0].value)
+    assert math.isnan(perplexity(tiny_scaled(), samples, [4], RAMP)[0].value)
 
 
 def test_factors_that_break_the_model_are_nan() -> None:
     broken = Method("broken", lambda length: Window(length, (1.0,) * GEOMETRY.pairs, attention_factor=1e300))
-    assert math.isnan(perplexity(scaled(), SAMPLES, [16], broken)[0].value)
+    assert math.isnan(perplexity(tiny_scaled(), SAMPLES, [16], broken)[0].value)
 
 
 def test_model_in_training_mode_is_scored_in_eval_mode() -> None:
-    (expected,) = perplexity(scaled(), SAMPLES, [48], RAMP)
-    model = scaled().model
+    (expected,) = perplexity(tiny_scaled(), SAMPLES, [48], RAMP)
+    model = tiny_scaled().model
     model.model.layers[0].self_attn.attention_dropout = 0.5
     model.train()
     try:
-        assert perplexity(scaled(), SAMPLES, [48], RAMP) == [expected]
+        assert perplexity(tiny_scaled(), SAMPLES, [48], RAMP) == [expected]
     finally:
         model.eval()
         model.model.layers[0].self_attn.attention_dropout = 0.0
@@ -127,14 +127,14 @@ def test_model_in_training_mode_is_scored_in_eval_mode() -> None:
 @pytest.mark.parametrize("stride", [None, 4])
 def test_every_sample_of_every_length_is_reported(stride: int | None) -> None:
     calls: list[None] = []
-    perplexity(scaled(), SAMPLES, [16, 32], RAMP, stride=stride, on_sample=lambda: calls.append(None))
+    perplexity(tiny_scaled(), SAMPLES, [16, 32], RAMP, stride=stride, on_sample=lambda: calls.append(None))
     assert len(calls) == 2 * 3
 
 
 @pytest.mark.parametrize("lengths", [[], [49], [16, 64], [1], [0, 16], [-4]])
 def test_lengths_the_samples_cannot_give_are_refused(lengths: list[int]) -> None:
     with pytest.raises(LongRopeError, match="expected lengths from 2 to the samples' 48 tokens, found"):
-        perplexity(scaled(), SAMPLES, lengths, RAMP)
+        perplexity(tiny_scaled(), SAMPLES, lengths, RAMP)
 
 
 @pytest.mark.parametrize("stride", [0, -1, 16, 17])
@@ -143,7 +143,7 @@ def test_strides_out_of_range_are_refused_before_anything_is_scored(stride: int,
     calls: list[None] = []
     with pytest.raises(LongRopeError, match=f"stride from 1 to below the shortest length 16, found {stride}"):
         perplexity(
-            scaled(),
+            tiny_scaled(),
             random_samples(1, 48, bos=bos),
             [32, 16],
             RAMP,
@@ -154,7 +154,7 @@ def test_strides_out_of_range_are_refused_before_anything_is_scored(stride: int,
 
 
 def test_sliding_form_equals_the_prefix_form_where_the_sample_is_one_window() -> None:
-    prefix, sliding = (perplexity(scaled(), SAMPLES, [48], RAMP, stride=stride) for stride in (None, 7))
+    prefix, sliding = (perplexity(tiny_scaled(), SAMPLES, [48], RAMP, stride=stride) for stride in (None, 7))
     assert prefix == sliding
 
 

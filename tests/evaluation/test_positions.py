@@ -9,7 +9,7 @@ import torch
 
 from longrope.evaluation.perplexity import loss_by_position, perplexity
 from longrope.rope.baselines import Method
-from tests.evaluation.tiny import nll_by_hand, ramp, random_samples, scaled, scaled_by_hand
+from tests.evaluation.tiny import nll_by_hand, ramp, random_samples, scaled_by_hand, tiny_scaled
 
 
 def buckets(length: int) -> list[tuple[int, int]]:
@@ -38,7 +38,7 @@ def test_every_token_is_in_the_bucket_of_its_position() -> None:
 def test_against_plain_transformers_and_the_perplexity() -> None:
     samples = random_samples(2, 48)
     method = Method("ramp", ramp)
-    whole, *rows = perplexity(scaled(), samples, [48], method, positions=True)
+    whole, *rows = perplexity(tiny_scaled(), samples, [48], method, positions=True)
     losses = [nll_by_hand(scaled_by_hand(ramp(48)), ids) for ids in samples.ids.tolist()]
     assert [row.value for row in rows] == pytest.approx(
         [sum(sum(own[:31]) / 31 for own in losses) / 2, sum(sum(own[31:]) / 16 for own in losses) / 2], abs=2e-4
@@ -49,5 +49,5 @@ def test_against_plain_transformers_and_the_perplexity() -> None:
 
 
 def test_the_sliding_form_has_no_positions() -> None:
-    rows = perplexity(scaled(), random_samples(1, 48), [16], Method("ramp", ramp), stride=4, positions=True)
+    rows = perplexity(tiny_scaled(), random_samples(1, 48), [16], Method("ramp", ramp), stride=4, positions=True)
     assert [row.metric for row in rows] == ["perplexity"]

@@ -18,8 +18,7 @@ import torch
 from longrope.data.books import read_book
 from longrope.errors import LongRopeError
 from longrope.evaluation import suites_long
-from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.harness import HarnessTask
+from longrope.evaluation.config import EvalConfig, HarnessTask
 from longrope.evaluation.results import Evaluation, load_evaluation
 from longrope.evaluation.run import cells_path, evaluate, seen_documents
 from longrope.models.loading import LoadedModel, open_model

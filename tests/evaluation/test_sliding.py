@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from longrope.errors import LongRopeError
 from longrope.evaluation import perplexity as module
 from longrope.evaluation.perplexity import sliding_nll
-from tests.evaluation.tiny import BOS, nll_by_hand, ramp, random_samples, scaled, scaled_by_hand
+from tests.evaluation.tiny import BOS, nll_by_hand, ramp, random_samples, scaled_by_hand, tiny_scaled
 
 
 def contexts(ids: list[int], window: int, stride: int, bos: bool) -> list[list[int]]:
@@ -57,8 +57,8 @@ def test_against_one_forward_per_token(length: int, window: int, stride: int, bo
         nll_by_hand(model, [*context, token])[-1]
         for context, token in zip(contexts(ids.tolist(), window, stride, bos), ids[1:].tolist(), strict=True)
     ]
-    with scaled().using(scaled), torch.inference_mode():
-        found = sliding_nll(scaled(), ids, window, stride, bos)
+    with tiny_scaled().using(scaled), torch.inference_mode():
+        found = sliding_nll(tiny_scaled(), ids, window, stride, bos)
     assert found.shape == (length - 1,)
     assert found.tolist() == pytest.approx(expected, abs=2e-4)
 
@@ -84,7 +84,7 @@ def test_every_token_once_in_order_with_its_context(data: st.DataObject) -> None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "token_nll", token_nll)
-        found = sliding_nll(scaled(), ids, window, stride, bos)
+        found = sliding_nll(tiny_scaled(), ids, window, stride, bos)
     assert found.tolist() == ids.tolist()[1:]
     assert scored == contexts(ids.tolist(), window, stride, bos)
     assert all(len(piece) <= window for piece in pieces)
@@ -99,4 +99,4 @@ def test_every_token_once_in_order_with_its_context(data: st.DataObject) -> None
 def test_strides_out_of_range_are_refused(stride: int, bos: bool) -> None:
     ids = random_samples(1, 40, bos=bos).ids[0]
     with pytest.raises(LongRopeError, match=f"stride from 1 to below the window of 16 tokens, found {stride}"):
-        sliding_nll(scaled(), ids, 16, stride, bos)
+        sliding_nll(tiny_scaled(), ids, 16, stride, bos)

@@ -39,12 +39,12 @@ def tiny_llama() -> LlamaForCausalLM:
 
 @cache
 def plain() -> LlamaForCausalLM:
-    """The model as it is, nothing installed; the same weights as `scaled()`."""
+    """The model as it is, nothing installed; the same weights as `tiny_scaled()`."""
     return tiny_llama()
 
 
 @cache
-def scaled() -> ScaledModel:
+def tiny_scaled() -> ScaledModel:
     model = tiny_llama()
     return apply_scaling(model, RopeScaling.original(GEOMETRY))
 

@@ -30,7 +30,7 @@ def identity(model: PreTrainedModel) -> RopeScaling:
     return RopeScaling.single(geometry, TARGET, np.ones(geometry.pairs))
 
 
-def scaled(model: PreTrainedModel) -> RopeScaling:
+def scaling_of(model: PreTrainedModel) -> RopeScaling:
     """Factors 1 up to the window, NTK beyond."""
     geometry = geometry_of(model)
     return RopeScaling.extended(geometry, TARGET, ntk_aware(geometry, TARGET))
@@ -48,7 +48,7 @@ def test_install_and_uninstall(family: str) -> None:
     assert [type(module) for module in rotaries(model)] == [LongRopeRotary] * len(modules)
     assert all(torch.equal(logits(model, ids), then) for ids, then in zip(inputs, before, strict=True))
 
-    apply_scaling(model, scaled(model))  # replaces the first; moves what lies beyond the window and nothing inside
+    apply_scaling(model, scaling_of(model))  # replaces the first; moves what lies beyond the window and nothing inside
     for ids, then in zip(inputs, before, strict=True):
         now = logits(model, ids)
         if ids.shape[1] <= WINDOW:
@@ -94,7 +94,7 @@ def test_only_full_attention_layers_are_scaled(family: str) -> None:
     ]
     ids = tokens(2 * WINDOW)
     logits(model, ids)
-    apply_scaling(model, scaled(model))
+    apply_scaling(model, scaling_of(model))
     seen_before, seen[:] = seen[:2], []
     logits(model, ids)
     for handle in handles:
@@ -173,7 +173,7 @@ def test_the_caller_fixes_the_window() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_factors_and_attention_factor(family: str) -> None:
     model = tiny_model(family).requires_grad_(False)
-    scaled = apply_scaling(model, scaled(model))
+    scaled = apply_scaling(model, scaling_of(model))
     window = scaled.scaling.windows[-1]
     ids = tokens(2 * WINDOW)
     with scaled.using(window):
@@ -197,7 +197,7 @@ def test_modes_of_the_parts_are_kept() -> None:
     model = tiny_model("llama").train()
     model.model.layers[0].eval()
     modes = {name: module.training for name, module in model.named_modules()}
-    apply_scaling(model, scaled(model))
+    apply_scaling(model, scaling_of(model))
     remove_scaling(model)
     assert {name: module.training for name, module in model.named_modules()} == modes
 
@@ -205,7 +205,7 @@ def test_modes_of_the_parts_are_kept() -> None:
 def test_the_installed_rotary_adds_nothing_to_a_checkpoint() -> None:
     model = tiny_model("llama")
     names = set(model.state_dict())
-    apply_scaling(model, scaled(model))
+    apply_scaling(model, scaling_of(model))
     assert set(model.state_dict()) == names
 
 
@@ -214,7 +214,7 @@ def test_one_rotary_module_under_many_names() -> None:
     model = tiny_model("llama")
     shared = model.model.rotary_emb
     ids = tokens(2 * WINDOW)
-    apply_scaling(model, scaled(model))
+    apply_scaling(model, scaling_of(model))
     expected = logits(model, ids)
     remove_scaling(model)
     for layer in model.model.layers:
@@ -227,7 +227,7 @@ def test_one_rotary_module_under_many_names() -> None:
             return call(*args, **kwargs)
 
         layer.self_attn.forward = own
-    scaled = apply_scaling(model, scaled(model))
+    scaled = apply_scaling(model, scaling_of(model))
     assert len(scaled.rotaries) == 1
     assert torch.equal(logits(model, ids), expected)
     remove_scaling(model)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from longrope.errors import LongRopeError
+from longrope.models import checkpoint_files
 from longrope.models import loading as load
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path, resolve
@@ -64,11 +65,11 @@ def test_the_embedded_model() -> None:
 
 def test_the_extended_embedded_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second name, whether its files are in this installation or not."""
-    monkeypatch.setattr(load, "embedded_model_path", lambda name: folder.parent / f"no-{name}")
+    monkeypatch.setattr(checkpoint_files, "embedded_model_path", lambda name: folder.parent / f"no-{name}")
     assert refusal(resolve, "tiny-512x") == (
         "this installation of longrope lacks the embedded model 'tiny-512x'; install it again"
     )
-    monkeypatch.setattr(load, "embedded_model_path", lambda name: {"tiny-512x": folder}[name])
+    monkeypatch.setattr(checkpoint_files, "embedded_model_path", lambda name: {"tiny-512x": folder}[name])
     assert resolve("tiny-512x") == str(folder)
     monkeypatch.undo()
     assert embedded_model_path("tiny-512x") == embedded_model_path("tiny").with_name("tiny-512x")

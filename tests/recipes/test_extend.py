@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import LoadOptions, open_model
+from longrope.models.config import LoadOptions
+from longrope.models.loading import open_model
 from longrope.recipes import extend as module
 from longrope.recipes.extend import extend
 from longrope.rope.scaling import RopeScaling

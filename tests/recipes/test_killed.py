@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import LoadedModel, LoadOptions
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel
 from longrope.recipes.run import run_recipe
 from longrope.recipes.stages import Listener
 from longrope.rope.scaling import RopeScaling

@@ -139,7 +139,7 @@ def test_the_export_is_of_the_tuned_weights(result: RecipeResult, folder: Path) 
     assert all(torch.equal(written[name], value) for name, value in tuned.items())
     assert read(exported / "config.json")["max_position_embeddings"] == 1024
     assert result.stages[EXPORTED]["losses"]  # of four windows transformers has two
-    assert open_model(str(exported)).reach == 1024
+    assert open_model(str(exported)).context_length == 1024
 
 
 def test_the_plan_is_what_it_comes_to(result: RecipeResult, loaded: LoadedModel, small: Recipe, folder: Path) -> None:

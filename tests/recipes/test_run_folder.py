@@ -20,8 +20,9 @@ from longrope.export.export import export
 from longrope.models import loading as load
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path
+from longrope.models.config import LoadOptions
 from longrope.models.inspect import inspect
-from longrope.models.loading import LoadedModel, LoadOptions, open_model, recorded_scaling, sources_or_books
+from longrope.models.loading import LoadedModel, open_model, recorded_scaling, sources_or_books
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import SearchConfig
@@ -59,7 +60,7 @@ def test_what_a_run_folder_is_opened_as(run: Path, checkpoint: Path) -> None:
     for length, index in ((1, 0), (WINDOW, 0), (WINDOW + 1, 1), (3 * WINDOW, 2), (TARGET, 3), (2 * TARGET, 3)):
         assert loaded.checkpoint_window(length) == loaded.checkpoint_scaling.windows[index]
     plain = open_model(str(checkpoint))
-    assert (plain.checkpoint_scaling, plain.checkpoint_window(8), plain.reach) == (None, None, WINDOW)
+    assert (plain.checkpoint_scaling, plain.checkpoint_window(8), plain.context_length) == (None, None, WINDOW)
     ids = torch.arange(20)[None]
     assert torch.equal(loaded.model(input_ids=ids).logits, plain.model(input_ids=ids).logits)  # nothing is installed
 
@@ -71,7 +72,7 @@ def test_a_scaling_beside_the_config_counts_too(run: Path) -> None:
     other = windows(open_model(str(run)), TARGET)
     other.save(run / "scaling.json")  # the run's own goes before it
     assert open_model(str(run)).checkpoint_scaling == recorded_scaling(str(run)) == other
-    assert open_model(str(run / "checkpoint")).reach == TARGET
+    assert open_model(str(run / "checkpoint")).context_length == TARGET
 
 
 def test_the_scaling_goes_before_what_the_config_says(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_finetuning_goes_on_from_a_run_folder(checkpoint: Path, tmp_path: Path) 
     second = finetune(loaded, further, data, tmp_path / "second", settings)
     assert second.scaling.windows == further.windows[-1:]
     assert set(seen_documents(first.scaling)) < set(seen_documents(second.scaling))
-    assert open_model(str(tmp_path / "second")).reach == length
+    assert open_model(str(tmp_path / "second")).context_length == length
     exported = export(str(tmp_path / "second"), tmp_path / "exported")
     assert exported.losses == []
     mixed = training(steps=1, batch=1, length=length, mix="short:0.5,long:0.5")
@@ -243,7 +244,9 @@ def test_a_scaling_of_another_model(run: Path, tmp_path: Path) -> None:
     for call in (open_model, inspect):
         with pytest.raises(LongRopeError, match=says):
             call(str(run))
-    assert open_model(str(run), LoadOptions(original_length=128)).reach == TARGET  # the run was made with this one
+    assert (
+        open_model(str(run), LoadOptions(original_length=128)).context_length == TARGET
+    )  # the run was made with this one
 
 
 def test_a_search_run_is_no_model(checkpoint: Path, texts: Path, tmp_path: Path) -> None:

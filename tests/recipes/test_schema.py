@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.harness import HarnessTask
+from longrope.evaluation.config import HarnessTask
 from longrope.recipes.graph import steps
 from longrope.recipes.schema import EvaluateStage, FinetuneStage, RecoverStage, SearchStage
 from longrope.recipes.yaml import BUILT_IN, load_recipe, recipe_model

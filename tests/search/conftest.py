@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from longrope.models.apply import apply_scaling, remove_scaling
-from longrope.models.loading import LoadedModel, open_model
+from longrope.models.loading import LoadedModel
 from longrope.models.scaled import ScaledModel
-from longrope.rope.scaling import RopeScaling
 from longrope.search.config import SearchConfig
 from longrope.search.methods import Plan, plan
 from longrope.search.search_data import prepare_texts
 from tests.search.lengths import NEEDLE_LENGTH
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path) -> LoadedModel:
-    return open_model(str(checkpoint))
-
-
-@pytest.fixture(scope="module")
-def scaled(loaded: LoadedModel) -> Iterator[ScaledModel]:
-    yield apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
-    remove_scaling(loaded.model)
-
-
-@pytest.fixture(scope="module")
-def source(texts: Path) -> list[str]:
-    return [str(texts / "search.txt")]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import Answer, Question, SerialEvaluator
 from longrope.search.objective import PerplexityObjective
-from tests.evaluation.tiny import random_samples, scaled
+from tests.evaluation.tiny import random_samples, tiny_scaled
 from tests.search.targets import GEOMETRY, TARGET_LENGTH, distance
 
 WINDOW = Window(TARGET_LENGTH, (2.0,) * GEOMETRY.pairs, 0, 1.0)
@@ -30,7 +30,7 @@ def serial() -> SerialEvaluator:
     """A tiny Llama; every process makes its own, with the same weights."""
     return SerialEvaluator(
         {
-            (split, length): PerplexityObjective(scaled(), random_samples(count, length, seed=seed))
+            (split, length): PerplexityObjective(tiny_scaled(), random_samples(count, length, seed=seed))
             for (split, length), (count, seed) in LENGTHS.items()
         }
     )

@@ -160,7 +160,7 @@ def test_racing_weighs_texts_by_their_scored_tokens(
     if objective == "needle":  # answers of other lengths, as of a tokenizer that splits numbers elsewhere
         texts[key] = replace(texts[key], answer_tokens=(3, 9, 4, 7))  # type: ignore[call-arg]
     plain, raced = (
-        plan(loaded, scaled, texts, NEEDLE_LENGTH, replace(options, racing=racing)) for racing in (False, True)
+        plan(loaded, scaled, texts, NEEDLE_LENGTH, options.replace(racing=racing)) for racing in (False, True)
     )
     assert type(raced.search) is RacedSearch
     assert raced.questions == 4 * plain.questions

@@ -10,7 +10,7 @@ import torch
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import Answer, Question, SerialEvaluator
 from longrope.search.objective import PerplexityObjective
-from tests.evaluation.tiny import GEOMETRY, nll_by_hand, plain, ramp, random_samples, scaled, scaled_by_hand
+from tests.evaluation.tiny import GEOMETRY, nll_by_hand, plain, ramp, random_samples, scaled_by_hand, tiny_scaled
 
 
 def sums_of(objective: PerplexityObjective, window: Window) -> list[float]:
@@ -19,7 +19,7 @@ def sums_of(objective: PerplexityObjective, window: Window) -> list[float]:
 
 SAMPLES = random_samples(3, 64)
 IDENTITY = Window(64, (1.0,) * GEOMETRY.pairs)
-OBJECTIVE = PerplexityObjective(scaled(), SAMPLES)
+OBJECTIVE = PerplexityObjective(tiny_scaled(), SAMPLES)
 
 
 @pytest.mark.parametrize("window", [IDENTITY, ramp(64), ramp(64, 8.0, 1.0)])
@@ -33,7 +33,7 @@ def test_loss_is_the_sum_over_tokens_of_plain_forwards(window: Window) -> None:
 def test_sums_are_in_the_order_of_the_samples() -> None:
     sums = sums_of(OBJECTIVE, ramp(64))
     assert len({round(value, 3) for value in sums}) == 3
-    flipped = PerplexityObjective(scaled(), type(SAMPLES)(SAMPLES.ids.flip(0), SAMPLES.rows[::-1], True))
+    flipped = PerplexityObjective(tiny_scaled(), type(SAMPLES)(SAMPLES.ids.flip(0), SAMPLES.rows[::-1], True))
     assert sums_of(flipped, ramp(64)) == sums[::-1]
 
 
@@ -43,7 +43,7 @@ def test_window_is_applied_and_taken_out_again() -> None:
     assert len(losses | {before}) == 5
     assert min(abs(loss - before) for loss in losses) > 1e-4
     assert OBJECTIVE.loss(IDENTITY) == before
-    assert scaled().rotaries[0].fixed is None
+    assert tiny_scaled().rotaries[0].fixed is None
 
 
 def test_start_tokens_and_attention_factor_are_applied() -> None:
@@ -65,7 +65,7 @@ def test_same_window_same_bits() -> None:
 
 def test_model_in_training_mode_is_scored_in_eval_mode() -> None:
     expected = OBJECTIVE.loss(ramp(64))
-    model = scaled().model
+    model = tiny_scaled().model
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
     model.train()

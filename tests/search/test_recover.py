@@ -129,7 +129,7 @@ def test_the_attention_factor_is_the_carried_one_or_1(
         assert row.found == min(searched, with_one, losses["none"])
         window = found.scaling.window_for(row.length)
         assert window.attention_factor == (M if searched <= min(with_one, losses["none"]) else 1.0)
-    given = recover(extended, [WINDOW], source, tmp_path / "given", replace(FEW, attention_factor="1.1"))
+    given = recover(extended, [WINDOW], source, tmp_path / "given", FEW.replace(attention_factor="1.1"))
     assert given.scaling.windows[0].attention_factor == 1.1
     assert "found, attention factor 1" not in (tmp_path / "given/64/search.jsonl").read_text()
 
@@ -172,7 +172,7 @@ def test_the_largest_factor(
     assert found.rows[0].max_factor == most
     window = RopeScaling.load(tmp_path / "run/64/scaling.json").window_for(WINDOW)
     assert max(window.factors) <= most
-    through_options = replace(options, max_factor=bound)
+    through_options = options.replace(max_factor=bound)
     assert recover(extended, [WINDOW], source, tmp_path / "again", through_options).rows == found.rows
 
 
@@ -180,7 +180,7 @@ def test_the_default_bound_is_that_of_the_window_a_length_falls_into(
     extended: LoadedModel, source: list[str], tmp_path: Path
 ) -> None:
     mixed = replace(extended, checkpoint_scaling=carried_by(extended).with_window(Window(WINDOW, (1.0,) * 16)))
-    found = recover(mixed, [WINDOW, 2 * WINDOW], source, tmp_path / "run", replace(FEW, population=2, iterations=0))
+    found = recover(mixed, [WINDOW, 2 * WINDOW], source, tmp_path / "run", FEW.replace(population=2, iterations=0))
     assert [row.max_factor for row in found.rows] == [1.25, 10.0]
 
 
@@ -227,7 +227,7 @@ def test_a_finished_one_is_read_again(
 def test_the_model_is_left_as_it_was(extended: LoadedModel, source: list[str], tmp_path: Path) -> None:
     ids = torch.arange(20)[None]
     before = extended.model(input_ids=ids).logits
-    recover(extended, [WINDOW], source, tmp_path / "run", replace(FEW, population=2, iterations=0))
+    recover(extended, [WINDOW], source, tmp_path / "run", FEW.replace(population=2, iterations=0))
     assert torch.equal(extended.model(input_ids=ids).logits, before)
 
 
@@ -268,5 +268,5 @@ def test_a_window_of_an_unextended_model_can_be_searched(
     loaded: LoadedModel, source: list[str], tmp_path: Path
 ) -> None:
     """`search_window` has no opinion on the reach."""
-    found = search_window(loaded, 2 * WINDOW, source, tmp_path / "run", replace(FEW, population=2, iterations=0))
+    found = search_window(loaded, 2 * WINDOW, source, tmp_path / "run", FEW.replace(population=2, iterations=0))
     assert [window.max_length for window in found.scaling.windows] == [WINDOW, 2 * WINDOW]

@@ -162,7 +162,7 @@ def test_longrope2_also_has_texts_of_the_other_objective(
     """Those that a search of that objective with the same options would have."""
     options = SearchConfig(method="longrope2", objective=objective, samples=3, needle_depth="0.5", seed=4)
     found = prepare_texts(loaded, source, NEEDLE_LENGTH, options)
-    turned = replace(options, objective=options.other_objective)
+    turned = options.replace(objective=options.other_objective)
     assert isinstance(found["search", NEEDLE_LENGTH], NeedleSamples) == (objective != "perplexity")
     assert isinstance(found["other", NEEDLE_LENGTH], NeedleSamples) == (objective == "perplexity")
     again = prepare_texts(loaded, source, NEEDLE_LENGTH, turned)

@@ -245,7 +245,7 @@ def test_refused_before_any_work(
 ) -> None:  # fmt: skip
     if settings.micro_batch > 2:  # rows of a batch that cannot fit are not planned either: that alone takes minutes
         monkeypatch.setattr("longrope.train.memory.os.sysconf", lambda _: 1)
-        settings = replace(settings, micro_batch=1, batch=1)
+        settings = settings.replace(micro_batch=1, batch=1)
     with pytest.raises(LongRopeError, match=message) as error:
         run(checkpoint, sources, tmp_path / "run", settings)
     assert "\n" not in str(error.value)

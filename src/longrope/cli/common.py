@@ -19,7 +19,7 @@ from longrope.storage import json_ready
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.models.loading import LoadOptions
+    from longrope.models.config import LoadOptions
 
 # Tables are never cut: piped output is wide, a narrow terminal wraps.
 output = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
@@ -57,7 +57,7 @@ def model_options(
     trust_remote_code: bool = False,
 ) -> LoadOptions:
     """The options of loading a model, from those of the command line."""
-    from longrope.models.loading import LoadOptions
+    from longrope.models.config import LoadOptions
 
     return LoadOptions(
         dtype=dtype,

@@ -138,8 +138,7 @@ def command(
     target = parse_length(target_length) if target_length else None
     if out is not None:
         check_output_file(out)
-    from longrope.evaluation.config import EvalConfig
-    from longrope.evaluation.harness import HarnessTask
+    from longrope.evaluation.config import EvalConfig, HarnessTask
     from longrope.evaluation.run import cells_path, evaluate
     from longrope.models.loading import open_model
     from longrope.rope.scaling import RopeScaling

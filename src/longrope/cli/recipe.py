@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from longrope.errors import LongRopeError
 from longrope.units import format_length
 
 if TYPE_CHECKING:
-    from longrope.models.loading import LoadOptions
+    from longrope.models.config import LoadOptions
     from longrope.recipes.costs import StepCost
     from longrope.recipes.graph import Step
     from longrope.recipes.run import RecipeResult
@@ -51,7 +50,7 @@ def run(
             f"the recipe {name} is for any model: give one, as in longrope extend MODEL --recipe {name}"
         )
     if loading.original_length is None:
-        loading = replace(loading, original_length=original_length)
+        loading = loading.replace(original_length=original_length)
     loaded = open_model(model, loading)
     recipe = load_recipe(name, loaded.geometry.original_length)
     recipe = recipe.with_data(tuple(data or ()), tuple(eval_data or ()))

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 
 from longrope.cli.common import messages
 from longrope.cli.tensorboard import Scalars
+from longrope.run_files import SEARCH_LOG
 
 if TYPE_CHECKING:
     from longrope.search.loop import Progress
@@ -51,10 +52,8 @@ class SearchWatch:
         try:
             yield
         except KeyboardInterrupt:
-            from longrope.search.run import LOG
-
             self._bar.stop()
-            if not (out / LOG).exists():
+            if not (out / SEARCH_LOG).exists():
                 messages.print("interrupted before the first evaluation; nothing was written")
                 raise
             done = self._latest

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longrope.costs.model_dims import ModelShape
-from longrope.data.packing import ORIGINAL_WINDOW
+from longrope.data.mix import ORIGINAL_WINDOW
 from longrope.models.generation.cache import PREFILL_CHUNK
 from longrope.models.scoring import MLP_CHUNK
 from longrope.train.config import FinetuneConfig

@@ -29,7 +29,8 @@ from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.models.apply import geometry_of
-from longrope.models.loading import LoadedModel, LoadOptions, find_checkpoint_scaling, require_longer
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, find_checkpoint_scaling, require_longer
 from longrope.search.config import METHODS, SearchConfig
 from longrope.train.config import FinetuneConfig
 from longrope.units import doubling_lengths, format_length

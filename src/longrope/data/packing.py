@@ -26,37 +26,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from longrope.data.mix import LONG, MEDIUM, PARTS, PIECES, SHORT
 from longrope.data.tokens import TokenizedDocument, bos_of
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_text
 
-SHORT, PIECES, MEDIUM, LONG = PARTS = ("short", "pieces", "medium", "long")
-ORIGINAL_WINDOW = (SHORT, PIECES)
-"""The parts that train the original window."""
 IGNORED = -100  # a target that is not scored, as torch's cross_entropy has it
 _LOOK_AHEAD = 64  # documents among which the next one that still fits into a row is looked for
-
-
-def parse_mix(text: str) -> dict[str, float]:
-    """Shares of tokens by part: `long`, or `short:0.3,long:0.7`; they are scaled to add up to 1.
-
-    Raises LongRopeError for an unknown part, one named twice, or a share that is not positive.
-    """
-    shares: dict[str, float] = {}
-    for entry in text.split(","):
-        part, _, share = entry.strip().partition(":")
-        try:
-            value = float(share) if share else 1.0
-        except ValueError:
-            value = 0.0
-        if part not in PARTS or part in shares or not 0.0 < value < float("inf"):
-            raise LongRopeError(
-                f"expected a mix such as long or short:0.3,long:0.7, of {', '.join(PARTS)}, each once with a positive "
-                f"share; found {text!r}"
-            )
-        shares[part] = value
-    total = sum(shares.values())
-    return {part: shares[part] / total for part in PARTS if part in shares}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longrope.checks import positive_number, whole_number
 from longrope.doctor.table import ModelClass, model_class
 from longrope.errors import LongRopeError
 from longrope.models.checkpoint_files import RECORD
-from longrope.rope.checks import positive_number, whole_number
 from longrope.storage import read_json
 
 DICTIONARIES = ("rope_scaling", "rope_parameters")

@@ -12,14 +12,13 @@ from types import SimpleNamespace
 
 from longrope.doctor.config import DICTIONARIES, ORIGINAL, Config
 from longrope.errors import LongRopeError
-from longrope.export.forms import UNIFIED
+from longrope.export.config import UNIFIED
 from longrope.export.gguf.container import GgufRope
 from longrope.rope.checks import whole_number
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window
-
-SCALING_FILE = "scaling.json"
+from longrope.run_files import SCALING
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def expected_of_config(config: Config, given: Path | None) -> Expected:
     Raises LongRopeError when that file is no scaling, or one of another model, or when config.json states a scaling
     that cannot be computed.
     """
-    path = given or config.path / SCALING_FILE
+    path = given or config.path / SCALING
     if given is None and not path.is_file():
         return Expected(_stated(config), "config.json (there is no scaling.json)", stated=True)
     scaling = RopeScaling.load(path)
@@ -73,7 +72,7 @@ def expected_of_gguf(rope: GgufRope, given: Path | None) -> Expected | None:
 
     Raises LongRopeError when the scaling is one of another model, or the file states one that cannot be computed.
     """
-    beside = rope.path.parent / SCALING_FILE
+    beside = rope.path.parent / SCALING
     if given is not None:
         expected = Expected(RopeScaling.load(given), str(given))
     elif rope.scaling is not None:

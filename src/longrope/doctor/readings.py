@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longrope.checks import positive_number, shown, whole_number
 from longrope.doctor.config import DICTIONARIES, ORIGINAL, Config
 from longrope.doctor.table import FilesRule, Runtime
-from longrope.rope.checks import positive_number, shown, whole_number
 from longrope.rope.geometry import FULL_ATTENTION
 
 LONGROPE = "longrope"

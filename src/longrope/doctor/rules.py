@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from longrope.checks import positive_number
 from longrope.doctor.config import ORIGINAL, Config
 from longrope.doctor.readings import LONGROPE, Reading, RefusedError, UnknownRuleError, read, require
 from longrope.doctor.table import Runtime
 from longrope.errors import LongRopeError
 from longrope.export.gguf.keys import CONTEXT_STEP
 from longrope.rope import closed_forms as closed
-from longrope.rope.checks import positive_number
 from longrope.rope.geometry import FloatArray, RopeGeometry
 
 SHORT, LONG = "short", "long"

@@ -1,63 +1,109 @@
-"""What the suites of an evaluation can be told, validated."""
+"""The settings of an evaluation's suites, each written once. Light to import: the suites themselves are not needed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.harness import HarnessTask
-from longrope.evaluation.ruler.suite import PUBLISHED
-from longrope.evaluation.ruler.tasks import TASKS
+from longrope.settings import Settings
 
+RulerTask = Literal[
+    "niah_single_1",
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+    "vt",
+    "cwe",
+    "fwe",
+    "qa_1",
+]
+RULER_TASKS: tuple[str, ...] = get_args(RulerTask)
 QA_TASK = "qa_1"
+PUBLISHED_SCORE = 85.6
+"""RULER's published score at an effective length: that of Llama-2-7B at 4,096 tokens."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalConfig:
-    """The suites' options.
+@dataclass(frozen=True, slots=True)
+class HarnessTask:
+    """A task of lm-eval: its name or the path of a YAML file, and the solved examples before each question (None: the
+    task's own number)."""
 
-    `samples`: texts of perplexity and retention; `stride` chooses perplexity's sliding form. `trials`: passkeys per
-    length, needles per depth and length, samples per RULER task and length. `depths`: rows of the needle grid.
-    `needles`: in one document, by default as many as leave half of the shortest documents text. `ruler_tasks`: by
-    default all, `qa_1` only with a `qa_file`. `threshold` and `share`: of RULER's effective length, absolute and
-    relative to the score inside the original window. `tasks`: lm-eval's, for retention; `task_limit` questions of each,
-    `task_batch` texts at once.
+    name: str
+    shots: int | None = None
 
-    Raises LongRopeError for what is out of range.
-    """
-
-    samples: int = 10
-    stride: int | None = None
-    trials: int = 30
-    depths: int = 10
-    needles: int | None = None
-    ruler_tasks: tuple[str, ...] = ()
-    qa_file: Path | None = None
-    threshold: float = PUBLISHED
-    share: float = PUBLISHED / 100
-    tasks: tuple[HarnessTask, ...] = ()
-    task_limit: int | None = None
-    task_batch: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what no suite can do."""
-        for name in ("samples", "trials", "depths", "needles", "task_limit", "task_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LongRopeError(f"expected {name} of at least 1, found {value}")
-        if unknown := [task for task in self.ruler_tasks if task not in TASKS]:
-            raise LongRopeError(f"expected RULER tasks of {', '.join(TASKS)}; found {', '.join(unknown)}")
-        if QA_TASK in self.ruler_tasks and self.qa_file is None:
-            raise LongRopeError(f"RULER's {QA_TASK} needs a file of questions in SQuAD's format (--qa-file)")
-        if not 0 < self.threshold <= 100 or not 0 < self.share <= 1:
+    @classmethod
+    def parse(cls, text: str) -> HarnessTask:
+        """`arc_challenge`, `arc_challenge:25`, `tasks/own.yaml:0`. Raises LongRopeError for anything else."""
+        name, colon, shots = text.strip().rpartition(":")
+        if not colon or not shots.isdecimal():
+            name, shots = text.strip(), ""
+        if not name or ":" in name:
             raise LongRopeError(
-                "expected a threshold above 0, up to 100, and a share above 0, up to 1; "
-                f"found {self.threshold:g} and {self.share:g}"
+                f"expected a task of lm-eval as NAME or NAME:SHOTS, found {text!r}", code="invalid-setting"
             )
+        return cls(name, int(shots) if shots else None)
+
+    def __str__(self) -> str:
+        return self.name if self.shots is None else f"{self.name}:{self.shots}"
+
+    @property
+    def is_file(self) -> bool:
+        return Path(self.name).suffix in (".yaml", ".yml")
+
+
+def _task(value: Any) -> Any:
+    return HarnessTask.parse(value) if isinstance(value, str) else value
+
+
+class EvalConfig(Settings):
+    """The settings of the suites of an evaluation."""
+
+    samples: int = Field(10, ge=1)
+    """Perplexity and short-context quality: texts of each length, one per document first."""
+    stride: int | None = Field(None, ge=1)
+    """Perplexity: tokens that a sliding window moves by (the paper's: 256). Default: no sliding window."""
+    trials: int = Field(30, ge=1)
+    """Passkeys of each length, needles of each depth and length, samples of each RULER task and length."""
+    depths: int = Field(10, ge=1)
+    """Needles: depths from the start of a text to its end."""
+    needles: int | None = Field(None, ge=1)
+    """Needles that share a document. Default: as many as leave half of the shortest documents text."""
+    ruler_tasks: tuple[RulerTask, ...] = ()
+    """RULER: its tasks. Default: all that need no file."""
+    qa_file: Path | None = None
+    """RULER: questions in SQuAD's format, for the task qa_1."""
+    threshold: float = Field(PUBLISHED_SCORE, gt=0, le=100)
+    """RULER: the score that a length must reach to be an effective length."""
+    share: float = Field(PUBLISHED_SCORE / 100, gt=0, le=1)
+    """RULER: the same as a share of the model's own score inside its original window."""
+    tasks: tuple[Annotated[HarnessTask, BeforeValidator(_task)], ...] = ()
+    """Short-context quality: tasks of lm-eval by name or YAML file, with the number of examples: arc_challenge:25."""
+    task_limit: int | None = Field(None, ge=1)
+    """lm-eval: only so many questions of each task."""
+    task_batch: int = Field(1, ge=1)
+    """lm-eval: texts at once."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if QA_TASK in self.ruler_tasks and self.qa_file is None:
+            raise LongRopeError(
+                f"RULER's {QA_TASK} needs a file of questions in SQuAD's format",
+                code="missing-file",
+                hint="give it as `qa_file`",
+            )
+        return self
 
     @property
     def chosen_ruler_tasks(self) -> tuple[str, ...]:
         """RULER's tasks in its order."""
-        chosen = self.ruler_tasks or tuple(task for task in TASKS if task != QA_TASK or self.qa_file is not None)
-        return tuple(task for task in TASKS if task in chosen)
+        if self.ruler_tasks:
+            return tuple(task for task in RULER_TASKS if task in self.ruler_tasks)
+        return tuple(task for task in RULER_TASKS if task != QA_TASK or self.qa_file is not None)

@@ -12,45 +12,19 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError, one_line
+from longrope.evaluation.config import HarnessTask
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.retention import SUITE
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
 
 _RESAMPLINGS = 1000  # for the standard error of metrics that have no formula
-
-
-@dataclass(frozen=True, slots=True)
-class HarnessTask:
-    """A task of lm-eval: its name or the path of a YAML file, and the solved examples before each question (None: the
-    task's own number)."""
-
-    name: str
-    shots: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> HarnessTask:
-        """`arc_challenge`, `arc_challenge:25`, `tasks/own.yaml:0`. Raises LongRopeError for anything else."""
-        name, colon, shots = text.strip().rpartition(":")
-        if not colon or not shots.isdecimal():
-            name, shots = text.strip(), ""
-        if not name or ":" in name:
-            raise LongRopeError(f"expected a task of lm-eval as NAME or NAME:SHOTS, found {text!r}")
-        return cls(name, int(shots) if shots else None)
-
-    def __str__(self) -> str:
-        return self.name if self.shots is None else f"{self.name}:{self.shots}"
-
-    @property
-    def is_file(self) -> bool:
-        return Path(self.name).suffix in (".yaml", ".yml")
 
 
 OPEN_LLM = (

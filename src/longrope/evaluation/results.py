@@ -124,7 +124,7 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(variance / count)
 
 
-SCHEMA = "longrope.eval-cells/1"
+CELLS_SCHEMA = "longrope.eval-cells/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class CellLog(LineLog):
         """A new file. Raises LongRopeError when there is one already, or it cannot be written."""
         log = cls(path, new=True)
         try:
-            log.write_first(json.dumps({"schema": SCHEMA, **header}, allow_nan=False))
+            log.write_first(json.dumps({"schema": CELLS_SCHEMA, **header}, allow_nan=False))
         except OSError as error:
             raise LongRopeError(f"cannot write {path}: {error.strerror}; make room and start again") from error
         return log
@@ -214,8 +214,10 @@ class CellLog(LineLog):
             found = json.loads(lines[0]) if lines else {}
         except (ValueError, RecursionError):
             found = {}
-        if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
-            raise LongRopeError(f"{self.path} holds no cells of an evaluation (schema {SCHEMA}); choose another -o")
+        if not isinstance(found, dict) or found.pop("schema", None) != CELLS_SCHEMA:
+            raise LongRopeError(
+                f"{self.path} holds no cells of an evaluation (schema {CELLS_SCHEMA}); choose another -o"
+            )
         differing = sorted(key for key in header.keys() | found.keys() if header.get(key) != found.get(key))
         if differing:
             raise LongRopeError(

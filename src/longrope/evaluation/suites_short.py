@@ -10,8 +10,8 @@ from typing import Any
 from longrope.data.samples import Samples
 from longrope.evaluation import retention
 from longrope.evaluation.base import Entrant, Part, Prepared, Suite, sources_of
-from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.harness import OPEN_LLM, Harness, HarnessTask
+from longrope.evaluation.config import EvalConfig, HarnessTask
+from longrope.evaluation.harness import OPEN_LLM, Harness
 from longrope.evaluation.results import EvalRow
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longrope.evaluation.results import EvalRow
-from longrope.export.forms import HF, PHI3, UNIFIED, Expression, express, is_forced, notes_on
+from longrope.export.config import HF, PHI3, UNIFIED
+from longrope.export.forms import Expression, express, is_forced, notes_on
 from longrope.export.hf_config import THREE_KEYS
 from longrope.export.verify import Verification
 from longrope.provenance import command_line, versions

@@ -12,16 +12,14 @@ from typing import Any
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow, load_evaluation
 from longrope.export.card import Serving
-from longrope.export.forms import FORMS, HF
+from longrope.export.config import GGUF, HF, TARGETS
 from longrope.export.hf import export_hf
 from longrope.export.verify import Verification
 from longrope.models.checkpoint_files import RECORD, refuse_folded, resolve
 from longrope.models.loading import load_config
 from longrope.rope.scaling import RopeScaling
+from longrope.run_files import EVALUATION, SCALING, SEARCH_LOG
 from longrope.storage import check_output_file, check_output_folder
-
-GGUF = "gguf"
-TARGETS = (*FORMS, GGUF)
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,6 @@ def export(
     )
 
 
-SCALING, EVALUATION, LOG = "scaling.json", "eval.json", "search.jsonl"
-
-
 @dataclass(frozen=True)
 class Source:
     """A model, its scaling, and what a run measured with it; `notes` say what of the run could not be used."""
@@ -139,7 +134,7 @@ def find_source(run_or_model: str, scaling_path: Path | None = None, original_le
 def _run(folder: Path, scaling_path: Path | None, original_length: int | None) -> Source:
     own = folder / SCALING
     if not own.is_file():
-        if (folder / LOG).is_file():
+        if (folder / SEARCH_LOG).is_file():
             raise LongRopeError(f"the run in {folder} has no {SCALING} yet: go on with it (--resume), then export")
         raise LongRopeError(
             f"expected a model folder with a config.json, or a run folder with a {SCALING}; found neither in {folder}"

@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.export.config import FORMS, UNIFIED
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
-
-HF, UNIFIED, PHI3 = "hf", "hf-unified", "phi3"
-FORMS = (HF, UNIFIED, PHI3)
 
 
 @dataclass(frozen=True, slots=True)

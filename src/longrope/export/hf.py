@@ -16,7 +16,8 @@ from transformers import Phi3Config
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow
 from longrope.export.card import Serving, model_card, public_name, serving
-from longrope.export.forms import HF, PHI3, Expression, express, notes_on, require_lossless, transformers_losses
+from longrope.export.config import HF, PHI3
+from longrope.export.forms import Expression, express, notes_on, require_lossless, transformers_losses
 from longrope.export.hf_config import superset_config
 from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
 from longrope.export.verify import Verification, verify_hf, verify_tokenizer

@@ -13,13 +13,12 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from longrope.errors import LongRopeError, one_line
+from longrope.run_files import CHECKPOINT
 from longrope.storage import read_json, write_json_atomic
 
 EMBEDDED, EMBEDDED_LONG = "tiny", "tiny-512x"
 """The embedded model, and the same extended to 512 times its window: its scaling.json says so, not its config."""
 EMBEDDED_MODELS = (EMBEDDED, EMBEDDED_LONG)
-CHECKPOINT = "checkpoint"
-"""The folder of a run with the weights that it trained or exported."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _TRAVELS = (

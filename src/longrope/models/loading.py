@@ -36,10 +36,12 @@ from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError, one_line
 from longrope.models.apply import geometry_of
 from longrope.models.checkpoint_files import EMBEDDED_MODELS, RECORD, refuse_folded, resolve
+from longrope.models.config import LoadOptions
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
+from longrope.run_files import SCALING
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -145,26 +147,14 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 AnySource = TypeVar("AnySource", bound=Source)
-SCALING = "scaling.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
-    """How to load a model. `original_length` overrides the window that the config states."""
-
-    dtype: str = "auto"
-    device: str = "cpu"
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
-    original_length: int | None = None
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A loaded model. `checkpoint_scaling` is the scaling its checkpoint carries, relative to its original RoPE.
 
-    `find_checkpoint_scaling` says where that comes from. The model computes what its config says; whoever asks it about another
-    scaling installs that.
+    `find_checkpoint_scaling` says where that comes from. The model computes what its config says, until another scaling
+    is applied to it.
     """
 
     name: str
@@ -182,7 +172,7 @@ class LoadedModel:
         )
 
     def checkpoint_window(self, length: int) -> Window | None:
-        """The window of `checkpoint_scaling` for `length` tokens, its last one beyond its reach; None without `checkpoint_scaling`."""
+        """The window of `checkpoint_scaling` for `length` tokens, the last beyond them all; None without one."""
         return (
             None
             if self.checkpoint_scaling is None
@@ -264,7 +254,8 @@ def require_longer(loaded: LoadedModel, target_length: int) -> None:
     """Raise LongRopeError unless `target_length` is above the window that the checkpoint has."""
     if target_length <= loaded.context_length:
         raise LongRopeError(
-            f"expected a target length above the model's window of {loaded.context_length} tokens, found {target_length}"
+            f"expected a target length above the model's window of {loaded.context_length} tokens, found "
+            f"{target_length}"
         )
 
 

@@ -10,7 +10,8 @@ import torch
 
 from longrope.costs.model_dims import weightless
 from longrope.data.documents import Document
-from longrope.data.packing import LONG, Frame, pack
+from longrope.data.mix import LONG
+from longrope.data.packing import Frame, pack
 from longrope.data.samples import assert_disjoint
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize

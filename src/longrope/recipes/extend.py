@@ -28,11 +28,13 @@ from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel, load_model, prepare_samples, require_longer, sources_or_books
 from longrope.models.scoring import last_logits
 from longrope.provenance import record
-from longrope.report.collect import EXTENSION, Proof
+from longrope.report.collect import Proof
 from longrope.report.run import Written, figures_folder, report
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.scaling import RopeScaling
+from longrope.run_files import CHECKPOINT as CHECKPOINT_DIR
+from longrope.run_files import EVALUATION, EXTENSION, REPORT
 from longrope.search.config import SearchConfig
 from longrope.search.loop import Progress
 from longrope.search.run import SearchResult, search
@@ -40,7 +42,6 @@ from longrope.storage import json_ready, write_json_atomic
 from longrope.units import doubling_lengths
 
 NAME = "longrope"  # the searched scaling's name in tables
-EVALUATION, CHECKPOINT_FOLDER, REPORT = "eval.json", "checkpoint", "report.html"
 PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all positions at L' would not fit anywhere
 
 
@@ -132,7 +133,7 @@ def extend(
     )
     write_json_atomic(out / EVALUATION, evaluation.to_json())
     listener.on_stage("export")
-    checkpoint = out / CHECKPOINT_FOLDER
+    checkpoint = out / CHECKPOINT_DIR
     if not (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
         export_hf(
             loaded.name,

@@ -11,20 +11,19 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import SCALING, LoadedModel, fingerprint
+from longrope.models.loading import LoadedModel, fingerprint
 from longrope.provenance import record, versions
 from longrope.recipes.check import stage_sources
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import SETTINGS, Recipe
 from longrope.report.run import figures_folder
+from longrope.run_files import LOCK, RECIPE, REPORT, RESULT, SCALING, STAGE
 from longrope.storage import check_output_folder, json_ready, read_json, write_json_atomic
-
-IDENTITY, STAGE, RESULT, REPORT, LOCK = "recipe.json", "stage.json", "result.json", "report.html", ".lock"
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class RunFolder:
                 for name in (RESULT, REPORT):  # of the recipe as it was
                     (self.path / name).unlink(missing_ok=True)
                 write_json_atomic(
-                    self.path / IDENTITY, self.identity | {"stages": self.stages, "command": record()["command"]}
+                    self.path / RECIPE, self.identity | {"stages": self.stages, "command": record()["command"]}
                 )
             self._tidy()
             yield
@@ -106,7 +105,7 @@ class RunFolder:
         found = self._found()
         if found is None:
             # All that a process can have left that was killed before it said what it is.
-            left = (LOCK, f".{IDENTITY}.")
+            left = (LOCK, f".{RECIPE}.")
             if not (self.path.is_dir() and all(entry.name.startswith(left) for entry in self.path.iterdir())):
                 check_output_folder(self.path)
             return
@@ -124,7 +123,7 @@ class RunFolder:
 
     def _found(self) -> dict[str, Any] | None:
         """What the folder says it is; None where it says nothing yet."""
-        path = self.path / IDENTITY
+        path = self.path / RECIPE
         if not path.is_file():
             return None
         found = read_object(path)
@@ -144,7 +143,7 @@ class RunFolder:
         figures = figures_folder(self.path / REPORT)
         if not (self.path / REPORT).exists():
             shutil.rmtree(figures, ignore_errors=True)  # they come before the page
-        for name in (IDENTITY, SCALING, RESULT, REPORT, figures.name, *self.stages):
+        for name in (RECIPE, SCALING, RESULT, REPORT, figures.name, *self.stages):
             for left in self.path.glob(f".{name}[.-]*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -166,11 +165,10 @@ def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether two descriptions of a stage say the same. An option that is younger than the run had its default then."""
     kind = str(wanted.get("stage"))
     if kind in SETTINGS and isinstance(stage.get("settings"), dict):
-        defaults = {}
-        for field in fields(SETTINGS[kind]):
-            if field.default is not MISSING:
-                defaults[field.name] = field.default
-            elif field.default_factory is not MISSING:
-                defaults[field.name] = field.default_factory()
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in SETTINGS[kind].model_fields.items()
+            if not field.is_required()
+        }
         stage = stage | {"settings": _plain(defaults) | stage["settings"]}
     return stage == wanted

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import SCALING, LoadedModel
+from longrope.models.loading import LoadedModel
 from longrope.provenance import record
 from longrope.recipes.check import check_recipe
-from longrope.recipes.folder import REPORT, RESULT, STAGE, RunFolder, read_object
+from longrope.recipes.folder import RunFolder, read_object
 from longrope.recipes.graph import Step, steps
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe
-from longrope.recipes.stages import TRAINED, Listener, Stages
+from longrope.recipes.stages import Listener, Stages
 from longrope.report.run import report
 from longrope.rope.scaling import RopeScaling
+from longrope.run_files import CHECKPOINT, REPORT, RESULT, SCALING, STAGE
 from longrope.storage import json_ready, sha256_file, write_json_atomic
 
 
@@ -120,5 +121,5 @@ def _finished(folder: Path, read: dict[str, dict[str, str]]) -> dict[str, Any]:
 def _results(step: Step, folder: Path) -> list[str]:
     """The files that later stages read."""
     names = [SCALING] if (folder / SCALING).is_file() else []
-    weights = (folder / TRAINED).glob("*.safetensors") if isinstance(step.stage, FinetuneStage) else ()
+    weights = (folder / CHECKPOINT).glob("*.safetensors") if isinstance(step.stage, FinetuneStage) else ()
     return [*names, *sorted(path.relative_to(folder).as_posix() for path in weights)]

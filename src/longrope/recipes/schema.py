@@ -16,10 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.harness import HarnessTask
 from longrope.evaluation.retention import SUITE as RETENTION
 from longrope.evaluation.suites import SUITES
-from longrope.export.export import TARGETS
+from longrope.export.config import TARGETS
 from longrope.search.config import SearchConfig
 from longrope.train.config import FinetuneConfig
 from longrope.units import doubling_lengths, parse_length
@@ -31,7 +30,6 @@ SETTINGS: Mapping[str, type[SearchConfig | FinetuneConfig | EvalConfig]] = {
     "evaluate": EvalConfig,
 }
 """What a stage of each kind can be told besides its own keys."""
-_NUMBERS_OR_NAMES = ("attention_factor", "needle_depth", "start_tokens")
 
 
 def _to_tokens(value: Any, info: ValidationInfo) -> int:
@@ -65,9 +63,6 @@ class _Stage(BaseModel):
             return raw
         own = {key: value for key, value in raw.items() if key in cls.model_fields and key != "settings"}
         settings = {key: value for key, value in raw.items() if key not in own}
-        for key in _NUMBERS_OR_NAMES:  # `1` in YAML is a number
-            if type(settings.get(key)) in (int, float):
-                settings[key] = str(settings[key])
         return own | {"settings": settings}
 
 
@@ -151,14 +146,6 @@ class EvaluateStage(_WorkingStage):
     against: tuple[str, ...] = ()
     settings: EvalConfig
     seed: int = Field(0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tasks_by_name(cls, raw: Any) -> Any:
-        """lm-eval's tasks as the command line takes them: `arc_challenge:25`."""
-        if isinstance(raw, Mapping) and isinstance(raw.get("tasks"), list):
-            return dict(raw) | {"tasks": [HarnessTask.parse(str(task)) for task in raw["tasks"]]}
-        return raw
 
     @model_validator(mode="after")
     def _possible(self) -> EvaluateStage:
@@ -269,7 +256,6 @@ __all__ = [
     "EvaluateStage",
     "ExportStage",
     "FinetuneStage",
-    "LoraConfig",
     "Recipe",
     "RecoverStage",
     "SearchStage",

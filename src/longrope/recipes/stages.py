@@ -21,15 +21,21 @@ from longrope.recipes.check import stage_sources
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage
 from longrope.rope.scaling import RopeScaling
+from longrope.run_files import (
+    CHECKPOINT,
+    EVALUATION,
+    FINETUNE_IDENTITY,
+    FINETUNE_SUMMARY,
+    SCALING,
+    SEARCH_LOG,
+    SEARCH_SUMMARY,
+    TRAINER,
+)
 from longrope.search.loop import Progress
 from longrope.search.recover import Listener as RecoveryListener
 from longrope.search.recover import recover
-from longrope.search.run import LOG, SCALING, search
-from longrope.search.run import SUMMARY as SEARCHED
+from longrope.search.run import search
 from longrope.storage import write_json_atomic
-
-EVALUATION = "eval.json"
-TRAINED = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Stages:
 
     def _open(self, step: Step, stage: SearchStage | FinetuneStage | RecoverStage | EvaluateStage) -> LoadedModel:
         """The model a step works on, with the scaling it was trained for."""
-        return open_model(self._name(step), replace(self.base.options, dtype=stage.dtype))
+        return open_model(self._name(step), self.base.options.replace(dtype=stage.dtype))
 
     def _search(self, step: Step, stage: SearchStage, folder: Path) -> dict[str, Any]:
         loaded = self._open(step, stage)
@@ -97,15 +103,15 @@ class Stages:
         return found.to_json()
 
     def _finetune(self, step: Step, stage: FinetuneStage, folder: Path) -> dict[str, Any]:
-        from longrope.train.finetune import IDENTITY, finetune  # needs accelerate
         from longrope.train.finetune import Listener as TrainingListener
+        from longrope.train.finetune import finetune  # needs accelerate
         from longrope.train.launch import finetune_in_processes
-        from longrope.train.output import SUMMARY, TRAINER, FinetuneResult
+        from longrope.train.output import FinetuneResult
 
-        if not (folder / SUMMARY).is_file():
-            resume = _kept(folder, (folder / IDENTITY).is_file())
+        if not (folder / FINETUNE_SUMMARY).is_file():
+            resume = _kept(folder, (folder / FINETUNE_IDENTITY).is_file())
             # The Trainer moves the model to its device.
-            options = replace(self.base.options, dtype=stage.dtype, device="cpu")
+            options = self.base.options.replace(dtype=stage.dtype, device="cpu")
             scaling, sources = self.out / str(step.factors) / SCALING, stage_sources(self.base.name, self.recipe, stage)
             listener = TrainingListener(self.listener.on_training_start, self.listener.on_training_progress)
             cpu, deterministic = self.base.options.device == "cpu", torch.are_deterministic_algorithms_enabled()
@@ -139,7 +145,7 @@ class Stages:
 
     def _recover(self, step: Step, stage: RecoverStage, folder: Path) -> dict[str, Any]:
         scaling = RopeScaling.load(self.out / str(step.scaling) / SCALING)
-        begun = [_begun_search(path.parent) for path in folder.glob(f"*/{LOG}")]
+        begun = [_begun_search(path.parent) for path in folder.glob(f"*/{SEARCH_LOG}")]
         recovered = recover(
             replace(self._open(step, stage), checkpoint_scaling=scaling),
             stage.lengths,
@@ -180,13 +186,14 @@ class Stages:
         return {"evaluation": str(output)}
 
     def _export(self, step: Step, stage: ExportStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
-        from longrope.export.export import GGUF, export
+        from longrope.export.config import GGUF
+        from longrope.export.export import export
 
         _kept(folder, False)
         folder.mkdir()
         scaling.save(folder / SCALING)
         done = export(
-            self.base.name if step.weights is None else str(self.out / step.weights / TRAINED),
+            self.base.name if step.weights is None else str(self.out / step.weights / CHECKPOINT),
             folder / ("model.gguf" if stage.to == GGUF else "checkpoint"),
             to=stage.to,
             scaling_path=folder / SCALING,
@@ -207,9 +214,9 @@ def _kept(folder: Path, begun: bool) -> bool:
 
 def _begun_search(folder: Path) -> bool:
     """Whether a search in `folder` has something to go on with."""
-    if not _kept(folder, _whole_lines(folder / LOG)):
+    if not _kept(folder, _whole_lines(folder / SEARCH_LOG)):
         return False
-    if not (folder / SEARCHED).exists():  # it comes after the scaling, and only with it
+    if not (folder / SEARCH_SUMMARY).exists():  # it comes after the scaling, and only with it
         (folder / SCALING).unlink(missing_ok=True)
     return True
 

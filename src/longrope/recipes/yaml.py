@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,7 @@ def _keys(kind: str) -> tuple[str, ...]:
     if kind not in STAGES:
         return ()
     own = (name for name in STAGES[kind].model_fields if name != "settings")
-    return (*own, *(field.name for field in fields(SETTINGS[kind]))) if kind in SETTINGS else tuple(own)
+    return (*own, *SETTINGS[kind].model_fields) if kind in SETTINGS else tuple(own)
 
 
 def _from_folder(recipe: Recipe, folder: Path) -> Recipe:
@@ -159,7 +158,7 @@ def _from_folder(recipe: Recipe, folder: Path) -> Recipe:
             return stage
         changed: dict[str, Any] = {"data": found(stage.data)}
         if isinstance(stage, EvaluateStage) and stage.settings.qa_file is not None:
-            changed["settings"] = replace(stage.settings, qa_file=folder / stage.settings.qa_file.expanduser())
+            changed["settings"] = stage.settings.replace(qa_file=folder / stage.settings.qa_file.expanduser())
         return stage.model_copy(update=changed)
 
     return recipe.model_copy(

@@ -17,9 +17,8 @@ from longrope.evaluation.results import SCHEMA, EvalRow, Evaluation, load_evalua
 from longrope.report.styles import OWN, is_baseline
 from longrope.report.trace import Trace, read_trace
 from longrope.rope.scaling import RopeScaling
+from longrope.run_files import EXTENSION, SCALING, SEARCH_LOG
 from longrope.storage import sha256_text
-
-LOG, SCALING, EXTENSION = "search.jsonl", "scaling.json", "extend.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +126,8 @@ def _folder(path: Path) -> Run:
             f"expected {path} to hold a finished run: a {SCALING} or evaluation files (*.json); found neither"
         )
     trace = None
-    if scaling is not None and (path / LOG).is_file():
-        trace = read_trace(path / LOG, scaling.provenance)
+    if scaling is not None and (path / SEARCH_LOG).is_file():
+        trace = read_trace(path / SEARCH_LOG, scaling.provenance)
     extension = _extension(path / EXTENSION) if (path / EXTENSION).is_file() else None
     return Run(path.resolve().name, path, scaling, trace, evaluations, extension)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from longrope.report.collect import EXTENSION, SCALING, Run
+from longrope.report.collect import Run
 from longrope.report.numbers import amount, count
+from longrope.run_files import EXTENSION, SCALING
 from longrope.storage import sha256_text
 
 METHODS = {

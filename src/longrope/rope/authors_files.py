@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
-from longrope.rope.checks import positive_number, shown, whole_number
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import sha256_bytes

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from longrope.checks import positive_number, whole_number
 from longrope.errors import LongRopeError
-from longrope.rope.checks import positive_number, whole_number
 from longrope.rope.geometry import FloatArray, RopeGeometry
 
 

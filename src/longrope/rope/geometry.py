@@ -1,7 +1,7 @@
 """What the rotary embedding of one model is before any scaling: rotary dimension, base and original context window.
 
 `RopeGeometry` is the mathematics; the rest of the file reads it from a transformers configuration, whose attributes
-are looked up by name: nothing here imports transformers. What a checkpoint already scales is in `checkpoint_scaling.py`.
+are looked up by name: nothing here imports transformers. What a checkpoint already scales is in `hf_config.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
-from longrope.rope.checks import positive_number, shown, whole_number
 
 FloatArray = npt.NDArray[np.float64]
 

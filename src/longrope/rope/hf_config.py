@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
 from longrope.rope import closed_forms as closed
-from longrope.rope.checks import positive_number, shown, whole_number
 from longrope.rope.geometry import RopeGeometry, rope_parameters_of, text_config, yarn_truncates
 from longrope.rope.scaling import RopeScaling, Window
 

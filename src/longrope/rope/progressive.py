@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from longrope.checks import positive_number
 from longrope.errors import LongRopeError
-from longrope.rope.checks import positive_number
 from longrope.rope.closed_forms import pair_that_turns, ramp
 from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window

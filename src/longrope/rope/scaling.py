@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
-from longrope.rope.checks import positive_number, shown, whole_number
 from longrope.rope.geometry import RopeGeometry
 from longrope.storage import sha256_text, write_json_atomic
 

@@ -1,109 +1,117 @@
-"""What a search can be told, validated, and the named values of its options."""
+"""The settings of a search, each written once: `SearchConfig`, and the numbers that its named values stand for.
+
+Command line, recipes, the docs' tables and the JSON beside a result are made from `SearchConfig`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import su_attention_factor, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.search.knots import LARGEST
 from longrope.search.spaces import START_TOKENS
+from longrope.settings import Settings
 
-METHODS = ("longrope", "longrope2", "gradient", "hybrid", "cma")
-OBJECTIVES = ("perplexity", "needle")
+Method = Literal["longrope", "longrope2", "gradient", "hybrid", "cma"]
+Objective = Literal["perplexity", "needle"]
+METHODS: tuple[str, ...] = get_args(Method)
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
 CONTINUED = "continued"
 EVOLUTION, GRADIENT = ("longrope", "longrope2"), ("gradient", "hybrid")
-_OF_METHODS = {
-    "population": EVOLUTION,
-    "iterations": EVOLUTION,
-    "racing": EVOLUTION,
-    "start_tokens": ("longrope", "gradient", "hybrid", "cma"),
-    "max_factor": ("longrope", "gradient", "hybrid", "cma"),
-    "steps": GRADIENT,
-    "learning_rate": GRADIENT,
-    "continuation": GRADIENT,
-    "learn_attention_factor": GRADIENT,
-    "knots": (*GRADIENT, "cma"),
-    "evaluations": ("hybrid", "cma"),
-}
-"""The methods that an option means something to: with another it may only be what it is by default."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
-    """What a search can be told; None is the method's own default.
+def _name_of_number(value: Any) -> Any:
+    """A number as text: the setting takes names too, and YAML reads `1` as a number."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
-    `method`: `longrope` (evolution over all pairs), `longrope2` (evolution over d_rcd and the pairs beyond it),
-    `gradient`, `hybrid` (the gradient's result polished by CMA-ES) or `cma` (CMA-ES alone). `objective`: `perplexity`,
-    or `needle` with its `needle_depth` (`spread`, `start`, or a number in [0, 1]); by default `needle` for longrope2,
-    else `perplexity`. `samples`: texts that are scored, by default the papers' 5 (3 beyond 512k tokens), 10 for
-    needles. `attention_factor`: `su`, `yarn`, or a number; by default that of the scaling the checkpoint carries, else
-    `su`, which every runtime computes by itself. `continued`: the carried one, continued beyond its reach as YaRN does;
-    better where nothing is trained there, and two attention factors, which no other runtime has. With 1, sequences
-    inside the original window stay exactly those of the original model, in the runtimes that honour it.
 
-    All but longrope2: `start_tokens`: `0` (portable: no runtime but ours can express others), a number, or `search`
-    (the paper's set: a gene of longrope, an outer choice of the others, whose result is tried with each). `max_factor`:
-    the largest λ, for longrope by default 1.25·s.
+NameOrNumber = Annotated[str, BeforeValidator(_name_of_number)]
 
-    Evolution: `population`, by default the papers' 64 (32 beyond 512k tokens), `iterations`. `racing`: candidates are
-    dropped after each sample on which they cannot be expected in the top k; without it, Algorithm 1 as it is.
 
-    Gradient and CMA-ES: `knots` (0: every pair; by default every pair for the gradient, 12 for CMA-ES). Gradient:
-    `steps`, `learning_rate`, `continuation` (reach L' over 2L, 4L, …), `learn_attention_factor`. CMA-ES:
-    `evaluations`, by default 256 alone and 66 after the gradient.
+class SearchConfig(Settings):
+    """The settings of a search for rescale factors. None stands for the method's own default."""
 
-    `patience`: iterations of an evolution, generations of CMA-ES, validations of the gradient without improvement that
-    end a search or stage. `critical_dim`: longrope2 searches with this d_rcd alone, and every method also reports
-    YaRN-rcd and NTK-rcd with it.
-
-    Raises LongRopeError for values that mean nothing, or nothing to the method.
-    """
-
-    method: str = "longrope"
-    objective: str | None = None
-    needle_depth: str = "spread"
-    samples: int | None = None
-    seed: int = 0
-    attention_factor: str | None = None
-    population: int | None = None
-    iterations: int = 40
-    patience: int | None = None
-    start_tokens: str = "0"
+    method: Method = "longrope"
+    """How to search: `longrope` and `longrope2` are the papers' evolutions, `gradient` is many times cheaper, `hybrid`
+    polishes its result by CMA-ES, `cma` is CMA-ES alone."""
+    objective: Objective | None = None
+    """The loss to minimise: of all tokens (`perplexity`), or only of the answer about a hidden number (`needle`).
+    Default: needle for longrope2, perplexity for the others."""
+    needle_depth: NameOrNumber = "spread"
+    """Where needles are hidden: spread over the text, at its start, or at a share of it from 0 to 1."""
+    samples: int | None = Field(None, ge=1)
+    """Texts of exactly L' tokens that are scored. Default: 5 (3 beyond 512k tokens), 10 with needles."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random."""
+    attention_factor: NameOrNumber | None = None
+    """The attention factor beyond the original window: `su` (every runtime computes it by itself), `yarn`, `continued`
+    (that of the checkpoint's scaling, continued as YaRN does), or a number; 1 keeps short texts exactly as they were.
+    Default: that of the checkpoint's scaling, else su."""
+    population: int | None = Field(None, ge=1)
+    """Candidates of the first generation, P; mutations and crossovers are P/4 each, the top k P/2. Default: 64 (32
+    beyond 512k tokens)."""
+    iterations: int = Field(40, ge=0)
+    """Generations after the first."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many iterations (gradient: validations, 2 in 30 steps) without improvement."""
+    start_tokens: NameOrNumber = "0"
+    """Tokens at the start of a text that keep their original angle: 0, which every runtime can express, a number, or
+    `search` (the paper's set)."""
     racing: bool = False
-    critical_dim: int | None = None
-    max_factor: float | None = None
-    steps: int = 30
-    knots: int | None = None
-    learning_rate: float = 0.1
+    """Drop candidates that fall behind after each text; without it, Algorithm 1 as it is."""
+    critical_dim: int | None = Field(None, ge=1)
+    """A real critical dimension: longrope2 searches with this one alone, and every method also reports YaRN and NTK
+    with it."""
+    max_factor: float | None = Field(None, ge=1.0, le=LARGEST)
+    """The largest rescale factor. Default of longrope: 1.25 times the extension ratio."""
+    steps: int = Field(30, ge=1)
+    """Gradient steps of each stage."""
+    knots: int | None = Field(None, ge=0)
+    """Knots of log λ, between which it is interpolated; 0 makes every pair one. Default: every pair; CMA-ES 12."""
+    learning_rate: float = Field(0.1, gt=0.0, allow_inf_nan=False)
+    """Step size of the gradient in the variables of log λ."""
     continuation: bool = True
+    """Reach L' over 2L, 4L, …, each stage from the last one's result; without it, in one jump."""
     learn_attention_factor: bool = False
-    evaluations: int | None = None
+    """Descend on the attention factor too."""
+    evaluations: int | None = Field(None, ge=1)
+    """Candidates of CMA-ES. Default: 256, hybrid 66."""
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise LongRopeError(f"expected a search method of {', '.join(METHODS)}; found {self.method!r}")
-        if self.objective is not None and self.objective not in OBJECTIVES:
-            raise LongRopeError(f"expected an objective of {', '.join(OBJECTIVES)}; found {self.objective!r}")
+    OF_METHODS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "population": EVOLUTION,
+        "iterations": EVOLUTION,
+        "racing": EVOLUTION,
+        "start_tokens": ("longrope", "gradient", "hybrid", "cma"),
+        "max_factor": ("longrope", "gradient", "hybrid", "cma"),
+        "steps": GRADIENT,
+        "learning_rate": GRADIENT,
+        "continuation": GRADIENT,
+        "learn_attention_factor": GRADIENT,
+        "knots": (*GRADIENT, "cma"),
+        "evaluations": ("hybrid", "cma"),
+    }
+    """The methods that a setting means something to: with the others it has to keep its default."""
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
         start_tokens_of(self.start_tokens)
-        for name, methods in _OF_METHODS.items():
-            if self.method not in methods and getattr(self, name) != _default(name):
+        for name, methods in self.OF_METHODS.items():
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
                 raise LongRopeError(
-                    f"{name.replace('_', ' ')} is an option of the methods {', '.join(methods)}; "
-                    f"found {getattr(self, name)} with {self.method!r}"
+                    f"`{name}` is a setting of the methods {', '.join(methods)}; found {getattr(self, name)} with "
+                    f"{self.method!r}",
+                    code="setting-of-another-method",
                 )
         if self.needle_depth != "spread" and self.chosen_objective != "needle" and self.method != "longrope2":
-            raise LongRopeError(f"a needle depth is for the objective needle; found {self.chosen_objective!r}")
-        for name, least in (("samples", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise LongRopeError(f"expected {name} of at least {least}, found {value}")
-        if self.critical_dim is not None and self.critical_dim < 1:
-            raise LongRopeError(f"expected a critical dimension of at least 1, found {self.critical_dim}")
-        if self.max_factor is not None and not 1.0 <= self.max_factor <= LARGEST:
-            raise LongRopeError(f"expected a largest λ from 1 to {LARGEST:g}, found {self.max_factor}")
+            raise LongRopeError(
+                f"`needle_depth` is for the objective needle; found {self.chosen_objective!r}",
+                code="setting-of-another-method",
+            )
+        return self
 
     @property
     def chosen_objective(self) -> str:
@@ -112,17 +120,13 @@ class SearchConfig:
 
     @property
     def other_objective(self) -> str:
-        """The one that was not chosen."""
+        """The objective that was not chosen."""
         return OBJECTIVES[1 - OBJECTIVES.index(self.chosen_objective)]
 
     @property
     def by_gradient(self) -> bool:
         """Whether the method goes through stages and validates."""
         return self.method in GRADIENT
-
-
-def _default(name: str) -> Any:
-    return next(field.default for field in fields(SearchConfig) if field.name == name)
 
 
 def attention_factor_of(text: str, geometry: RopeGeometry, target_length: int) -> float:
@@ -135,7 +139,9 @@ def attention_factor_of(text: str, geometry: RopeGeometry, target_length: int) -
     except ValueError:
         value = 0.0
     if not 0.0 < value < float("inf"):
-        raise LongRopeError(f"expected an attention factor of su, yarn or a positive number; found {text!r}")
+        raise LongRopeError(
+            f"expected an `attention_factor` of su, yarn or a positive number; found {text!r}", code="invalid-setting"
+        )
     return value
 
 
@@ -145,4 +151,6 @@ def start_tokens_of(text: str) -> tuple[int, ...]:
         return START_TOKENS
     if text.isdecimal() and len(text) <= 9:
         return (int(text),)
-    raise LongRopeError(f"expected start tokens of 'search' or a number of tokens, found {text!r}")
+    raise LongRopeError(
+        f"expected `start_tokens` to be 'search' or a number of tokens, found {text!r}", code="invalid-setting"
+    )

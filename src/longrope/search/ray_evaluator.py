@@ -25,7 +25,8 @@ import torch
 
 from longrope.errors import LongRopeError, one_line
 from longrope.models.apply import apply_scaling
-from longrope.models.loading import LoadedModel, LoadOptions, fingerprint, open_model
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, fingerprint, open_model
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling
 from longrope.search.evaluator import Answer, Evaluator, Question, SerialEvaluator

@@ -19,14 +19,13 @@ from longrope.models.loading import LoadedModel
 from longrope.provenance import record
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.run_files import RECOVER_SUMMARY, SCALING, SEARCH_LOG
 from longrope.search.config import SearchConfig
 from longrope.search.initial import NONE
 from longrope.search.loop import Progress
-from longrope.search.run import LOG, SCALING, search_window
+from longrope.search.run import search_window
 from longrope.search.spaces import UPPER_RATIO
 from longrope.storage import json_ready, new_output_folder, write_json_atomic
-
-SUMMARY = "recover.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ def recover(
     carried, lengths = _checked(loaded, lengths)
     max_factor = options.max_factor if max_factor is None else max_factor
     bounds = {length: _default_bound(carried, length) if max_factor is None else max_factor for length in lengths}
-    searches = {length: replace(options, max_factor=bound) for length, bound in bounds.items()}
+    searches = {length: options.replace(max_factor=bound) for length, bound in bounds.items()}
     _open(out, lengths, resume)
     rows, windows, data_seen = [], {}, []
     for length, bounded in searches.items():
@@ -120,7 +119,7 @@ def recover(
             data,
             folder,
             bounded,
-            resume=(folder / LOG).exists(),
+            resume=(folder / SEARCH_LOG).exists(),
             workers=workers,
             ray_address=ray_address,
             on_start=listener.on_start,
@@ -134,9 +133,11 @@ def recover(
     made = [json_ready(row.to_json()) | {"data": seen} for row, seen in zip(rows, data_seen, strict=True)]
     scaling = _with_windows(carried, windows).with_provenance(model=loaded.name, recovery=made)
     result = Recovery(tuple(rows), scaling, out / SCALING)
-    if not (out / SUMMARY).exists():  # a finished recovery that is resumed comes to the same end
+    if not (out / RECOVER_SUMMARY).exists():  # a finished recovery that is resumed comes to the same end
         scaling.with_provenance(**record()).save(result.path)
-        write_json_atomic(out / SUMMARY, json_ready(result.to_json()) | {"options": asdict(options)} | record())
+        write_json_atomic(
+            out / RECOVER_SUMMARY, json_ready(result.to_json()) | {"options": options.model_dump()} | record()
+        )
     return replace(result, scaling=RopeScaling.load(result.path))
 
 
@@ -148,7 +149,8 @@ def _checked(loaded: LoadedModel, lengths: Sequence[int]) -> tuple[RopeScaling, 
     lengths = sorted(set(lengths))
     if not lengths or lengths[0] < original or lengths[-1] >= loaded.context_length:
         raise LongRopeError(
-            f"expected lengths to recover from {original} tokens on and below the model's reach of {loaded.context_length}, "
+            f"expected lengths to recover from {original} tokens on and below the model's window of "
+            f"{loaded.context_length}, "
             f"found {', '.join(map(str, lengths)) or 'none'}"
         )
     return carried, lengths
@@ -164,11 +166,11 @@ def _open(out: Path, lengths: Sequence[int], resume: bool) -> None:
     if not resume:
         new_output_folder(out)
         return
-    begun = {path.parent.name for path in out.glob(f"*/{LOG}")}
+    begun = {path.parent.name for path in out.glob(f"*/{SEARCH_LOG}")}
     if not begun:
         raise LongRopeError(f"there is no recovery in {out} to resume; start without resuming")
     wanted = set(map(str, lengths))
-    if begun - wanted or ((out / SUMMARY).exists() and begun != wanted):
+    if begun - wanted or ((out / RECOVER_SUMMARY).exists() and begun != wanted):
         raise LongRopeError(
             f"the recovery in {out} is another one, of windows of {', '.join(sorted(begun, key=int))} tokens; use the "
             "same lengths or another folder"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel, fingerprint, require_longer, sources_or_books
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY
 from longrope.search.config import SearchConfig
 from longrope.search.critical_dim import Choices, choices, forms_with_critical_dim
 from longrope.search.dialogue import DialogueSearch, rank
@@ -30,7 +31,6 @@ from longrope.search.ray_evaluator import numerics, ray_evaluator
 from longrope.search.search_data import Texts, data_provenance, prepare_texts
 from longrope.storage import json_ready, new_output_folder, write_json_atomic
 
-LOG, SCALING, SUMMARY = "search.jsonl", "scaling.json", "search.json"
 UNIT = "found, attention factor 1"
 
 
@@ -178,13 +178,13 @@ def search_window(
         choices=chosen,
         chosen_seeds=tuple(planned.search.chosen_seeds) if isinstance(planned.search, DialogueSearch) else (),
     )
-    summary = json_ready(result.to_json()) | {"options": asdict(options)}
+    summary = json_ready(result.to_json()) | {"options": options.model_dump()}
     scaling = result.scaling.with_provenance(
         model=loaded.name, search=identity, data=data_provenance(texts), **summary, **record()
     )
     # A finished search that is resumed comes to the same end: what is there is not written again.
-    if not (out / SUMMARY).exists():
-        write_json_atomic(out / SUMMARY, summary | record())
+    if not (out / SEARCH_SUMMARY).exists():
+        write_json_atomic(out / SEARCH_SUMMARY, summary | record())
     if not result.path.exists():
         scaling.save(result.path)
     return replace(result, scaling=scaling)
@@ -205,9 +205,9 @@ def _evaluator(
 def _log(out: Path, identity: dict[str, Any], resume: bool) -> SearchLog:
     """The log to go on with, or that of a new run, in a new folder."""
     if resume:
-        return SearchLog.resume(out / LOG, identity)
+        return SearchLog.resume(out / SEARCH_LOG, identity)
     new_output_folder(out)
-    return SearchLog.create(out / LOG, identity)
+    return SearchLog.create(out / SEARCH_LOG, identity)
 
 
 def _forms_given(loaded: LoadedModel, target_length: int, options: SearchConfig) -> dict[str, Window]:

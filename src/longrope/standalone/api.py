@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from longrope.checks import whole_number
 from longrope.data.documents import Document
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.export.hf import export_hf
-from longrope.models.loading import LoadedModel, LoadOptions, load_model, require_longer
-from longrope.rope.checks import whole_number
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from longrope.search.config import SearchConfig

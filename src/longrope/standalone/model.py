@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from longrope.checks import whole_number
 from longrope.errors import LongRopeError
 from longrope.rope.angles import cos_sin
-from longrope.rope.checks import whole_number
 from longrope.rope.scaling import RopeScaling
 from longrope.standalone.checkpoint import read_standalone, write_standalone
 from longrope.standalone.sizes import VOCABULARY, ForwardPlan, Sizes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from longrope.checks import whole_number
 from longrope.errors import LongRopeError
-from longrope.rope.checks import whole_number
 from longrope.rope.geometry import RopeGeometry
 from longrope.units import format_length
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longrope.checks import positive_number, whole_number
 from longrope.errors import LongRopeError
-from longrope.rope.checks import positive_number, whole_number
 from longrope.standalone.model import StandaloneModel
 
 Bytes = npt.NDArray[np.uint8]

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from longrope.data.packing import LONG, ORIGINAL_WINDOW, Frame, PackedRows, pack
+from longrope.data.mix import LONG, ORIGINAL_WINDOW
+from longrope.data.packing import Frame, PackedRows, pack
 from longrope.data.sources import Source, read_all
 from longrope.data.tokens import tokenize, tokenizer_hash
 from longrope.errors import LongRopeError
@@ -32,6 +33,7 @@ from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folde
 from longrope.models.loading import LoadedModel, check_vocabulary, fingerprint, sources_or_books
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
+from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_IDENTITY, FINETUNE_SUMMARY, TRAINER
 from longrope.storage import check_output_folder, json_ready, new_output_folder, read_json, write_json_atomic
 from longrope.train.checkpoints import last_sealed
 from longrope.train.config import FinetuneConfig
@@ -39,10 +41,8 @@ from longrope.train.context_parallel import context_parallel
 from longrope.train.lora import with_lora
 from longrope.train.loss import chunked_loss, fused_loss, require_documents_apart
 from longrope.train.memory import require_room
-from longrope.train.output import ADAPTER, CHECKPOINT, SUMMARY, TRAINER, FinetuneResult, Writing
+from longrope.train.output import FinetuneResult, Writing
 from longrope.train.trainer import Progress, data_parallel, make_trainer, training_arguments
-
-IDENTITY = "run.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ def finetune(
     and versions. Raises LongRopeError for what the user can mend, before any step; nothing that exists is overwritten.
     """
     windows = training_windows(loaded, scaling, settings)
-    if (out / SUMMARY).exists():  # written last
+    if (out / FINETUNE_SUMMARY).exists():  # written last
         raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
-    if resume and not (out / IDENTITY).is_file():
+    if resume and not (out / FINETUNE_IDENTITY).is_file():
         raise LongRopeError(f"there is no run in {out} to resume; start without --resume")
     if not resume:
         check_output_folder(out)
@@ -97,7 +97,7 @@ def finetune(
         "tokenizer_sha256": tokenizer_hash(loaded.tokenizer),
         "scaling_sha256": numbers_sha256(scaling),
         "rows_sha256": rows.sha256,
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "processes": arguments.world_size,
         "device": arguments.device.type,
         "threads": torch.get_num_threads(),
@@ -216,12 +216,12 @@ def _claimed(out: Path, identity: dict[str, Any], resume: bool) -> Iterator[str]
     """The run folder, locked, and the name of its run: written when it is new, compared when it is resumed."""
     if not resume:
         _begin(out, {"run": secrets.token_hex(16)} | identity)
-    with (out / IDENTITY).open("rb") as lock:
+    with (out / FINETUNE_IDENTITY).open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise LongRopeError(f"another process is training in {out}; wait for it or stop it") from error
-        found = read_json(out / IDENTITY)
+        found = read_json(out / FINETUNE_IDENTITY)
         wanted = json.loads(json.dumps(json_ready(identity)))
         differing = sorted(key for key in wanted if found.get(key) != wanted[key])
         if differing or not isinstance(found.get("run"), str):
@@ -238,10 +238,10 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
     """The new folder `out` with its identity: in full or not at all, and by one process only."""
     new_output_folder(out)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as temporary:
-        written = Path(temporary) / IDENTITY
+        written = Path(temporary) / FINETUNE_IDENTITY
         write_json_atomic(written, json_ready(identity))
         try:
-            (out / IDENTITY).hardlink_to(written)
+            (out / FINETUNE_IDENTITY).hardlink_to(written)
         except FileExistsError as error:
             raise LongRopeError(f"another process is training in {out}; choose another -o") from error
 

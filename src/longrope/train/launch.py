@@ -20,7 +20,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import LoadOptions, open_model
+from longrope.models.config import LoadOptions
+from longrope.models.loading import open_model
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import write_json_atomic
 from longrope.train.config import FinetuneConfig
@@ -53,11 +54,11 @@ def finetune_in_processes(
     request, said = out.with_name(f"{out.name}.request.json"), out.with_name(f"{out.name}.stderr")
     wanted = {
         "model": model,
-        "loading": asdict(loading),
+        "loading": loading.model_dump(),
         "scaling": str(scaling),
         "data": list(data),
         "out": str(out),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "cpu": cpu,
         "resume": resume,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from longrope.models.checkpoint_files import copy_companions, source_folder
 from longrope.models.loading import LoadedModel
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_SUMMARY, SCALING, TRAINER
 from longrope.storage import json_ready, read_json, write_json_atomic
 from longrope.train.config import FinetuneConfig
 from longrope.train.trainer import WindowTrainer
-
-CHECKPOINT, ADAPTER, SCALING, SUMMARY, TRAINER = "checkpoint", "adapter", "scaling.json", "finetune.json", "trainer"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class FinetuneResult:
     @classmethod
     def load(cls, out: Path) -> FinetuneResult:
         """What a finished run left in `out`. Raises LongRopeError when it is not there."""
-        summary = read_json(out / SUMMARY)
+        summary = read_json(out / FINETUNE_SUMMARY)
         return cls(RopeScaling.load(out / SCALING), out / SCALING, Path(summary["checkpoint"]), summary)
 
     @property
@@ -73,7 +72,7 @@ class Writing:
             if "loss" in entry
         ]
         common = {
-            "settings": asdict(self.settings),
+            "settings": self.settings.model_dump(),
             "tokens": rows.tokens_by_part,
             "rows_sha256": rows.sha256,
             "document_sha256": list(rows.document_hashes),
@@ -106,7 +105,7 @@ class Writing:
             "curve": curve,
             **common,
         }
-        write_json_atomic(out / SUMMARY, json_ready(summary))
+        write_json_atomic(out / FINETUNE_SUMMARY, json_ready(summary))
         shutil.rmtree(out / TRAINER, ignore_errors=True)
 
     def _save_weights(self, folder: Path) -> None:

@@ -8,12 +8,13 @@ import sys
 import pytest
 
 from longrope.errors import LongRopeError
+from longrope.evaluation.config import RULER_TASKS as TASKS
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.ruler import suite as module
 from longrope.evaluation.ruler import words
 from longrope.evaluation.ruler.scoring import postprocess, string_match_all, string_match_part
 from longrope.evaluation.ruler.suite import effective_lengths, means, ruler_task
-from longrope.evaluation.ruler.tasks import TASKS, draw_task
+from longrope.evaluation.ruler.tasks import draw_task
 from tests.evaluation.embedded import key, none, tiny, tiny_tokenizer, tokenized
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from longrope.data.tokens import TokenizedDocument, encode
 from longrope.errors import LongRopeError
+from longrope.evaluation.config import RULER_TASKS as TASKS
 from longrope.evaluation.ruler import tracking
 from longrope.evaluation.ruler.counting import numbered
 from longrope.evaluation.ruler.niah import NOISE
 from longrope.evaluation.ruler.qa import Questions
-from longrope.evaluation.ruler.tasks import NIAH, TASKS, RulerSamples, draw_task, needs_text
+from longrope.evaluation.ruler.tasks import NIAH, RulerSamples, draw_task, needs_text
 from longrope.evaluation.ruler.words import all_words, draw_words
 from tests.evaluation.embedded import book, tiny_tokenizer, tokenized
 

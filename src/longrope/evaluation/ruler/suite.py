@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from longrope.evaluation.config import PUBLISHED_SCORE
 from longrope.evaluation.replies import reply_text, row_tensor, stop_tokens
 from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.evaluation.ruler.scoring import postprocess
@@ -19,8 +20,6 @@ from longrope.rope.baselines import Method
 
 SUITE = "ruler"
 MEAN = "mean"
-PUBLISHED = 85.6
-"""The score of Llama-2-7B at its own 4,096 tokens, RULER's threshold for an effective length."""
 
 
 def ruler_task(
@@ -65,7 +64,7 @@ def means(rows: Sequence[EvalRow]) -> list[EvalRow]:
 
 
 def effective_lengths(
-    rows: Sequence[EvalRow], *, original_length: int, reference: str, threshold: float = PUBLISHED, share: float
+    rows: Sequence[EvalRow], *, original_length: int, reference: str, threshold: float = PUBLISHED_SCORE, share: float
 ) -> list[EvalRow]:
     """The longest length whose mean reaches a threshold, two rows per contender; 0 where none does.
 

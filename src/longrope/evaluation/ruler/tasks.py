@@ -29,7 +29,6 @@ NIAH = {
     "niah_multivalue": Needles(values=4),
     "niah_multiquery": Needles(keys=4, queries=4),
 }
-TASKS = (*NIAH, "vt", "cwe", "fwe", "qa_1")
 SHORTEST = 4096
 """RULER's shortest published length."""
 _ROOM = dict.fromkeys(NIAH, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}  # tokens RULER leaves for the reply

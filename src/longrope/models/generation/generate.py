@@ -32,7 +32,7 @@ def generation(
     switch: Switch = "recompute",
     prefill_chunk: int = PREFILL_CHUNK,
 ) -> Iterator[ScaledModel]:
-    """A block in which stock `model.generate` uses a scaling: a model and its scaling, or what `apply_scaling` returned.
+    """A block in which stock `model.generate` uses a scaling: a model and its scaling, or a `ScaledModel`.
 
     A text of n tokens, prompt and generated, uses the window for n (LongRoPE2: the original RoPE up to L). When the
     window changes, `switch` says what becomes of the cached keys: `recompute` fills the cache again from the tokens,

@@ -9,7 +9,7 @@ the tokens, in chunks, or its keys are turned, so that the token after n tokens 
 cached or not. transformers leaves the cache as it is for all but three families, and what follows the switch is then
 wrong without a word.
 
-`apply_scaling` puts the hooks on the model and `remove_scaling` takes them off. They take the place of methods on the instance:
+`apply_scaling` puts the hooks on the model and `remove_scaling` takes them off. They replace methods of the instance:
 `prepare_inputs_for_generation`, which sees every forward before it runs, and two entrances (`entrance.py`).
 
 Which window a forward of a model with a scaling uses, and when two windows differ for its keys.

@@ -1,0 +1,59 @@
+"""Progress of long jobs: one class of callbacks for searches, fine-tuning, evaluations, recipes and `extend`.
+
+Every job takes `callbacks`; subclass `Callbacks` and override the methods that a display or a logger needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SearchProgress:
+    """The state of a search after an evaluation.
+
+    `best_loss`: the loss, in nats per token, that the best window so far was chosen by; infinity before there is one.
+    `replayed`: the result came from the log of an interrupted run.
+    """
+
+    evaluations: int
+    best_loss: float
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """The state of a fine-tuning run after an optimizer step; `loss` in nats per token."""
+
+    step: int
+    loss: float
+    tokens_per_second: float
+
+
+class Callbacks:
+    """Methods that a job calls while it works. None of them does anything here."""
+
+    def on_stage(self, stage: str, number: int = 1, count: int = 1, finished: bool = False) -> None:
+        """Stage `number` of `count` begins; `finished`: an earlier run has done it already."""
+
+    def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
+        """A search of at most `evaluations` begins; `baselines`: loss of each baseline in nats per token."""
+
+    def on_search_progress(self, progress: SearchProgress) -> None:
+        """An evaluation has ended."""
+
+    def on_recover_length(self, length: int) -> None:
+        """A recovery begins with the window of `length` tokens."""
+
+    def on_train_start(self, steps: int, first: int) -> None:
+        """A fine-tuning run of `steps` optimizer steps begins; `first` of them are done already."""
+
+    def on_train_progress(self, progress: TrainProgress) -> None:
+        """An optimizer step has ended."""
+
+    def on_eval_start(self, steps: int) -> None:
+        """An evaluation of `steps` samples begins."""
+
+    def on_eval_step(self) -> None:
+        """A sample has been measured."""

@@ -1,0 +1,23 @@
+"""The settings of loading a model."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from longrope.settings import Settings
+from longrope.units import Length
+
+
+class LoadOptions(Settings):
+    """How a model is loaded from a folder or the hub."""
+
+    dtype: str = "auto"
+    """float32, bfloat16, float16, float64, `checkpoint` (its own), or `auto`: float32 on a CPU, its own elsewhere."""
+    device: str = "cpu"
+    """The device to compute on: cpu, cuda, cuda:1, …"""
+    attn_implementation: str | None = None
+    """The attention of transformers to use: sdpa, flash_attention_2, eager, …"""
+    original_length: Length | None = Field(None)
+    """The window that the model was trained with, where its config is wrong."""
+    trust_remote_code: bool = False
+    """Run code that comes with the checkpoint."""

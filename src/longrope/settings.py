@@ -1,0 +1,62 @@
+"""The base of every configuration: typed, frozen, validated where it is made, with one line for what is wrong.
+
+A subclass writes each setting once: name, type, bounds, default, and a docstring below it. Validation, the options of
+the command line and their help, the keys of recipes, the JSON beside every output and the tables of the docs are made
+from that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
+
+from longrope.checks import shown
+from longrope.errors import LongRopeError
+
+
+class Settings(BaseModel):
+    """A frozen configuration; unknown settings are refused.
+
+    Raises LongRopeError, naming the setting, when a value is out of range or of the wrong type.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_line(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+        try:
+            made: Self = handler(value)
+        except ValidationError as error:
+            raise LongRopeError(describe(error, cls), code="invalid-setting") from error
+        return made
+
+    def replace(self, **changes: Any) -> Self:
+        """The same settings with `changes`, validated again."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of `error` in one sentence: which setting, what was expected, what was found."""
+    fault = error.errors(include_url=False)[0]
+    name = ".".join(map(str, fault["loc"])) or model.__name__
+    context, found = fault.get("ctx", {}), shown(fault["input"])
+    match fault["type"]:
+        case "greater_than_equal":
+            return f"expected `{name}` of at least {context['ge']:g}, found {found}"
+        case "greater_than":
+            return f"expected `{name}` above {context['gt']:g}, found {found}"
+        case "less_than_equal":
+            return f"expected `{name}` of at most {context['le']:g}, found {found}"
+        case "less_than":
+            return f"expected `{name}` below {context['lt']:g}, found {found}"
+        case "literal_error":
+            return f"expected `{name}` to be {context['expected']}; found {found}"
+        case "extra_forbidden":
+            return f"{model.__name__} has no setting `{name}`; it has {', '.join(model.model_fields)}"
+        case "missing":
+            return f"expected a value for `{name}`, found none"
+        case "value_error":
+            return f"{name}: {context['error']}"
+    return f"expected `{name}` to be a valid value ({fault['msg']}), found {found}"
