@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import json
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 from longrope.errors import LongRopeError, one_line
 from longrope.provenance import command_line
 from longrope.storage import (
+    FolderLock,
+    LineLog,
     new_output_folder,
     sha256_bytes,
     sha256_file,
@@ -238,6 +241,82 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
             new_output_folder(tmp_path / "out")
     finally:
         tmp_path.chmod(0o755)
+
+
+# files: locks
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from longrope.storage import FolderLock, LineLog
+with FolderLock(Path("."), "busy") if sys.argv[1] == "folder" else LineLog(Path("a.jsonl"), new=False):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "log"])
+def test_one_process_at_a_time_and_a_killed_one_leaves_nothing_that_blocks(tmp_path: Path, kind: str) -> None:
+    def open_it() -> FolderLock | LineLog:
+        return FolderLock(tmp_path, "busy") if kind == "folder" else LineLog(tmp_path / "a.jsonl", new=False)
+
+    with LineLog(tmp_path / "a.jsonl", new=True) as log:
+        log.write_first("first")
+    with subprocess.Popen([sys.executable, "-c", HOLD, kind], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        with pytest.raises(LongRopeError) as caught:
+            open_it()
+        process.kill()
+    assert caught.value.code == "locked"
+    with open_it():
+        pass
+
+
+def test_a_lock_file_left_behind_does_not_fill_an_output_folder(tmp_path: Path) -> None:
+    with FolderLock(tmp_path, "busy"):
+        assert new_output_folder(tmp_path) == tmp_path
+    assert os.listdir(tmp_path) == [".lock"]
+    assert new_output_folder(tmp_path) == tmp_path
+
+
+def test_a_folder_that_cannot_be_locked_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="cannot write to the run folder") as caught:
+        FolderLock(tmp_path, "busy", name="run.json", create=False)
+    assert caught.value.code == "output-not-writable"
+
+
+def test_a_log_holds_whole_lines_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def half(handle: int, data: bytes) -> int:
+        if len(data) < 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, data[: len(data) // 2])
+
+    path = tmp_path / "a.jsonl"
+    with LineLog(path, new=True) as log:
+        log.write_first("first")
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OSError, match="No space left"):
+            log.write("the second line")
+        monkeypatch.undo()
+        log.write("second")
+        assert log.read() == b"first\nsecond\n" == path.read_bytes()
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OSError, match="No space left"):
+            LineLog(tmp_path / "new.jsonl", new=True).write_first("the first line")
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_nothing_needs_a_module_that_windows_lacks() -> None:
+    missing = "fcntl", "resource", "pwd", "grp", "termios"
+    for path in (Path(__file__).parent.parent / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not {alias.name for alias in node.names} & set(missing), path
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in missing, path
 
 
 # provenance

@@ -1,11 +1,12 @@
-"""Writing without losing anything: atomic files, output folders never overwritten, SHA-256 of what was read.
+"""Files that are written in full or not at all, never overwritten, and written by one process at a time.
 
-An append-only file of lines with one writer: it is locked, and every line in it is whole.
+JSON and text are written atomically; a `LineLog` is an append-only file of whole lines; a `FolderLock` keeps a second
+process out of a run folder. Locks are the operating system's locks on the files themselves (by `filelock`): a process
+that is killed leaves no lock behind. On Windows a locked file cannot be read by other processes meanwhile.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -14,7 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import lock_descriptor, unlock_descriptor
+
 from longrope.errors import LongRopeError, one_line
+from longrope.run_files import LOCK
+
+_ANOTHER_FOLDER = "choose another `output_dir`"
+_ANOTHER_FILE = "choose another `output`"
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -48,7 +55,9 @@ def write_text_atomic(path: Path, text: str) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise LongRopeError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+        raise LongRopeError(
+            f"cannot write {path}: {error.strerror}; nothing was changed", code="output-not-writable"
+        ) from error
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -57,25 +66,42 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises LongRopeError, with the path, when it holds something else."""
+    """The JSON object in the file `path`.
+
+    Raises LongRopeError, naming the path: `missing-file` when there is no such file, `damaged-file` when it holds
+    anything else than a JSON object.
+    """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise LongRopeError(f"cannot read {path}: {error.strerror}", code="missing-file") from error
     except OSError as error:
-        raise LongRopeError(f"cannot read {path}: {error.strerror}") from error
+        raise LongRopeError(f"cannot read {path}: {error.strerror}", code="unreadable-file") from error
+    except UnicodeDecodeError as error:
+        raise LongRopeError(f"expected JSON in {path}, found bytes that are no UTF-8", code="damaged-file") from error
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """The JSON object in `text`. Raises LongRopeError (`damaged-file`), naming `where`, when it holds anything else."""
+    try:
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise LongRopeError(f"expected JSON in {path}, found something else: {one_line(error)}") from error
+        raise LongRopeError(
+            f"expected JSON in {where}, found something else: {one_line(error)}", code="damaged-file"
+        ) from error
     if not isinstance(value, dict):
-        raise LongRopeError(f"expected a JSON object in {path}, found {type(value).__name__}")
+        raise LongRopeError(f"expected a JSON object in {where}, found {type(value).__name__}", code="damaged-file")
     return value
 
 
 def json_number(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinity: they become their names, which `float` reads."""
+    """`value` as JSON can hold it and `float` reads it back: NaN and infinity become their names."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
 def json_ready(value: Any) -> Any:
-    """`value` as JSON can say it: numbers that are NaN or infinite, which JSON has not, become None."""
+    """`value` as JSON can hold it: NaN and infinity become None, tuples become lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -86,31 +112,49 @@ def json_ready(value: Any) -> Any:
 
 
 def check_output_folder(path: Path) -> None:
-    """Raise LongRopeError when `path` is a file or a folder with anything in it. Creates nothing."""
+    """Check that `path` is free for new output. Creates nothing.
+
+    A lock file alone, which a killed process can leave, does not count as content. Raises LongRopeError
+    (`output-exists`) when `path` is a file or a folder with anything in it.
+    """
     if path.exists() and not path.is_dir():
-        raise LongRopeError(f"expected a folder for the output, found a file at {path}; choose another -o")
+        raise LongRopeError(
+            f"expected a folder for the output, found a file at {path}", code="output-exists", hint=_ANOTHER_FOLDER
+        )
     try:
-        if path.is_dir() and any(path.iterdir()):
-            raise LongRopeError(f"the output folder {path} is not empty; nothing is overwritten: choose another -o")
+        full = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
     except OSError as error:
-        raise LongRopeError(f"cannot read the output folder {path}: {error.strerror}; choose another -o") from error
+        raise LongRopeError(
+            f"cannot read the output folder {path}: {error.strerror}", code="output-not-writable", hint=_ANOTHER_FOLDER
+        ) from error
+    if full:
+        raise LongRopeError(
+            f"the output folder {path} is not empty; nothing is overwritten", code="output-exists", hint=_ANOTHER_FOLDER
+        )
 
 
 def check_output_file(path: Path) -> None:
-    """Raise LongRopeError when `path` exists, or a file could not be written there. Creates nothing."""
+    """Check that a new file can be written at `path`. Creates nothing.
+
+    Raises LongRopeError: `output-exists` when something is there, `output-not-writable` when its folder cannot be
+    written.
+    """
     if path.exists():
-        raise LongRopeError(f"{path} exists; nothing is overwritten: choose another -o")
+        raise LongRopeError(f"{path} exists; nothing is overwritten", code="output-exists", hint=_ANOTHER_FILE)
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise LongRopeError(f"cannot write {path}: {error.strerror}; choose another -o") from error
+        raise LongRopeError(
+            f"cannot write {path}: {error.strerror}", code="output-not-writable", hint=_ANOTHER_FILE
+        ) from error
 
 
 def new_output_folder(path: Path) -> Path:
     """Create `path` for new output.
 
-    Raises LongRopeError when it exists with anything in it, is a file, or cannot be written.
+    Raises LongRopeError: `output-exists` when it is a file or has anything in it, `output-not-writable` when it cannot
+    be written.
     """
     check_output_folder(path)
     try:
@@ -118,26 +162,83 @@ def new_output_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise LongRopeError(f"cannot write to the output folder {path}: {error.strerror}; choose another -o") from error
+        raise LongRopeError(
+            f"cannot write to the output folder {path}: {error.strerror}",
+            code="output-not-writable",
+            hint=_ANOTHER_FOLDER,
+        ) from error
     return path
 
 
-class LineLog:
+class _LockedFile:
     """An open file, locked against other processes until it is closed. Use it in a `with` block."""
+
+    def __init__(self, path: Path, flags: int, busy: str) -> None:
+        """Open and lock `path`. Raises OSError where it cannot be opened, LongRopeError (`locked`) where another
+        process has it; the message is `busy`.
+        """
+        self.path = path
+        self._handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | flags, 0o644)
+        try:
+            if not lock_descriptor(self._handle, blocking=False):
+                raise LongRopeError(busy, code="locked", hint="wait for it or stop it")
+        except BaseException:
+            os.close(self._handle)
+            raise
+
+    def close(self) -> None:
+        """Unlock and close."""
+        unlock_descriptor(self._handle)
+        os.close(self._handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FolderLock(_LockedFile):
+    """A folder in which one process works at a time: its lock is on the file `name` in it, which is never written.
+
+    The file is left behind; `check_output_folder` does not count a `.lock`.
+    """
+
+    def __init__(self, folder: Path, busy: str, *, name: str = LOCK, create: bool = True) -> None:
+        """Lock `folder`, which exists; `create` makes the file where it is missing.
+
+        `busy` says what another process does there. Raises LongRopeError: `locked` where one does,
+        `output-not-writable` where the file cannot be opened or locked.
+        """
+        try:
+            super().__init__(folder / name, os.O_CREAT if create else 0, busy)
+        except OSError as error:
+            raise LongRopeError(
+                f"cannot write to the run folder {folder}: {error.strerror}",
+                code="output-not-writable",
+                hint=_ANOTHER_FOLDER,
+            ) from error
+
+
+class LineLog(_LockedFile):
+    """An append-only file of lines with one writer: every line in it is whole."""
 
     def __init__(self, path: Path, *, new: bool) -> None:
         """Open and lock; `new` creates the file.
 
-        Raises OSError where it cannot be opened, is there already (`new`) or is not (else), and LongRopeError when
-        another process has it.
+        Raises OSError where it cannot be opened, is there already (`new`) or is not (else), and LongRopeError
+        (`locked`) where another process writes it.
         """
-        self.path = path
-        self._handle = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0), 0o644)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._handle)
-            raise LongRopeError(f"another process is writing {path}; wait for it or stop it") from error
+        flags = os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0)
+        super().__init__(path, flags, f"another process is writing {path}")
+
+    def read(self) -> bytes:
+        """The whole file, read by the handle that holds the lock: on Windows no other could."""
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        pieces = []
+        while piece := os.read(self._handle, 1 << 20):
+            pieces.append(piece)
+        return b"".join(pieces)
 
     def write_first(self, line: str) -> None:
         """Write the first line of a new file, or delete it: an empty one could be neither resumed nor created again.
@@ -152,10 +253,7 @@ class LineLog:
             raise
 
     def write(self, line: str) -> None:
-        """Append a line. Half a line is no line: where it cannot be written, or on Ctrl-C, what is there is taken back.
-
-        Raises OSError.
-        """
+        """Append a line in full; where that fails, or on Ctrl-C, remove the part already written. Raises OSError."""
         data = f"{line}\n".encode()
         size = os.fstat(self._handle).st_size
         try:
@@ -166,14 +264,5 @@ class LineLog:
             raise
 
     def cut(self, size: int) -> None:
-        """Drop what is behind the first `size` bytes."""
+        """Remove everything after the first `size` bytes."""
         os.ftruncate(self._handle, size)
-
-    def close(self) -> None:
-        os.close(self._handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

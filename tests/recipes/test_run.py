@@ -369,7 +369,7 @@ def test_a_second_process(result: RecipeResult, loaded: LoadedModel, small: Reci
     """A lock of another open file is one of another process."""
     with (folder / "run/.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused(loaded, small, folder / "run", "another process runs a recipe in .*run; wait for it or choose another")
+        refused(loaded, small, folder / "run", "another process runs a recipe in .*run; wait for it or stop it")
 
 
 def test_the_folder_is_locked_while_a_stage_runs(

@@ -207,7 +207,7 @@ class CellLog(LineLog):
         return log
 
     def _read(self, header: dict[str, Any]) -> None:
-        content = self.path.read_bytes()
+        content = self.read()
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.decode("utf-8", errors="replace").splitlines()
         try:

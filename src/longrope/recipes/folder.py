@@ -6,14 +6,13 @@ its `stage.json`, which is written last.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel, fingerprint
@@ -23,7 +22,7 @@ from longrope.recipes.graph import Step
 from longrope.recipes.schema import SETTINGS, Recipe
 from longrope.report.run import figures_folder
 from longrope.run_files import LOCK, RECIPE, REPORT, RESULT, SCALING, STAGE
-from longrope.storage import check_output_folder, json_ready, read_json, write_json_atomic
+from longrope.storage import FolderLock, check_output_folder, json_ready, read_json, write_json_atomic
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,8 @@ class RunFolder:
         stages begun with other settings, another process at work. Writes nothing.
         """
         self._require_own()
-        lock = self.path / LOCK
-        if lock.is_file():
-            with lock.open() as handle:
-                self._lock(handle)
+        if (self.path / LOCK).is_file():
+            self._lock().close()
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -75,13 +72,11 @@ class RunFolder:
         self._require_own()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / LOCK).open("w")
         except OSError as error:
             raise LongRopeError(
-                f"cannot write to the run folder {self.path}: {error.strerror}; choose another -o"
+                f"cannot write to the run folder {self.path}: {error.strerror}", hint="choose another `output_dir`"
             ) from error
-        with handle:
-            self._lock(handle)
+        with self._lock():
             self._require_own()  # a process may have been here since
             found = self._found()
             if found is None or found["stages"].keys() != self.stages.keys() or any(self._changed(found)):
@@ -93,13 +88,8 @@ class RunFolder:
             self._tidy()
             yield
 
-    def _lock(self, handle: TextIO) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LongRopeError(
-                f"another process runs a recipe in {self.path}; wait for it or choose another -o"
-            ) from error
+    def _lock(self) -> FolderLock:
+        return FolderLock(self.path, f"another process runs a recipe in {self.path}")
 
     def _require_own(self) -> None:
         found = self._found()

@@ -8,7 +8,6 @@ Trainer's checkpoints.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 import shutil
@@ -34,7 +33,14 @@ from longrope.models.loading import LoadedModel, check_vocabulary, fingerprint, 
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_IDENTITY, FINETUNE_SUMMARY, TRAINER
-from longrope.storage import check_output_folder, json_ready, new_output_folder, read_json, write_json_atomic
+from longrope.storage import (
+    FolderLock,
+    check_output_folder,
+    json_ready,
+    new_output_folder,
+    read_json,
+    write_json_atomic,
+)
 from longrope.train.checkpoints import last_sealed
 from longrope.train.config import FinetuneConfig
 from longrope.train.context_parallel import context_parallel
@@ -216,12 +222,8 @@ def _claimed(out: Path, identity: dict[str, Any], resume: bool) -> Iterator[str]
     """The run folder, locked, and the name of its run: written when it is new, compared when it is resumed."""
     if not resume:
         _begin(out, {"run": secrets.token_hex(16)} | identity)
-    with (out / FINETUNE_IDENTITY).open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LongRopeError(f"another process is training in {out}; wait for it or stop it") from error
-        found = read_json(out / FINETUNE_IDENTITY)
+    found = read_json(out / FINETUNE_IDENTITY)
+    with FolderLock(out, f"another process is training in {out}", name=FINETUNE_IDENTITY, create=False):
         wanted = json.loads(json.dumps(json_ready(identity)))
         differing = sorted(key for key in wanted if found.get(key) != wanted[key])
         if differing or not isinstance(found.get("run"), str):
