@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--again", action="store_true", help="measure finished cells that lack a number again")
     args = parser.parse_args()
-    loaded = open_model(args.model, LoadOptions(dtype=args.dtype))
+    loaded = open_model(args.model, options=LoadOptions(dtype=args.dtype))
     cells = args.out / "cells"
     for ratio in map(int, args.ratios.split(",")):
         for seed in map(int, args.seeds.split(",")):

@@ -42,7 +42,7 @@ def resident() -> int:
 
 def measure(what: str, model: str, length: int, dtype: str, logits: int) -> None:
     scoring._LOGITS_BUDGET //= logits
-    loaded = open_model(model, LoadOptions(dtype=dtype))
+    loaded = open_model(model, options=LoadOptions(dtype=dtype))
     options = SearchConfig(method="longrope", samples=1)
     texts = prepare_texts(loaded, sources_or_books("tiny", [], "search"), length, options)
     scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=10, help="a multiple of 5")
     parser.add_argument("--data", action="append", default=[])
     args = parser.parse_args()
-    loaded = open_model(args.run, LoadOptions(dtype="bfloat16"))
+    loaded = open_model(args.run, options=LoadOptions(dtype="bfloat16"))
     if loaded.checkpoint_scaling is None:
         parser.error(f"expected the run of a fine-tuning, found {args.run}, which carries no scaling")
     documents = read_all(sources_or_books("tiny", args.data, "search"))

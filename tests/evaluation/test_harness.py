@@ -86,7 +86,7 @@ def test_the_installed_scaling_is_what_lm_eval_measures(harness: Harness, rollin
         assert (row.suite, row.scaling, row.length, row.trials) == ("retention", method.name, WINDOW, 3)
         assert row.metric == "bits_per_byte,none"
         assert row.detail == {"task": "own_texts"}
-    assert tiny().rotaries[0].fixed is None
+    assert tiny().rotaries[0].pinned is None
 
 
 def test_shots_limit_and_standard_error(harness: Harness, choices: HarnessTask, capfd) -> None:

@@ -42,7 +42,7 @@ def test_window_of_each_length_is_used() -> None:
     assert long.value == pytest.approx(
         math.exp(sum(sum(nll_by_hand(model, ids)) for ids in SAMPLES.ids.tolist()) / (3 * 47)), rel=1e-4
     )
-    assert tiny_scaled().rotaries[0].fixed is None
+    assert tiny_scaled().rotaries[0].pinned is None
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
+from longrope.models.apply import applied_scaling, apply_scaling, geometry_of, remove_scaling, scaled
+from longrope.models.generation.hooks import cache_switch
 from longrope.models.rotary import LongRopeRotary
 from longrope.rope.closed_forms import ntk_aware
 from longrope.rope.scaling import RopeScaling, Window
@@ -157,7 +159,7 @@ def test_the_caller_fixes_the_window() -> None:
     scaled = apply_scaling(model, three_windows(model))
     windows = scaled.scaling.windows
     assert torch.equal(logits(model, ids), by_window[0])
-    scaled.fix(windows[2])
+    scaled.pin_window(windows[2])
     assert torch.equal(logits(model, ids), by_window[2])
     with scaled.using(windows[1]) as used:
         assert used is model
@@ -166,7 +168,7 @@ def test_the_caller_fixes_the_window() -> None:
     with pytest.raises(ZeroDivisionError), scaled.using(windows[0]):
         _ = 1 / 0
     assert torch.equal(logits(model, ids), by_window[2])
-    scaled.fix(None)
+    scaled.pin_window(None)
     assert torch.equal(logits(model, ids), by_window[0])
 
 
@@ -233,3 +235,39 @@ def test_one_rotary_module_under_many_names() -> None:
     remove_scaling(model)
     assert all(layer.self_attn.rotary_emb is shared for layer in model.model.layers)
     assert model.model.rotary_emb is shared
+
+
+# A scaling for a while.
+
+
+def test_a_block_puts_back_what_was_applied(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    ids = tokens(2 * WINDOW)
+    plain = logits(model, ids)
+    with scaled(model, scaling_of(model)) as inner:
+        assert applied_scaling(model) == inner.scaling
+        inside = logits(model, ids)
+    assert torch.equal(logits(model, ids), plain)
+    assert applied_scaling(model) is None
+
+    outer = apply_scaling(model, three_windows(model))
+    outer.pin_window(outer.scaling.windows[2])
+    cache_switch(outer).prefill_chunk = 7
+    pinned = logits(model, ids)
+    scaling_of(model).save(tmp_path / "scaling.json")
+    with scaled(model, tmp_path / "scaling.json"):
+        assert torch.equal(logits(model, ids), inside)
+    with pytest.raises(ZeroDivisionError), scaled(model, scaling_of(model)):
+        _ = 1 / 0
+    assert model.model.rotary_emb is outer.rotaries[0]
+    assert torch.equal(logits(model, ids), pinned)
+    assert cache_switch(outer).prefill_chunk == 7
+    remove_scaling(model)
+    assert torch.equal(logits(model, ids), plain)
+    assert not {"generate", "prepare_inputs_for_generation"} & vars(model).keys()
+
+
+def test_a_path_of_a_scaling(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    scaling_of(model).save(tmp_path / "scaling.json")
+    assert apply_scaling(model, str(tmp_path / "scaling.json")).scaling == scaling_of(model)

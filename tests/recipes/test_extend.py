@@ -24,7 +24,7 @@ BUDGET = SearchConfig(population=4, iterations=1, samples=1)
 def run(folder: Path, texts: Path, out: Path, target: int = 128, options: SearchConfig = BUDGET, **more):
     loading = LoadOptions(dtype=more.pop("dtype", "auto"))
     data = {"search_data": [str(texts / "search.txt")], "evaluation_data": [str(texts / "other.txt")]}
-    loaded = open_model(str(folder), loading)
+    loaded = open_model(str(folder), options=loading)
     return extend(loaded, target, out, **data, evaluation_samples=2, options=options, **more)
 
 

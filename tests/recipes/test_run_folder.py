@@ -245,7 +245,7 @@ def test_a_scaling_of_another_model(run: Path, tmp_path: Path) -> None:
         with pytest.raises(LongRopeError, match=says):
             call(str(run))
     assert (
-        open_model(str(run), LoadOptions(original_length=128)).context_length == TARGET
+        open_model(str(run), options=LoadOptions(original_length=128)).context_length == TARGET
     )  # the run was made with this one
 
 

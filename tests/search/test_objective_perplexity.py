@@ -43,7 +43,7 @@ def test_window_is_applied_and_taken_out_again() -> None:
     assert len(losses | {before}) == 5
     assert min(abs(loss - before) for loss in losses) > 1e-4
     assert OBJECTIVE.loss(IDENTITY) == before
-    assert tiny_scaled().rotaries[0].fixed is None
+    assert tiny_scaled().rotaries[0].pinned is None
 
 
 def test_start_tokens_and_attention_factor_are_applied() -> None:

@@ -115,7 +115,7 @@ def recipe_of(loaded: LoadedModel, **more: Any) -> Recipe:
 
 def test_a_recipe_says_what_makes_a_replica(loaded: LoadedModel) -> None:
     """Its options too: a longer original window, another dtype."""
-    loaded = open_model(loaded.name, LoadOptions(dtype="float64", original_length=100))
+    loaded = open_model(loaded.name, options=LoadOptions(dtype="float64", original_length=100))
     evaluator = recipe_of(loaded)()
     ((key, objective),) = evaluator.objectives.items()
     assert key == ("search", TARGET)

@@ -53,7 +53,7 @@ class Run:
         self.first_loss = self.step_loss(loaded.model, scaling, settings)
         scaled = apply_scaling(loaded.model, scaling)
         rotary = scaled.rotaries[0]
-        hook = rotary.register_forward_hook(lambda *_: self.used.append(rotary.fixed))
+        hook = rotary.register_forward_hook(lambda *_: self.used.append(rotary.pinned))
         with chunked_loss(loaded.model):
             arguments = training_arguments(settings, folder, cpu=True)
             make_trainer(

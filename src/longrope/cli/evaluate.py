@@ -160,7 +160,7 @@ def command(
     )
     wanted = RopeScaling.load(scaling) if scaling is not None else None
     loading = model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
-    loaded = open_model(model, loading)
+    loaded = open_model(model, options=loading)
     cells = cells_path(out) if out is not None else None
     with progress_bar() as progress, _interruptible(cells):
         task = progress.add_task("preparing", total=None, note="")
@@ -173,7 +173,7 @@ def command(
             scaling_name=str(scaling) if scaling is not None else "checkpoint",
             against=_names(against),
             target_length=target,
-            original=open_model(original, loading) if original else None,
+            original=open_model(original, options=loading) if original else None,
             seed=seed,
             options=options,
             allow_seen=allow_seen,

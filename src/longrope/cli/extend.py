@@ -144,7 +144,7 @@ def command(
     if not as_json:
         inspect_verb.show(found)
         output.print()
-    loaded = open_model(model, loading)
+    loaded = open_model(model, options=loading)
     with progress_bar() as progress, scalars(log_dir) as written:
         watch = SearchWatch(progress, written)
         comparing = progress.add_task("compare", total=None, visible=False, note="")

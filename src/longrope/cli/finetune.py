@@ -173,7 +173,7 @@ def command(
     wanted = RopeScaling.load(scaling)
     # The Trainer moves the model to its device.
     options = model_options(dtype, "cpu", attn_implementation, original_length, trust_remote_code)
-    loaded = open_model(model, options)
+    loaded = open_model(model, options=options)
     with progress_bar() as progress:
         watch = TrainingWatch(progress)
         with watch.interruptible():

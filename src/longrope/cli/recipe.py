@@ -51,7 +51,7 @@ def run(
         )
     if loading.original_length is None:
         loading = loading.replace(original_length=original_length)
-    loaded = open_model(model, loading)
+    loaded = open_model(model, options=loading)
     recipe = load_recipe(name, loaded.geometry.original_length)
     recipe = recipe.with_data(tuple(data or ()), tuple(eval_data or ()))
     planned = steps(recipe, loaded.geometry.original_length, loaded.context_length)

@@ -179,7 +179,9 @@ def command(
         learn_attention_factor=learn_attention_factor,
         evaluations=evaluations,
     )
-    loaded = open_model(model, model_options(dtype, device, attn_implementation, original_length, trust_remote_code))
+    loaded = open_model(
+        model, options=model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
+    )
     with progress_bar() as progress, scalars(log_dir) as written:
         watch = SearchWatch(progress, written)
         with watch.interruptible(out):

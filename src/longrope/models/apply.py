@@ -1,18 +1,22 @@
-"""Install a `RopeScaling` into any transformers model by replacing its rotary module, and take it out again.
+"""Apply a `RopeScaling` to any transformers model by replacing its rotary module, and remove it again.
 
-Install, not subclass: the model stays what it is, its weights and config are not touched. Installing proves on a
-forward pass that logits move with the factors, because patching a module that nobody calls (as the released code does
-with `layer.self_attn.rotary_emb`) changes nothing and says nothing.
+No subclass: the model stays the caller's object, its weights and config are not touched. Applying proves on a forward
+pass that logits move with the factors, because patching a module that nobody calls (as the released code does with
+`layer.self_attn.rotary_emb`) changes nothing and gives no error.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.generation.hooks import hook_generation, unhook_generation
+from longrope.models.generation.hooks import generation_hooks, hook_generation, unhook_generation
 from longrope.models.rotary import LongRopeRotary
 from longrope.models.scaled import ScaledModel
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_types
@@ -26,45 +30,88 @@ def geometry_of(model: PreTrainedModel, original_length: int | None = None) -> R
     return RopeGeometry.from_config(model.config, _scaled_layer_type(model), original_length)
 
 
-def apply_scaling(model: PreTrainedModel, scaling: RopeScaling) -> ScaledModel:
-    """Replace every rotary module of `model` so that it applies `scaling`; a scaling installed before is replaced.
+def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> ScaledModel:
+    """Replace every rotary module of `model` so that it applies `scaling`; a scaling applied before is replaced.
 
-    Raises LongRopeError when the model has no rotary module, when the scaling was made for another geometry, or when
-    the model's logits do not move with the factors. The model is then as it was.
+    `scaling` is a `RopeScaling` or the path of one. Forwards, `model.generate` and training then use the smallest
+    window that holds the text; `remove_scaling` puts the model's own modules back.
+
+    Raises LongRopeError when `scaling` cannot be read, when it was made for another geometry, when the model has no
+    rotary module, or when its logits do not move with the factors. The model is then as it was.
     """
+    if not isinstance(scaling, RopeScaling):
+        scaling = RopeScaling.load(scaling)
     layer_type = _scaled_layer_type(model)
     # The original length is the scaling's to choose; head size and base are the model's.
     scaling.check_fits(RopeGeometry.from_config(model.config, layer_type, scaling.geometry.original_length))
-    remove_scaling(model)
-    places = _rotary_modules(model)
-    if not places:
-        raise LongRopeError(f"{type(model).__name__} has no rotary module to scale: longrope needs a model with RoPE")
-    # All are made before any is placed: a refusal leaves the model untouched.
-    rotaries = {module: LongRopeRotary(module, scaling, layer_type) for _, module in places}
-    for name, module in places:
-        _place(model, name, rotaries[module])
-    scaled = ScaledModel(model, tuple(rotaries.values()))
+    put_back = _remember(model)
     try:
-        moved = _logits_move(scaled)
+        remove_scaling(model)
+        places = _rotary_modules(model)
+        if not places:
+            raise LongRopeError(
+                f"{type(model).__name__} has no rotary module to scale: longrope needs a model with RoPE",
+                code="not-rope",
+            )
+        rotaries = {module: LongRopeRotary(module, scaling, layer_type) for _, module in places}
+        for name, module in places:
+            _place(model, name, rotaries[module])
+        handle = ScaledModel(model, tuple(rotaries.values()))
+        if not _logits_move(handle):
+            raise LongRopeError(
+                f"{type(model).__name__} ignores its rotary module: logits are the same for different rescale factors, "
+                "so no scaling can be applied",
+                code="not-rope",
+            )
     except BaseException:  # out of memory, interrupted, a forward that does not run
-        remove_scaling(model)
+        put_back()
         raise
-    if not moved:
-        remove_scaling(model)
-        raise LongRopeError(
-            f"{type(model).__name__} ignores its rotary module: logits are the same for different rescale factors, "
-            "so no scaling can be installed"
-        )
-    hook_generation(scaled)
-    return scaled
+    hook_generation(handle)
+    return handle
 
 
 def remove_scaling(model: PreTrainedModel) -> None:
-    """Put the model's own rotary modules back; without an installed scaling, nothing happens."""
+    """Put the model's own rotary modules back; a model without a scaling stays as it is."""
     unhook_generation(model)
-    for name, module in _named_modules(model):
-        if isinstance(module, LongRopeRotary):
-            _place(model, name, module.original)
+    for name, rotary in _applied(model):
+        _place(model, name, rotary.original)
+
+
+def applied_scaling(model: PreTrainedModel) -> RopeScaling | None:
+    """The scaling that is applied to `model`; None where there is none."""
+    return next((rotary.scaling for _, rotary in _applied(model)), None)
+
+
+@contextmanager
+def scaled(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> Iterator[ScaledModel]:
+    """`apply_scaling` for the length of a `with` block.
+
+    After the block the model is as before: with the scaling that was applied to it, the window pinned in that, and the
+    options of its generation; or with none.
+    """
+    put_back = _remember(model)
+    try:
+        yield apply_scaling(model, scaling)
+    finally:
+        put_back()
+
+
+def _remember(model: PreTrainedModel) -> Callable[[], None]:
+    """The scaling that is applied now, none included, as a function that puts it back."""
+    rotaries, hooks = _applied(model), generation_hooks(model)
+
+    def put_back() -> None:
+        remove_scaling(model)
+        for name, rotary in rotaries:
+            _place(model, name, rotary)
+        for name, hook in hooks.items():
+            setattr(model, name, hook)
+
+    return put_back
+
+
+def _applied(model: PreTrainedModel) -> list[tuple[str, LongRopeRotary]]:
+    return [(name, module) for name, module in _named_modules(model) if isinstance(module, LongRopeRotary)]
 
 
 def _scaled_layer_type(model: PreTrainedModel) -> str | None:
@@ -98,9 +145,9 @@ def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _logits_move(scaled: ScaledModel) -> bool:
+def _logits_move(handle: ScaledModel) -> bool:
     """Whether two very different windows give different logits on a few tokens."""
-    model, geometry = scaled.model, scaled.scaling.geometry
+    model, geometry = handle.model, handle.scaling.geometry
     ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -108,7 +155,7 @@ def _logits_move(scaled: ScaledModel) -> bool:
     try:
         with torch.no_grad():
             for factor in (1.0, 3.0):
-                with scaled.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
+                with handle.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
                     logits.append(model(input_ids=ids, use_cache=False).logits)
     finally:
         for module in training:  # not model.train(): parts of it may be in eval mode

@@ -35,7 +35,7 @@ from longrope.data.sources import Source
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError, one_line
 from longrope.models.apply import geometry_of
-from longrope.models.checkpoint_files import EMBEDDED_MODELS, RECORD, refuse_folded, resolve
+from longrope.models.checkpoint_files import EMBEDDED_MODELS, RECORD, embedded_model_path, refuse_folded, resolve
 from longrope.models.config import LoadOptions
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
@@ -180,39 +180,92 @@ class LoadedModel:
         )
 
 
-def open_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
-    """Load a model for any verb: a model folder, the folder of a run that has a checkpoint, a hub or embedded name.
+def open_model(
+    model: PreTrainedModel | LoadedModel | Path | str,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    options: LoadOptions | None = None,
+) -> LoadedModel:
+    """The model that a job works on, with its tokenizer, geometry and the scaling of its checkpoint.
 
-    Raises LongRopeError when it cannot be loaded, has no RoPE, or the scaling beside it is for another one.
+    `model` is a `PreTrainedModel` that the caller loaded (any device, dtype and `device_map`; merge a PEFT adapter
+    first), the folder of a model or of a run with a checkpoint, a hub name (`owner/model`), or the name of an embedded
+    model. `tokenizer` is a tokenizer or where to load it from: where `model` came from, when not given. A loaded model
+    is put into eval mode, and of `options` only `original_length` and `trust_remote_code` apply to it.
+
+    Raises LongRopeError when the model or its tokenizer cannot be loaded, it has no RoPE, or the `scaling.json` beside
+    it is for another one.
     """
     options = options or LoadOptions()
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, PreTrainedModel):
+        return _opened(model, tokenizer, options)
+    if not isinstance(model, str | Path):
+        raise LongRopeError(
+            f"expected a transformers model, a folder or a name, found {type(model).__name__}",
+            code="no-such-model",
+            hint="merge a PEFT adapter with merge_and_unload() first" if hasattr(model, "merge_and_unload") else "",
+        )
+    name = str(model)
     config = load_config(name, trust_remote_code=options.trust_remote_code)
     # A model without RoPE, or with a scaling that is not for it, is refused before its weights are read.
     checkpoint_scaling = find_checkpoint_scaling(
         name, config, RopeGeometry.from_config(config, original_length=options.original_length)
     )
-    model = load_model(
+    loaded = load_model(
         name,
         dtype=options.dtype,
         device=options.device,
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
-    tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
+    chosen = _tokenizer(name if tokenizer is None else tokenizer, options)
+    geometry = geometry_of(loaded, options.original_length)
+    return LoadedModel(name, loaded, chosen, geometry, checkpoint_scaling, options)
+
+
+def _opened(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | str | None, options: LoadOptions
+) -> LoadedModel:
+    """`open_model` of a model that is loaded already."""
     geometry = geometry_of(model, options.original_length)
-    return LoadedModel(name, model, tokenizer, geometry, checkpoint_scaling, options)
+    place = str(getattr(model, "name_or_path", "") or "")
+    embedded = {str(embedded_model_path(name)): name for name in EMBEDDED_MODELS}
+    name = embedded.get(place, place or type(model).__name__)
+    if tokenizer is None and not place:
+        raise LongRopeError(
+            f"expected a tokenizer for this {name}, which does not say where it was loaded from",
+            code="missing-tokenizer",
+            hint="give `tokenizer`",
+        )
+    beside = name if place and Path(place).is_dir() else None
+    checkpoint_scaling = find_checkpoint_scaling(beside, model.config, geometry)
+    chosen = _tokenizer(name if tokenizer is None else tokenizer, options)
+    dtype = str(model.dtype).removeprefix("torch.")
+    actual = options.replace(
+        dtype=dtype if dtype in _DTYPES else "checkpoint",
+        device=str(model.device),
+        attn_implementation=model.config._attn_implementation,
+    )
+    return LoadedModel(name, model.eval(), chosen, geometry, checkpoint_scaling, actual)
 
 
-def find_checkpoint_scaling(name: str, config: Any, geometry: RopeGeometry) -> RopeScaling | None:
+def _tokenizer(given: PreTrainedTokenizerBase | str, options: LoadOptions) -> PreTrainedTokenizerBase:
+    return load_tokenizer(given, trust_remote_code=options.trust_remote_code) if isinstance(given, str) else given
+
+
+def find_checkpoint_scaling(name: str | None, config: Any, geometry: RopeGeometry) -> RopeScaling | None:
     """The scaling that the weights of `name` are for, relative to their original RoPE; None where that is all.
+
+    `name` is None for a model of which only the `config` is known.
 
     It is the recorded one (`recorded_scaling`), which fine-tuning leaves, and what `config` states where there is none.
     An export's config says what its weights compute, folded factors and all, so there it is the config's.
 
     Raises LongRopeError for a recorded scaling that does not fit `geometry`, or weights that have a factor folded in.
     """
-    recorded = recorded_scaling(name)
-    if recorded is None or is_export(config, recorded):
+    recorded = None if name is None else recorded_scaling(name)
+    if name is None or recorded is None or is_export(config, recorded):
         return scaling_of_config(config)
     refuse_folded(getattr(config, RECORD, None), name)
     try:

@@ -36,8 +36,8 @@ class Layout(Enum):
 class LongRopeRotary(nn.Module):
     """Cosines and sines of a `RopeScaling` for one model; the module it replaces is kept as `original`.
 
-    The window is the smallest that holds the longest position of the forward, unless `fixed` names one. `factors` (D,)
-    and `attention_factor`, when set, replace the fixed window's numbers by tensors that gradients flow through.
+    The window is the smallest that holds the longest position of the forward, unless `pinned` is one. `factors` (D,)
+    and `attention_factor`, when set, replace the pinned window's numbers by tensors that gradients flow through.
     Models with one RoPE per layer type: only `layer_type` is scaled, the others go to `original`.
     """
 
@@ -47,14 +47,14 @@ class LongRopeRotary(nn.Module):
         self.scaling = scaling
         self.layer_type = layer_type
         self.layout, self.casts = probe_layout(original, scaling.geometry, layer_type)
-        self.fixed: Window | None = None
+        self.pinned: Window | None = None
         self.factors: Tensor | None = None
         self.attention_factor: Tensor | None = None
 
     def window(self, position_ids: Tensor) -> Window:
-        """The window of this forward: the fixed one, or the smallest that holds the longest position."""
-        if self.fixed is not None:
-            return self.fixed
+        """The window of this forward: the pinned one, or the smallest that holds the longest position."""
+        if self.pinned is not None:
+            return self.pinned
         return self.scaling.window_for(int(position_ids.max()) + 1)
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from longrope.rope.scaling import RopeScaling, Window
 
 @dataclass(frozen=True)
 class ScaledModel:
-    """A model with its installed rotary modules (one in current transformers, more in remote code)."""
+    """A model with a scaling applied, and its rotary modules (one in current transformers, more in remote code)."""
 
     model: PreTrainedModel
     rotaries: tuple[LongRopeRotary, ...]
@@ -27,23 +27,25 @@ class ScaledModel:
     def scaling(self) -> RopeScaling:
         return self.rotaries[0].scaling
 
-    def fix(self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None) -> None:
-        """Use `window` in every forward (None: chosen by the longest position again).
+    def pin_window(
+        self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None
+    ) -> None:
+        """Use `window` in every forward; None: the longest position chooses the window again.
 
         `factors` (D,) and `attention_factor` replace the window's numbers by tensors that gradients flow through.
         """
         for rotary in self.rotaries:
-            rotary.fixed, rotary.factors, rotary.attention_factor = window, factors, attention_factor
+            rotary.pinned, rotary.factors, rotary.attention_factor = window, factors, attention_factor
 
     @contextmanager
     def using(
         self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None
     ) -> Iterator[PreTrainedModel]:
-        """`fix` for the length of a `with` block; what was fixed before is fixed again after it."""
-        first = self.rotaries[0]  # all are always fixed alike
-        before = (first.fixed, first.factors, first.attention_factor)
-        self.fix(window, factors, attention_factor)
+        """`pin_window` for the length of a `with` block; the window pinned before is pinned again after it."""
+        first = self.rotaries[0]  # all are always pinned alike
+        before = (first.pinned, first.factors, first.attention_factor)
+        self.pin_window(window, factors, attention_factor)
         try:
             yield self.model
         finally:
-            self.fix(*before)
+            self.pin_window(*before)

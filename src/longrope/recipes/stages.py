@@ -83,7 +83,7 @@ class Stages:
 
     def _open(self, step: Step, stage: SearchStage | FinetuneStage | RecoverStage | EvaluateStage) -> LoadedModel:
         """The model a step works on, with the scaling it was trained for."""
-        return open_model(self._name(step), self.base.options.replace(dtype=stage.dtype))
+        return open_model(self._name(step), options=self.base.options.replace(dtype=stage.dtype))
 
     def _search(self, step: Step, stage: SearchStage, folder: Path) -> dict[str, Any]:
         loaded = self._open(step, stage)
@@ -129,7 +129,7 @@ class Stages:
                     listener=listener,
                 )
             else:
-                loaded, window = open_model(self._name(step), options), RopeScaling.load(scaling)
+                loaded, window = open_model(self._name(step), options=options), RopeScaling.load(scaling)
                 finetune(loaded, window, sources, folder, stage.settings, cpu=cpu, resume=resume, listener=listener)
                 # What the Trainer has set is not for the stages after it, which may begin in another process.
                 torch.use_deterministic_algorithms(deterministic)
@@ -173,7 +173,7 @@ class Stages:
             scaling=scaling,
             scaling_name="longrope",
             against=stage.against,
-            original=None if step.weights is None else open_model(self.base.name, loaded.options),
+            original=None if step.weights is None else open_model(self.base.name, options=loaded.options),
             seed=stage.seed,
             options=stage.settings,
             cells=cells_path(output),

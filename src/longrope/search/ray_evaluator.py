@@ -283,7 +283,7 @@ class Recipe:
 
     def __call__(self) -> SerialEvaluator:
         """The evaluator of a new replica. Raises LongRopeError when its answers would be others than here."""
-        loaded = open_model(self.model, self.options)
+        loaded = open_model(self.model, options=self.options)
         if fingerprint(loaded.model) != self.fingerprint:
             raise LongRopeError(f"{self.model} on {platform.node()} has other weights than the model of this search")
         here = numerics(loaded)

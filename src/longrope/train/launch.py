@@ -108,7 +108,7 @@ def main(request: Path) -> int:
     wanted = json.loads(request.read_text("utf-8"))
     try:
         finetune(
-            open_model(wanted["model"], LoadOptions(**wanted["loading"])),
+            open_model(wanted["model"], options=LoadOptions(**wanted["loading"])),
             RopeScaling.load(Path(wanted["scaling"])),
             wanted["data"],
             Path(wanted["out"]),

@@ -96,7 +96,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         The window stays fixed for the backward pass, where layers are computed again. Of a row that processes share,
         each has the losses of its own targets.
         """
-        self.scaled.fix(self.windows[inputs["part"]])
+        self.scaled.pin_window(self.windows[inputs["part"]])
         if self.shared is not None:
             self.shared.begin(inputs["row_position_ids"])
         loss: Tensor = model(**{name: inputs[name] for name in ("input_ids", "position_ids", "shift_labels")}).loss

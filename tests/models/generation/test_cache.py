@@ -64,7 +64,7 @@ def test_every_continuation_is_that_of_the_whole_text(family: str, chunk_size: i
         assert prefix.greedy(question, 3) == whole_greedy(scaled, question, window, 3)
         assert prefix.length == TEXT.shape[1]
         assert all(torch.equal(now, then) for now, then in zip(held(prefix.cache), before, strict=True))
-    assert scaled.rotaries[0].fixed is None
+    assert scaled.rotaries[0].pinned is None
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 88, 89, 90, 1000])

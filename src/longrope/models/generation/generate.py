@@ -141,7 +141,7 @@ def _check_lengths(scaled: ScaledModel, lengths: Sequence[int], new_tokens: int)
     The last of the new tokens is predicted and never read, so the longest forward has one token less.
     """
     last = new_tokens - 1
-    if scaled.rotaries[0].fixed is None and max(lengths) + last > scaled.scaling.target_length:
+    if scaled.rotaries[0].pinned is None and max(lengths) + last > scaled.scaling.target_length:
         raise LongRopeError(
             f"this scaling reaches {scaled.scaling.target_length} tokens; {max(lengths)} and {new_tokens} new ones"
             " are too many"

@@ -99,14 +99,18 @@ def hook_generation(scaled: ScaledModel) -> None:
     model.init_continuous_batching = Entrance(scaled, model.init_continuous_batching, refuse_batching)
 
 
+def generation_hooks(model: PreTrainedModel) -> dict[str, CacheSwitch | Entrance]:
+    """The hooks that are on the model, each by the name of the method it replaces."""
+    names = ("prepare_inputs_for_generation", "generate", "init_continuous_batching")
+    return {name: hook for name in names if isinstance(hook := vars(model).get(name), CacheSwitch | Entrance)}
+
+
 def unhook_generation(model: PreTrainedModel) -> None:
     """Take the hooks off; a model without them stays as it is."""
-    for name in ("prepare_inputs_for_generation", "generate", "init_continuous_batching"):
-        hook = vars(model).get(name)
-        if isinstance(hook, CacheSwitch | Entrance):
-            delattr(model, name)
-            if getattr(model, name) != hook.own:  # it was on the instance before
-                setattr(model, name, hook.own)
+    for name, hook in generation_hooks(model).items():
+        delattr(model, name)
+        if getattr(model, name) != hook.own:  # it was on the instance before
+            setattr(model, name, hook.own)
 
 
 def cache_switch(scaled: ScaledModel) -> CacheSwitch:
@@ -234,7 +238,7 @@ class CacheSwitch:
 def switches(scaled: ScaledModel) -> bool:
     """Whether the keys of a text can come to need another window: not when one is fixed, or all have the same keys."""
     windows = scaled.scaling.windows
-    return scaled.rotaries[0].fixed is None and not all(same_keys(windows[0], window) for window in windows)
+    return scaled.rotaries[0].pinned is None and not all(same_keys(windows[0], window) for window in windows)
 
 
 def same_keys(one: Window, other: Window) -> bool:
@@ -251,7 +255,7 @@ def window_of_rows(scaled: ScaledModel, lengths: Sequence[int]) -> Window:
 
     Raises LongRopeError when they need different ones: a forward has one window.
     """
-    fixed = scaled.rotaries[0].fixed
+    fixed = scaled.rotaries[0].pinned
     if fixed is not None:
         return fixed
     windows = {length: scaled.scaling.window_for(length) for length in sorted(set(lengths))}
