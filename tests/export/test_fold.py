@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from longrope.errors import LongRopeError
 from longrope.export import weights as fold
 from longrope.export.export import export
-from longrope.export.forms import express, forced_attention_factor
+from longrope.export.forms import express
 from longrope.export.hf import export_hf
+from longrope.rope.hf_config import forced_attention_factor
 from longrope.rope.scaling import RopeScaling
 from tests.export.sources import SU, TARGET, WINDOW, plain_logits, save_model, scaled_logits, scaling_of
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longrope.errors import LongRopeError
 from longrope.export import hf
 from longrope.export.hf import export_hf
-from longrope.export.hf_config import superset_config
 from longrope.models.apply import apply_scaling, geometry_of
+from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW, save_checkpoint
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from longrope.evaluation.results import EvalRow
 from longrope.export.config import HF, PHI3, UNIFIED
-from longrope.export.forms import Expression, express, is_forced, notes_on
-from longrope.export.hf_config import THREE_KEYS
+from longrope.export.forms import Expression, express, notes_on
 from longrope.export.verify import Verification
 from longrope.provenance import command_line, versions
+from longrope.rope.hf_config import THREE_KEYS, is_forced
 from longrope.rope.scaling import RopeScaling
 from longrope.units import format_length
 

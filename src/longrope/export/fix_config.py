@@ -14,10 +14,10 @@ from longrope.checks import shown
 from longrope.errors import LongRopeError
 from longrope.export.config import FORMS, PHI3
 from longrope.export.forms import Expression, express
-from longrope.export.hf_config import superset_config
 from longrope.models.checkpoint_files import RECORD
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
+from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling, numbers_sha256
 from longrope.run_files import SCALING
 from longrope.storage import read_json, write_json_atomic

@@ -15,8 +15,9 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.export.config import FORMS, UNIFIED
-from longrope.rope.closed_forms import su_attention_factor
-from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
+from longrope.models.checkpoint_files import export_record
+from longrope.rope.hf_config import forced_attention_factor, is_forced, transformers_scaling
+from longrope.rope.scaling import RopeScaling, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Expression:
 
     def record(self) -> dict[str, Any]:
         """What config.json keeps, so that `longrope fix-config` can write it again."""
-        return {"form": self.form, "query_scale": self.query_scale, "scaling_sha256": numbers_sha256(self.given)}
+        return export_record(self.given, self.form, self.query_scale)
 
 
 def express(scaling: RopeScaling, form: str, fold_attention_factor: bool = False) -> Expression:
@@ -75,67 +76,11 @@ def express(scaling: RopeScaling, form: str, fold_attention_factor: bool = False
     return Expression(form, scaling, effective, stated)
 
 
-def forced_attention_factor(expressed: RopeScaling) -> float:
-    """`su` of the two lengths in config.json: what vLLM, SGLang, MLX and ExLlamaV3 compute where nothing else is said.
-
-    √(1 + ln(L'/L0)/ln L0), where L0 is the first window's length, at which runtimes switch.
-    """
-    short, long = expressed.windows
-    return su_attention_factor(replace(expressed.geometry, original_length=short.max_length), long.max_length)
-
-
-def is_forced(expressed: RopeScaling) -> bool:
-    """Whether the attention factor is the one that every runtime computes by itself."""
-    return abs(expressed.windows[-1].attention_factor / forced_attention_factor(expressed) - 1.0) < 1e-9
-
-
 def _with_attention_factor(scaling: RopeScaling, attention_factor: float) -> RopeScaling:
     windows = tuple(
         Window(window.max_length, window.factors, window.start_tokens, attention_factor) for window in scaling.windows
     )
     return replace(scaling, windows=windows)
-
-
-def transformers_losses(scaling: RopeScaling) -> list[str]:
-    """What transformers' `longrope` cannot express of `scaling`, one phrase each; empty when it can express all.
-
-    It has two regimes, short up to one length and long beyond, one list of factors each, one attention factor for both,
-    and no start tokens.
-    """
-    losses = []
-    windows = scaling.windows
-    if len(windows) > 2:
-        dropped = ", ".join(str(window.max_length) for window in windows[1:-1])
-        losses.append(f"the windows to {dropped} tokens: transformers has two regimes and one switch")
-    start_tokens = {window.max_length: window.start_tokens for window in windows if window.start_tokens}
-    if start_tokens:
-        found = ", ".join(f"{n_hat} (window to {length})" for length, n_hat in start_tokens.items())
-        losses.append(f"the start tokens {found}: every position is rescaled")
-    factors = {window.attention_factor for window in (windows[0], windows[-1])}
-    if len(factors) > 1:
-        losses.append(
-            f"the attention factor {windows[0].attention_factor:g} of the short window: "
-            f"{windows[-1].attention_factor:g} is used in both"
-        )
-    return losses
-
-
-def transformers_scaling(scaling: RopeScaling) -> RopeScaling:
-    """The part of `scaling` that transformers expresses: two windows, one attention factor, no start tokens.
-
-    Raises LongRopeError when the scaling does not reach beyond the original window.
-    """
-    short, long = scaling.windows[0], scaling.windows[-1]
-    original = scaling.geometry.original_length
-    if long.max_length <= original:
-        raise LongRopeError(
-            f"expected a scaling that reaches beyond the original window of {original} tokens; this one ends at "
-            f"{long.max_length}"
-        )
-    switch = short.max_length if len(scaling.windows) > 1 else original
-    m = long.attention_factor
-    windows = (Window(switch, short.factors, 0, m), Window(long.max_length, long.factors, 0, m))
-    return RopeScaling(scaling.geometry, windows, scaling.provenance)
 
 
 def require_lossless(losses: list[str], target: str, allow_lossy: bool) -> None:

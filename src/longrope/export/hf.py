@@ -17,8 +17,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow
 from longrope.export.card import Serving, model_card, public_name, serving
 from longrope.export.config import HF, PHI3
-from longrope.export.forms import Expression, express, notes_on, require_lossless, transformers_losses
-from longrope.export.hf_config import superset_config
+from longrope.export.forms import Expression, express, notes_on, require_lossless
 from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
 from longrope.export.verify import Verification, verify_hf, verify_tokenizer
 from longrope.export.weights import Rewrite, fold_changes, rewrite, stored_tensors
@@ -33,6 +32,7 @@ from longrope.models.checkpoint_files import (
 )
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
+from longrope.rope.hf_config import superset_config, unsupported_by_transformers
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import new_output_folder, read_json, write_json_atomic, write_text_atomic
 
@@ -68,7 +68,7 @@ def export_hf(
     written, when transformers cannot express the scaling (and `allow_lossy` is not set), when the model has no such
     form or its attention factor cannot be folded, or when the reloaded checkpoint differs. `out` is then as it was.
     """
-    losses = transformers_losses(scaling)
+    losses = unsupported_by_transformers(scaling)
     require_lossless(losses, "transformers", allow_lossy)
     expression = express(scaling, form, fold_attention_factor)
     config = load_config(model_name, trust_remote_code=trust_remote_code)

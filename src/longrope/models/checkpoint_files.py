@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from longrope.errors import LongRopeError, one_line
+from longrope.rope.scaling import RopeScaling, numbers_sha256
 from longrope.run_files import CHECKPOINT
 from longrope.storage import read_json, write_json_atomic
 
@@ -142,6 +143,14 @@ def raise_limits(folder: Path, length: int) -> None:
             limit = settings.get(key)
             if isinstance(limit, int) and limit < length:
                 write_json_atomic(path, settings | {key: length})
+
+
+def export_record(scaling: RopeScaling, form: str = "hf", query_scale: float = 1.0) -> dict[str, Any]:
+    """The value of RECORD: how config.json expresses `scaling`, so that `longrope fix-config` can write it again.
+
+    `query_scale` is what the queries' weights were multiplied by.
+    """
+    return {"form": form, "query_scale": query_scale, "scaling_sha256": numbers_sha256(scaling)}
 
 
 def refuse_folded(record: Any, model_name: str) -> None:

@@ -22,7 +22,6 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.perplexity import check_lengths
 from longrope.evaluation.run import Evaluation, cells_path, evaluate
-from longrope.export.forms import transformers_losses, transformers_scaling
 from longrope.export.hf import export_hf
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel, load_model, prepare_samples, require_longer, sources_or_books
@@ -32,6 +31,7 @@ from longrope.report.collect import Proof
 from longrope.report.run import Written, figures_folder, report
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.closed_forms import CLOSED_FORMS
+from longrope.rope.hf_config import transformers_scaling, unsupported_by_transformers
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import CHECKPOINT as CHECKPOINT_DIR
 from longrope.run_files import EVALUATION, EXTENSION, REPORT
@@ -146,7 +146,7 @@ def extend(
         )
     listener.on_stage("prove")
     proofs = prove(loaded, found.scaling, checkpoint, text.ids[:1])
-    losses = transformers_losses(found.scaling)
+    losses = unsupported_by_transformers(found.scaling)
     proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
     write_json_atomic(out / EXTENSION, json_ready(found.to_json()) | proved | record())
     listener.on_stage("report")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrope.evaluation.results import EvalRow
-from longrope.export.forms import transformers_losses
 from longrope.report.collect import Run
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed, per_cent
 from longrope.report.styles import Method
 from longrope.report.summary import original_row, subject_of
 from longrope.report.tables import shown_value
 from longrope.rope.closed_forms import su_attention_factor
+from longrope.rope.hf_config import unsupported_by_transformers
 from longrope.rope.scaling import RopeScaling
 
 SUITES = {
@@ -61,7 +61,7 @@ def _runtimes(scaling: RopeScaling) -> list[str]:
     short, long = scaling.windows[0], scaling.windows[-1]
     items = [
         f"transformers, and every runtime that reads its checkpoints, drops {loss}."
-        for loss in transformers_losses(scaling)
+        for loss in unsupported_by_transformers(scaling)
     ]
     if any(window.start_tokens for window in scaling.windows):
         items.append("No runtime but longrope itself keeps start tokens at their original angles.")

@@ -1,19 +1,35 @@
-"""The scaling that a checkpoint already carries, relative to its original RoPE: a baseline and a seed of the search.
+"""The RoPE settings in the `config.json` of a Hugging Face checkpoint: reads a scaling from them, and writes one.
 
-The numbers are those that transformers computes for the same configuration, from our own closed forms. Scaling of the
-softmax that some models add beside RoPE (deepseek's `mscale_all_dim`) is in their attention and not touched here.
+Reading (`scaling_of_config`): the scaling that a checkpoint has already, relative to its original RoPE. The numbers are
+those that transformers computes for the same configuration, from our own closed forms. Scaling of the softmax that some
+models add beside RoPE (deepseek's `mscale_all_dim`) is in their attention and not touched here.
+
+Writing (`superset_config`): one superset that transformers 5 and 4.5x, vLLM and others read alike. A config with
+`rope_parameters` alone (as transformers 5 saves it) is plain RoPE with base 10,000 in transformers 4; one with the
+original length inside the dictionary alone never leaves the short factors there. Neither gives an error, so every key
+is written in every place that some runtime reads, all with the same value. Where both are present, transformers 5 takes
+`rope_scaling`, transformers 4 knows nothing else, and others choose.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
 from longrope.rope import closed_forms as closed
-from longrope.rope.geometry import RopeGeometry, rope_parameters_of, text_config, yarn_truncates
+from longrope.rope.geometry import (
+    FULL_ATTENTION,
+    RopeGeometry,
+    rope_layer_types,
+    rope_parameters_of,
+    text_config,
+    yarn_truncates,
+)
 from longrope.rope.scaling import RopeScaling, Window
 
 _Parameters = Mapping[str, Any]
@@ -145,3 +161,136 @@ def _provenance(parameters: _Parameters) -> dict[str, Any]:
     """The scalars of the RoPE dict; the lists are the windows themselves."""
     scalars = {key: value for key, value in parameters.items() if isinstance(value, bool | int | float | str)}
     return {"origin": "configuration of the checkpoint", "rope_parameters": scalars}
+
+
+THREE_KEYS = ("phi3", "phi4_multimodal")
+"""transformers 4 refuses their `rope_scaling` unless it has `type`, `short_factor` and `long_factor` alone."""
+_FLAT_BESIDE_NESTED = ("gemma3_text", "olmo3")
+"""One RoPE per layer type in transformers 5, where `rope_scaling` updates full attention's; flat in transformers 4."""
+
+
+def unsupported_by_transformers(scaling: RopeScaling) -> list[str]:
+    """What transformers' `longrope` cannot express of `scaling`, one phrase each; empty when it can express all.
+
+    It has two regimes, short up to one length and long beyond, one list of factors each, one attention factor for both,
+    and no start tokens.
+    """
+    unsupported = []
+    windows = scaling.windows
+    if len(windows) > 2:
+        dropped = ", ".join(str(window.max_length) for window in windows[1:-1])
+        unsupported.append(f"the windows to {dropped} tokens: transformers has two regimes and one switch")
+    start_tokens = {window.max_length: window.start_tokens for window in windows if window.start_tokens}
+    if start_tokens:
+        found = ", ".join(f"{n_hat} (window to {length})" for length, n_hat in start_tokens.items())
+        unsupported.append(f"the start tokens {found}: every position is rescaled")
+    factors = {window.attention_factor for window in (windows[0], windows[-1])}
+    if len(factors) > 1:
+        unsupported.append(
+            f"the attention factor {windows[0].attention_factor:g} of the short window: "
+            f"{windows[-1].attention_factor:g} is used in both"
+        )
+    return unsupported
+
+
+def transformers_scaling(scaling: RopeScaling) -> RopeScaling:
+    """The part of `scaling` that transformers expresses: two windows, one attention factor, no start tokens.
+
+    Raises LongRopeError when the scaling does not reach beyond the original window.
+    """
+    short, long = scaling.windows[0], scaling.windows[-1]
+    original = scaling.geometry.original_length
+    if long.max_length <= original:
+        raise LongRopeError(
+            f"expected a scaling that reaches beyond the original window of {original} tokens; this one ends at "
+            f"{long.max_length}"
+        )
+    switch = short.max_length if len(scaling.windows) > 1 else original
+    m = long.attention_factor
+    windows = (Window(switch, short.factors, 0, m), Window(long.max_length, long.factors, 0, m))
+    return RopeScaling(scaling.geometry, windows, scaling.provenance)
+
+
+def forced_attention_factor(expressed: RopeScaling) -> float:
+    """`su` of the two lengths in config.json: what vLLM, SGLang, MLX and ExLlamaV3 compute where nothing else is said.
+
+    √(1 + ln(L'/L0)/ln L0), where L0 is the first window's length, at which runtimes switch.
+    """
+    short, long = expressed.windows
+    return closed.su_attention_factor(replace(expressed.geometry, original_length=short.max_length), long.max_length)
+
+
+def is_forced(expressed: RopeScaling) -> bool:
+    """Whether the attention factor is the one that every runtime computes by itself."""
+    return abs(expressed.windows[-1].attention_factor / forced_attention_factor(expressed) - 1.0) < 1e-9
+
+
+def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> dict[str, Any]:
+    """`raw` (the source's config.json) extended by a `scaling` of two windows, for the model that `config` describes.
+
+    The length where runtimes switch, `original_max_position_embeddings`, is the first window's. Models with one RoPE
+    per layer type get a nested `rope_parameters`, and where transformers 4 can express them its keys beside it.
+
+    Raises LongRopeError when the language model's part of a composite config is not found.
+    """
+    out = deepcopy(raw)
+    text = text_config(config)
+    section = out if text is config else out.get("text_config")
+    if not isinstance(section, dict):
+        raise LongRopeError(
+            f"expected the language model's config under text_config in {config.model_type}; found none"
+        )
+    for key in ("rope_scaling", "rope_parameters"):
+        section.pop(key, None)
+    entry = _entry(config, scaling)
+    section["max_position_embeddings"] = scaling.target_length
+    section["original_max_position_embeddings"] = scaling.windows[0].max_length
+    if getattr(text, "head_dim", None) is not None:
+        section["head_dim"] = text.head_dim  # Mixtral's config has None, which transformers' longrope cannot read
+    elif hasattr(text, "head_dim"):
+        section["head_dim"] = text.hidden_size // text.num_attention_heads
+    layer_types = rope_layer_types(config)
+    if layer_types:
+        others = {name: dict(text.rope_parameters[name]) for name in layer_types if name != FULL_ATTENTION}
+        section["rope_parameters"] = {FULL_ATTENTION: entry, **others}
+        if text.model_type in _FLAT_BESIDE_NESTED:
+            section |= _legacy(text.model_type, entry, is_forced(scaling))
+        if text.model_type == "gemma3_text":
+            section["rope_local_base_freq"] = others["sliding_attention"]["rope_theta"]
+    else:
+        section["rope_parameters"] = entry
+        section |= _legacy(text.model_type, entry, is_forced(scaling))
+    return out
+
+
+def _entry(config: Any, scaling: RopeScaling) -> dict[str, Any]:
+    """The RoPE dictionary with everything that some runtime reads."""
+    short, long = scaling.windows
+    entry: dict[str, Any] = {
+        "rope_type": "longrope",
+        "type": "longrope",
+        "rope_theta": scaling.geometry.base,
+        "factor": long.max_length / short.max_length,
+        "original_max_position_embeddings": short.max_length,
+        "attention_factor": long.attention_factor,
+        "short_mscale": long.attention_factor,
+        "long_mscale": long.attention_factor,
+        "short_factor": list(short.factors),
+        "long_factor": list(long.factors),
+    }
+    parameters = rope_parameters_of(config)
+    if "partial_rotary_factor" in parameters:
+        entry["partial_rotary_factor"] = float(parameters["partial_rotary_factor"])
+    return entry
+
+
+def _legacy(family: str, entry: dict[str, Any], forced: bool) -> dict[str, Any]:
+    """What transformers 4 and its readers look for beside `rope_parameters`, under the family's own names."""
+    three = family in THREE_KEYS and forced  # the attention factor is computed from the lengths there
+    scaling = {key: entry[key] for key in ("type", "short_factor", "long_factor")} if three else dict(entry)
+    legacy: dict[str, Any] = {"rope_theta": entry["rope_theta"], "rope_scaling": scaling}
+    if "partial_rotary_factor" in entry:
+        legacy["partial_rotary_factor"] = entry["partial_rotary_factor"]
+    if family == "gpt_neox":
+        legacy |= {"rotary_emb_base": entry["rope_theta"], "rotary_pct": entry["partial_rotary_factor"]}
+    return legacy

@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.data.packing import PackedRows
-from longrope.export.forms import transformers_losses
 from longrope.models.checkpoint_files import copy_companions, source_folder
 from longrope.models.loading import LoadedModel
 from longrope.provenance import record
+from longrope.rope.hf_config import unsupported_by_transformers
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_SUMMARY, SCALING, TRAINER
 from longrope.storage import json_ready, read_json, write_json_atomic
@@ -100,7 +100,7 @@ class Writing:
             "checkpoint": str(checkpoint),
             "scaling": str(out / SCALING),
             "steps": self.trainer.state.global_step,
-            "not_in_transformers": transformers_losses(trained),
+            "not_in_transformers": unsupported_by_transformers(trained),
             "identity": self.identity,
             "curve": curve,
             **common,

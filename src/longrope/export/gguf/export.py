@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, one_line
-from longrope.export.forms import require_lossless, transformers_losses, transformers_scaling
+from longrope.export.forms import require_lossless
 from longrope.export.gguf.container import GgufFile, gguf_package, read_gguf, rope_of
 from longrope.export.gguf.convert import ARCHITECTURE, check_llama, write_llama
 from longrope.export.gguf.keys import CONTEXT_STEP, check_architecture, rope_keys, rope_tensors
 from longrope.export.gguf.patch import write_patched
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
+from longrope.rope.hf_config import transformers_scaling, unsupported_by_transformers
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.storage import check_output_file
 
@@ -56,7 +57,7 @@ def export_gguf(
     config = load_config(model)
     scaling.check_fits(RopeGeometry.from_config(config, original_length=scaling.geometry.original_length))
     wanted = _up_to(scaling, context_length or scaling.target_length)
-    losses = transformers_losses(wanted)  # llama.cpp expresses what transformers does
+    losses = unsupported_by_transformers(wanted)  # llama.cpp expresses what transformers does
     require_lossless(losses, "llama.cpp", allow_lossy)
     expressed = transformers_scaling(wanted)
     tensors = rope_tensors(expressed)
