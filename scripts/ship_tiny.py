@@ -19,7 +19,7 @@ import torch
 from train_tiny import NEEDLES, WINDOW, Rows, frequent_words, retrieval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longrope.data.samples import assert_disjoint, draw_samples
+from longrope.data.samples import draw_samples, require_disjoint
 from longrope.data.sources import read_documents
 from longrope.data.tokens import bos_of, tokenize
 from longrope.evaluation.perplexity import perplexity
@@ -36,7 +36,7 @@ def measure(folder: Path, books: Path, record: dict) -> dict:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     documents = read_documents(books)
-    assert_disjoint(record["data_sha256"].values(), documents)
+    require_disjoint(record["data_sha256"].values(), documents)
     tokenized = tokenize(documents, tokenizer)
     samples = draw_samples(
         tokenized, length=max(LENGTHS), count=2 * len(documents), seed=0, bos_token_id=bos_of(tokenizer)
@@ -52,7 +52,7 @@ def measure(folder: Path, books: Path, record: dict) -> dict:
     texts = [np.asarray(document.ids) for document in tokenized]
     needles = [retrieval(model, Rows(tokenizer, texts, words, seed=1), TRIALS, kind) for kind in range(len(NEEDLES))]
     return {
-        "samples": len(samples.rows),
+        "samples": len(samples.origins),
         "books": len(documents),
         "perplexity": {name: {row.length: [row.value, row.stderr] for row in rows} for name, rows in table.items()},
         "retrieval": needles,

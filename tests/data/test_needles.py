@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longrope.data.documents import Document
-from longrope.data.needles import ANSWER, INSTRUCTION, NEEDLE, QUESTION, Places, draw_needles, needle_places
+from longrope.data.needles import ANSWER, INSTRUCTION, NEEDLE, QUESTION, Haystacks, draw_haystacks, draw_needles
 from longrope.data.tokens import TokenizedDocument, tokenize
 from longrope.errors import LongRopeError
 from tests.evaluation.embedded import TOKENIZERS, tokenized
@@ -54,7 +54,9 @@ def test_every_part_keeps_its_own_tokens(documents, bos_tokenizer):
 def test_the_rest_is_consecutive_text_of_one_book(documents, bos_tokenizer):
     samples = draw(documents, bos_tokenizer, depth=0.5, count=3)
     by_hash = {document.sha256: document for document in documents}
-    for row, key, number, origin in zip(samples.ids.tolist(), samples.keys, samples.numbers, samples.rows, strict=True):
+    for row, key, number, origin in zip(
+        samples.ids.tolist(), samples.keys, samples.numbers, samples.origins, strict=True
+    ):
         needle = encode(bos_tokenizer, NEEDLE.format(key=key, number=number))
         tail = len(encode(bos_tokenizer, QUESTION.format(key=key))) + 8
         body = row[1 + len(encode(bos_tokenizer, INSTRUCTION)) : LENGTH - tail]
@@ -76,7 +78,7 @@ def test_depths(documents, bos_tokenizer):
 
 def test_one_book_each_first_and_by_seed(documents, bos_tokenizer):
     samples = draw(documents, bos_tokenizer)
-    assert len({row.document for row in samples.rows[:3]}) == 3
+    assert len({row.document for row in samples.origins[:3]}) == 3
     assert samples.sha256 == draw(documents, bos_tokenizer).sha256 != draw(documents, bos_tokenizer, seed=1).sha256
     assert len(set(samples.keys)) > 1
     assert len(set(samples.numbers)) == 5
@@ -117,32 +119,32 @@ def text_of(samples, place, tokenizer):
 def test_places_for_more_samples_hold_other_text(documents, bos_tokenizer, seed):
     """Of no length and no split the same, whatever the keys that the others draw; the first are those drawn alone."""
     count, more = 4, 3
-    places = needle_places(documents, bos_tokenizer, length=LENGTH, count=count, seed=seed, more=more)
-    others = Places(places.rows[count:], places.span)
-    searched = draw(documents, bos_tokenizer, count=count, seed=seed, places=places)
+    haystacks = draw_haystacks(documents, bos_tokenizer, length=LENGTH, count=count, seed=seed, more=more)
+    others = Haystacks(haystacks.origins[count:], haystacks.tokens)
+    searched = draw(documents, bos_tokenizer, count=count, seed=seed, haystacks=haystacks)
     assert searched.sha256 == draw(documents, bos_tokenizer, count=count, seed=seed).sha256
     for length in (300, LENGTH):
-        short = draw(documents, bos_tokenizer, length=length, count=count, seed=seed, places=places)
-        apart = draw(documents, bos_tokenizer, length=length, count=more, seed=seed + 1, places=others)
-        assert (short.rows, apart.rows) == (places.rows[:count], places.rows[count:])
+        short = draw(documents, bos_tokenizer, length=length, count=count, seed=seed, haystacks=haystacks)
+        apart = draw(documents, bos_tokenizer, length=length, count=more, seed=seed + 1, haystacks=others)
+        assert (short.origins, apart.origins) == (haystacks.origins[:count], haystacks.origins[count:])
         by_hash = {document.sha256: document for document in documents}
         for samples in (short, apart):
-            for place, row in enumerate(samples.rows):
+            for place, row in enumerate(samples.origins):
                 text = text_of(samples, place, bos_tokenizer)
-                assert len(text) <= places.span
+                assert len(text) <= haystacks.tokens
                 assert text == by_hash[row.document_sha256].ids[row.offset :][: len(text)].tolist()
-    spans = sorted((row.document_sha256, row.offset) for row in places.rows)
+    spans = sorted((row.document_sha256, row.offset) for row in haystacks.origins)
     for (one, start), (other, following) in pairwise(spans):
-        assert one != other or start + places.span <= following
+        assert one != other or start + haystacks.tokens <= following
 
 
 def test_facts_that_need_more_text_than_there_is_are_drawn_again(documents, bos_tokenizer):
-    places = needle_places(documents, bos_tokenizer, length=LENGTH, count=1, seed=0)
-    tight = Places(places.rows * 9, places.span - 3)
-    free, drawn = (draw(documents, bos_tokenizer, count=9, seed=1, places=one) for one in (None, tight))
-    assert all(len(text_of(drawn, place, bos_tokenizer)) <= tight.span for place in range(9))
-    assert any(len(text_of(free, place, bos_tokenizer)) > tight.span for place in range(9))
-    kept = [place for place in range(9) if len(text_of(free, place, bos_tokenizer)) <= tight.span]
+    haystacks = draw_haystacks(documents, bos_tokenizer, length=LENGTH, count=1, seed=0)
+    tight = Haystacks(haystacks.origins * 9, haystacks.tokens - 3)
+    free, drawn = (draw(documents, bos_tokenizer, count=9, seed=1, haystacks=one) for one in (None, tight))
+    assert all(len(text_of(drawn, place, bos_tokenizer)) <= tight.tokens for place in range(9))
+    assert any(len(text_of(free, place, bos_tokenizer)) > tight.tokens for place in range(9))
+    kept = [place for place in range(9) if len(text_of(free, place, bos_tokenizer)) <= tight.tokens]
     assert [drawn.keys[place] for place in kept] == [free.keys[place] for place in kept] != []
 
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from longrope.data.mix import LONG, MEDIUM, PIECES, SHORT, parse_mix
-from longrope.data.packing import IGNORED, Frame, PackedRows, pack
+from longrope.data.packing import IGNORED, PackedRows, SpecialTokens, pack
 from longrope.data.tokens import TokenizedDocument
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_text
 
 N, L = 64, 16
-FRAME = Frame(bos=1, eos=2)
+BOTH = SpecialTokens(bos=1, eos=2)
 
 
 def document(number: int, size: int) -> TokenizedDocument:
@@ -30,7 +30,7 @@ DOCUMENTS = [document(number, size) for number, size in enumerate([5, 9, 14, 3, 
 
 
 def packed(mix: str, **given: object) -> PackedRows:
-    options = {"length": N, "short_length": L, "count": 12, "group": 1, "frame": FRAME, "seed": 0}
+    options = {"length": N, "short_length": L, "count": 12, "group": 1, "special_tokens": BOTH, "seed": 0}
     return pack(DOCUMENTS, parse_mix(mix), **(options | given))  # type: ignore[arg-type]
 
 
@@ -60,26 +60,28 @@ def test_no_mix(text: str) -> None:
         parse_mix(text)
 
 
-def test_the_frame_of_a_tokenizer(
+def test_the_special_tokens_of_a_tokenizer(
     bos_tokenizer: PreTrainedTokenizerFast, plain_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    assert Frame.of(bos_tokenizer) == Frame(0, 1)
-    assert Frame.of(plain_tokenizer) == Frame(None, 1)
-    assert [Frame(0, 1).tokens, Frame(None, 1).tokens, Frame(None, None).tokens] == [2, 1, 0]
+    assert SpecialTokens.of(bos_tokenizer) == SpecialTokens(0, 1)
+    assert SpecialTokens.of(plain_tokenizer) == SpecialTokens(None, 1)
+    assert [SpecialTokens(0, 1).count, SpecialTokens(None, 1).count, SpecialTokens(None, None).count] == [2, 1, 0]
 
 
-@pytest.mark.parametrize("frame", [FRAME, Frame(None, 2), Frame(None, None)])
-def test_short_rows_hold_whole_documents(frame: Frame) -> None:
-    rows = packed("short", frame=frame)
-    whole = {tuple(one.ids.tolist()) for one in DOCUMENTS if len(one.ids) + frame.tokens <= L}
+@pytest.mark.parametrize("special_tokens", [BOTH, SpecialTokens(None, 2), SpecialTokens(None, None)])
+def test_short_rows_hold_whole_documents(special_tokens: SpecialTokens) -> None:
+    rows = packed("short", special_tokens=special_tokens)
+    whole = {tuple(one.ids.tolist()) for one in DOCUMENTS if len(one.ids) + special_tokens.count <= L}
     for index in range(len(rows)):
         *ours, last = texts(rows, index)
-        inner = [tuple(text[frame.bos is not None : len(text) - (frame.eos is not None)]) for text in ours]
+        inner = [
+            tuple(text[special_tokens.bos is not None : len(text) - (special_tokens.eos is not None)]) for text in ours
+        ]
         assert set(inner) <= whole
-        assert all(text[0] == frame.bos for text in ours if frame.bos is not None)
-        assert all(text[-1] == frame.eos for text in ours if frame.eos is not None)
+        assert all(text[0] == special_tokens.bos for text in ours if special_tokens.bos is not None)
+        assert all(text[-1] == special_tokens.eos for text in ours if special_tokens.eos is not None)
         assert rows.filled(index) == sum(map(len, ours)) + (len(last) if last[0] not in (0, 2) else 0)
-        assert N - rows.filled(index) < min(map(len, whole)) + frame.tokens  # nothing more would have fitted
+        assert N - rows.filled(index) < min(map(len, whole)) + special_tokens.count  # nothing more would have fitted
 
 
 def test_long_rows_are_full_segments() -> None:
@@ -140,11 +142,20 @@ def test_every_document_of_a_part_comes_before_one_comes_again_and_cuts_move() -
 def test_the_same_rows_whatever_order_documents_come_in() -> None:
     first = packed("short:1,long:1")
     mixed = [DOCUMENTS[at] for at in (7, 2, 9, 0, 1, 8, 5, 4, 3, 6, 7)]  # one of them twice
-    again = pack(mixed, parse_mix("short:1,long:1"), length=N, short_length=L, count=12, group=1, frame=FRAME, seed=0)
+    again = pack(
+        mixed,
+        parse_mix("short:1,long:1"),
+        length=N,
+        short_length=L,
+        count=12,
+        group=1,
+        special_tokens=BOTH,
+        seed=0,
+    )
     assert first.rows == again.rows
     assert first.sha256 == again.sha256
     assert packed("short:1,long:1", seed=1).sha256 != first.sha256
-    assert packed("short:1,long:1", frame=Frame(None, 2)).sha256 != first.sha256
+    assert packed("short:1,long:1", special_tokens=SpecialTokens(None, 2)).sha256 != first.sha256
 
 
 def test_only_documents_that_were_used_are_named() -> None:
@@ -165,7 +176,7 @@ def test_only_documents_that_were_used_are_named() -> None:
 def test_a_part_without_documents_is_refused(mix: str, sizes: list[int], message: str) -> None:
     documents = [document(number, size) for number, size in enumerate(sizes)]
     with pytest.raises(LongRopeError, match=message):
-        pack(documents, parse_mix(mix), length=N, short_length=L, count=1, group=1, frame=FRAME, seed=0)
+        pack(documents, parse_mix(mix), length=N, short_length=L, count=1, group=1, special_tokens=BOTH, seed=0)
 
 
 @pytest.mark.parametrize("wrong", [{"length": 8}, {"short_length": 3}, {"count": 0}, {"count": 3, "group": 2}])
@@ -183,7 +194,7 @@ def test_lengths_that_leave_no_room_are_refused(wrong: dict[str, int]) -> None:
 def test_rows_never_overflow_and_spans_lie_in_their_documents(sizes: list[int], part: str, seed: int) -> None:
     documents = [document(number, size) for number, size in enumerate(sizes)]
     try:
-        rows = pack(documents, {part: 1.0}, length=N, short_length=L, count=5, group=1, frame=FRAME, seed=seed)
+        rows = pack(documents, {part: 1.0}, length=N, short_length=L, count=5, group=1, special_tokens=BOTH, seed=seed)
     except LongRopeError:
         return
     for index, row in enumerate(rows.rows):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from longrope.data.documents import Document
-from longrope.data.samples import SampleOrigin, Samples, assert_disjoint, draw_places, draw_samples
+from longrope.data.samples import SampleOrigin, Samples, draw_origins, draw_samples, require_disjoint
 from longrope.data.tokens import TokenizedDocument, bos_of, tokenize
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_text
@@ -37,7 +37,7 @@ def test_rows_are_bos_once_then_consecutive_tokens_of_their_origin(bos: int | No
     assert samples.ids.shape == (9, 17)
     assert samples.ids.dtype == torch.int64
     assert (samples.length, samples.has_bos) == (17, bos is not None)
-    for row, origin in zip(samples.ids.tolist(), samples.rows, strict=True):
+    for row, origin in zip(samples.ids.tolist(), samples.origins, strict=True):
         text = row[1:] if bos is not None else row
         document = by_hash[origin.document_sha256]
         assert text == document.ids[origin.offset : origin.offset + len(text)].tolist()
@@ -67,7 +67,7 @@ def test_same_arguments_same_samples_and_another_seed_others() -> None:
 
 def test_the_draw_is_pinned() -> None:
     """A change of the drawing changes every published number: it must be meant."""
-    places = draw_places(corpus(1000, 2000), span=100, count=4, seed=7)
+    places = draw_origins(corpus(1000, 2000), span=100, count=4, seed=7)
     assert [(place.document, place.offset) for place in places] == [
         ("doc0", 800),
         ("doc1", 1700),
@@ -80,11 +80,13 @@ def test_documents_with_the_same_text_count_once() -> None:
     (first, second) = corpus(40, 30)
     copy = TokenizedDocument("a copy", first.sha256, first.ids)
     for documents in ([first, second, copy], [copy, first, second]):
-        places = draw_places(documents, span=10, count=7, seed=0)
+        places = draw_origins(documents, span=10, count=7, seed=0)
         assert len({(place.document_sha256, place.offset) for place in places}) == 7
         with pytest.raises(LongRopeError, match="found 7: 70 tokens in 2 documents"):
-            draw_places(documents, span=10, count=8, seed=0)
-    assert draw_places([first, copy], span=10, count=4, seed=0) == draw_places([copy, first], span=10, count=4, seed=0)
+            draw_origins(documents, span=10, count=8, seed=0)
+    assert draw_origins([first, copy], span=10, count=4, seed=0) == draw_origins(
+        [copy, first], span=10, count=4, seed=0
+    )
 
 
 @given(
@@ -98,10 +100,10 @@ def test_places_property(sizes: list[int], span: int, seed: int, data: st.DataOb
     possible = sum(size // span for size in sizes)
     if not possible:
         with pytest.raises(LongRopeError):
-            draw_places(documents, span=span, count=1, seed=seed)
+            draw_origins(documents, span=span, count=1, seed=seed)
         return
     count = data.draw(st.integers(1, possible))
-    places = draw_places(documents, span=span, count=count, seed=seed)
+    places = draw_origins(documents, span=span, count=count, seed=seed)
     assert len(places) == count
     size_of = {document.sha256: len(document.ids) for document in documents}
     used: set[tuple[str, int]] = set()
@@ -117,8 +119,8 @@ def test_places_property(sizes: list[int], span: int, seed: int, data: st.DataOb
         assert all(given_by[digest] >= min(turn, size // span) for digest, size in size_of.items())
         given_by[place.document_sha256] += 1
     # Whatever the listing's order, and the first of a larger draw are the smaller one.
-    assert draw_places(data.draw(st.permutations(documents)), span=span, count=count, seed=seed) == places
-    assert draw_places(documents, span=span, count=possible, seed=seed)[:count] == places
+    assert draw_origins(data.draw(st.permutations(documents)), span=span, count=count, seed=seed) == places
+    assert draw_origins(documents, span=span, count=possible, seed=seed)[:count] == places
 
 
 def test_too_little_text_says_what_was_found_and_needed() -> None:
@@ -168,10 +170,10 @@ def test_hash_covers_ids_and_shape() -> None:
 def test_disjoint_by_hash() -> None:
     searched, held_out = corpus(40, 40, 40)[:2], corpus(40, 40, 40)[2:]
     hashes = draw_samples(searched, length=10, count=2, seed=0, bos_token_id=None).document_hashes
-    assert_disjoint(hashes, held_out)
+    require_disjoint(hashes, held_out)
     renamed = TokenizedDocument("new name", searched[1].sha256, searched[1].ids)
     with pytest.raises(LongRopeError, match="found 1 it has: new name;"):
-        assert_disjoint(hashes, [*held_out, renamed])
+        require_disjoint(hashes, [*held_out, renamed])
     document = Document.of("text", "doc0")
     with pytest.raises(LongRopeError, match="text"):
-        assert_disjoint(hashes, iter([document]))
+        require_disjoint(hashes, iter([document]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from longrope.data.needles import INSTRUCTION, NEEDLE
-from longrope.data.tokens import encode, front
+from longrope.data.tokens import bos_prefix, encode
 from longrope.errors import LongRopeError
 from longrope.evaluation import needle as module
 from longrope.evaluation.needle import NeedleGrid, draw_grid, grid_depths, needle, needles_that_fit
@@ -52,10 +52,10 @@ def test_every_needle_lies_at_its_depth_in_text_of_the_book(make) -> None:
     made = grid(make, 800, trials=2, per_document=5)
     tokenizer = make()
     (source,) = tokenized(tokenizer)
-    begin = len(front(tokenizer)) + len(encode(tokenizer, INSTRUCTION))
+    begin = len(bos_prefix(tokenizer)) + len(encode(tokenizer, INSTRUCTION))
     for document in made.documents:
         context = document.context.tolist()
-        assert context[:begin] == front(tokenizer) + encode(tokenizer, INSTRUCTION)
+        assert context[:begin] == bos_prefix(tokenizer) + encode(tokenizer, INSTRUCTION)
         text, depths = [], []
         rest = context[begin:]
         for asked in document.needles:  # in the order of their depths

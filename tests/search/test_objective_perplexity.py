@@ -33,7 +33,7 @@ def test_loss_is_the_sum_over_tokens_of_plain_forwards(window: Window) -> None:
 def test_sums_are_in_the_order_of_the_samples() -> None:
     sums = sums_of(OBJECTIVE, ramp(64))
     assert len({round(value, 3) for value in sums}) == 3
-    flipped = PerplexityObjective(tiny_scaled(), type(SAMPLES)(SAMPLES.ids.flip(0), SAMPLES.rows[::-1], True))
+    flipped = PerplexityObjective(tiny_scaled(), type(SAMPLES)(SAMPLES.ids.flip(0), SAMPLES.origins[::-1], True))
     assert sums_of(flipped, ramp(64)) == sums[::-1]
 
 

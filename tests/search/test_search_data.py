@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from longrope.data.needles import NeedleSamples, Places, draw_needles, needle_places
+from longrope.data.needles import Haystacks, NeedleSamples, draw_haystacks, draw_needles
 from longrope.data.samples import SampleOrigin, Samples
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
@@ -44,7 +44,7 @@ def test_stages_double_what_the_model_reaches(reach: int, target: int, lengths: 
 
 def spans(samples: Samples | NeedleSamples) -> list[tuple[str, range]]:
     """The places of the rows in their documents; the BOS in front is not of them."""
-    return [(row.document_sha256, range(row.offset, row.offset + samples.length - 1)) for row in samples.rows]
+    return [(row.document_sha256, range(row.offset, row.offset + samples.length - 1)) for row in samples.origins]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,7 +67,7 @@ def test_rows_are_the_text_at_their_places(loaded: LoadedModel, source: list[str
     (document,) = tokenize(read_all(source), loaded.tokenizer)
     found = prepare_texts(loaded, source, 256, SearchConfig(method="gradient", samples=2))
     for samples in found.values():
-        for ids, row in zip(samples.ids, samples.rows, strict=True):
+        for ids, row in zip(samples.ids, samples.origins, strict=True):
             assert isinstance(row, SampleOrigin)
             assert ids[1:].tolist() == document.ids[row.offset : row.offset + samples.length - 1].tolist()
         for (_, first), (_, second) in combinations(spans(samples), 2):
@@ -82,12 +82,12 @@ def test_needle_texts_are_those_of_draw_needles(loaded: LoadedModel, source: lis
     found = prepare_texts(loaded, source, NEEDLE_LENGTH, options)
     documents = tokenize(read_all(source), loaded.tokenizer)
     size = {"length": NEEDLE_LENGTH, "count": 4, "seed": 5}
-    places = needle_places(documents, loaded.tokenizer, **size, more=3)
-    splits = (("search", 4, 5, None), ("validation", 3, 6, Places(places.rows[4:], places.span)))
+    haystacks = draw_haystacks(documents, loaded.tokenizer, **size, more=3)
+    splits = (("search", 4, 5, None), ("validation", 3, 6, Haystacks(haystacks.origins[4:], haystacks.tokens)))
     for split, count, seed, given in splits:
         samples = found[split, NEEDLE_LENGTH]
         expected = draw_needles(
-            documents, loaded.tokenizer, length=NEEDLE_LENGTH, count=count, seed=seed, depth=depth, places=given
+            documents, loaded.tokenizer, length=NEEDLE_LENGTH, count=count, seed=seed, depth=depth, haystacks=given
         )
         assert isinstance(samples, NeedleSamples)
         assert torch.equal(samples.ids, expected.ids)
@@ -106,12 +106,12 @@ def test_no_stage_searches_needles_in_text_that_validates(loaded: LoadedModel, s
     )
     assert [length for split, length in found if split == "search"] == [512, 1024]
     for split in ("search", "validation"):
-        assert found[split, 512].rows == found[split, 1024].rows
+        assert found[split, 512].origins == found[split, 1024].origins
     documents = tokenize(read_all(source), loaded.tokenizer)
-    places = needle_places(documents, loaded.tokenizer, length=1024, count=3, seed=seed, more=3)
-    assert found["search", 1024].rows + found["validation", 1024].rows == places.rows
-    for one, other in combinations(places.rows, 2):  # test_needles.py: no text is longer than the span
-        assert abs(one.offset - other.offset) >= places.span
+    haystacks = draw_haystacks(documents, loaded.tokenizer, length=1024, count=3, seed=seed, more=3)
+    assert found["search", 1024].origins + found["validation", 1024].origins == haystacks.origins
+    for one, other in combinations(haystacks.origins, 2):  # test_needles.py: no text is longer than the span
+        assert abs(one.offset - other.offset) >= haystacks.tokens
 
 
 def test_a_wrong_depth_is_not_blamed_on_a_stage(loaded: LoadedModel, source: list[str]) -> None:
@@ -229,6 +229,6 @@ def test_provenance_names_documents_and_places(loaded: LoadedModel, source: list
     assert [(row["split"], row["length"]) for row in said["samples"]] == [
         (split, NEEDLE_LENGTH) for split in ("search", "search", "other", "other")
     ]
-    offsets = [row.offset for samples in found.values() for row in samples.rows]
+    offsets = [row.offset for samples in found.values() for row in samples.origins]
     assert [row["offset"] for row in said["samples"]] == offsets
     assert len(json.dumps(said)) > 100

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from longrope.data.packing import Frame, pack
+from longrope.data.packing import SpecialTokens, pack
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.models.apply import apply_scaling
@@ -53,7 +53,7 @@ def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None 
         short_length=WINDOW,
         count=20,
         group=1,
-        frame=Frame.of(loaded.tokenizer),
+        special_tokens=SpecialTokens.of(loaded.tokenizer),
         seed=0,
     )
     losses: list[float] = []

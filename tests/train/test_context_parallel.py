@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
-from longrope.data.packing import Frame, pack
+from longrope.data.packing import SpecialTokens, pack
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
@@ -67,7 +67,7 @@ def test_ranks_get_the_shares_of_the_same_rows(checkpoint: Path, tmp_path: Path)
         short_length=WINDOW,
         count=8,
         group=2,
-        frame=Frame.of(loaded.tokenizer),
+        special_tokens=SpecialTokens.of(loaded.tokenizer),
         seed=0,
     )
     whole, shared = StepRows(rows, 4), StepRows(rows, 4, group=2, processes=2)

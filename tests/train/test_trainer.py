@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longrope.data.packing import Frame, PackedRows, pack
+from longrope.data.packing import PackedRows, SpecialTokens, pack
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
@@ -45,7 +45,7 @@ class Run:
             short_length=WINDOW,
             count=settings.steps * settings.rows_per_step,
             group=settings.micro_batch,
-            frame=Frame.of(loaded.tokenizer),
+            special_tokens=SpecialTokens.of(loaded.tokenizer),
             seed=settings.seed,
         )
         self.progress: list[Progress] = []

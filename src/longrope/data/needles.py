@@ -1,7 +1,7 @@
 """Needle samples: a fact hidden in a long real text, and a question about it at the end (LongRoPE2, §3.2 and App. C).
 
-Everything is put together from token ids, never from characters: a sample is exactly L' tokens, the needle's tokens are
-the same wherever it lies, and the answer's tokens are the ones that are scored. Knows no model and no loss.
+A sample is built from token ids, never from characters: it is exactly L' tokens, the needle has the same tokens at
+every depth, and the answer's tokens are the ones that an objective scores (search/objective.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.samples import SampleOrigin, check_no_bos, draw_places
-from longrope.data.tokens import TokenizedDocument, bos_of, encode, encode_inside, front
+from longrope.data.samples import SampleOrigin, check_no_bos, draw_origins
+from longrope.data.tokens import TokenizedDocument, bos_of, bos_prefix, encode, encode_continuation
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_bytes
 
@@ -45,11 +45,13 @@ _NOUNS = (
 
 @dataclass(frozen=True, eq=False)
 class NeedleSamples:
-    """Texts of one length that end in an answer.
+    """N samples of one length, each of which ends in its answer.
 
-    ids: int64 (N, length). answer_tokens: N counts; the last `answer_tokens[j]` tokens of row j are its answer.
-    depths: N numbers in [0, 1], where the needle lies in the text: 0 directly behind the instruction, 1 directly before
-    the question. rows: the books' places.
+    ids: int64 (N, length).
+    answer_tokens: N counts; the last `answer_tokens[j]` tokens of sample j are its answer.
+    depths: N numbers in [0, 1]: 0 puts the needle directly behind the instruction, 1 directly before the question.
+    keys, numbers: the subject of each needle and the number to recall.
+    origins: where the surrounding text of each sample comes from.
     """
 
     ids: torch.Tensor
@@ -57,7 +59,7 @@ class NeedleSamples:
     depths: tuple[float, ...]
     keys: tuple[str, ...]
     numbers: tuple[str, ...]
-    rows: tuple[SampleOrigin, ...]
+    origins: tuple[SampleOrigin, ...]
 
     @property
     def length(self) -> int:
@@ -66,22 +68,22 @@ class NeedleSamples:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over the ids and which of them are answers."""
+        """SHA-256 over the ids and the answers' token counts."""
         head = f"{tuple(self.ids.shape)} {self.answer_tokens} ".encode()
         return sha256_bytes(head + self.ids.cpu().numpy().astype("<i8").tobytes())
 
     @property
     def document_hashes(self) -> tuple[str, ...]:
-        """The documents that the text was taken from, sorted, each once."""
-        return tuple(sorted({row.document_sha256 for row in self.rows}))
+        """SHA-256 of the documents that the texts come from, sorted, each once."""
+        return tuple(sorted({origin.document_sha256 for origin in self.origins}))
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where texts come from: `span` consecutive tokens at every one of `rows`, none of which overlap."""
+class Haystacks:
+    """The texts to hide needles in: `tokens` consecutive tokens from each of `origins`; no two overlap."""
 
-    rows: tuple[SampleOrigin, ...]
-    span: int
+    origins: tuple[SampleOrigin, ...]
+    tokens: int
 
 
 def draw_needles(
@@ -93,38 +95,38 @@ def draw_needles(
     seed: int,
     depth: str | float = "spread",
     digits: int = 7,
-    places: Places | None = None,
+    haystacks: Haystacks | None = None,
 ) -> NeedleSamples:
-    """`count` needle samples of exactly `length` tokens; text, keys and numbers are drawn by `seed`.
+    """Draw `count` needle samples of exactly `length` tokens; `seed` decides texts, keys and numbers.
 
-    `depth`: `spread` puts the needles at evenly spaced depths from 0 to 1, `start` all directly behind the instruction
-    (the sample of App. C), a number in [0, 1] all there. The text is the beginning of that at `places`, by default
-    those of `needle_places`: one per document first.
+    `depth`: `spread` spaces the needles evenly from 0 to 1, `start` puts all directly behind the instruction (the
+    sample of App. C), a number in [0, 1] puts all at that depth. Sample j takes the first tokens of haystack j; the
+    default haystacks are those of `draw_haystacks`, one per document first.
 
-    Raises LongRopeError when the parts alone are longer than `length`, the documents are too few or too short, or a
-    text holds the BOS id itself.
+    Raises LongRopeError: `too-short-text` when instruction, needle, question and answer alone fill `length`, or the
+    documents are too few or too short; `invalid-setting` for another `depth`; `bos-in-text` when a text holds BOS.
     """
     depths = _depths(depth, count)
-    if places is None:
-        places = needle_places(documents, tokenizer, length=length, count=count, seed=seed, digits=digits)
-    bos, begin = bos_of(tokenizer), opening(tokenizer)
-    facts = _facts(tokenizer, np.random.default_rng(seed), count, digits, least=length - len(begin) - places.span)
+    if haystacks is None:
+        haystacks = draw_haystacks(documents, tokenizer, length=length, count=count, seed=seed, digits=digits)
+    bos, begin = bos_of(tokenizer), prompt_start(tokenizer)
+    facts = _facts(tokenizer, np.random.default_rng(seed), count, digits, least=length - len(begin) - haystacks.tokens)
     _check_room(begin, facts, length)
     by_hash = {document.sha256: document for document in documents}
     ids = np.empty((count, length), dtype=np.int64)
-    rows = places.rows[:count]
-    for sample, row, fact, place in zip(ids, rows, facts, depths, strict=True):
+    origins = haystacks.origins[:count]
+    for sample, origin, fact, depth_of_sample in zip(ids, origins, facts, depths, strict=True):
         room = length - len(begin) - fact.size
-        text = by_hash[row.document_sha256].ids[row.offset : row.offset + room]
-        check_no_bos(text, bos, row)
-        at = round(place * room)
+        text = by_hash[origin.document_sha256].ids[origin.offset : origin.offset + room]
+        check_no_bos(text, bos, origin)
+        at = round(depth_of_sample * room)
         sample[:] = np.concatenate([begin, text[:at], fact.needle, text[at:], fact.question, fact.answer])
     answers = tuple(len(fact.answer) for fact in facts)
     keys, numbers = tuple(fact.key for fact in facts), tuple(fact.number for fact in facts)
-    return NeedleSamples(torch.from_numpy(ids), answers, depths, keys, numbers, rows)
+    return NeedleSamples(torch.from_numpy(ids), answers, depths, keys, numbers, origins)
 
 
-def needle_places(
+def draw_haystacks(
     documents: Sequence[TokenizedDocument],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -133,21 +135,21 @@ def needle_places(
     seed: int,
     digits: int = 7,
     more: int = 0,
-) -> Places:
-    """The places of the `count` samples that `draw_needles` draws with the same arguments, and `more` for others.
+) -> Haystacks:
+    """Draw the haystacks that `draw_needles` uses for the same arguments, and `more` behind them for other samples.
 
-    Raises LongRopeError as `draw_needles` does.
+    All have the tokens of the longest text that any sample needs, so that they do not depend on how keys are split into
+    tokens. Raises LongRopeError as `draw_needles` does.
     """
-    begin, facts = opening(tokenizer), _facts(tokenizer, np.random.default_rng(seed), count, digits)
+    begin, facts = prompt_start(tokenizer), _facts(tokenizer, np.random.default_rng(seed), count, digits)
     _check_room(begin, facts, length)
-    # One span for all, the longest text any sample needs: places then do not depend on how keys are split.
-    span = length - len(begin) - min(fact.size for fact in facts)
-    return Places(draw_places(documents, span=span, count=count + more, seed=seed), span)
+    tokens = length - len(begin) - min(fact.size for fact in facts)
+    return Haystacks(draw_origins(documents, span=tokens, count=count + more, seed=seed), tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class _Fact:
-    """What a sample hides and asks for, and its parts in tokens."""
+    """One key with its number, and the tokens of the sentences that hide it, ask for it and answer."""
 
     key: str
     number: str
@@ -163,23 +165,23 @@ class _Fact:
 def _facts(
     tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int, digits: int, least: int = 0
 ) -> list[_Fact]:
-    """`count` facts; those of fewer than `least` tokens, which would need more text than there is, are drawn again."""
+    """Draw `count` facts of at least `least` tokens: one of fewer would need more text than there is."""
 
     def fact(key: str, number: str) -> _Fact:
         texts = (template.format(key=key, number=number) for template in (NEEDLE, QUESTION, ANSWER))
-        return _Fact(key, number, *(encode_inside(tokenizer, text) for text in texts))
+        return _Fact(key, number, *(encode_continuation(tokenizer, text) for text in texts))
 
     keys = [draw_key(rng) for _ in range(count)]
     facts = [fact(key, draw_number(rng, digits)) for key in keys]
-    for place in range(count):
-        while facts[place].size < least:
-            facts[place] = fact(draw_key(rng), draw_number(rng, digits))
+    for index in range(count):
+        while facts[index].size < least:
+            facts[index] = fact(draw_key(rng), draw_number(rng, digits))
     return facts
 
 
-def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What every text with needles begins with: BOS where the tokenizer puts one, and the instruction."""
-    return front(tokenizer) + encode(tokenizer, INSTRUCTION)
+def prompt_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that every needle sample begins with: BOS where the tokenizer puts one, and the instruction."""
+    return bos_prefix(tokenizer) + encode(tokenizer, INSTRUCTION)
 
 
 def _check_room(begin: Sequence[int], facts: Sequence[_Fact], length: int) -> None:
@@ -187,17 +189,18 @@ def _check_room(begin: Sequence[int], facts: Sequence[_Fact], length: int) -> No
     if longest >= length:
         raise LongRopeError(
             f"expected needle samples longer than instruction, needle, question and answer, which take {longest} "
-            f"tokens of this tokenizer; found a length of {length}"
+            f"tokens of this tokenizer; found a length of {length}",
+            code="too-short-text",
         )
 
 
 def draw_key(rng: np.random.Generator) -> str:
-    """What a needle is about: `numerous-kite`."""
+    """Draw the subject of a needle, such as `numerous-kite`."""
     return f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}"
 
 
 def draw_number(rng: np.random.Generator, digits: int) -> str:
-    """A number of `digits` digits, the first of them not 0."""
+    """Draw a number of `digits` digits; the first is not 0."""
     return "".join(map(str, [rng.integers(1, 10), *rng.integers(0, 10, digits - 1)]))
 
 
@@ -209,5 +212,8 @@ def _depths(depth: str | float, count: int) -> tuple[float, ...]:
     except ValueError:
         value = -1.0
     if not 0.0 <= value <= 1.0:
-        raise LongRopeError(f"expected a needle depth of 'spread', 'start' or a number from 0 to 1; found {depth!r}")
+        raise LongRopeError(
+            f"expected a needle depth of 'spread', 'start' or a number from 0 to 1; found {depth!r}",
+            code="invalid-setting",
+        )
     return (value,) * count

@@ -1,8 +1,8 @@
 """Rows of N tokens to train on, packed from documents: short ones side by side, long ones in full segments.
 
-Every document, or piece of one, stands between BOS (where the tokenizer puts one) and EOS, and its positions begin at
-0; attention is to stay inside it. What is packed is planned as places (`Row`), cheap to hash and to keep; `PackedRows`
-makes tokens of them when they are needed. Not the model's side: masks, windows and losses are in `training/`.
+Every document, or piece of one, stands between BOS (where the tokenizer puts one) and EOS, its positions begin at 0,
+and attention stays inside it. A `PackedRow` only says which tokens it holds, so a plan is cheap to hash and to keep;
+`PackedRows.tensors` makes a row when the Trainer needs it. Masks, windows and losses are in `train/`.
 
 | part | documents (BOS and EOS counted) | a row holds |
 |---|---|---|
@@ -31,31 +31,31 @@ from longrope.data.tokens import TokenizedDocument, bos_of
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_text
 
-IGNORED = -100  # a target that is not scored, as torch's cross_entropy has it
-_LOOK_AHEAD = 64  # documents among which the next one that still fits into a row is looked for
+IGNORED = -100  # a target without a loss: the default `ignore_index` of torch's cross_entropy
+_LOOK_AHEAD = 64  # the next document that fits into a row is looked for among so many
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """What stands around every document: BOS and EOS ids, None where the tokenizer has none."""
+class SpecialTokens:
+    """The ids of the tokens around every document, BOS and EOS; None where the tokenizer has none."""
 
     bos: int | None
     eos: int | None
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
-        """The frame of a tokenizer. EOS is the one it names; BOS only where it really puts one (`bos_of`)."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+        """The special tokens of a tokenizer: the EOS it names, and BOS where it really puts one (`bos_of`)."""
         eos = tokenizer.eos_token_id
         return cls(bos_of(tokenizer), eos if isinstance(eos, int) else None)
 
     @property
-    def tokens(self) -> int:
-        """How many tokens the frame adds."""
+    def count(self) -> int:
+        """Tokens added to every document: 0, 1 or 2."""
         return (self.bos is not None) + (self.eos is not None)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TokenSpan:
     """Tokens `start` to `stop` of document number `document`."""
 
     document: int
@@ -64,44 +64,44 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What one row of N tokens holds, in this order; what is left at its end is padding."""
+class PackedRow:
+    """The spans that a row of N tokens holds, in this order; the rest of the row is padding."""
 
     part: str
-    spans: tuple[Span, ...]
+    spans: tuple[TokenSpan, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Planned rows of `length` tokens over `documents`; `rows[i:i + group]` are of one part where group divides i."""
+    """A plan of rows of `length` tokens over `documents`; `rows[i:i + group]` are of one part where group divides i."""
 
     documents: tuple[TokenizedDocument, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PackedRow, ...]
     length: int
-    frame: Frame
+    special_tokens: SpecialTokens
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def tensors(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Row `index`: token ids, positions and targets, int64 (N,) each.
+        """PackedRow `index`: token ids, positions and targets, int64 (N,) each.
 
-        Positions restart at 0 with every document and with the padding. The target of a token is the next one of its
-        document, IGNORED for a document's last token and for padding: nothing is predicted from another document.
+        Positions restart at 0 with every document and with the padding. The target of a token is the next token of its
+        document; it is IGNORED for a document's last token and for padding, so that no document predicts another.
         """
-        ids = np.full(self.length, self.frame.eos or 0, dtype=np.int64)
+        ids = np.full(self.length, self.special_tokens.eos or 0, dtype=np.int64)
         positions = np.empty(self.length, dtype=np.int64)
         targets = np.full(self.length, IGNORED, dtype=np.int64)
         at = 0
         for span in self.rows[index].spans:
-            size = span.stop - span.start + self.frame.tokens
+            size = span.stop - span.start + self.special_tokens.count
             own = ids[at : at + size]
-            front = self.frame.bos is not None
+            front = self.special_tokens.bos is not None
             own[front : front + span.stop - span.start] = self.documents[span.document].ids[span.start : span.stop]
-            if self.frame.bos is not None:
-                own[0] = self.frame.bos
-            if self.frame.eos is not None:
-                own[-1] = self.frame.eos
+            if self.special_tokens.bos is not None:
+                own[0] = self.special_tokens.bos
+            if self.special_tokens.eos is not None:
+                own[-1] = self.special_tokens.eos
             positions[at : at + size] = np.arange(size)
             targets[at : at + size - 1] = own[1:]
             at += size
@@ -109,16 +109,16 @@ class PackedRows:
         return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(targets)
 
     def filled(self, index: int) -> int:
-        """Tokens of row `index` that are no padding."""
-        return sum(span.stop - span.start + self.frame.tokens for span in self.rows[index].spans)
+        """Tokens of row `index` without its padding."""
+        return sum(span.stop - span.start + self.special_tokens.count for span in self.rows[index].spans)
 
     def scored(self, index: int) -> int:
-        """Targets of row `index` that count in the loss."""
+        """Targets of row `index` that have a loss."""
         return self.filled(index) - len(self.rows[index].spans)
 
     @property
     def tokens_by_part(self) -> dict[str, int]:
-        """Tokens, without padding, of each part that is there."""
+        """Tokens of each part that has any, without padding."""
         total = dict.fromkeys(PARTS, 0)
         for index, row in enumerate(self.rows):
             total[row.part] += self.filled(index)
@@ -126,18 +126,18 @@ class PackedRows:
 
     @property
     def document_hashes(self) -> tuple[str, ...]:
-        """The documents that some row holds a piece of, sorted."""
+        """SHA-256 of the documents that some row holds a piece of, sorted."""
         used = {span.document for row in self.rows for span in row.spans}
         return tuple(sorted(self.documents[index].sha256 for index in used))
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the documents' hashes, the frame and all places: two runs with the same one train on the same."""
+        """SHA-256 of documents, special tokens and spans: two plans with the same hash make the same rows."""
         places = [
             f"{row.part} " + " ".join(f"{span.document}:{span.start}:{span.stop}" for span in row.spans)
             for row in self.rows
         ]
-        head = f"{self.length} {self.frame.bos} {self.frame.eos}"
+        head = f"{self.length} {self.special_tokens.bos} {self.special_tokens.eos}"
         return sha256_text("\n".join([head, *(document.sha256 for document in self.documents), *places]))
 
 
@@ -149,38 +149,43 @@ def pack(
     short_length: int,
     count: int,
     group: int,
-    frame: Frame,
+    special_tokens: SpecialTokens,
     seed: int,
 ) -> PackedRows:
-    """`count` rows of `length` tokens in groups of one part, whose tokens keep to the shares of `mix` all along.
+    """Plan `count` rows of `length` tokens in groups of one part, whose tokens keep to the shares of `mix` all along.
 
-    `short_length` is the original window, `group` the rows that one device computes at once: one forward has one
-    window. Documents come in drawn order, all of a part before one comes again; a later round cuts segments elsewhere.
-    The same documents in another order give the same rows. Raises LongRopeError when a part has no documents, or the
-    lengths leave no room.
+    `short_length` is the original window; `group` the rows that one device computes at once, because one forward has
+    one window. `seed` decides the order of documents; all of a part come before one comes again, and a later round cuts
+    segments elsewhere. The same documents in another order give the same rows.
+
+    Raises LongRopeError: `too-short-text` when a part has no documents, `invalid-setting` when the lengths or counts do
+    not fit each other.
     """
-    if not frame.tokens + 1 < short_length <= length or count < 1 or count % group:
+    if not special_tokens.count + 1 < short_length <= length or count < 1 or count % group:
         raise LongRopeError(
             f"expected a length of at least the original window of {short_length} tokens, which is more than BOS and "
-            f"EOS, and whole groups of rows; found {length} tokens and {count} rows in groups of {group}"
+            f"EOS, and whole groups of rows; found {length} tokens and {count} rows in groups of {group}",
+            code="invalid-setting",
         )
     unique = {document.sha256: document for document in documents}
     ordered = tuple(unique[digest] for digest in sorted(unique))
     streams = {
-        part: _Stream(part, ordered, length=length, short_length=short_length, frame=frame, seed=seed).rows()
+        part: _Stream(
+            part, ordered, length=length, short_length=short_length, special_tokens=special_tokens, seed=seed
+        ).rows()
         for part in mix
     }
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     given = dict.fromkeys(mix, 0)
     while len(rows) < count:
-        # The part that is furthest behind its share of tokens when this group is in.
+        # The part that is furthest behind its share of the tokens, this group included.
         total = sum(given.values()) + group * length
         part = max(mix, key=lambda name: mix[name] * total - given[name])
         for _ in range(group):
             row = next(streams[part])
-            given[part] += sum(span.stop - span.start + frame.tokens for span in row.spans)
+            given[part] += sum(span.stop - span.start + special_tokens.count for span in row.spans)
             rows.append(row)
-    return PackedRows(ordered, tuple(rows), length, frame)
+    return PackedRows(ordered, tuple(rows), length, special_tokens)
 
 
 class _Stream:
@@ -190,21 +195,26 @@ class _Stream:
         self,
         part: str,
         documents: Sequence[TokenizedDocument],
-        *,
         length: int,
         short_length: int,
-        frame: Frame,
+        special_tokens: SpecialTokens,
         seed: int,
     ) -> None:
-        self.part, self.documents, self.length, self.frame, self.seed = part, documents, length, frame, seed
+        self.part, self.documents, self.length, self.special_tokens, self.seed = (
+            part,
+            documents,
+            length,
+            special_tokens,
+            seed,
+        )
         least, most = {
-            SHORT: (frame.tokens + 1, short_length),
+            SHORT: (special_tokens.count + 1, short_length),
             PIECES: (short_length + 1, None),
             MEDIUM: (short_length + 1, length - 1),
             LONG: (length, None),
         }[part]
         self.cut = {PIECES: short_length, LONG: length}.get(part)
-        sizes = [len(document.ids) + frame.tokens for document in documents]
+        sizes = [len(document.ids) + special_tokens.count for document in documents]
         self.own = [index for index, size in enumerate(sizes) if least <= size and (most is None or size <= most)]
         if not self.own:
             longest = max(range(len(sizes)), key=sizes.__getitem__, default=None)
@@ -212,14 +222,16 @@ class _Stream:
             bounds = f"at least {least}" if most is None else f"{least} to {most}"
             raise LongRopeError(
                 f"the part {part!r} of the mix needs documents of {bounds} tokens, found none among {len(sizes)} "
-                f"({found}): give other texts, another --mix or another --length"
+                f"({found})",
+                code="too-short-text",
+                hint="give other `data`, another `mix` or another `length`",
             )
 
-    def rows(self) -> Iterator[Row]:
-        ahead: deque[Span] = deque()
+    def rows(self) -> Iterator[PackedRow]:
+        ahead: deque[TokenSpan] = deque()
         spans = self._spans()
         while True:
-            taken: list[Span] = []
+            taken: list[TokenSpan] = []
             room = self.length
             while True:
                 while len(ahead) < _LOOK_AHEAD:
@@ -230,22 +242,22 @@ class _Stream:
                 taken.append(ahead[fits])
                 del ahead[fits]
                 room -= self._size(taken[-1])
-            yield Row(self.part, tuple(taken))
+            yield PackedRow(self.part, tuple(taken))
 
-    def _size(self, span: Span) -> int:
-        return span.stop - span.start + self.frame.tokens
+    def _size(self, span: TokenSpan) -> int:
+        return span.stop - span.start + self.special_tokens.count
 
-    def _spans(self) -> Iterator[Span]:
-        """Documents, or pieces of them, round after round."""
+    def _spans(self) -> Iterator[TokenSpan]:
+        """The documents of the part, or pieces of them, round after round."""
         turn = 0
         while True:
             rng = np.random.default_rng([self.seed, list(PARTS).index(self.part), turn])
-            spans: list[Span] = []
+            spans: list[TokenSpan] = []
             for index in self.own:
                 tokens = len(self.documents[index].ids)
-                size = tokens if self.cut is None else self.cut - self.frame.tokens
+                size = tokens if self.cut is None else self.cut - self.special_tokens.count
                 number, spare = divmod(tokens, size)
                 phase = int(rng.integers(spare + 1))
-                spans += [Span(index, phase + slot * size, phase + (slot + 1) * size) for slot in range(number)]
+                spans += [TokenSpan(index, phase + slot * size, phase + (slot + 1) * size) for slot in range(number)]
             yield from (spans[place] for place in rng.permutation(len(spans)))
             turn += 1

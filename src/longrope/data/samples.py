@@ -1,4 +1,7 @@
-"""Samples of exactly L' tokens from tokenised documents, drawn by seed. Prepared once and shared by all candidates."""
+"""Samples of exactly L' tokens, drawn from tokenised documents by seed, and the check that two draws share no text.
+
+A search draws its samples once and scores every candidate on them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from longrope.storage import sha256_bytes
 
 @dataclass(frozen=True, slots=True)
 class SampleOrigin:
-    """Where a sample's text lies: its document, and the offset of its first token there (BOS not counted)."""
+    """The place that a sample's text comes from: a document, and the offset of its first token there (without BOS)."""
 
     document: str
     document_sha256: str
@@ -26,26 +29,26 @@ class SampleOrigin:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Texts of one length.
+    """N samples of one length.
 
-    ids: int64 (N, length), BOS first in every row if `has_bos`.
-    rows: N origins, in the order of `ids`.
+    ids: int64 (N, length), BOS first in every sample if `has_bos`.
+    origins: N of them, in the order of `ids`.
     """
 
     ids: torch.Tensor
-    rows: tuple[SampleOrigin, ...]
+    origins: tuple[SampleOrigin, ...]
     has_bos: bool
 
     def __post_init__(self) -> None:
-        if self.ids.ndim != 2 or self.ids.dtype != torch.int64 or len(self.rows) != self.ids.shape[0]:
+        if self.ids.ndim != 2 or self.ids.dtype != torch.int64 or len(self.origins) != self.ids.shape[0]:
             raise ValueError(
                 f"ids must be int64 (N, length) with N origins: {self.ids.dtype} {tuple(self.ids.shape)}, "
-                f"{len(self.rows)} origins"
+                f"{len(self.origins)} origins"
             )
 
     @property
     def length(self) -> int:
-        """Tokens in every sample, BOS included."""
+        """Tokens of every sample, BOS included."""
         return self.ids.shape[1]
 
     @cached_property
@@ -56,55 +59,62 @@ class Samples:
 
     @property
     def document_hashes(self) -> tuple[str, ...]:
-        """The documents that the samples were taken from, sorted, each once."""
-        return tuple(sorted({row.document_sha256 for row in self.rows}))
+        """SHA-256 of the documents that the samples come from, sorted, each once."""
+        return tuple(sorted({origin.document_sha256 for origin in self.origins}))
 
 
 def draw_samples(
     documents: Sequence[TokenizedDocument], *, length: int, count: int, seed: int, bos_token_id: int | None
 ) -> Samples:
-    """`count` samples of exactly `length` tokens: BOS where there is one, then consecutive tokens of one document.
+    """Draw `count` samples of exactly `length` tokens: BOS where there is one, then consecutive tokens of one document.
 
-    Places are those of `draw_places`. Raises LongRopeError where the documents are too few or too short, or where a
-    text holds the BOS id itself (one BOS, in front, is what the model was trained on).
+    Origins are those of `draw_origins`. Raises LongRopeError: `too-short-text` where the documents are too few or too
+    short, `bos-in-text` where a text holds BOS (models were trained with one BOS, in front).
     """
     if length < 2:
-        raise LongRopeError(f"expected samples of at least 2 tokens (one to predict), found {length}")
+        raise LongRopeError(
+            f"expected samples of at least 2 tokens (one to predict), found {length}", code="invalid-setting"
+        )
     front = [] if bos_token_id is None else [bos_token_id]
     span = length - len(front)
     by_hash = {document.sha256: document for document in documents}
-    rows = draw_places(documents, span=span, count=count, seed=seed)
+    origins = draw_origins(documents, span=span, count=count, seed=seed)
     ids = np.empty((count, length), dtype=np.int64)
-    for sample, row in zip(ids, rows, strict=True):
-        text = by_hash[row.document_sha256].ids[row.offset : row.offset + span]
-        check_no_bos(text, bos_token_id, row)
+    for sample, origin in zip(ids, origins, strict=True):
+        text = by_hash[origin.document_sha256].ids[origin.offset : origin.offset + span]
+        check_no_bos(text, bos_token_id, origin)
         sample[: len(front)] = front
         sample[len(front) :] = text
-    return Samples(torch.from_numpy(ids), rows, has_bos=bos_token_id is not None)
+    return Samples(torch.from_numpy(ids), origins, has_bos=bos_token_id is not None)
 
 
-def check_no_bos(text: Ids, bos_token_id: int | None, row: SampleOrigin) -> None:
-    """Raise LongRopeError where a text, which lies at `row`, holds the BOS id itself."""
+def check_no_bos(text: Ids, bos_token_id: int | None, origin: SampleOrigin) -> None:
+    """Raise LongRopeError (`bos-in-text`) where the text from `origin` holds the BOS id."""
     if bos_token_id is not None and (text == bos_token_id).any():
         raise LongRopeError(
-            f"the text of {row.document} holds the BOS token ({bos_token_id}), which belongs only in front; "
-            "tokenise it with special tokens split"
+            f"the text of {origin.document} holds the BOS token ({bos_token_id}), which belongs only in front",
+            code="bos-in-text",
+            hint="tokenise it with special tokens split",
         )
 
 
-def draw_places(
+def draw_origins(
     documents: Sequence[TokenizedDocument], *, span: int, count: int, seed: int
 ) -> tuple[SampleOrigin, ...]:
-    """`count` non-overlapping places of `span` consecutive tokens, one per document first, then in further rounds.
+    """Draw `count` places of `span` consecutive tokens that do not overlap: one per document, then in further rounds.
 
-    Every document of n tokens is cut into n // span slots behind a drawn phase; a round takes the next of its slots
-    in drawn order. The same (documents, span, count, seed) gives the same places whatever order the documents are
-    listed in, and a smaller count gives the first of them. Identical documents count once.
+    A document of n tokens is cut into n // span slots after a drawn phase; a round takes the next slot of each document
+    in drawn order. The same (documents, span, count, seed) gives the same places in whatever order the documents are
+    listed, and a smaller count gives the first of them. Identical documents count once.
 
-    Raises LongRopeError for numbers that describe no draw, or where there are fewer places than `count`.
+    Raises LongRopeError: `invalid-setting` for numbers out of range, `too-short-text` where there are fewer than
+    `count` places.
     """
     if span < 1 or count < 1 or seed < 0:
-        raise LongRopeError(f"expected span and count from 1 and a seed from 0, found {span}, {count} and {seed}")
+        raise LongRopeError(
+            f"expected span and count from 1 and a seed from 0, found {span}, {count} and {seed}",
+            code="invalid-setting",
+        )
     ordered = sorted(documents, key=lambda document: (document.sha256, document.name), reverse=True)
     unique = list({document.sha256: document for document in ordered}.values())  # by hash, not by listing
     rng = np.random.default_rng(seed)
@@ -116,31 +126,35 @@ def draw_places(
         slots.append([SampleOrigin(document.name, document.sha256, phase + int(slot) * span) for slot in order])
     possible = sum(map(len, slots))
     if possible < count:
-        raise _too_little(unique, span, count, possible)
+        raise _too_short(unique, span, count, possible)
     slots = [slots[place] for place in rng.permutation(len(slots))]
     rounds = max(map(len, slots))
     places = (own[turn] for turn in range(rounds) for own in slots if turn < len(own))
     return tuple(place for place, _ in zip(places, range(count), strict=False))
 
 
-def assert_disjoint(searched: Iterable[str], documents: Iterable[Document | TokenizedDocument]) -> None:
-    """Check that no document to evaluate on has a hash among `searched`. Raises LongRopeError naming those that do."""
+def require_disjoint(searched: Iterable[str], documents: Iterable[Document | TokenizedDocument]) -> None:
+    """Raise LongRopeError (`seen-text`), naming them, where some of `documents` have hashes among `searched`."""
     hashes = frozenset(searched)
     shared = sorted({document.name for document in documents if document.sha256 in hashes})
     if shared:
         raise LongRopeError(
-            f"expected evaluation texts that the search has not seen, found {len(shared)} it has: "
-            f"{', '.join(shared)}; evaluate on other documents"
+            f"expected evaluation texts that the search has not seen, found {len(shared)} it has: {', '.join(shared)}",
+            code="seen-text",
+            hint="evaluate on other documents",
         )
 
 
-def _too_little(documents: Sequence[TokenizedDocument], span: int, count: int, possible: int) -> LongRopeError:
+def _too_short(documents: Sequence[TokenizedDocument], span: int, count: int, possible: int) -> LongRopeError:
     if not documents:
-        return LongRopeError(f"expected documents to draw {count} samples of {span} tokens from, found none")
+        return LongRopeError(
+            f"expected documents to draw {count} samples of {span} tokens from, found none", code="missing-data"
+        )
     longest = max(documents, key=lambda document: len(document.ids))
     found = sum(len(document.ids) for document in documents)
     return LongRopeError(
         f"need {count} samples of {span} consecutive tokens of one document, found {possible}: {found} tokens in "
-        f"{len(documents)} documents, the longest {longest.name} with {len(longest.ids)}; give longer or more "
-        "documents, or ask for fewer or shorter samples"
+        f"{len(documents)} documents, the longest {longest.name} with {len(longest.ids)}",
+        code="too-short-text",
+        hint="give longer or more documents, or ask for fewer or shorter samples",
     )

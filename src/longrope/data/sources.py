@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 
-Source = str | Path | Document
+TextSource = str | Path | Document
 
 
-def read_documents(source: Source, *, field: str = "text", limit: int | None = None) -> list[Document]:
+def read_documents(source: TextSource, *, field: str = "text", limit: int | None = None) -> list[Document]:
     """The documents of one source, at most `limit` of them (what lies behind the limit is not read or checked).
 
     A `Path` is always a file or folder; a string may also carry a prefix. Identical documents are all returned.
@@ -49,7 +49,7 @@ def read_documents(source: Source, *, field: str = "text", limit: int | None = N
     return list(islice(_iterate(source, field), limit))
 
 
-def read_all(sources: Sequence[Source], *, field: str = "text", limit: int | None = None) -> list[Document]:
+def read_all(sources: Sequence[TextSource], *, field: str = "text", limit: int | None = None) -> list[Document]:
     """The documents of several sources in their order, each text once: the first of identical ones is kept.
 
     `limit` counts per source. Who wants to tell the user what was dropped calls `drop_duplicates` himself.
@@ -60,7 +60,7 @@ def read_all(sources: Sequence[Source], *, field: str = "text", limit: int | Non
     return drop_duplicates(documents)[0]
 
 
-def _iterate(source: Source, field: str) -> Iterator[Document]:
+def _iterate(source: TextSource, field: str) -> Iterator[Document]:
     if isinstance(source, Document):
         return iter([source])
     if isinstance(source, str):

@@ -70,7 +70,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def encode_inside(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of a text that begins with white space where it goes on from another.
 
     Llama-2-like tokenizers put a blank in front of what they are given: " 7" by itself would get two.
@@ -93,7 +93,7 @@ def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return bos if added else None
 
 
-def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def bos_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What stands before every prompt: BOS where the tokenizer puts one, else nothing."""
     bos = bos_of(tokenizer)
     return [] if bos is None else [bos]

@@ -105,4 +105,4 @@ class Suite(ABC):
 
 def sources_of(samples: Samples) -> dict[str, str]:
     """SHA-256 -> name of the documents that samples were taken from."""
-    return {row.document_sha256: row.document for row in samples.rows}
+    return {row.document_sha256: row.document for row in samples.origins}

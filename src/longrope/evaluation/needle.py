@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.needles import ANSWER, NEEDLE, QUESTION, draw_key, draw_number, opening
-from longrope.data.samples import draw_places
-from longrope.data.tokens import Ids, TokenizedDocument, encode_inside
+from longrope.data.needles import ANSWER, NEEDLE, QUESTION, draw_key, draw_number, prompt_start
+from longrope.data.samples import draw_origins
+from longrope.data.tokens import Ids, TokenizedDocument, encode_continuation
 from longrope.errors import LongRopeError
 from longrope.evaluation.replies import (
     ids_sha256,
@@ -89,7 +89,7 @@ def needles_that_fit(tokenizer: PreTrainedTokenizerBase, shortest: int, depths: 
     A run uses the same number at every length, or its lengths would not be comparable.
     """
     (needle,) = _draw_alike(tokenizer, (0.5,), np.random.default_rng(seed))
-    spare = shortest - len(opening(tokenizer)) - len(needle.question)
+    spare = shortest - len(prompt_start(tokenizer)) - len(needle.question)
     return int(min(max(SHARE * spare // len(needle.sentence), 1), depths))
 
 
@@ -106,7 +106,7 @@ def draw_grid(
     """`trials` needles at each of `depths`, `per_document` or fewer to a document, drawn by `seed`.
 
     Where the depths need several documents, neighbouring depths go to different ones. The text comes from the places of
-    `draw_places`: one per document first. The needles of a document have questions of equally many tokens.
+    `draw_origins`: one per document first. The needles of a document have questions of equally many tokens.
 
     Raises LongRopeError for too many depths, when the parts alone are longer than `length`, or when the documents are
     too few or too short.
@@ -114,7 +114,7 @@ def draw_grid(
     if not 1 <= len(depths) <= MOST_DEPTHS:
         raise LongRopeError(f"expected 1 to {MOST_DEPTHS} needle depths, found {len(depths)}")
     rng = np.random.default_rng(seed)
-    begin = opening(tokenizer)
+    begin = prompt_start(tokenizer)
     groups = -(-len(depths) // per_document)
     drawn = [_draw_alike(tokenizer, depths[group::groups], rng) for _ in range(trials) for group in range(groups)]
     room = number_room(tokenizer, [needle.number for needles in drawn for needle in needles])
@@ -127,7 +127,7 @@ def draw_grid(
             f"expected needle documents longer than instruction, {per_document} needles, question and answer, which "
             f"take {length - min(texts)} tokens of this tokenizer; found a length of {length}"
         )
-    places = draw_places(documents, span=max(texts), count=len(drawn), seed=seed)
+    places = draw_origins(documents, span=max(texts), count=len(drawn), seed=seed)
     by_hash = {document.sha256: document for document in documents}
     made = []
     for needles, size, place in zip(drawn, texts, places, strict=True):
@@ -143,9 +143,11 @@ def _draw_alike(
     alike: dict[int, dict[str, Needle]] = {}
     while True:
         key, number = draw_key(rng), draw_number(rng, DIGITS)
-        question = encode_inside(tokenizer, QUESTION.format(key=key))
+        question = encode_continuation(tokenizer, QUESTION.format(key=key))
         family = alike.setdefault(len(question), {})
-        sentence, answer = (encode_inside(tokenizer, part.format(key=key, number=number)) for part in (NEEDLE, ANSWER))
+        sentence, answer = (
+            encode_continuation(tokenizer, part.format(key=key, number=number)) for part in (NEEDLE, ANSWER)
+        )
         family.setdefault(key, Needle(depths[len(family)], number, sentence, question, answer))
         if len(family) == len(depths):
             return tuple(family.values())

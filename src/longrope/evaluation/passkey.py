@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.tokens import Ids, encode, encode_inside, front
+from longrope.data.tokens import Ids, bos_prefix, encode, encode_continuation
 from longrope.errors import LongRopeError
 from longrope.evaluation.replies import (
     ids_sha256,
@@ -69,11 +69,11 @@ def draw_passkeys(tokenizer: PreTrainedTokenizerBase, *, length: int, count: int
     keys = tuple(str(key) for key in rng.integers(10 ** (DIGITS - 1), 10**DIGITS, count))
     depths = tuple(rng.uniform(size=count).tolist())
     room = number_room(tokenizer, keys)
-    begin, question = front(tokenizer) + encode(tokenizer, INSTRUCTION), encode_inside(tokenizer, QUESTION)
+    begin, question = bos_prefix(tokenizer) + encode(tokenizer, INSTRUCTION), encode_continuation(tokenizer, QUESTION)
     noise = encode(tokenizer, NOISE)
     prompts = []
     for key, depth in zip(keys, depths, strict=True):
-        sentence = encode_inside(tokenizer, PASSKEY.format(key=key))
+        sentence = encode_continuation(tokenizer, PASSKEY.format(key=key))
         frame = len(begin) + len(sentence) + len(question) + room
         if frame > length:
             raise LongRopeError(

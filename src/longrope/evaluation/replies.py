@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.tokens import Ids, encode_inside
+from longrope.data.tokens import Ids, encode_continuation
 from longrope.models.scaled import ScaledModel
 from longrope.storage import sha256_bytes
 
@@ -39,7 +39,7 @@ def number_room(tokenizer: PreTrainedTokenizerBase, numbers: Iterable[str]) -> i
 
     A model need not split digits as its tokenizer does, so what it says is compared as text, not as tokens.
     """
-    return max(max(len(encode_inside(tokenizer, f" {number}")), len(number) + 1) for number in numbers)
+    return max(max(len(encode_continuation(tokenizer, f" {number}")), len(number) + 1) for number in numbers)
 
 
 def joined(*pieces: Sequence[int] | Ids) -> Ids:

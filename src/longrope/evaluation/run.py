@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.data.documents import Document
-from longrope.data.samples import assert_disjoint
+from longrope.data.samples import require_disjoint
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenizer_hash
 from longrope.errors import LongRopeError
@@ -142,7 +142,7 @@ def _seen(documents: Sequence[Document], scalings: Sequence[RopeScaling | None],
     hashes = {value for scaling in scalings for value in seen_documents(scaling)}
     if not allow_seen:
         try:
-            assert_disjoint(hashes, documents)
+            require_disjoint(hashes, documents)
         except LongRopeError as error:
             raise LongRopeError(f"{error}, or add --allow-seen, which the results will say") from error
     names = sorted({document.name for document in documents if document.sha256 in hashes})

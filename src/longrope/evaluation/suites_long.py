@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from importlib import metadata
 from typing import Any
 
-from longrope.data.samples import Samples, draw_places
+from longrope.data.samples import Samples, draw_origins
 from longrope.errors import LongRopeError
 from longrope.evaluation import needle, passkey, perplexity
 from longrope.evaluation.base import Entrant, Part, Prepared, Suite, sources_of
@@ -108,7 +108,7 @@ class NeedleSuite(Suite):
         for document in self._draw(min(material.lengths), trials=1).documents:
             material.check_ids(document.context)
         count = material.options.trials * self.documents_per_trial
-        draw_places(material.tokenized, span=max(material.lengths), count=count, seed=material.seed)
+        draw_origins(material.tokenized, span=max(material.lengths), count=count, seed=material.seed)
 
     def settings(self) -> dict[str, Any]:
         options = self.material.options
@@ -170,7 +170,7 @@ class RulerSuite(Suite):
             rest = ",".join(task for task in tasks if task not in faults)
             raise LongRopeError("; ".join(faults.values()) + (f"; what can be measured is {rest}" if rest else ""))
         if self.needs_text(material.options):
-            draw_places(material.tokenized, span=longest, count=material.options.trials, seed=material.seed)
+            draw_origins(material.tokenized, span=longest, count=material.options.trials, seed=material.seed)
         if self.questions is not None and QA_TASK in tasks:
             self.questions.draw(material.options.trials, random.Random(material.seed))
 

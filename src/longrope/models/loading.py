@@ -31,7 +31,7 @@ from transformers import (
 from longrope.data.books import shipped_books
 from longrope.data.documents import Document
 from longrope.data.samples import Samples, draw_samples
-from longrope.data.sources import Source
+from longrope.data.sources import TextSource
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError, one_line
 from longrope.models.apply import geometry_of
@@ -146,7 +146,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-AnySource = TypeVar("AnySource", bound=Source)
+AnySource = TypeVar("AnySource", bound=TextSource)
 
 
 @dataclass(frozen=True)

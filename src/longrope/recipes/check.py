@@ -11,8 +11,8 @@ import torch
 from longrope.costs.model_dims import weightless
 from longrope.data.documents import Document
 from longrope.data.mix import LONG
-from longrope.data.packing import Frame, pack
-from longrope.data.samples import assert_disjoint
+from longrope.data.packing import SpecialTokens, pack
+from longrope.data.samples import require_disjoint
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
@@ -134,7 +134,7 @@ def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequen
         # Enough rows to meet every part of the mix.
         count=settings.micro_batch * 8 * len(settings.shares),
         group=settings.micro_batch,
-        frame=Frame.of(loaded.tokenizer),
+        special_tokens=SpecialTokens.of(loaded.tokenizer),
         seed=settings.seed,
     )
 
@@ -147,7 +147,7 @@ def _check_evaluation(
         if name.endswith(".json"):
             RopeScaling.load(name).check_fits(loaded.geometry)
     documents = read_all(sources) if stage.needs_text else []
-    assert_disjoint(seen, documents)
+    require_disjoint(seen, documents)
     lengths = stage.at(loaded.geometry.original_length, step.reach)
     material = Material(loaded, lengths, documents, stage.seed, stage.settings)
     for name in stage.suites:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longrope.data.samples import assert_disjoint
+from longrope.data.samples import require_disjoint
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
@@ -97,7 +97,7 @@ def extend(
     search_sources = sources_or_books(loaded.name, search_data, "search")
     evaluation_sources = sources_or_books(loaded.name, evaluation_data, "evaluation")
     held_out = read_all(evaluation_sources)
-    assert_disjoint([document.sha256 for document in read_all(search_sources)], held_out)
+    require_disjoint([document.sha256 for document in read_all(search_sources)], held_out)
     text = prepare_samples(loaded, held_out, length=target_length, count=evaluation_samples, seed=options.seed)
     if (out / REPORT).exists():  # written last
         raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")

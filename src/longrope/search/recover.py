@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longrope.data.sources import Source
+from longrope.data.sources import TextSource
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
 from longrope.provenance import record
@@ -76,7 +76,7 @@ class Listener:
 def recover(
     loaded: LoadedModel,
     lengths: Sequence[int],
-    data: Sequence[Source],
+    data: Sequence[TextSource],
     out: Path,
     options: SearchConfig | None = None,
     *,

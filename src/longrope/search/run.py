@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longrope.data.sources import Source
+from longrope.data.sources import TextSource
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel, fingerprint, require_longer, sources_or_books
@@ -80,7 +80,7 @@ class SearchResult:
 def search(
     loaded: LoadedModel,
     target_length: int,
-    data: Sequence[Source],
+    data: Sequence[TextSource],
     out: Path,
     options: SearchConfig | None = None,
     *,
@@ -116,7 +116,7 @@ def search(
 def search_window(
     loaded: LoadedModel,
     target_length: int,
-    data: Sequence[Source],
+    data: Sequence[TextSource],
     out: Path,
     options: SearchConfig,
     *,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from longrope.data.needles import NeedleSamples, Places, draw_needles, needle_places
+from longrope.data.needles import Haystacks, NeedleSamples, draw_haystacks, draw_needles
 from longrope.data.samples import Samples, draw_samples
-from longrope.data.sources import Source, read_all
+from longrope.data.sources import TextSource, read_all
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel, check_vocabulary
@@ -25,7 +25,9 @@ AnySamples = Samples | NeedleSamples
 Texts = dict[tuple[str, int], AnySamples]
 
 
-def prepare_texts(loaded: LoadedModel, sources: Sequence[Source], target_length: int, options: SearchConfig) -> Texts:
+def prepare_texts(
+    loaded: LoadedModel, sources: Sequence[TextSource], target_length: int, options: SearchConfig
+) -> Texts:
     """The texts of every split and length that a search needs, drawn by seed.
 
     The search texts of one seed are the same for every method. Raises LongRopeError when the sources do not hold enough
@@ -34,7 +36,7 @@ def prepare_texts(loaded: LoadedModel, sources: Sequence[Source], target_length:
     documents = tokenize(read_all(sources), loaded.tokenizer)
     far = target_length > FAR
 
-    def draw(objective: str, length: int, count: int, seed: int, places: Places | None = None) -> AnySamples:
+    def draw(objective: str, length: int, count: int, seed: int, haystacks: Haystacks | None = None) -> AnySamples:
         samples: AnySamples
         if objective == "needle":
             samples = draw_needles(
@@ -44,7 +46,7 @@ def prepare_texts(loaded: LoadedModel, sources: Sequence[Source], target_length:
                 count=count,
                 seed=seed,
                 depth=options.needle_depth,
-                places=places,
+                haystacks=haystacks,
             )
         else:
             bos = bos_of(loaded.tokenizer)
@@ -68,11 +70,11 @@ def prepare_texts(loaded: LoadedModel, sources: Sequence[Source], target_length:
     # One draw, cut for the shorter stages: a validation text overlaps no search text of any stage.
     if chosen == "needle":  # other keys and numbers, too; the needle's depth is spread over each split
         size = {"length": target_length, "count": first, "seed": options.seed}
-        places = needle_places(documents, loaded.tokenizer, **size, more=VALIDATION_SAMPLES)
-        apart = Places(places.rows[first:], places.span)
+        haystacks = draw_haystacks(documents, loaded.tokenizer, **size, more=VALIDATION_SAMPLES)
+        apart = Haystacks(haystacks.origins[first:], haystacks.tokens)
 
         def both_splits(length: int) -> tuple[AnySamples, AnySamples]:
-            searched = draw(chosen, length, first, options.seed, places)
+            searched = draw(chosen, length, first, options.seed, haystacks)
             return searched, draw(chosen, length, VALIDATION_SAMPLES, options.seed + 1, apart)
 
         whole = both_splits(target_length)  # first: what is wrong at every length is said of this one
@@ -89,8 +91,8 @@ def prepare_texts(loaded: LoadedModel, sources: Sequence[Source], target_length:
     both = draw(chosen, target_length, first + VALIDATION_SAMPLES, options.seed)
     assert isinstance(both, Samples)
     for length in lengths:
-        texts[SEARCH, length] = Samples(both.ids[:first, :length], both.rows[:first], both.has_bos)
-        texts[VALIDATION, length] = Samples(both.ids[first:, :length], both.rows[first:], both.has_bos)
+        texts[SEARCH, length] = Samples(both.ids[:first, :length], both.origins[:first], both.has_bos)
+        texts[VALIDATION, length] = Samples(both.ids[first:, :length], both.origins[first:], both.has_bos)
     return texts
 
 
@@ -115,6 +117,6 @@ def data_provenance(texts: Texts) -> dict[str, Any]:
         "samples": [
             {"split": split, "length": length, **asdict(row)}
             for (split, length), samples in texts.items()
-            for row in samples.rows
+            for row in samples.origins
         ],
     }

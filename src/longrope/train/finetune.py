@@ -23,8 +23,8 @@ import torch
 from accelerate import PartialState
 
 from longrope.data.mix import LONG, ORIGINAL_WINDOW
-from longrope.data.packing import Frame, PackedRows, pack
-from longrope.data.sources import Source, read_all
+from longrope.data.packing import PackedRows, SpecialTokens, pack
+from longrope.data.sources import TextSource, read_all
 from longrope.data.tokens import tokenize, tokenizer_hash
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
@@ -62,7 +62,7 @@ class Listener:
 def finetune(
     loaded: LoadedModel,
     scaling: RopeScaling,
-    data: Sequence[Source],
+    data: Sequence[TextSource],
     out: Path,
     settings: FinetuneConfig,
     *,
@@ -170,7 +170,7 @@ def training_windows(loaded: LoadedModel, scaling: RopeScaling, settings: Finetu
 
 
 def _rows(
-    loaded: LoadedModel, sources: Sequence[Source], settings: FinetuneConfig, windows: dict[str, Window]
+    loaded: LoadedModel, sources: Sequence[TextSource], settings: FinetuneConfig, windows: dict[str, Window]
 ) -> PackedRows:
     documents = tokenize(read_all(sources), loaded.tokenizer)
     short = [window.max_length for part, window in windows.items() if part in ORIGINAL_WINDOW]
@@ -181,7 +181,7 @@ def _rows(
         short_length=short[0] if short else loaded.geometry.original_length,
         count=settings.steps * settings.rows_per_step,
         group=settings.micro_batch,
-        frame=Frame.of(loaded.tokenizer),
+        special_tokens=SpecialTokens.of(loaded.tokenizer),
         seed=settings.seed,
     )
     for document in rows.documents:

@@ -9,8 +9,8 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.samples import draw_places
-from longrope.data.tokens import TokenizedDocument, encode, encode_inside, front
+from longrope.data.samples import draw_origins
+from longrope.data.tokens import TokenizedDocument, bos_prefix, encode, encode_continuation
 from longrope.errors import LongRopeError
 from longrope.evaluation.replies import ids_sha256, joined
 from longrope.evaluation.ruler import counting, tracking
@@ -77,13 +77,13 @@ def draw_task(
     are too few.
     """
     makers, sources = _makers(task, tokenizer, length, count, seed, documents, questions)
-    begin = front(tokenizer)
+    begin = bos_prefix(tokenizer)
 
     def room(sample: Sample) -> int:
         if length >= SHORTEST:
             return _ROOM[task]
         reply = counting.numbered(sample.answers) if task == "cwe" else ", ".join(sample.answers)
-        return min(_ROOM[task], len(encode_inside(tokenizer, f" {reply}")) + _SPARE)
+        return min(_ROOM[task], len(encode_continuation(tokenizer, f" {reply}")) + _SPARE)
 
     samples = []
     for trial, maker in enumerate(makers):
@@ -125,7 +125,7 @@ def _makers(
     if task in NIAH and not needs_text(task):
         return [_Maker(partial(NIAH[task].make, words=()), NIAH[task].smallest)] * count, {}
     if task in NIAH:
-        places = draw_places(documents, span=length, count=count, seed=seed)
+        places = draw_origins(documents, span=length, count=count, seed=seed)
         by_hash = {document.sha256: document for document in documents}
         makers = []
         for place in places:
