@@ -7,6 +7,8 @@ from that.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
@@ -54,9 +56,26 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         case "literal_error":
             return f"expected `{name}` to be {context['expected']}; found {found}"
         case "extra_forbidden":
-            return f"{model.__name__} has no setting `{name}`; it has {', '.join(model.model_fields)}"
+            return f"unknown setting `{name}`; {suggestion(name, model.model_fields)}"
         case "missing":
             return f"expected a value for `{name}`, found none"
+        case "too_short":
+            return f"expected at least {context['min_length']} of `{name}`, found none"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"expected a whole number for `{name}`, found {found}"
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"expected a number for `{name}`, found {found}"
+        case "bool_parsing" | "bool_type":
+            return f"expected true or false for `{name}`, found {found}"
+        case "tuple_type":
+            return f"expected a list for `{name}`, found {found}"
         case "value_error":
             return f"{name}: {context['error']}"
     return f"expected `{name}` to be a valid value ({fault['msg']}), found {found}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`did you mean …?` for a name that is close to a known one; else all that are known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"

@@ -148,7 +148,7 @@ def _check_evaluation(
             RopeScaling.load(name).check_fits(loaded.geometry)
     documents = read_all(sources) if stage.needs_text else []
     require_disjoint(seen, documents)
-    lengths = stage.at(loaded.geometry.original_length, step.reach)
+    lengths = stage.lengths_for(loaded.geometry.original_length, step.reach)
     material = Material(loaded, lengths, documents, stage.seed, stage.settings)
     for name in stage.suites:
         SUITES[name](material).check()

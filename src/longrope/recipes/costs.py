@@ -129,7 +129,9 @@ def _training(loaded: LoadedModel, shape: ModelShape, settings: FinetuneConfig) 
 
 def _evaluation(loaded: LoadedModel, shape: ModelShape, stage: EvaluateStage, step: Step) -> tuple[int, Flops, str]:
     """Texts of all suites for all that are compared; a benchmark of lm-eval counts as one."""
-    material = Material(loaded, stage.at(loaded.geometry.original_length, step.reach), (), stage.seed, stage.settings)
+    material = Material(
+        loaded, stage.lengths_for(loaded.geometry.original_length, step.reach), (), stage.seed, stage.settings
+    )
     texts: list[tuple[int, int]] = []
     for suite in (SUITES[name](material) for name in stage.suites):
         methods = len({*stage.against, "longrope", *([ORIGINAL] if suite.with_original else [])})

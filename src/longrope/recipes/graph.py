@@ -125,7 +125,7 @@ def _check_lengths(where: str, stage: Stage, original_length: int, reach: int) -
             f"{where}: expected lengths from the original window of {original_length} tokens, below the {reach} that "
             f"the model reaches by then; found {', '.join(map(str, stage.lengths))}"
         )
-    if isinstance(stage, EvaluateStage) and max(stage.at(original_length, reach), default=0) > reach:
+    if isinstance(stage, EvaluateStage) and max(stage.lengths_for(original_length, reach), default=0) > reach:
         raise LongRopeError(
             f"{where}: expected lengths up to the {reach} tokens that the model reaches by then, found "
             f"{max(stage.lengths)}"

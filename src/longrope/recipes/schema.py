@@ -1,10 +1,10 @@
-"""Recipes: an ordered list of stages with their targets, data, settings and budgets. Files of them: `recipe_file.py`.
+"""Recipes: an ordered list of stages with their targets, texts, settings and budgets. Their YAML is in `yaml.py`.
 
-A stage's own keys are those of its class below; all others are settings of its verb, by the names that `SearchConfig`,
+A stage's own keys are those of its class below; all others are settings of its job, by the names that `SearchConfig`,
 `FinetuneConfig` and `EvalConfig` give them. Lengths are tokens (`8192`, `128k`) or ratios to the original window of
 the model (`32x`), so a recipe becomes whole only for a model: `Recipe.model_validate(raw, context={"original_length":
-4096})`. Everything is checked where it is made; what depends on texts, memory and order is checked in `recipe_check.py`
-and `recipe_steps.py`.
+4096})`. Everything is checked where it is made; `graph.py` checks the order of the stages, `check.py` what depends on
+texts and memory.
 """
 
 from __future__ import annotations
@@ -12,24 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.retention import SUITE as RETENTION
 from longrope.evaluation.suites import SUITES
-from longrope.export.config import TARGETS
+from longrope.export.config import Target
 from longrope.search.config import SearchConfig
+from longrope.settings import Settings, suggestion
 from longrope.train.config import FinetuneConfig
 from longrope.units import doubling_lengths, parse_length
-
-SETTINGS: Mapping[str, type[SearchConfig | FinetuneConfig | EvalConfig]] = {
-    "search": SearchConfig,
-    "finetune": FinetuneConfig,
-    "recover": SearchConfig,
-    "evaluate": EvalConfig,
-}
-"""What a stage of each kind can be told besides its own keys."""
 
 
 def _to_tokens(value: Any, info: ValidationInfo) -> int:
@@ -44,7 +36,8 @@ def _to_tokens(value: Any, info: ValidationInfo) -> int:
         tokens = 0.0
     if not 1 <= tokens < 2**31 or tokens != int(tokens):
         raise LongRopeError(
-            f"expected a ratio such as 32x that makes whole tokens of a window of {original_length}, found {value!r}"
+            f"expected a ratio such as 32x that makes whole tokens of a window of {original_length}, found {value!r}",
+            code="invalid-setting",
         )
     return int(tokens)
 
@@ -52,46 +45,58 @@ def _to_tokens(value: Any, info: ValidationInfo) -> int:
 Length = Annotated[int, BeforeValidator(_to_tokens)]
 
 
-class _Stage(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Stage(Settings):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, raw: Any) -> Any:
-        """Keys that are not the stage's own are settings of its verb."""
-        if not isinstance(raw, Mapping) or "settings" not in cls.model_fields:
+        """Keys that are not the stage's own are settings of its job."""
+        if not isinstance(raw, Mapping):
             return raw
-        own = {key: value for key, value in raw.items() if key in cls.model_fields and key != "settings"}
-        settings = {key: value for key, value in raw.items() if key not in own}
-        return own | {"settings": settings}
+        known = cls.keys()
+        if unknown := [str(key) for key in raw if key not in known]:
+            raise LongRopeError(f"unknown key {unknown[0]!r}; {suggestion(unknown[0], known)}", code="invalid-setting")
+        if "settings" not in cls.model_fields:
+            return raw
+        own = {key: value for key, value in raw.items() if key in cls.model_fields}
+        return own | {"settings": {key: value for key, value in raw.items() if key not in own}}
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """The keys that a stage of this kind can have: its own, then its job's settings."""
+        own = [name for name in cls.model_fields if name != "settings"]
+        return own + (list(SETTINGS[own_kind(cls)].model_fields) if "settings" in cls.model_fields else [])
 
 
 class _WorkingStage(_Stage):
-    """A stage that computes. `data`: texts of this stage alone; `dtype`: what the model is loaded in."""
-
     data: tuple[str, ...] | None = None
+    """Texts of this stage alone."""
     dtype: str = "auto"
+    """The dtype that the model is loaded in."""
 
 
 class SearchStage(_WorkingStage):
-    """Search factors for `target` on the weights that the stages before have left, in `workers` Ray processes."""
+    """Search factors for a target length on the weights that the stages before have left."""
 
     stage: Literal["search"]
     target: Length
+    """The target length L'."""
     workers: int | None = Field(None, ge=1)
+    """Search in this many Ray processes."""
     settings: SearchConfig
 
 
 class FinetuneStage(_WorkingStage):
-    """Fine-tune for `target` with the factors that the last search for this length has found.
+    """Fine-tune for a target length with the factors that the last search for this length has found.
 
-    `processes`: how many to start for it, one for each GPU. Rows have `target` tokens unless the setting `length` is
-    smaller; the window is that of the target all the same (as LongRoPE trains Mistral).
+    Rows have `target` tokens unless the setting `length` is smaller; the window is that of the target all the same (as
+    LongRoPE trains Mistral).
     """
 
     stage: Literal["finetune"]
     target: Length
+    """The target length L'."""
     processes: int = Field(1, ge=1)
+    """Processes to start, one for each GPU."""
     settings: FinetuneConfig
 
     @model_validator(mode="before")
@@ -105,56 +110,62 @@ class FinetuneStage(_WorkingStage):
     def _possible(self) -> FinetuneStage:
         settings = self.settings
         if settings.length > self.target:
-            raise LongRopeError(f"expected a length of at most its target of {self.target}, found {settings.length}")
+            raise _wrong(f"expected a length of at most its target of {self.target}, found {settings.length}")
         if self.processes % settings.context_parallel:
-            raise LongRopeError(
+            raise _wrong(
                 f"context_parallel {settings.context_parallel} shares a row among so many processes: expected a "
                 f"multiple of it, found processes {self.processes}"
             )
         at_once = settings.micro_batch * self.processes // settings.context_parallel
         if settings.rows_per_step % at_once:
-            raise LongRopeError(
+            raise _wrong(
                 f"expected a batch that {at_once} rows at once divide (micro_batch × processes / context_parallel), "
                 f"found {settings.rows_per_step}"
             )
         if settings.lora is not None and not settings.lora.merge:
-            raise LongRopeError("the stages after it work on merged weights: leave merge: false out of lora")
+            raise _wrong("the stages after it work on merged weights: leave merge: false out of lora")
         return self
 
 
 class RecoverStage(_WorkingStage):
-    """Search the windows `lengths` again with a smaller largest λ, and keep what is better (`recover.py`)."""
+    """Search short windows again with a smaller largest λ, and keep each result that is better (LongRoPE, §3.3)."""
 
     stage: Literal["recover"]
     lengths: tuple[Length, ...] = Field(("1x", "2x"), validate_default=True, min_length=1)
+    """The windows to recover."""
     workers: int | None = Field(None, ge=1)
+    """Search in this many Ray processes."""
     settings: SearchConfig
 
     @model_validator(mode="after")
     def _bounded(self) -> RecoverStage:
         if self.settings.method != "longrope":
-            raise LongRopeError(f"a recovery searches by the method longrope only; found {self.settings.method!r}")
+            raise _wrong(f"a recovery searches by the method longrope only; found {self.settings.method!r}")
         return self
 
 
 class EvaluateStage(_WorkingStage):
-    """Measure the model as it is now on texts that no stage has seen; by default at L, 2L, 4L … of its reach."""
+    """Measure the model as it is now on texts that no stage has seen."""
 
     stage: Literal["evaluate"]
     suites: tuple[str, ...] = Field(("perplexity",), min_length=1)
+    """The suites to run."""
     lengths: tuple[Length, ...] = ()
+    """Context lengths. Default: L, 2L, 4L … up to the longest that the model reaches."""
     against: tuple[str, ...] = ()
+    """Methods to compare with."""
     settings: EvalConfig
     seed: int = Field(0, ge=0)
+    """Seed of everything random."""
 
     @model_validator(mode="after")
     def _possible(self) -> EvaluateStage:
         if unknown := [name for name in self.suites if name not in SUITES]:
-            raise LongRopeError(f"expected suites of {', '.join(SUITES)}; found {', '.join(unknown)}")
+            raise _wrong(f"expected suites of {', '.join(SUITES)}; found {', '.join(unknown)}")
         if self.lengths and not self.by_length:
-            raise LongRopeError(f"{', '.join(self.suites)} measure inside the original window; leave the lengths out")
-        if self.settings.tasks and RETENTION not in self.suites:
-            raise LongRopeError(f"lm-eval's tasks belong to the suite {RETENTION}; add it, or leave them out")
+            raise _wrong(f"{', '.join(self.suites)} measure inside the original window; leave the lengths out")
+        if self.settings.tasks and "retention" not in self.suites:
+            raise _wrong("lm-eval's tasks belong to the suite retention; add it, or leave them out")
         return self
 
     @property
@@ -164,28 +175,26 @@ class EvaluateStage(_WorkingStage):
 
     @property
     def needs_text(self) -> bool:
+        """Whether any suite measures on texts."""
         return any(SUITES[name].needs_text(self.settings) for name in self.suites)
 
-    def at(self, original_length: int, reach: int) -> list[int]:
-        """The lengths that are measured; none where no suite measures at lengths."""
+    def lengths_for(self, original_length: int, context_length: int) -> list[int]:
+        """The lengths to measure for a model of these windows; none where no suite measures at lengths."""
         if not self.by_length:
             return []
-        return list(dict.fromkeys(self.lengths)) or doubling_lengths(original_length, reach)
+        return list(dict.fromkeys(self.lengths)) or doubling_lengths(original_length, context_length)
 
 
 class ExportStage(_Stage):
     """Write a checkpoint that runtimes apply."""
 
     stage: Literal["export"]
-    to: str = "hf"
+    to: Target = "hf"
+    """The kind of checkpoint."""
     fold_attention_factor: bool = False
+    """Fold the attention factor into the queries."""
     allow_lossy: bool = False
-
-    @model_validator(mode="after")
-    def _known(self) -> ExportStage:
-        if self.to not in TARGETS:
-            raise LongRopeError(f"expected to export to {', '.join(TARGETS)}; found {self.to!r}")
-        return self
+    """Export what the runtime cannot express."""
 
 
 Stage = Annotated[
@@ -199,48 +208,74 @@ STAGES: Mapping[str, type[_Stage]] = {
     "export": ExportStage,
 }
 """The kinds of stages."""
+SETTINGS: Mapping[str, type[SearchConfig | FinetuneConfig | EvalConfig]] = {
+    "search": SearchConfig,
+    "finetune": FinetuneConfig,
+    "recover": SearchConfig,
+    "evaluate": EvalConfig,
+}
+"""The settings of each kind's job."""
 
 
-class Recipe(BaseModel):
-    """A recipe for a model with a known original window. `data` and `eval_data` are for stages that name none.
+def own_kind(stage: type[_Stage]) -> str:
+    """`search` of SearchStage."""
+    return next(kind for kind, known in STAGES.items() if known is stage)
 
-    `model` is the one it is for unless another is given, and `original_length` its window where its config states
-    another. `seed` is that of every stage that has none.
-    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def _wrong(message: str) -> LongRopeError:
+    return LongRopeError(message, code="invalid-setting")
+
+
+class Recipe(Settings):
+    """A recipe for a model with a known original window."""
 
     about: str = ""
+    """What the recipe is for."""
     model: str | None = None
+    """The model that it is for unless another is given."""
     original_length: int | str | None = None
+    """That model's original window, where its config states another."""
     seed: int = Field(0, ge=0)
+    """Seed of every stage that has none."""
     data: tuple[str, ...] = ()
+    """Texts of the stages that name none."""
     eval_data: tuple[str, ...] = ()
+    """Texts to measure on, of the stages that name none."""
     stages: tuple[Stage, ...] = Field(min_length=1)
+    """The stages in their order."""
 
-    @model_validator(mode="before")
+    @field_validator("stages", mode="before")
     @classmethod
-    def _seed_for_all(cls, raw: Any) -> Any:
-        """The recipe's seed for the stages that have none."""
-        if not isinstance(raw, Mapping) or not isinstance(raw.get("stages"), list):
-            return raw
-        seeded = [
-            {"seed": raw.get("seed", 0)} | stage
-            if isinstance(stage, dict) and stage.get("stage") != "export"
-            else stage
-            for stage in raw["stages"]
-        ]
-        return dict(raw) | {"stages": seeded}
+    def _each(cls, stages: Any, info: ValidationInfo) -> Any:
+        """The stages one by one, so that a fault is told with the stage that has it."""
+        if not isinstance(stages, list):
+            return stages
+        return tuple(
+            _stage(place, raw, info.data.get("seed", 0), info.context) for place, raw in enumerate(stages, start=1)
+        )
 
     def with_data(self, data: tuple[str, ...], eval_data: tuple[str, ...]) -> Recipe:
         """The recipe with these texts for the stages that name none; without any, with its own.
 
         Raises LongRopeError for texts that no stage would read.
         """
-        for given, name, evaluates in ((data, "data", False), (eval_data, "eval-data", True)):
+        for given, name, evaluates in ((data, "data", False), (eval_data, "eval_data", True)):
             if given and not any(_reads(stage, evaluates) for stage in self.stages):
-                raise LongRopeError(f"no stage of the recipe would read --{name}: leave it out")
+                raise LongRopeError(
+                    f"no stage of the recipe would read `{name}`", code="invalid-setting", hint="leave it out"
+                )
         return self.model_copy(update={"data": data or self.data, "eval_data": eval_data or self.eval_data})
+
+
+def _stage(place: int, raw: Any, seed: int, context: dict[str, int] | None) -> _Stage:
+    """Stage number `place`. Raises LongRopeError, with its number and kind, for what is wrong in it."""
+    kind = raw.get("stage") if isinstance(raw, Mapping) else None
+    if not isinstance(kind, str) or kind not in STAGES:
+        raise _wrong(f"stage {place}: expected 'stage' to be one of {', '.join(STAGES)}")
+    try:
+        return STAGES[kind].model_validate(raw if kind == "export" else {"seed": seed} | raw, context=context)
+    except LongRopeError as error:
+        raise LongRopeError(f"stage {place} ({kind}): {error.message}", code=error.code, hint=error.hint) from error
 
 
 def _reads(stage: Stage, evaluates: bool) -> bool:
@@ -248,16 +283,3 @@ def _reads(stage: Stage, evaluates: bool) -> bool:
     if isinstance(stage, ExportStage) or stage.data is not None:
         return False
     return isinstance(stage, EvaluateStage) == evaluates and (not isinstance(stage, EvaluateStage) or stage.needs_text)
-
-
-__all__ = [
-    "SETTINGS",
-    "STAGES",
-    "EvaluateStage",
-    "ExportStage",
-    "FinetuneStage",
-    "Recipe",
-    "RecoverStage",
-    "SearchStage",
-    "Stage",
-]

@@ -167,7 +167,7 @@ class Stages:
         loaded = self._open(step, stage)
         measured = evaluate(
             loaded,
-            stage.at(loaded.geometry.original_length, step.reach),
+            stage.lengths_for(loaded.geometry.original_length, step.reach),
             stage_sources(self.base.name, self.recipe, stage),
             suites=stage.suites,
             scaling=scaling,

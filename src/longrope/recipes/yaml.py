@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from longrope.errors import LongRopeError
-from longrope.recipes.schema import SETTINGS, STAGES, EvaluateStage, ExportStage, Recipe, Stage
+from longrope.recipes.schema import EvaluateStage, ExportStage, Recipe, Stage
 from longrope.units import parse_length
 
 BUILT_IN = ("longrope", "longrope2", "quick")
@@ -26,13 +23,10 @@ def load_recipe(name: str, original_length: int) -> Recipe:
     """
     text, called, folder = _read(name)
     raw = _mapping(text, called)
-    context = {"original_length": original_length}
     try:
-        return _from_folder(Recipe.model_validate(raw, context=context), folder)
-    except ValidationError as error:
-        raise LongRopeError(f"{called}: {_first(error, raw)}") from error
+        return _from_folder(Recipe.model_validate(raw, context={"original_length": original_length}), folder)
     except LongRopeError as error:
-        raise LongRopeError(f"{called}: {_where(raw, context)}{error}") from error
+        raise LongRopeError(f"{called}: {error.message}", code=error.code, hint=error.hint) from error
 
 
 def recipe_model(name: str) -> tuple[str | None, int | None]:
@@ -93,53 +87,6 @@ def _mapping(text: str, called: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise LongRopeError(f"{called}: expected a mapping with 'stages', found {type(raw).__name__}")
     return raw
-
-
-def _first(error: ValidationError, raw: Mapping[str, Any]) -> str:
-    """The first fault as one line: where, what was found, what was expected."""
-    fault = error.errors(include_url=False)[0]
-    place = list(fault["loc"])
-    where, known = "", tuple(Recipe.model_fields)
-    if len(place) > 1 and place[0] == "stages" and isinstance(place[1], int):
-        stage = raw["stages"][place[1]]
-        kind = str(stage.get("stage")) if isinstance(stage, dict) else ""
-        where, known = f"stage {place[1] + 1}{f' ({kind})' if kind in STAGES else ''}: ", _keys(kind)
-        place = [part for part in place[2:] if part not in (kind, "settings")]
-    key = ".".join(map(str, place))
-    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        if len(place) > 1:
-            return f"{where}unknown key {key!r}"
-        close = difflib.get_close_matches(key, known, 1)
-        return f"{where}unknown key {key!r}; " + (
-            f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        )
-    if fault["type"].startswith("union_tag"):
-        return f"{where}expected 'stage' to be one of {', '.join(STAGES)}"
-    if fault["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{where}the key {key!r} is missing"
-    said = fault["msg"].replace("a valid tuple", "a list")
-    return f"{where}{key + ': ' if key else ''}{said}; found {fault['input']!r:.80}"
-
-
-def _where(raw: Mapping[str, Any], context: dict[str, int]) -> str:
-    """`stage 2 (search): ` for the first stage whose settings are refused; nothing where it is none of them."""
-    stages = raw.get("stages")
-    for place, stage in enumerate(stages if isinstance(stages, list) else [], start=1):
-        try:
-            TypeAdapter(Stage).validate_python(stage, context=context)
-        except LongRopeError:
-            return f"stage {place} ({stage['stage']}): "
-        except ValidationError:
-            pass
-    return ""
-
-
-def _keys(kind: str) -> tuple[str, ...]:
-    """The keys a stage of this kind can have."""
-    if kind not in STAGES:
-        return ()
-    own = (name for name in STAGES[kind].model_fields if name != "settings")
-    return (*own, *SETTINGS[kind].model_fields) if kind in SETTINGS else tuple(own)
 
 
 def _from_folder(recipe: Recipe, folder: Path) -> Recipe:
