@@ -40,15 +40,24 @@ FILES = {
     "fake.parquet": (b"no parquet at all", "cannot read"),
     "book.pdf": (b"%PDF", "ending in one of"),
 }
+CODES = {
+    "bad.jsonl": "damaged-file",
+    "deep.jsonl": "damaged-file",
+    "array.jsonl": "damaged-file",
+    "missing.jsonl": "no-such-field",
+    "null.jsonl": "no-such-field",
+}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_bad_file(tmp_path: Path, name: str) -> None:
     content, said = FILES[name]
+    code = "unreadable-file" if said == "cannot read" else CODES.get(name, "not-text")
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(LongRopeError, match=said) as caught:
         read_documents(str(path))
+    assert caught.value.code == code
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 

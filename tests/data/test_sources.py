@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from longrope.data.documents import drop_duplicates
-from longrope.data.sources import read_all, read_documents
+from longrope.data.documents import Document, drop_duplicates
+from longrope.data.sources import as_sources, read_all, read_documents
 from longrope.errors import LongRopeError
 
 TEXT = "Call me Ishmael.\nÆon — 鯨.\n"
@@ -104,8 +104,22 @@ def test_identical_documents_are_kept_once_and_named(tmp_path: Path) -> None:
 
 
 def test_read_all_wants_a_source() -> None:
-    with pytest.raises(LongRopeError, match="at least one source"):
+    with pytest.raises(LongRopeError) as error:
         read_all([])
+    assert error.value.code == "missing-data"
+
+
+def test_data_is_one_source_or_several() -> None:
+    document = Document.of("mine", "text")
+    assert as_sources("book:moby") == ["book:moby"]
+    assert as_sources(Path("a")) == [Path("a")]
+    assert as_sources(document) == [document]
+    assert as_sources(["a", Path("b"), document]) == ["a", Path("b"), document]
+    assert as_sources(()) == []
+    for wrong in (3, None, ["a", 3], {"a"}):
+        with pytest.raises(LongRopeError) as error:
+            as_sources(wrong)  # type: ignore[arg-type]
+        assert error.value.code == "missing-data"
 
 
 class TestDatasets:

@@ -1,4 +1,4 @@
-"""The text document: what every source yields and every hash is of. Not where documents come from (sources.py)."""
+"""`Document`: one text with its name and its hash. `sources.py` reads documents from files, folders and datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Document:
     """One text.
 
     name: where it came from, for people (`book.txt`, `books.jsonl:12`, `book:NAME`).
-    sha256: of the text as UTF-8; it alone says whether two documents are the same.
+    sha256: of the text as UTF-8; two documents are the same when these are.
     """
 
     name: str
@@ -24,29 +24,29 @@ class Document:
 
     @classmethod
     def of(cls, name: str, text: str) -> Document:
-        """The document of `text`, hashed. Raises LongRopeError where `text` is blank, holds NUL or is no Unicode."""
+        """Hash `text`. Raises LongRopeError (`not-text`) where it is blank, holds NUL or is no valid Unicode."""
         if not text.strip():
-            raise LongRopeError(f"expected text in {name}, found none (it is empty or blank)")
+            raise LongRopeError(f"expected text in {name}, found none (it is empty or blank)", code="not-text")
         if "\0" in text:
-            raise LongRopeError(f"expected text in {name}, found NUL characters: it is binary")
+            raise LongRopeError(f"expected text in {name}, found NUL characters: it is binary", code="not-text")
         try:
             encoded = text.encode()
         except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
             raise LongRopeError(
-                f"expected valid Unicode in {name}, found a lone surrogate at character {error.start}"
+                f"expected valid Unicode in {name}, found a lone surrogate at character {error.start}", code="not-text"
             ) from error
         return cls(name, text, sha256_bytes(encoded))
 
 
 class Duplicate(NamedTuple):
-    """A document that was dropped because its text is that of another, kept one."""
+    """The name of a document that was dropped, and that of the kept document with the same text."""
 
     name: str
     same_as: str
 
 
 def drop_duplicates(documents: Iterable[Document]) -> tuple[list[Document], list[Duplicate]]:
-    """(documents with every text once, what was dropped): the first of identical texts stays, the order is kept."""
+    """(documents, each text once, in their order; the dropped ones): the first of identical texts is kept."""
     kept: dict[str, Document] = {}
     dropped: list[Duplicate] = []
     for document in documents:

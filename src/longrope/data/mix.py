@@ -1,4 +1,4 @@
-"""The parts that training rows are made of, and their shares. How documents become rows is in `packing.py`."""
+"""The mix of a fine-tuning run: the parts that its rows are of (table in packing.py), and their shares of tokens."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from longrope.errors import LongRopeError
 
 SHORT, PIECES, MEDIUM, LONG = PARTS = ("short", "pieces", "medium", "long")
 ORIGINAL_WINDOW = (SHORT, PIECES)
-"""The parts that train the original window."""
+"""Parts whose rows are computed under the original window."""
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """Shares of tokens by part: `long`, or `short:0.3,long:0.7`; they are scaled to add up to 1.
+    """Parse shares of tokens by part, such as `long` or `short:0.3,long:0.7`, and scale them to add up to 1.
 
-    Raises LongRopeError for an unknown part, one named twice, or a share that is not positive.
+    Raises LongRopeError (`invalid-setting`) for an unknown part, a part named twice, or a share that is not positive.
     """
     shares: dict[str, float] = {}
     for entry in text.split(","):
@@ -24,7 +24,8 @@ def parse_mix(text: str) -> dict[str, float]:
         if part not in PARTS or part in shares or not 0.0 < value < float("inf"):
             raise LongRopeError(
                 f"expected a mix such as long or short:0.3,long:0.7, of {', '.join(PARTS)}, each once with a positive "
-                f"share; found {text!r}"
+                f"share; found {text!r}",
+                code="invalid-setting",
             )
         shares[part] = value
     total = sum(shares.values())

@@ -1,26 +1,25 @@
-"""Readers of one file each, as iterators of documents: text, JSON lines, Parquet; and which file is read how.
+"""Readers of documents from one file (text, JSON lines, Parquet) or from a dataset of the `datasets` library.
 
-A text file is one document: UTF-8 (a byte-order mark is dropped), line ends read as `\n`. A line of a `.jsonl` file or
-a row of a `.parquet` file is one document; a row whose text is blank holds no document and is passed over, a row
-without the field is an error. Files may be compressed where the suffix says so (`.gz`, `.xz`).
-
-Documents from a `datasets` name: the one source that uses the network, streamed, never with remote code.
+A text file is one document: UTF-8 (a byte-order mark is dropped), line ends read as `\n`. A line of a `.jsonl` file, a
+row of a `.parquet` file or of a dataset is one document; a row with blank text is skipped, a row without the field is
+an error. Files ending in `.gz` or `.xz` are decompressed. Datasets are streamed over the network, never with remote
+code.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from longrope.data.documents import Document
 from longrope.errors import LongRopeError, one_line
+from longrope.storage import parse_json
 
 _UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _PARQUET_ROWS = 64  # rows held in memory at once: rows are whole documents and may be large
@@ -29,7 +28,7 @@ Reader = Callable[[Path, str, str], Iterator[Document]]
 
 
 def reader_for(path: Path) -> Reader | None:
-    """The reader `(path, name, field) -> documents` for a file of this name, or None where its suffix is not known."""
+    """The reader for a file of this name, `(path, name, field) -> documents`; None where its suffix is unknown."""
     name = path.name.lower()
     for suffixes, reader in _READERS:
         if name.endswith(suffixes):
@@ -38,12 +37,12 @@ def reader_for(path: Path) -> Reader | None:
 
 
 def known_suffixes() -> tuple[str, ...]:
-    """The suffixes that `reader_for` knows."""
+    """The suffixes of all files that `reader_for` has a reader for."""
     return tuple(suffix for suffixes, _ in _READERS for suffix in suffixes)
 
 
 def read_text(path: Path, name: str, field: str = "text") -> Iterator[Document]:
-    """The one document of a text file (it has no `field`). Raises LongRopeError where it is not UTF-8 text."""
+    """Yield the one document of a text file (`field` has no meaning). Raises LongRopeError as `decode_text` does."""
     try:
         with _open(path) as file:
             raw = file.read()
@@ -53,67 +52,65 @@ def read_text(path: Path, name: str, field: str = "text") -> Iterator[Document]:
 
 
 def decode_text(raw: bytes, where: str) -> str:
-    """`raw` as UTF-8 text with `\\n` line ends. Raises LongRopeError, naming `where`, where it is empty or binary."""
+    """`raw` as UTF-8 text with `\\n` line ends.
+
+    Raises LongRopeError (`not-text`), naming `where`, where it is empty, binary or not UTF-8.
+    """
     if not raw.strip():
-        raise LongRopeError(f"expected text in {where}, found none (it is empty or blank)")
+        raise _no_text(where)
     if b"\0" in raw:
-        raise LongRopeError(f"expected text in {where}, found NUL bytes: it is binary or not UTF-8")
+        raise LongRopeError(f"expected text in {where}, found NUL bytes: it is binary or not UTF-8", code="not-text")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LongRopeError(
-            f"expected UTF-8 text in {where}, found byte 0x{raw[error.start]:02x} at offset {error.start}; "
-            "convert it to UTF-8 first"
+            f"expected UTF-8 text in {where}, found byte 0x{raw[error.start]:02x} at offset {error.start}",
+            code="not-text",
+            hint="convert it to UTF-8 first",
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_jsonl(path: Path, name: str, field: str = "text") -> Iterator[Document]:
-    """One document per line: the string at `field` of its JSON object. Errors name the line, counted from 1."""
+    """Yield one document per line: the string at `field` of its JSON object. Errors name the line, counted from 1."""
     found = False
     for number, line in _lines(path):
         where = f"{path} line {number}"
         if not line.strip():
             continue
-        try:
-            row = json.loads(decode_text(line, where))
-        except (ValueError, RecursionError) as error:
-            raise LongRopeError(f"expected a JSON object in {where}, found: {_short(line)}") from error
-        if not isinstance(row, dict):
-            raise LongRopeError(f"expected a JSON object in {where}, found {type(row).__name__}")
-        text = text_of(row, field, where)
+        text = text_of(parse_json(decode_text(line, where), where), field, where)
         if text.strip():
             found = True
             yield Document.of(f"{name}:{number}", text)
     if not found:
-        raise LongRopeError(f"expected texts in {path}, found none (it is empty or blank)")
+        raise _no_text(str(path))
 
 
 def text_of(row: dict[str, Any], field: str, where: str) -> str:
-    """The string at `field` of `row`. Raises LongRopeError, naming `where`, if there is none."""
+    """The string at `field` of `row`. Raises LongRopeError (`no-such-field`), naming `where`, if there is none."""
     if field not in row:
-        raise LongRopeError(f"no field {field!r} in {where}; it has: {', '.join(map(str, row)) or 'none'}")
+        raise _no_field("field", field, where, row)
     text = row[field]
     if not isinstance(text, str):
-        raise LongRopeError(f"expected text in field {field!r} of {where}, found {type(text).__name__}")
+        raise LongRopeError(
+            f"expected text in field {field!r} of {where}, found {type(text).__name__}", code="no-such-field"
+        )
     return text
 
 
 def read_parquet(path: Path, name: str, field: str = "text") -> Iterator[Document]:
-    """One document per row of the column `field`. Raises LongRopeError where pyarrow is missing or the column is."""
+    """Yield one document per row of the column `field`. Needs pyarrow (`missing-dependency`)."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise LongRopeError(
-            f"reading {path} needs pyarrow, which is not installed; pip install 'longrope[train]'"
-        ) from error
+        raise _needs("pyarrow", str(path)) from error
     found = False
     try:
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if field not in columns:
-                raise LongRopeError(f"no column {field!r} in {path}; it has: {', '.join(columns) or 'none'}")
+                raise _no_field("column", field, str(path), columns)
             batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field])
             rows = (row for batch in batches for row in batch.to_pylist())
             for number, row in enumerate(rows, start=1):
@@ -124,10 +121,10 @@ def read_parquet(path: Path, name: str, field: str = "text") -> Iterator[Documen
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     if not found:
-        raise LongRopeError(f"expected texts in {path}, found none (it is empty or blank)")
+        raise _no_text(str(path))
 
 
-# Longer suffixes need no order: none is the end of another.
+# In any order: no suffix is the end of another.
 _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     ((".txt", ".txt.gz", ".txt.xz"), read_text),
     ((".jsonl", ".jsonl.gz", ".jsonl.xz"), read_jsonl),
@@ -136,7 +133,7 @@ _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
-    """The file's bytes, decompressed where the suffix says so."""
+    """The bytes of a file, decompressed when it ends in `.gz` or `.xz`."""
     match path.suffix.lower():
         case ".gz":
             return gzip.open(path, "rb")
@@ -147,7 +144,7 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, bytes) of a file, one line in memory; split at `\\n` only, as JSON lines are."""
+    """Yield (line number from 1, bytes) of a file, split at `\\n` only, as JSON lines are; one line is in memory."""
     try:
         with _open(path) as file:
             yield from enumerate(file, start=1)
@@ -157,12 +154,24 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _unreadable(path: Path, error: BaseException) -> LongRopeError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    return LongRopeError(f"cannot read {path}: {reason}")
+    return LongRopeError(f"cannot read {path}: {reason}", code="unreadable-file")
 
 
-def _short(line: bytes, width: int = 40) -> str:
-    text = line.decode().strip()  # decode_text has seen that it is UTF-8
-    return repr(text[:width] + "…" if len(text) > width else text)
+def _no_text(where: str) -> LongRopeError:
+    return LongRopeError(f"expected text in {where}, found none (it is empty or blank)", code="not-text")
+
+
+def _no_field(kind: str, field: str, where: str, names: Iterable[object]) -> LongRopeError:
+    found = ", ".join(map(str, names)) or "none"
+    return LongRopeError(f"no {kind} {field!r} in {where}; it has: {found}", code="no-such-field")
+
+
+def _needs(library: str, what: str) -> LongRopeError:
+    return LongRopeError(
+        f"reading {what} needs {library}, which is not installed",
+        code="missing-dependency",
+        hint="pip install 'longrope[train]'",
+    )
 
 
 _FORM = re.compile(r"(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?(?:@(?P<split>[^:@\[\]]+)(?:\[:(?P<first>\d+)\])?)?")
@@ -170,7 +179,7 @@ _FORM = re.compile(r"(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?(?:@(?P<split>[^:@\
 
 @dataclass(frozen=True, slots=True)
 class DatasetName:
-    """`NAME[:CONFIG][@SPLIT]`, or `@SPLIT[:N]` for the first N rows of the split."""
+    """A dataset and the rows to read of it: `NAME[:CONFIG][@SPLIT]`, or `@SPLIT[:N]` for the first N rows."""
 
     name: str
     config: str | None
@@ -179,25 +188,26 @@ class DatasetName:
 
     @classmethod
     def parse(cls, text: str) -> DatasetName:
-        """The parts of `text`, split `train` where none is named. Raises LongRopeError where it has another form."""
+        """Parse `text`; the split is `train` where none is named. Raises LongRopeError where it has another form."""
         match = _FORM.fullmatch(text)
         if match is None:
-            raise LongRopeError(f"expected hf:NAME[:CONFIG][@SPLIT] or …@SPLIT[:N], found hf:{text}")
+            raise LongRopeError(
+                f"expected hf:NAME[:CONFIG][@SPLIT] or …@SPLIT[:N], found hf:{text}", code="missing-data"
+            )
         first = int(match["first"]) if match["first"] is not None else None
         return cls(match["name"], match["config"], match["split"] or "train", first)
 
 
 def read_dataset(wanted: DatasetName, field: str) -> Iterator[Document]:
-    """The rows of a dataset as documents, streamed; a row whose text is blank holds no document and is passed over.
+    """Yield one document per row of a dataset, streamed.
 
-    Raises LongRopeError where `datasets` is missing, the dataset cannot be read, or a row has no text at `field`.
+    Raises LongRopeError: `missing-dependency` without `datasets`, `unreadable-file` where the dataset cannot be read,
+    `no-such-field` where a row has no text at `field`.
     """
     try:
         import datasets
     except ImportError as error:
-        raise LongRopeError(
-            f"reading hf:{wanted.name} needs datasets, which is not installed; pip install 'longrope[train]'"
-        ) from error
+        raise _needs("datasets", f"hf:{wanted.name}") from error
     label = f"hf:{wanted.name}" + (f":{wanted.config}" if wanted.config else "") + f"@{wanted.split}"
     found = False
     try:
@@ -212,6 +222,6 @@ def read_dataset(wanted: DatasetName, field: str) -> Iterator[Document]:
     except LongRopeError:
         raise
     except Exception as error:  # datasets raises whatever its HTTP client and file formats raise: no common type
-        raise LongRopeError(f"cannot read {label}: {one_line(error)}") from error
+        raise LongRopeError(f"cannot read {label}: {one_line(error)}", code="unreadable-file") from error
     if not found:
-        raise LongRopeError(f"expected texts in {label}, found none")
+        raise _no_text(label)

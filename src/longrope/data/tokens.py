@@ -1,6 +1,6 @@
-"""Documents as token ids, tokenised once and cached by hash. Not the choice of samples (samples.py).
+"""Tokenising: documents as token ids, computed once and cached on disk by hash; `samples.py` draws from them.
 
-The text is data, never markup: a special token spelled out in a book stays ordinary text, and no BOS or EOS is added.
+A special token spelled out in a text stays ordinary text, and no BOS or EOS is added.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from longrope.storage import sha256_text
 Ids = npt.NDArray[np.int32]
 
 _FORMAT = "longrope-tokens-1"  # part of every cache key: raise it when the encoding options or the file's layout change
-_BEFORE = "a"  # of what a piece goes on from: one token that merges with no white space behind it
-_DIGEST_WORDS = 8  # a SHA-256 as int32 words in front of the ids, so that damage is seen
+_BEFORE = "a"  # one token, which merges with no white space behind it
+_DIGEST_WORDS = 8  # the SHA-256 of the ids as int32 words, stored in front of them to detect damage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,10 +42,10 @@ class TokenizedDocument:
 def tokenize(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path | None = None
 ) -> list[TokenizedDocument]:
-    """The documents as token ids, from the cache where the same text met the same tokenizer before.
+    """The token ids of the documents, read from the cache where the same tokenizer has encoded the same text before.
 
-    A damaged cache entry is computed again; a cache that cannot be written is done without. `cache_dir` is
-    `default_cache_dir()` where None. Raises LongRopeError where the tokenizer makes nothing of a text.
+    A damaged cache entry is computed again; where the cache cannot be written, nothing is cached. `cache_dir` is
+    `default_cache_dir()` by default. Raises LongRopeError (`not-text`) where the tokenizer makes no tokens of a text.
     """
     folder = cache_dir if cache_dir is not None else default_cache_dir()
     identity = tokenizer_hash(tokenizer)
@@ -65,24 +65,24 @@ def tokenize(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text by itself: no BOS, and a special token spelled out in it stays text."""
+    """The tokens of a text by itself, without BOS; a special token spelled out in it stays text."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return ids
 
 
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text that begins with white space where it goes on from another.
+    """The tokens of a text that begins with white space and continues another text.
 
-    Llama-2-like tokenizers put a blank in front of what they are given: " 7" by itself would get two.
+    Llama-2-like tokenizers put a blank in front of every text: " 7" by itself would begin with two.
     """
     before, both = encode(tokenizer, _BEFORE), encode(tokenizer, _BEFORE + text)
     return both[len(before) :] if both[: len(before)] == before else encode(tokenizer, text)
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The BOS id where the tokenizer really puts one in front of a text, else None.
+    """The BOS id where the tokenizer really puts BOS in front of a text, else None.
 
-    Found by encoding, because a named `bos_token` says nothing: GPT-2 and Qwen name or lack one and add none.
+    Found by encoding a text, because `bos_token` says nothing about it: GPT-2 names one and adds none.
     """
     bos = tokenizer.bos_token_id
     if not isinstance(bos, int):
@@ -94,16 +94,16 @@ def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def bos_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What stands before every prompt: BOS where the tokenizer puts one, else nothing."""
+    """The tokens in front of every prompt: BOS where the tokenizer puts one, else none."""
     bos = bos_of(tokenizer)
     return [] if bos is None else [bos]
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """SHA-256 over everything that decides the ids of a text; None where the tokenizer cannot be written out.
+    """SHA-256 over everything that decides the ids of a text; None where the tokenizer cannot be saved.
 
-    Fast tokenizers: the serialised backend, without truncation and padding, which earlier calls leave behind and
-    `tokenize` does not use. Slow ones: the files that `save_pretrained` writes.
+    For a fast tokenizer over the serialised backend, without truncation and padding, which earlier calls leave behind
+    and `tokenize` does not use; for a slow one over the files that `save_pretrained` writes.
     """
     parts = [type(tokenizer).__name__, tokenizers.__version__]
     if tokenizer.is_fast:
@@ -114,7 +114,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             tokenizer.save_pretrained(folder)
-        except NotImplementedError:  # a custom class without save_vocabulary: tokenised anew each time
+        except NotImplementedError:  # a custom class without save_vocabulary: nothing is cached
             return None
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             digest.update(file.name.encode() + b"\0" + sha256(file.read_bytes()).digest())
@@ -122,7 +122,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def default_cache_dir() -> Path | None:
-    """`longrope/tokens` in the user's cache folder, ~/.cache; None where the user has no home."""
+    """~/.cache/longrope/tokens; None where the user has no home."""
     try:
         return Path.home() / ".cache" / "longrope" / "tokens"
     except RuntimeError:
@@ -140,12 +140,14 @@ def _encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Ids:
     )
     ids = np.asarray(encoded["input_ids"], dtype=np.int32)
     if ids.size == 0:
-        raise LongRopeError(f"the tokenizer makes no tokens of {document.name}; is it the model's own?")
+        raise LongRopeError(
+            f"the tokenizer makes no tokens of {document.name}", code="not-text", hint="use the model's own tokenizer"
+        )
     return ids
 
 
 def _load(path: Path) -> Ids | None:
-    """The ids cached at `path`; None where there are none or they are damaged."""
+    """The ids cached at `path`; None where there is no file or it is damaged."""
     try:
         words = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -157,7 +159,7 @@ def _load(path: Path) -> Ids | None:
 
 
 def _store(path: Path, ids: Ids) -> None:
-    """Cache `ids`, in full or not at all; where that cannot be, the next run tokenises again, nothing else is lost."""
+    """Cache `ids` in full or not at all; where that fails, the next run tokenises again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
