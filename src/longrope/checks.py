@@ -1,4 +1,4 @@
-"""The two checks that every number of a geometry or a scaling passes, and how a found value is shown in an error."""
+"""Checks of numbers that a user gives, and the form in which errors show a value."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ def shown(value: object) -> str:
 
 
 def whole_number(field: str, value: object, minimum: int) -> int:
-    """`value` as int; raises LongRopeError naming `field` when it is not a whole number of at least `minimum`."""
+    """`value` as int. Raises LongRopeError, naming `field`, when it is no whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < minimum:
-        raise LongRopeError(f"{field} must be a whole number, {minimum} or more; found {shown(value)}")
+        raise LongRopeError(
+            f"{field} must be a whole number, {minimum} or more; found {shown(value)}", code="invalid-number"
+        )
     return int(value)
 
 
 def positive_number(field: str, value: object) -> float:
-    """`value` as float; raises LongRopeError naming `field` when it is not a finite number above 0."""
+    """`value` as float. Raises LongRopeError, naming `field`, when it is no finite number above 0."""
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
         try:
             number = float(value)
@@ -30,4 +32,4 @@ def positive_number(field: str, value: object) -> float:
             number = math.inf
         if math.isfinite(number) and number > 0:
             return number
-    raise LongRopeError(f"{field} must be a finite number above 0; found {shown(value)}")
+    raise LongRopeError(f"{field} must be a finite number above 0; found {shown(value)}", code="invalid-number")

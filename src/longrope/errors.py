@@ -1,15 +1,15 @@
-"""The one exception for what a user can cause or mend. Library code raises it; only the command line prints it."""
+"""`LongRopeError`: a fault that a user can cause or mend. The library raises it; only the command line prints it."""
 
 from __future__ import annotations
 
 
 class LongRopeError(Exception):
-    """What was expected and what was found (`message`), and what to do about it (`hint`), on one line together.
+    """A fault in one line: what was expected and found (`message`), then what to do about it (`hint`).
 
-    `code` is a short name of the fault that does not change when its wording does: programs and tests compare it.
+    `code` is a short name of the fault for programs and tests; it stays when the wording changes.
 
-    Messages and hints speak of Python arguments in backticks: `output_dir`, `resume=True`, `max_factor`. The command
-    line prints the option in their place (-o, --resume, --max-factor).
+    Messages and hints name Python arguments in backticks: `output_dir`, `resume=True`, `max_factor`. The command line
+    prints their options instead (-o, --resume, --max-factor).
     """
 
     def __init__(self, message: str = "", *, code: str = "invalid-input", hint: str = "") -> None:
@@ -26,7 +26,7 @@ class LongRopeError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line, with its type where the message alone would not be understood."""
+    """The message of `error` on one line, with its type in front unless it is a LongRopeError."""
     text = " ".join(str(error).split())
     if isinstance(error, LongRopeError) and text:
         return text

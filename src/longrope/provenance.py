@@ -1,4 +1,4 @@
-"""What every output records about how it was made: versions, machine and command."""
+"""Provenance of an output: versions, machine and command."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
+    """Versions of Python and of every library that can change a number."""
     names = ("longrope", "torch", "transformers", "tokenizers", "numpy", "safetensors")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def command_line() -> str:
-    """The command that runs now, ready to paste."""
+    """The running command, ready to paste into a shell."""
     program = sys.argv[0].rsplit("/", 1)[-1] if sys.argv else "python"
     return shlex.join([program, *sys.argv[1:]])
 
 
 def record() -> dict[str, Any]:
-    """`versions`, `machine` and `command`, for the provenance of an output."""
+    """The provenance of an output written now: `versions`, `machine` and `command`."""
     return {"versions": versions(), "machine": platform.machine(), "command": command_line()}

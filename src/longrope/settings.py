@@ -70,7 +70,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         case "tuple_type":
             return f"expected a list for `{name}`, found {found}"
         case "value_error":
-            return f"{name}: {context['error']}"
+            return f"`{name}`: {context['error']}"
     return f"expected `{name}` to be a valid value ({fault['msg']}), found {found}"
 
 
