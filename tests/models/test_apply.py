@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from longrope.models.apply import applied_scaling, apply_scaling, geometry_of, remove_scaling, scaled
-from longrope.models.generation.hooks import cache_switch
+from longrope.models.generation.hooks import cache_hook
 from longrope.models.rotary import LongRopeRotary
 from longrope.rope.closed_forms import ntk_aware
 from longrope.rope.scaling import RopeScaling, Window
@@ -252,7 +252,7 @@ def test_a_block_puts_back_what_was_applied(tmp_path: Path) -> None:
 
     outer = apply_scaling(model, three_windows(model))
     outer.pin_window(outer.scaling.windows[2])
-    cache_switch(outer).prefill_chunk = 7
+    cache_hook(outer).prefill_chunk = 7
     pinned = logits(model, ids)
     scaling_of(model).save(tmp_path / "scaling.json")
     with scaled(model, tmp_path / "scaling.json"):
@@ -261,7 +261,7 @@ def test_a_block_puts_back_what_was_applied(tmp_path: Path) -> None:
         _ = 1 / 0
     assert model.model.rotary_emb is outer.rotaries[0]
     assert torch.equal(logits(model, ids), pinned)
-    assert cache_switch(outer).prefill_chunk == 7
+    assert cache_hook(outer).prefill_chunk == 7
     remove_scaling(model)
     assert torch.equal(logits(model, ids), plain)
     assert not {"generate", "prepare_inputs_for_generation"} & vars(model).keys()

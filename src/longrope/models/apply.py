@@ -16,9 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.generation.hooks import generation_hooks, hook_generation, unhook_generation
+from longrope.models.generation.hooks import hook_generation
 from longrope.models.rotary import LongRopeRotary
-from longrope.models.scaled import ScaledModel
+from longrope.models.saving import hook_saving
+from longrope.models.scaled import ScaledModel, method_hooks
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_types
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -34,7 +35,8 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
     """Replace every rotary module of `model` so that it applies `scaling`; a scaling applied before is replaced.
 
     `scaling` is a `RopeScaling` or the path of one. Forwards, `model.generate` and training then use the smallest
-    window that holds the text; `remove_scaling` puts the model's own modules back.
+    window that holds the text, and `save_pretrained` states the scaling in the saved config. `remove_scaling` puts
+    the model's own modules back.
 
     Raises LongRopeError when `scaling` cannot be read, when it was made for another geometry, when the model has no
     rotary module, or when its logits do not move with the factors. The model is then as it was.
@@ -67,12 +69,14 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
         put_back()
         raise
     hook_generation(handle)
+    hook_saving(handle)
     return handle
 
 
 def remove_scaling(model: PreTrainedModel) -> None:
     """Put the model's own rotary modules back; a model without a scaling stays as it is."""
-    unhook_generation(model)
+    for hook in method_hooks(model):
+        hook.take_off()
     for name, rotary in _applied(model):
         _place(model, name, rotary.original)
 
@@ -98,14 +102,14 @@ def scaled(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> Iterato
 
 def _remember(model: PreTrainedModel) -> Callable[[], None]:
     """The scaling that is applied now, none included, as a function that puts it back."""
-    rotaries, hooks = _applied(model), generation_hooks(model)
+    rotaries, hooks = _applied(model), method_hooks(model)
 
     def put_back() -> None:
         remove_scaling(model)
         for name, rotary in rotaries:
             _place(model, name, rotary)
-        for name, hook in hooks.items():
-            setattr(model, name, hook)
+        for hook in hooks:
+            hook.put()
 
     return put_back
 

@@ -1,6 +1,6 @@
-"""The handle on a model whose rotary modules apply a `RopeScaling`: which window is in force, and how to pin another.
+"""The handle on a model with a scaling applied: which window is in force, and which of its methods are replaced.
 
-Not how the modules are replaced: that is `apply.py`.
+Not how the rotary modules are replaced: that is `apply.py`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,6 +28,11 @@ class ScaledModel:
     def scaling(self) -> RopeScaling:
         return self.rotaries[0].scaling
 
+    @property
+    def pinned(self) -> Window | None:
+        """The window of every forward; None where the longest position chooses it."""
+        return self.rotaries[0].pinned  # all are always pinned alike
+
     def pin_window(
         self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None
     ) -> None:
@@ -42,10 +48,35 @@ class ScaledModel:
         self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None
     ) -> Iterator[PreTrainedModel]:
         """`pin_window` for the length of a `with` block; the window pinned before is pinned again after it."""
-        first = self.rotaries[0]  # all are always pinned alike
+        first = self.rotaries[0]
         before = (first.pinned, first.factors, first.attention_factor)
         self.pin_window(window, factors, attention_factor)
         try:
             yield self.model
         finally:
             self.pin_window(*before)
+
+
+class MethodHook:
+    """In the place of a method of a scaled model, as an attribute of the instance; `own` is the method it replaces."""
+
+    def __init__(self, scaled: ScaledModel, name: str) -> None:
+        self.scaled, self.name = scaled, name
+        self.own: Any = getattr(scaled.model, name)
+        self.__wrapped__ = self.own  # transformers looks at the signature
+
+    def put(self) -> None:
+        """Replace the method."""
+        setattr(self.scaled.model, self.name, self)
+
+    def take_off(self) -> None:
+        """Give the model its own method back."""
+        model = self.scaled.model
+        delattr(model, self.name)
+        if getattr(model, self.name) != self.own:  # it was on the instance before
+            setattr(model, self.name, self.own)
+
+
+def method_hooks(model: PreTrainedModel) -> list[MethodHook]:
+    """The hooks that are on `model`."""
+    return [value for value in vars(model).values() if isinstance(value, MethodHook)]

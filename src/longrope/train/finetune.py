@@ -30,6 +30,7 @@ from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folder
 from longrope.models.loading import LoadedModel, check_vocabulary, fingerprint, sources_or_books
+from longrope.models.saving import plain_saves
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_IDENTITY, FINETUNE_SUMMARY, TRAINER
@@ -118,6 +119,7 @@ def finetune(
         if packed:
             require_documents_apart(loaded.model, settings.micro_batch)
         with (
+            plain_saves(loaded.model),  # the scaling is recorded beside the weights
             chunked_loss(loaded.model, fused=fused),
             context_parallel(loaded.model, settings.context_parallel, packed=packed) as shared,
         ):

@@ -14,8 +14,8 @@ from longrope.data.books import read_book
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.models.generation.generate import generate, generation
-from longrope.models.generation.hooks import unhook_generation
 from longrope.models.loading import load_model, load_tokenizer
+from longrope.models.scaled import method_hooks
 from longrope.rope.closed_forms import yarn, yarn_attention_factor
 from longrope.rope.scaling import RopeScaling, Window
 from tests.models.families import FAMILIES, VOCABULARY, WINDOW, tiny_model, tokens
@@ -52,7 +52,8 @@ def test_equal_to_generation_without_a_cache(family: str) -> None:
     with generation(model, three_windows(model), prefill_chunk=24) as scaled:
         expected, expected_logits = uncached(scaled, ids, count)
         found, logits = with_logits(model, ids, count)
-        unhook_generation(model)
+        for hook in method_hooks(model):
+            hook.take_off()
         _, wrong = with_logits(model, ids, count)
     assert torch.equal(found, expected)
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-3)
@@ -190,7 +191,14 @@ def test_rows_that_need_two_windows_are_refused_before_any_work(lengths: list[in
 def test_rows_that_stay_in_one_window_long_enough() -> None:
     model = tiny_model("llama")
     ids, mask = padded([50, 60])
-    generate(model, ids, three_windows(model), max_new_tokens=5, attention_mask=mask)  # the last is never read
+    options = {"attention_mask": mask, "eos_token_id": NEVER}
+    found = generate(model, ids, three_windows(model), max_new_tokens=5, **options)  # the last is never read
+    for row, length in enumerate((50, 60)):
+        expected, _ = uncached(apply_scaling(model, three_windows(model)), ids[row : row + 1, -length:], 5)
+        assert torch.equal(found[row, 60:], expected[0, length:])
+    with pytest.raises(LongRopeError) as error:
+        generate(model, ids, three_windows(model), max_new_tokens=6, **options)
+    assert error.value.code == "rows-of-two-windows"
 
 
 # Options.
@@ -223,7 +231,7 @@ def test_a_text_ends() -> None:
     assert generate(model, ids, scaling, max_new_tokens=10).shape[1] == ids.shape[1] + end
 
 
-def test_what_was_installed_stays_and_what_was_not_goes() -> None:
+def test_the_model_is_as_before() -> None:
     model = tiny_model("llama")
     ids = tokens(10)
     names = set(vars(model))
@@ -232,14 +240,13 @@ def test_what_was_installed_stays_and_what_was_not_goes() -> None:
     assert torch.equal(model(input_ids=ids).logits, plain)
     assert set(vars(model)) == names
     scaled = apply_scaling(model, three_windows(model))
-    generate(scaled, ids, max_new_tokens=2)
-    assert scaled.rotaries[0] is model.model.rotary_emb
-    with pytest.raises(LongRopeError, match="has a scaling installed"):
-        generate(model, ids, three_windows(model), max_new_tokens=2)
+    found = generate(scaled, ids, max_new_tokens=2)
+    assert torch.equal(generate(model, ids, max_new_tokens=2), found)  # by the scaling that it has
+    generate(model, ids, RopeScaling.original(scaled.scaling.geometry), max_new_tokens=2)
     assert scaled.rotaries[0] is model.model.rotary_emb
 
 
-def test_the_fixed_window_stays_fixed() -> None:
+def test_the_pinned_window_stays_pinned() -> None:
     model = tiny_model("llama")
     scaled = apply_scaling(model, three_windows(model))
     ids = tokens(WINDOW - 2)
@@ -255,12 +262,12 @@ def test_the_fixed_window_stays_fixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
+    ("options", "fragment"),
     [
-        ({"input_ids": torch.ones(5, dtype=torch.long)}, r"expected token ids of shape \(batch, tokens\)"),
-        ({"input_ids": tokens(0)}, "expected token ids of shape"),
+        ({"input_ids": torch.ones(5, dtype=torch.long)}, "token ids of shape"),
+        ({"input_ids": tokens(0)}, "token ids of shape"),
         ({"max_new_tokens": 0}, "at least 1 new token, found 0"),
-        ({"max_new_tokens": LAST}, "reaches 512 tokens; 10 and 512 new ones are too many"),
+        ({"max_new_tokens": LAST}, "10 and 512 new ones are too many"),
         ({"attention_mask": torch.ones(1, 9)}, "expected an attention_mask of input_ids' shape"),
         ({"attention_mask": torch.tensor([[1] * 9 + [0]])}, "padding on the left only"),
         ({"attention_mask": torch.tensor([[1, 0] + [1] * 8])}, "padding on the left only"),
@@ -268,18 +275,19 @@ def test_the_fixed_window_stays_fixed() -> None:
         ({"do_sample": True, "top_p": 1.5}, "a top_p in"),
         ({"temperature": 0.5}, "are for sampling"),
         ({"seed": 1}, "are for sampling"),
-        ({"switch": "forget"}, "a switch of recompute or rerotate, found 'forget'"),
-        ({"prefill_chunk": 0}, "a prefill chunk of at least 1 token"),
+        ({"switch": "forget"}, "found 'forget'"),
+        ({"prefill_chunk": 0}, "at least 1 token"),
         ({"scaling": None}, "expected a scaling to generate with"),
     ],
 )
-def test_bad_input(options: dict[str, Any], match: str) -> None:
+def test_bad_input(options: dict[str, Any], fragment: str) -> None:
     model = tiny_model("llama")
     given = {"input_ids": tokens(10), "scaling": three_windows(model), "max_new_tokens": 4} | options
     seen = forwards(model)
-    with pytest.raises(LongRopeError, match=match):
+    with pytest.raises(LongRopeError, match=fragment) as error:
         generate(model, **given)
-    assert [count for count in seen if count != 16] == []  # install's own probe
+    assert error.value.code in ("invalid-setting", "no-scaling", "beyond-the-scaling")
+    assert [count for count in seen if count != 16] == []  # the forward that proves a scaling
     assert "generate" not in vars(model)
 
 
@@ -289,21 +297,17 @@ def test_the_last_token_is_predicted_and_not_read() -> None:
     assert generate(model, ids, three_windows(model), max_new_tokens=3, eos_token_id=NEVER).shape[1] == LAST + 1
 
 
-def test_an_installation_that_is_over() -> None:
+def test_a_handle_whose_scaling_was_replaced_or_removed() -> None:
     model = tiny_model("llama")
     first = apply_scaling(model, three_windows(model))
     apply_scaling(model, three_windows(model))
-    with pytest.raises(LongRopeError, match="no longer installed in LlamaForCausalLM"):
-        generate(first, tokens(5), max_new_tokens=1)
-    remove_scaling(model)
-    with pytest.raises(LongRopeError, match="no longer installed"):
-        generate(first, tokens(5), max_new_tokens=1)
+    for _ in range(2):
+        with pytest.raises(LongRopeError, match="no longer applied") as error:
+            generate(first, tokens(5), max_new_tokens=1)
+        assert error.value.code == "not-applied"
+        remove_scaling(model)
 
 
-def test_a_scaling_twice_or_for_another_model() -> None:
-    model = tiny_model("llama")
-    scaled = apply_scaling(model, three_windows(model))
-    with pytest.raises(LongRopeError, match="found both"):
-        generate(scaled, tokens(5), scaled.scaling, max_new_tokens=1)
+def test_a_scaling_for_another_model() -> None:
     with pytest.raises(LongRopeError, match="this model has"):
-        generate(tiny_model("qwen3"), tokens(5), scaled.scaling, max_new_tokens=1)
+        generate(tiny_model("qwen3"), tokens(5), three_windows(tiny_model("llama")), max_new_tokens=1)

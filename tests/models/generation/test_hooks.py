@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig, LlamaForSequenceClassif
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.models.generation.generate import generation
-from longrope.models.generation.hooks import CacheSwitch
+from longrope.models.generation.hooks import CacheHook
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import VOCABULARY, WINDOW, tiny_config, tiny_model, tokens
 from tests.models.generation.windows import LAST, SECOND, three_windows, uncached
@@ -120,8 +120,9 @@ def test_new_tokens_only() -> None:
             expected = run(model, whole, max_new_tokens=3)[:, length:]
             assert torch.equal(run(model, new, **given), expected)
         else:
-            with pytest.raises(LongRopeError, match="give input_ids of the whole text"):
+            with pytest.raises(LongRopeError, match="has to be filled again") as error:
                 run(model, new, **given)
+            assert error.value.code == "whole-text-needed"
 
 
 def test_nothing_new() -> None:
@@ -226,8 +227,8 @@ def test_the_hook_comes_and_goes_with_the_scaling() -> None:
     apply_scaling(model, three_windows(model))
     apply_scaling(model, three_windows(model))
     hook = model.prepare_inputs_for_generation
-    assert isinstance(hook, CacheSwitch)
-    assert not isinstance(hook.own, CacheSwitch)
+    assert isinstance(hook, CacheHook)
+    assert not isinstance(hook.own, CacheHook)
     assert not torch.equal(run(model), expected)
     remove_scaling(model)
     remove_scaling(model)

@@ -1,26 +1,19 @@
-"""What is refused while a scaling with several windows is installed: generation that would be wrong across them.
-
-Each raises before any work. What can only be seen later, such as a cache that does not fit, `switch.py` refuses.
-
-What makes stock `model.generate` right while a scaling with several windows is installed.
-
-A cache holds keys of one window. When the next forward needs another (`window_rule.py`), the cache is filled again from
-the tokens, in chunks, or its keys are turned, so that the token after n tokens is predicted under the window for n,
-cached or not. transformers leaves the cache as it is for all but three families, and what follows the switch is then
-wrong without a word.
-
-`apply_scaling` puts the hooks on the model and `remove_scaling` takes them off. They replace methods of the instance:
-`prepare_inputs_for_generation`, which sees every forward before it runs, and two entrances (`entrance.py`).
-
-Which window a forward of a model with a scaling uses, and when two windows differ for its keys.
+"""`generate` across the windows of a scaling: the window of every forward, a cache that fits it, and the refusals.
 
 The rule (LongRoPE2, inference): the window for n tokens, where n counts all that the text has in this forward, prompt
 and generated, whether they lie in a cache or not.
+
+A cache holds keys of one window. When the next forward needs another, the cache is filled again from the tokens, in
+chunks, or its keys are turned, so that the token after n tokens is predicted under the window for n, cached or not.
+transformers keeps the old keys in all but three families, and what follows is then wrong without an error.
+
+`apply_scaling` puts the hooks on the model and `remove_scaling` takes them off: one on `prepare_inputs_for_generation`,
+which sees every forward before it runs, and two that refuse ways of generating that would be wrong across windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -29,111 +22,88 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTra
 from longrope.errors import LongRopeError
 from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, fill, is_plain
 from longrope.models.generation.rerotate import Rerotation
-from longrope.models.scaled import ScaledModel
+from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
 from longrope.rope.scaling import Window
 
-_RIGHT_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
-
-
-class Entrance:
-    """In the place of a method that generates: refuses, before any work, what would be wrong across windows."""
-
-    def __init__(self, scaled: ScaledModel, own: Any, check: Callable[..., None]) -> None:
-        self.scaled, self.own, self.check = scaled, own, check
-        self.__wrapped__ = own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if switches(self.scaled):
-            self.check(self.scaled.model, *args, **kwargs)
-        return self.own(*args, **kwargs)
-
-
-def check_mode(
-    model: PreTrainedModel, inputs: Any = None, generation_config: GenerationConfig | None = None, *_: Any, **given: Any
-) -> None:
-    """Raise LongRopeError unless `generate` takes one token at a time, after a prompt read under one window."""
-    config = GenerationConfig()
-    for stated in (vars(model.generation_config), vars(generation_config) if generation_config else {}, given):
-        vars(config).update({name: value for name, value in stated.items() if value is not None})
-    mode = str(config.get_generation_mode(given.get("assistant_model")).value)
-    if mode not in _RIGHT_MODES:
-        raise _not_across_windows(mode.replace("_", " "))
-    if config.guidance_scale not in (None, 1):
-        raise _not_across_windows("guidance (a second, unconditional text with a cache of its own)")
-    if config.prefill_chunk_size is not None:
-        raise LongRopeError(
-            "expected no prefill_chunk_size: its chunks would be read under windows of their own; use "
-            "longrope.generation(..., prefill_chunk=...)"
-        )
-    if config.cache_implementation not in (None, "dynamic", "hybrid"):  # transformers itself ignores hybrid
-        raise LongRopeError(
-            "expected a dynamic cache for generation across windows, found cache_implementation "
-            f"{config.cache_implementation!r}; leave it unset"
-        )
-
-
-def refuse_batching(*_: Any, **__: Any) -> None:
-    raise _not_across_windows("continuous batching")
-
-
-def _not_across_windows(what: str) -> LongRopeError:
-    return LongRopeError(
-        f"{what} is not right across windows, where the cache has to change between two tokens: generate greedily, by "
-        "sampling or with beams, or fix one window"
-    )
-
-
 Switch = Literal["recompute", "rerotate"]
+"""How cached keys come under another window: computed again from the tokens, or turned by the angle difference."""
 
+_RIGHT_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 _OF_TOKENS = ("attention_mask", "position_ids")
 _MARK = "longrope_window"  # on a cache: the window of its keys; copies of the cache carry it along
 
 
 def hook_generation(scaled: ScaledModel) -> None:
     """Put the hooks on the model; one that cannot generate is left as it is."""
-    model = scaled.model
-    if not isinstance(model, GenerationMixin):
-        return
-    model.prepare_inputs_for_generation = CacheSwitch(scaled)
-    model.generate = Entrance(scaled, model.generate, check_mode)
-    model.init_continuous_batching = Entrance(scaled, model.init_continuous_batching, refuse_batching)
+    if isinstance(scaled.model, GenerationMixin):
+        CacheHook(scaled, "prepare_inputs_for_generation").put()
+        GenerateHook(scaled, "generate").put()
+        ContinuousBatchingHook(scaled, "init_continuous_batching").put()
 
 
-def generation_hooks(model: PreTrainedModel) -> dict[str, CacheSwitch | Entrance]:
-    """The hooks that are on the model, each by the name of the method it replaces."""
-    names = ("prepare_inputs_for_generation", "generate", "init_continuous_batching")
-    return {name: hook for name in names if isinstance(hook := vars(model).get(name), CacheSwitch | Entrance)}
-
-
-def unhook_generation(model: PreTrainedModel) -> None:
-    """Take the hooks off; a model without them stays as it is."""
-    for name, hook in generation_hooks(model).items():
-        delattr(model, name)
-        if getattr(model, name) != hook.own:  # it was on the instance before
-            setattr(model, name, hook.own)
-
-
-def cache_switch(scaled: ScaledModel) -> CacheSwitch:
-    """The hook on the model. Raises LongRopeError when it has none, or one of another installation."""
-    hook = vars(scaled.model).get("prepare_inputs_for_generation")
-    if isinstance(hook, CacheSwitch) and hook.scaled is scaled:
-        return hook
+def cache_hook(scaled: ScaledModel) -> CacheHook:
+    """The hook on the model. Raises LongRopeError when it has none, or that of another scaling."""
+    for hook in method_hooks(scaled.model):
+        if isinstance(hook, CacheHook) and hook.scaled is scaled:
+            return hook
     name = type(scaled.model).__name__
     if isinstance(scaled.model, GenerationMixin):
-        raise LongRopeError(f"this scaling is no longer installed in {name}: give what the last install() returned")
-    raise LongRopeError(f"expected a model that generates text, found {name}, which does not")
+        raise LongRopeError(
+            f"this scaling is no longer applied to {name}",
+            code="not-applied",
+            hint="give what the last `apply_scaling` returned",
+        )
+    raise LongRopeError(f"expected a model that generates text, found {name}, which does not", code="cannot-generate")
 
 
-class CacheSwitch:
+# Which window.
+
+
+def windows_differ(scaled: ScaledModel) -> bool:
+    """Whether the keys of a text can come to need another window: not when one is pinned, or all have the same keys."""
+    windows = scaled.scaling.windows
+    return scaled.pinned is None and not all(same_keys(windows[0], window) for window in windows)
+
+
+def same_keys(one: Window, other: Window) -> bool:
+    """Whether two windows rotate every key alike, whatever lengths they are for."""
+    return one == other or (one.factors, one.start_tokens, one.attention_factor) == (
+        other.factors,
+        other.start_tokens,
+        other.attention_factor,
+    )
+
+
+def window_of_rows(scaled: ScaledModel, lengths: Sequence[int]) -> Window:
+    """The window for rows of `lengths` tokens in one forward.
+
+    Raises LongRopeError when they need different ones: a forward has one window.
+    """
+    if scaled.pinned is not None:
+        return scaled.pinned
+    windows = {length: scaled.scaling.window_for(length) for length in sorted(set(lengths))}
+    longest = windows[max(windows)]
+    for length, window in windows.items():
+        if not same_keys(window, longest):
+            raise LongRopeError(
+                f"expected rows of one window in a batch, found rows of {length} and {max(windows)} tokens on both "
+                f"sides of {window.max_length}",
+                code="rows-of-two-windows",
+                hint="generate them apart, or together at equal lengths",
+            )
+    return longest
+
+
+# The cache.
+
+
+class CacheHook(MethodHook):
     """In the place of `prepare_inputs_for_generation`: the cache it hands on is right for the forward to come."""
 
-    def __init__(self, scaled: ScaledModel) -> None:
-        self.scaled = scaled
-        self.own = scaled.model.prepare_inputs_for_generation
-        self.prefill_chunk = PREFILL_CHUNK
-        self.rerotation: Rerotation | None = None
-        """Turns the keys at a switch; None: they are computed again."""
-        self.__wrapped__ = self.own  # transformers looks at the signature
+    prefill_chunk = PREFILL_CHUNK
+    """Tokens that one forward reads into the cache."""
+    rerotation: Rerotation | None = None
+    """Turns the keys at a change of window; None: they are computed again."""
 
     def __call__(
         self,
@@ -150,7 +120,7 @@ class CacheSwitch:
         `input_ids` (B, W) is the whole text, or only what the cache does not hold; `position_ids` (B or 1, T) and
         `attention_mask` (B, T) are the whole text's.
         """
-        cache, several = past_key_values, switches(self.scaled)
+        cache, several = past_key_values, windows_differ(self.scaled)
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         given |= {"past_key_values": cache} | kwargs
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -175,7 +145,7 @@ class CacheSwitch:
             raise LongRopeError(f"expected new tokens after the {past} that the cache holds, found {total} in all")
         held: Window | None = getattr(cache, _MARK, None if several else window)
         if past and (held is None or not same_keys(held, window)):
-            past = self._switch(cache, held, window, position_ids[:, :past], whole=input_ids.shape[1] == total)
+            past = self._change_window(cache, held, window, position_ids[:, :past], whole=input_ids.shape[1] == total)
         # The forward to come takes the last tokens only, as many as fit a chunk.
         last = min(new, self.prefill_chunk)
         if total - past > last:
@@ -185,7 +155,7 @@ class CacheSwitch:
 
     @property
     def _numbers_replaced(self) -> bool:
-        """Whether tensors take the place of the fixed window's numbers: then nothing can be filled under a window."""
+        """Whether tensors replace the numbers of the pinned window: then nothing can be filled under a window."""
         rotary = self.scaled.rotaries[0]
         return rotary.factors is not None or rotary.attention_factor is not None
 
@@ -198,20 +168,26 @@ class CacheSwitch:
             )
         return inputs
 
-    def _switch(self, cache: Any, held: Window | None, window: Window, positions: Tensor, *, whole: bool) -> int:
-        """Make `cache`, with keys of `held` at `positions` (B or 1, p), one of `window`: how many tokens it keeps."""
+    def _change_window(self, cache: Any, held: Window | None, window: Window, positions: Tensor, *, whole: bool) -> int:
+        """Make `cache`, which has keys of `held` at `positions` (B or 1, p), one of `window`.
+
+        Returns the number of tokens that it keeps.
+        """
         if self.rerotation is not None:
             if held is None:
                 raise LongRopeError(
                     "expected a cache filled by this model's generate, found one whose window is not known: its keys "
-                    "cannot be turned; use switch='recompute'"
+                    "cannot be turned",
+                    code="unknown-cache",
+                    hint="use `switch='recompute'`",
                 )
             self.rerotation.turn(cache, positions, held, window)
             return positions.shape[1]
         if not whole:
             raise LongRopeError(
-                f"this text needs the window of {window.max_length} tokens, for which its cache has to be filled again:"
-                " give input_ids of the whole text, not of its new tokens only"
+                f"this text needs the window of {window.max_length} tokens, for which its cache has to be filled again",
+                code="whole-text-needed",
+                hint="give `input_ids` of the whole text, not of its new tokens only",
             )
         cache.reset()
         return 0
@@ -235,35 +211,60 @@ class CacheSwitch:
         )
 
 
-def switches(scaled: ScaledModel) -> bool:
-    """Whether the keys of a text can come to need another window: not when one is fixed, or all have the same keys."""
-    windows = scaled.scaling.windows
-    return scaled.rotaries[0].pinned is None and not all(same_keys(windows[0], window) for window in windows)
+# What is refused.
 
 
-def same_keys(one: Window, other: Window) -> bool:
-    """Whether two windows rotate every key alike, whatever lengths they are for."""
-    return one == other or (one.factors, one.start_tokens, one.attention_factor) == (
-        other.factors,
-        other.start_tokens,
-        other.attention_factor,
-    )
+class GenerateHook(MethodHook):
+    """In the place of `generate`: refuses, before any work, ways of generating that would be wrong across windows.
 
-
-def window_of_rows(scaled: ScaledModel, lengths: Sequence[int]) -> Window:
-    """The window for rows of `lengths` tokens in one forward.
-
-    Raises LongRopeError when they need different ones: a forward has one window.
+    The rest shows later, such as a cache that does not fit: `CacheHook` refuses it.
     """
-    fixed = scaled.rotaries[0].pinned
-    if fixed is not None:
-        return fixed
-    windows = {length: scaled.scaling.window_for(length) for length in sorted(set(lengths))}
-    longest = windows[max(windows)]
-    for length, window in windows.items():
-        if not same_keys(window, longest):
-            raise LongRopeError(
-                f"expected rows of one window in a batch, found rows of {length} and {max(windows)} tokens on both "
-                f"sides of {window.max_length}; generate them apart, or together at equal lengths"
-            )
-    return longest
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if windows_differ(self.scaled):
+            _check_mode(self.scaled.model, *args, **kwargs)
+        return self.own(*args, **kwargs)
+
+
+class ContinuousBatchingHook(MethodHook):
+    """In the place of `init_continuous_batching`, whose paged cache holds rows of several windows."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if windows_differ(self.scaled):
+            raise _not_across_windows("continuous batching")
+        return self.own(*args, **kwargs)
+
+
+def _check_mode(
+    model: PreTrainedModel, inputs: Any = None, generation_config: GenerationConfig | None = None, *_: Any, **given: Any
+) -> None:
+    """Raise LongRopeError unless `generate` takes one token at a time, after a prompt read under one window."""
+    config = GenerationConfig()
+    for stated in (vars(model.generation_config), vars(generation_config) if generation_config else {}, given):
+        vars(config).update({name: value for name, value in stated.items() if value is not None})
+    mode = str(config.get_generation_mode(given.get("assistant_model")).value)
+    if mode not in _RIGHT_MODES:
+        raise _not_across_windows(mode.replace("_", " "))
+    if config.guidance_scale not in (None, 1):
+        raise _not_across_windows("guidance (a second, unconditional text with a cache of its own)")
+    if config.prefill_chunk_size is not None:
+        raise LongRopeError(
+            "expected no prefill_chunk_size: its chunks would be read under windows of their own",
+            code="not-across-windows",
+            hint="use longrope.generation(..., prefill_chunk=...)",
+        )
+    if config.cache_implementation not in (None, "dynamic", "hybrid"):  # transformers itself ignores hybrid
+        raise LongRopeError(
+            "expected a dynamic cache for generation across windows, found cache_implementation "
+            f"{config.cache_implementation!r}",
+            code="not-across-windows",
+            hint="leave it unset",
+        )
+
+
+def _not_across_windows(what: str) -> LongRopeError:
+    return LongRopeError(
+        f"{what} is not right across windows, where the cache has to change between two tokens",
+        code="not-across-windows",
+        hint="generate greedily, by sampling or with beams, or pin one window",
+    )
