@@ -1,64 +1,92 @@
 """longrope: a checkpoint of any RoPE language model in, one with a longer context window out, and the evidence.
 
-The names below are loaded when they are first used, so that `import longrope` and `longrope --help` stay quick.
+    import longrope as lr
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-7B", dtype="bfloat16", device_map="auto")
+    tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-7B")
+    scaling = lr.search_scaling(model, tokenizer, target_length="128k", data="books/", output_dir="run")
+    lr.apply_scaling(model, scaling)
+
+Models are plain transformers models, folders or hub names; lengths are an int or "128k". A fault that a caller can mend
+is a `longrope.errors.LongRopeError`. Every name below is imported when it is first used.
 """
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from longrope.models.apply import apply_scaling, remove_scaling
-    from longrope.models.generation.cache import prefill
-    from longrope.models.generation.generate import generate, generation
-    from longrope.models.loading import load_model, load_tokenizer
-    from longrope.models.scoring import token_nll
-    from longrope.rope.geometry import RopeGeometry
-    from longrope.rope.presets import preset
-    from longrope.rope.scaling import RopeScaling, Window
-    from longrope.standalone.api import LongRoPEModel, load_data
+if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a test proves
+    from longrope.evaluation.config import EvalConfig as EvalConfig
+    from longrope.export.config import ExportConfig as ExportConfig
+    from longrope.models.apply import apply_scaling as apply_scaling
+    from longrope.models.apply import remove_scaling as remove_scaling
+    from longrope.models.apply import scaled as scaled
+    from longrope.models.generation.cache import prefill as prefill
+    from longrope.models.generation.generate import generate as generate
+    from longrope.models.scoring import token_nll as token_nll
+    from longrope.rope.closed_form_scalings import llama3 as llama3
+    from longrope.rope.closed_form_scalings import ntk as ntk
+    from longrope.rope.closed_form_scalings import ntk_critical as ntk_critical
+    from longrope.rope.closed_form_scalings import pi as pi
+    from longrope.rope.closed_form_scalings import yarn as yarn
+    from longrope.rope.geometry import RopeGeometry as RopeGeometry
+    from longrope.rope.presets import preset as preset
+    from longrope.rope.scaling import RopeScaling as RopeScaling
+    from longrope.rope.scaling import Window as Window
+    from longrope.rope.scaling import load_scaling as load_scaling
+    from longrope.search.config import SearchConfig as SearchConfig
+    from longrope.standalone.api import LongRoPEModel as LongRoPEModel
+    from longrope.standalone.api import load_data as load_data
+    from longrope.train.config import FinetuneConfig as FinetuneConfig
 
-__version__ = version("longrope")
+    __version__: str
 
-_HOMES = {
-    "LongRoPEModel": "standalone.api",
-    "RopeGeometry": "rope.geometry",
-    "RopeScaling": "rope.scaling",
-    "Window": "rope.scaling",
-    "generate": "models.generation.generate",
-    "generation": "models.generation.generate",
-    "apply_scaling": "models.apply",
-    "load_data": "standalone.api",
-    "load_model": "models.loading",
-    "load_tokenizer": "models.loading",
-    "prefill": "models.generation.cache",
-    "preset": "rope.presets",
-    "token_nll": "models.scoring",
-    "remove_scaling": "models.apply",
+_PUBLIC = {
+    "evaluation.config": ("EvalConfig",),
+    "export.config": ("ExportConfig",),
+    "models.apply": ("apply_scaling", "remove_scaling", "scaled"),
+    "models.generation.cache": ("prefill",),
+    "models.generation.generate": ("generate",),
+    "models.scoring": ("token_nll",),
+    "rope.closed_form_scalings": ("llama3", "ntk", "ntk_critical", "pi", "yarn"),
+    "rope.geometry": ("RopeGeometry",),
+    "rope.presets": ("preset",),
+    "rope.scaling": ("RopeScaling", "Window", "load_scaling"),
+    "search.config": ("SearchConfig",),
+    "standalone.api": ("LongRoPEModel", "load_data"),
+    "train.config": ("FinetuneConfig",),
 }
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+_DEPRECATED = {
+    "install": ("models.apply", "apply_scaling", "use apply_scaling"),
+    "uninstall": ("models.apply", "remove_scaling", "use remove_scaling"),
+    "generation": ("models.generation.generate", "generation", "use scaled, or generate"),
+    "load_model": ("models.loading", "load_model", "give the model's name, or load it with transformers"),
+    "load_tokenizer": ("models.loading", "load_tokenizer", "give the model's name, or load it with transformers"),
+}
+"""Names of the last release: (module, name there, advice). They go with the next one."""
 
-__all__ = [
-    "LongRoPEModel",
-    "RopeGeometry",
-    "RopeScaling",
-    "Window",
-    "__version__",
-    "apply_scaling",
-    "generate",
-    "generation",
-    "load_data",
-    "load_model",
-    "load_tokenizer",
-    "prefill",
-    "preset",
-    "remove_scaling",
-    "token_nll",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("longrope")
+    if name in _DEPRECATED:
+        module, now, advice = _DEPRECATED[name]
+        warnings.warn(f"longrope.{name} is deprecated: {advice}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(f"longrope.{module}"), now)
+    if name not in _MODULES:
         raise AttributeError(f"module 'longrope' has no attribute {name!r}")
-    return getattr(import_module(f"longrope.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"longrope.{_MODULES[name]}"), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__all__", "__doc__", "__version__"]

@@ -18,6 +18,8 @@ def versions() -> dict[str, str]:
 def command_line() -> str:
     """The running command, ready to paste into a shell."""
     program = sys.argv[0].rsplit("/", 1)[-1] if sys.argv else "python"
+    if program == "__main__.py":
+        return shlex.join(["python", "-m", "longrope", *sys.argv[1:]])
     return shlex.join([program, *sys.argv[1:]])
 
 

@@ -21,7 +21,7 @@ from longrope.models.rotary import LongRopeRotary
 from longrope.models.saving import hook_saving
 from longrope.models.scaled import ScaledModel, method_hooks
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_types
-from longrope.rope.scaling import RopeScaling, Window
+from longrope.rope.scaling import RopeScaling, Window, load_scaling
 
 _PROBE_TOKENS = 16
 
@@ -42,7 +42,7 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
     rotary module, or when its logits do not move with the factors. The model is then as it was.
     """
     if not isinstance(scaling, RopeScaling):
-        scaling = RopeScaling.load(scaling)
+        scaling = load_scaling(scaling)
     layer_type = _scaled_layer_type(model)
     # The original length is the scaling's to choose; head size and base are the model's.
     scaling.check_fits(RopeGeometry.from_config(model.config, layer_type, scaling.geometry.original_length))

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
+from longrope.run_files import SCALING
 from longrope.storage import sha256_text, write_json_atomic
 
 SCHEMA = "longrope.scaling/1"
@@ -248,12 +249,22 @@ class RopeScaling:
         try:
             text = Path(path).read_bytes().decode("utf-8")
         except OSError as error:
-            raise LongRopeError(f"cannot read the scaling {path}: {error.strerror}") from error
+            raise LongRopeError(f"cannot read the scaling {path}: {error.strerror}", code="missing-scaling") from error
         except UnicodeDecodeError as error:
             raise LongRopeError(
-                f"{path} is not a scaling: expected JSON, found a file that is not UTF-8 text"
+                f"{path} is not a scaling: expected JSON, found a file that is not UTF-8 text", code="damaged-file"
             ) from error
         return cls.from_json(text, str(path))
+
+
+def load_scaling(path: Path | str) -> RopeScaling:
+    """Read a scaling from its file, or from a run folder or checkpoint that holds a `scaling.json`.
+
+    JSON of numbers and text only: safe to read from strangers. Raises LongRopeError, with the path, when there is no
+    scaling.
+    """
+    path = Path(path)
+    return RopeScaling.load(path / SCALING if path.is_dir() else path)
 
 
 def _as_tuple(factors: Iterable[float]) -> tuple[float, ...]:
