@@ -109,7 +109,7 @@ def test_texts_are_asked_for_where_they_are_read(loaded: LoadedModel, tmp_path: 
     assert stage_sources(loaded.name, made, passkey) == stage_sources(loaded.name, made, export) == []
     assert stage_sources(loaded.name, made, search) == [str(tmp_path / "texts.txt")]
     assert stage_sources("tiny", made, needles)[0].startswith("book:")
-    with pytest.raises(LongRopeError, match=r"no texts to evaluate .* on: give eval_data \(--eval-data\)"):
+    with pytest.raises(LongRopeError, match=r"no texts to evaluate .* on; give `eval_data`"):
         stage_sources(loaded.name, made, needles)
 
 

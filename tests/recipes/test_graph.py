@@ -52,7 +52,7 @@ def test_what_each_is_given(tmp_path: Path) -> None:
         (tuned_8, recovered),
         (tuned_8, recovered),
     ]
-    assert [(step.trained, step.reach) for step in made] == [
+    assert [(step.trained_length, step.context_length) for step in made] == [
         (64, 64),
         (64, 256),
         (64, 512),
@@ -76,21 +76,21 @@ def test_searches_after_the_last_fine_tuning_go_on_from_each_other(tmp_path: Pat
     further = {**SEARCH_16, "target": "32x"}
     *_, second, third = planned(tmp_path, SEARCH_4, SEARCH_8, TRAIN_4, TRAIN_8, SEARCH_16, further)
     tuned, found = FOLDERS[3], FOLDERS[4]
-    assert [(step.onward, step.scaling, step.carried, step.reads) for step in (second, third)] == [
+    assert [(step.continues, step.scaling, step.starts_at, step.reads) for step in (second, third)] == [
         (True, tuned, 512, (tuned,)),
         (True, found, 1024, (tuned, found)),
     ]
     # Those before it are each for a fine-tuning; without any, each is of the model as it came.
     for stages in ([SEARCH_4, TRAIN_4, SEARCH_8, SEARCH_16, TRAIN_8], [SEARCH_4, SEARCH_8, SEARCH_16]):
         searches = [step for step in planned(tmp_path, *stages) if step.title.startswith("search")]
-        assert not any(step.onward for step in searches)
-        assert [step.carried for step in searches[1:]] == ([256, 256] if TRAIN_4 in stages else [64, 64])
+        assert not any(step.continues for step in searches)
+        assert [step.starts_at for step in searches[1:]] == ([256, 256] if TRAIN_4 in stages else [64, 64])
 
 
 def test_a_model_that_reaches_further_already(tmp_path: Path) -> None:
     """Its first target lies beyond what it was trained for; ratios are of its original window."""
     (step,) = planned(tmp_path, SEARCH_8, reach=256)
-    assert (step.trained, step.reach, step.scaling) == (256, 256, None)
+    assert (step.trained_length, step.context_length, step.scaling) == (256, 256, None)
     with pytest.raises(LongRopeError, match=r"stage 1 \(search\): expected a target above the 256 tokens"):
         planned(tmp_path, SEARCH_4, reach=256)
 

@@ -95,7 +95,7 @@ def test_texts_lie_beside_the_recipe(tmp_path: Path) -> None:
 def test_the_built_in_recipes(name: str) -> None:
     made = load_recipe(name, 4096)
     planned = steps(made, 4096, 4096)
-    assert {"longrope": 512, "longrope2": 16, "quick": 8}[name] * 4096 == planned[-1].reach
+    assert {"longrope": 512, "longrope2": 16, "quick": 8}[name] * 4096 == planned[-1].context_length
     assert [step.stage.stage for step in planned][-1] == "export"
     assert recipe_model(name) == (None, None)
 
@@ -115,7 +115,7 @@ def test_the_recipes_beside_the_package(path: Path) -> None:
     _, stated = recipe_model(str(path))
     planned = steps(load_recipe(str(path), window), window, window)
     assert stated in (None, window)
-    assert ratio is None or max(step.reach for step in planned) == ratio * window
+    assert ratio is None or max(step.context_length for step in planned) == ratio * window
 
 
 def test_there_are_recipes_for_the_papers_models() -> None:

@@ -1,1 +1,1 @@
-"""The verbs as Python functions: what the command line calls, one module each."""
+"""Recipes: searches, fine-tuning, recovery, evaluation and export as stages that resume; and `extend`."""

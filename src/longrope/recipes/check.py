@@ -1,4 +1,4 @@
-"""Everything a recipe's stages would stumble on over their texts and memory, looked at before the first one begins."""
+"""Checks of a recipe's texts, memory and packages, all before its first stage begins."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from longrope.train.memory import require_room
 
 
 def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[str]:
-    """Where the texts of a stage come from for the model `name`: the stage's own data, or the recipe's, or the shipped
-    books for an embedded model; none for a stage that reads none. Raises LongRopeError where some are missing.
+    """The texts of a stage for the model `name`: its own data, or the recipe's, or the shipped books for an embedded
+    model; none for a stage that reads none. Raises LongRopeError (`missing-data`) where there are none.
     """
     if isinstance(stage, ExportStage):
         return []
@@ -48,8 +48,11 @@ def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[str]:
     try:
         return sources_or_books(name, list(given), "evaluation" if evaluates else "search")
     except LongRopeError as error:
-        key = "eval_data (--eval-data)" if evaluates else "data (--data)"
-        raise LongRopeError(f"the recipe names no texts to {stage.stage} {name} on: give {key}") from error
+        raise LongRopeError(
+            f"the recipe names no texts to {stage.stage} {name} on",
+            code="missing-data",
+            hint=f"give `{'eval_data' if evaluates else 'data'}`",
+        ) from error
 
 
 def check_recipe(loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step], finished: Collection[str] = ()) -> None:
@@ -70,7 +73,7 @@ def check_recipe(loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step], fin
             if step.folder not in finished:
                 _check(loaded, recipe, step, short, seen)
         except LongRopeError as error:
-            raise LongRopeError(f"stage {place} ({stage.stage}): {error}") from error
+            raise in_stage(place, stage, error) from error
         if isinstance(stage, FinetuneStage) and not stage.settings.mixed:
             short = stage.target  # one window is all that it leaves
 
@@ -92,15 +95,24 @@ def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: di
     if stage.workers is not None:
         _require("ray", "ray")
     if isinstance(stage, SearchStage):
-        prepare_texts(as_if_trained(loaded, step.carried), documents, stage.target, stage.settings)
+        prepare_texts(as_if_trained(loaded, step.starts_at), documents, stage.target, stage.settings)
     elif isinstance(stage, RecoverStage):
         for length in stage.lengths:
             prepare_texts(loaded, documents, length, stage.settings)
 
 
+def in_stage(place: int, stage: Stage, error: LongRopeError) -> LongRopeError:
+    """`error` with the number and kind of the stage it is about."""
+    return LongRopeError(f"stage {place} ({stage.stage}): {error.message}", code=error.code, hint=error.hint)
+
+
 def _require(package: str, extra: str) -> None:
     if find_spec(package) is None:
-        raise LongRopeError(f'it needs {package}, which is not installed: pip install "longrope[{extra}]"')
+        raise LongRopeError(
+            f"it needs {package}, which is not installed",
+            code="missing-dependency",
+            hint=f'pip install "longrope[{extra}]"',
+        )
 
 
 def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequence[Document], short: int) -> None:
@@ -111,14 +123,15 @@ def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequen
     settings, device = stage.settings, loaded.model.device
     if loaded.options.device not in ("cpu", "cuda"):
         raise LongRopeError(
-            f"expected --device cpu or cuda, found {loaded.options.device!r}: one process trains on one device"
+            f"expected the `device` cpu or cuda, found {loaded.options.device!r}: one process trains on one device",
+            code="invalid-setting",
         )
     packed = any(part != LONG for part in settings.shares)
     if stage.processes == 1:
         arguments = training_arguments(settings, Path("trainer"), cpu=device.type == "cpu")
         refuse_combinations(settings, arguments, packed=packed)
     elif device.type == "cpu" and "fsdp" in settings.trainer:
-        raise LongRopeError("FSDP shards over several GPUs, found a CPU: leave fsdp out")
+        raise LongRopeError("FSDP shards over several GPUs, found a CPU", code="invalid-setting", hint="leave fsdp out")
     model = weightless(loaded.name, trust_remote_code=loaded.options.trust_remote_code)
     model.config._attn_implementation = loaded.model.config._attn_implementation
     model = model.to(loaded.model.dtype if stage.dtype == "auto" else getattr(torch, stage.dtype))
@@ -148,7 +161,7 @@ def _check_evaluation(
             RopeScaling.load(name).check_fits(loaded.geometry)
     documents = read_all(sources) if stage.needs_text else []
     require_disjoint(seen, documents)
-    lengths = stage.lengths_for(loaded.geometry.original_length, step.reach)
+    lengths = stage.lengths_for(loaded.geometry.original_length, step.context_length)
     material = Material(loaded, lengths, documents, stage.seed, stage.settings)
     for name in stage.suites:
         SUITES[name](material).check()

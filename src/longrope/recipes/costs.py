@@ -1,4 +1,4 @@
-"""What each step of a recipe will cost: tokens and FLOPs are counted, the time is those at a rate measured here."""
+"""The cost of each step of a recipe: tokens and FLOPs are counted, the time follows from a rate measured here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from longrope.evaluation.perplexity import SUITE as PERPLEXITY
 from longrope.evaluation.suites import SUITES
 from longrope.models.loading import LoadedModel, as_if_trained
 from longrope.models.scoring import token_nll
+from longrope.recipes.check import in_stage
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, FinetuneStage, RecoverStage, SearchStage
 from longrope.rope.baselines import ORIGINAL
@@ -55,7 +56,7 @@ class StepCost:
 
 
 def recipe_costs(loaded: LoadedModel, steps: Sequence[Step], rates: Rates) -> list[StepCost]:
-    """What the steps cost at most: searches that stop early cost less.
+    """The cost of every step at most: searches that stop early cost less.
 
     Raises LongRopeError, with the stage, for settings that are not for this model.
     """
@@ -92,17 +93,17 @@ def _cost(loaded: LoadedModel, shape: ModelShape, place: int, step: Step, rates:
     try:
         tokens, flops, detail = _work(loaded, shape, step)
     except LongRopeError as error:  # settings that are refused only with a model at hand
-        raise LongRopeError(f"stage {place} ({step.stage.stage}): {error}") from error
+        raise in_stage(place, step.stage, error) from error
     return StepCost(step.title, tokens, flops.total, rates.seconds(flops), detail)
 
 
 def _work(loaded: LoadedModel, shape: ModelShape, step: Step) -> tuple[int, Flops, str]:
-    """Tokens, FLOPs and what they are for."""
+    """Tokens and FLOPs of a step, and what they are spent on."""
     stage = step.stage
     if isinstance(stage, SearchStage):
-        return _searches(as_if_trained(loaded, step.carried), shape, [stage.target], stage.settings)
+        return _searches(as_if_trained(loaded, step.starts_at), shape, [stage.target], stage.settings)
     if isinstance(stage, RecoverStage):
-        return _searches(as_if_trained(loaded, step.reach), shape, stage.lengths, stage.settings)
+        return _searches(as_if_trained(loaded, step.context_length), shape, stage.lengths, stage.settings)
     if isinstance(stage, FinetuneStage):
         return _training(loaded, shape, stage.settings)
     if isinstance(stage, EvaluateStage):
@@ -128,9 +129,9 @@ def _training(loaded: LoadedModel, shape: ModelShape, settings: FinetuneConfig) 
 
 
 def _evaluation(loaded: LoadedModel, shape: ModelShape, stage: EvaluateStage, step: Step) -> tuple[int, Flops, str]:
-    """Texts of all suites for all that are compared; a benchmark of lm-eval counts as one."""
+    """Texts of all suites for all methods compared; a benchmark of lm-eval counts as one."""
     material = Material(
-        loaded, stage.lengths_for(loaded.geometry.original_length, step.reach), (), stage.seed, stage.settings
+        loaded, stage.lengths_for(loaded.geometry.original_length, step.context_length), (), stage.seed, stage.settings
     )
     texts: list[tuple[int, int]] = []
     for suite in (SUITES[name](material) for name in stage.suites):

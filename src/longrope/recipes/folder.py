@@ -1,7 +1,7 @@
-"""The folder of a recipe's run: whose it is, which of its stages are finished, and that one process works in it.
+"""The folder of a recipe's run: its identity, its finished stages, and the lock of the process that works in it.
 
-`recipe.json` says what the run is, `.lock` is locked while a process works. Nothing else of a stage is known here than
-its `stage.json`, which is written last.
+`recipe.json` says what the run is, `.lock` is locked while a process works. A stage is known here by its `stage.json`
+alone, which is written last.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from longrope.storage import FolderLock, check_output_folder, json_ready, read_j
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run at `path`: `identity`, what it begins with, and `stages`, folder -> all that decides what it makes of what
-    it is given. Both are plain JSON.
+    """A run at `path`. `identity`: what it begins with. `stages`: folder -> everything that decides its result.
+
+    Both are plain JSON.
     """
 
     path: Path
@@ -101,24 +102,30 @@ class RunFolder:
             return
         if differing := sorted(key for key, value in self.identity.items() if found.get(key) != value):
             raise LongRopeError(
-                f"the run in {self.path} is another one (it differs in {', '.join(differing)}); nothing is "
-                "overwritten: use the same command, or choose another -o"
+                f"the run in {self.path} is another one (it differs in {', '.join(differing)}); nothing is overwritten",
+                code="other-run",
+                hint="use the same command, or choose another `output_dir`",
             )
         for folder in self._changed(found):
             if (self.path / folder).exists():
                 raise LongRopeError(
-                    f"the stage {folder} of the run in {self.path} was begun with other settings; choose another -o, "
-                    "or remove the folders from this one on to run them anew"
+                    f"the stage {folder} of the run in {self.path} was begun with other settings",
+                    code="other-run",
+                    hint="choose another `output_dir`, or remove the folders from this one on to run them anew",
                 )
 
     def _found(self) -> dict[str, Any] | None:
-        """What the folder says it is; None where it says nothing yet."""
+        """The folder's `recipe.json`; None where there is none yet."""
         path = self.path / RECIPE
         if not path.is_file():
             return None
         found = read_object(path)
         if not isinstance(found.get("stages"), dict):
-            raise LongRopeError(f"{path} is not of a recipe's run: expected its stages; choose another -o")
+            raise LongRopeError(
+                f"{path} is not of a recipe's run: expected its stages",
+                code="damaged-file",
+                hint="choose another `output_dir`",
+            )
         return found
 
     def _changed(self, found: dict[str, Any]) -> Iterator[str]:
@@ -129,7 +136,7 @@ class RunFolder:
                 yield folder
 
     def _tidy(self) -> None:
-        """Remove what a process that was killed was just writing."""
+        """Remove the files that a killed process left half written."""
         figures = figures_folder(self.path / REPORT)
         if not (self.path / REPORT).exists():
             shutil.rmtree(figures, ignore_errors=True)  # they come before the page
@@ -143,16 +150,18 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except LongRopeError as error:
-        raise LongRopeError(f"{error}; put it back, or choose another -o") from error
+        raise LongRopeError(
+            error.message, code=error.code, hint="put it back, or choose another `output_dir`"
+        ) from error
 
 
 def _plain(value: Any) -> Any:
-    """As it is read back from JSON."""
+    """`value` as it comes back from JSON."""
     return json.loads(json.dumps(json_ready(value)))
 
 
 def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether two descriptions of a stage say the same. An option that is younger than the run had its default then."""
+    """Whether two descriptions of a stage say the same. A setting that is newer than the run had its default then."""
     kind = str(wanted.get("stage"))
     if kind in SETTINGS and isinstance(stage.get("settings"), dict):
         defaults = {

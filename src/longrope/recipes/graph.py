@@ -1,6 +1,6 @@
-"""The steps of a recipe for a model: what each reads of the ones before it. Refuses an order that cannot be.
+"""The steps of a recipe for one model, and the results that each reads. An order that cannot be is refused.
 
-Nothing is opened here: a step knows folders by name, and what they will hold.
+Nothing is opened here: a step knows folders by their names.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ from longrope.units import format_length
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One stage with its place in a run.
-
-    `folder`: its name in the run folder. `weights`: the folder of the last fine-tuning before it, None for the model as
-    it came; they reach `trained` tokens. `scaling`: the folder with the scaling that holds when it begins, None for
-    none yet, which reaches `reach` tokens. `factors`: of a fine-tuning, the search it takes them from. `onward`: of a
-    search after the last fine-tuning, that it goes on from `scaling`, and leaves that one's windows and its own; one
-    before is for a fine-tuning and knows nothing of the others.
-    """
+    """A stage with its place in a run."""
 
     stage: Stage
     folder: str
+    """The name of its folder in the run folder."""
     weights: str | None
-    trained: int
+    """The folder of the last fine-tuning before it; None for the model as it came."""
+    trained_length: int
+    """Tokens that those weights were trained for."""
     scaling: str | None
-    reach: int
+    """The folder with the scaling that holds when the step begins; None for none yet."""
+    context_length: int
+    """Tokens that this scaling reaches."""
     factors: str | None = None
-    onward: bool = False
+    """Of a fine-tuning: the folder of the search whose factors it trains."""
+    continues: bool = False
+    """Of a search after the last fine-tuning: it starts from `scaling` and keeps that one's windows beside its own. A
+    search before a fine-tuning knows nothing of the others."""
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The folders that its result depends on."""
-        alone = isinstance(self.stage, SearchStage | FinetuneStage) and not self.onward
+        alone = isinstance(self.stage, SearchStage | FinetuneStage) and not self.continues
         scaling = None if alone else self.scaling
         return tuple(dict.fromkeys(name for name in (self.weights, scaling, self.factors) if name is not None))
 
     @property
-    def carried(self) -> int:
-        """How far the scaling reaches that a search goes on from."""
-        return self.reach if self.onward else self.trained
+    def starts_at(self) -> int:
+        """Of a search: the context length that it extends."""
+        return self.context_length if self.continues else self.trained_length
 
     @property
     def title(self) -> str:
-        """`search 32k`: for people."""
+        """The step as people read it: `search 32k`."""
         stage = self.stage
         if isinstance(stage, SearchStage | FinetuneStage):
             return f"{stage.stage} {format_length(stage.target)}"
@@ -63,14 +64,15 @@ class Step:
         return f"export {stage.to}" if isinstance(stage, ExportStage) else stage.stage
 
 
-def steps(recipe: Recipe, original_length: int, reach: int) -> list[Step]:
-    """The steps of `recipe` for a model with a window of `original_length` tokens that now reaches `reach`.
+def steps(recipe: Recipe, original_length: int, context_length: int) -> list[Step]:
+    """The steps of `recipe` for a model with an original window of `original_length` tokens, extended to
+    `context_length` so far.
 
-    Raises LongRopeError where a stage needs what no stage before it makes.
+    Raises LongRopeError (`wrong-order`) where a stage needs what no stage before it makes.
     """
     made: list[Step] = []
     weights = scaling = None
-    trained, reaches = reach, reach
+    trained = reaches = context_length
     searches: dict[int, str] = {}
     recovered: str | None = None
     trainings = [place for place, stage in enumerate(recipe.stages, start=1) if isinstance(stage, FinetuneStage)]
@@ -78,36 +80,36 @@ def steps(recipe: Recipe, original_length: int, reach: int) -> list[Step]:
         where = f"stage {place} ({stage.stage})"
         name = f"{place:02d}-{stage.stage}"
         factors = None
-        onward = isinstance(stage, SearchStage) and bool(trainings) and place > trainings[-1]
+        continues = isinstance(stage, SearchStage) and bool(trainings) and place > trainings[-1]
         if isinstance(stage, SearchStage | FinetuneStage):
             if recovered is not None:
-                raise LongRopeError(
+                raise _wrong_order(
                     f"{where}: the windows that {recovered} recovers would be lost: put it after all searches and "
                     "fine-tunings"
                 )
             name += f"-{format_length(stage.target)}"
             if stage.target <= trained:
-                raise LongRopeError(
+                raise _wrong_order(
                     f"{where}: expected a target above the {trained} tokens that the model is trained for by then, "
                     f"found {stage.target}: put the stages in order of their targets"
                 )
-            if onward and stage.target <= reaches:
-                raise LongRopeError(
+            if continues and stage.target <= reaches:
+                raise _wrong_order(
                     f"{where}: expected a target above the {reaches} tokens that the search before it reaches, found "
                     f"{stage.target}: put the searches after the last fine-tuning in order of their targets"
                 )
         if isinstance(stage, FinetuneStage):
             factors = searches.get(stage.target)
             if factors is None:
-                raise LongRopeError(
+                raise _wrong_order(
                     f"{where}: there is no search for {format_length(stage.target)} before it, whose factors it would "
                     "train: put one there"
                 )
         elif not isinstance(stage, SearchStage):
             if scaling is None:
-                raise LongRopeError(f"{where}: there is no search before it: put one there")
+                raise _wrong_order(f"{where}: there is no search before it: put one there")
             _check_lengths(where, stage, original_length, reaches)
-        made.append(Step(stage, name, weights, trained, scaling, reaches, factors, onward))
+        made.append(Step(stage, name, weights, trained, scaling, reaches, factors, continues))
         if isinstance(stage, SearchStage):
             searches[stage.target] = scaling = name
             reaches = stage.target
@@ -120,13 +122,18 @@ def steps(recipe: Recipe, original_length: int, reach: int) -> list[Step]:
 
 
 def _check_lengths(where: str, stage: Stage, original_length: int, reach: int) -> None:
+    """Raise LongRopeError for lengths that a recovery or an evaluation cannot have by then."""
     if isinstance(stage, RecoverStage) and not original_length <= min(stage.lengths) <= max(stage.lengths) < reach:
-        raise LongRopeError(
+        raise _wrong_order(
             f"{where}: expected lengths from the original window of {original_length} tokens, below the {reach} that "
             f"the model reaches by then; found {', '.join(map(str, stage.lengths))}"
         )
     if isinstance(stage, EvaluateStage) and max(stage.lengths_for(original_length, reach), default=0) > reach:
-        raise LongRopeError(
+        raise _wrong_order(
             f"{where}: expected lengths up to the {reach} tokens that the model reaches by then, found "
             f"{max(stage.lengths)}"
         )
+
+
+def _wrong_order(message: str) -> LongRopeError:
+    return LongRopeError(message, code="wrong-order")

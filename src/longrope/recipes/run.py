@@ -28,7 +28,8 @@ from longrope.storage import json_ready, sha256_file, write_json_atomic
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a run left: what every stage says of itself, by folder; the scaling and the model it is for."""
+    """The result of a run. `stages`: each stage's own summary, by folder; `scaling`, its `path` and the `model` it is
+    for."""
 
     stages: dict[str, dict[str, Any]]
     scaling: RopeScaling
@@ -72,7 +73,7 @@ def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, listener: Listene
 
 
 class _Run:
-    """A run on its way: the model and the scaling that the finished stages have left."""
+    """The state of a run: the model and the scaling that the finished stages have left."""
 
     def __init__(self, stages: Stages) -> None:
         self.stages, self.out = stages, stages.out
@@ -82,7 +83,7 @@ class _Run:
         self.hashes: dict[str, dict[str, str]] = {}
 
     def finish(self, place: int, step: Step) -> dict[str, Any]:
-        """Run a step, or the rest of it, unless it is finished; what it says of itself."""
+        """Run a step, or the rest of it, unless it is finished. Returns its summary."""
         folder = self.out / step.folder
         finished = (folder / STAGE).is_file()
         self.stages.listener.on_step(place, step, finished)
@@ -106,15 +107,23 @@ class _Run:
 
 
 def _finished(folder: Path, read: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """What a finished stage said. Raises LongRopeError where its results, or those it was made from, are others now."""
+    """The summary of a finished stage. Raises LongRopeError where its results, or those it read, have changed since."""
     said = read_object(folder / STAGE)
     again = f"remove {folder} and the folders after it to run those stages again"
     for name, digest in said["sha256"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
-            raise LongRopeError(f"{folder / name} is not what this run wrote there; put it back, or {again}")
+            raise LongRopeError(
+                f"{folder / name} is not what this run wrote there",
+                code="damaged-file",
+                hint=f"put it back, or {again}",
+            )
     for name, digests in said.get("read", {}).items():
         if read.get(name) != digests:
-            raise LongRopeError(f"{folder} was made from another {name} than there is now; put that back, or {again}")
+            raise LongRopeError(
+                f"{folder} was made from another {name} than there is now",
+                code="damaged-file",
+                hint=f"put that back, or {again}",
+            )
     return said
 
 

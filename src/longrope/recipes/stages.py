@@ -1,7 +1,7 @@
-"""What each stage of a recipe does, in its own folder: one verb, begun or gone on with.
+"""The stages of a recipe: each runs one job in a folder of its own, from its beginning or from where it was stopped.
 
-A process may have been killed anywhere. What it left half written is removed here, or cut back to what is whole; the
-verb then goes on from its own log, checkpoints or cells to the end it would have had.
+A process may have been killed anywhere. What it left half written is removed here, or cut back to whole lines; the job
+then goes on from its own log, checkpoints or results to the end it would have had.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Stages:
     listener: Listener
 
     def run(self, step: Step, scaling: RopeScaling | None) -> dict[str, Any]:
-        """Run a step, or the rest of it; what it says of itself. `scaling`: what an evaluation or export is of."""
+        """Run a step, or the rest of it. Returns its summary. `scaling`: of an evaluation or export, what it is of."""
         stage, folder = step.stage, self.out / step.folder
         if isinstance(stage, SearchStage):
             return self._search(step, stage, folder)
@@ -87,7 +87,7 @@ class Stages:
 
     def _search(self, step: Step, stage: SearchStage, folder: Path) -> dict[str, Any]:
         loaded = self._open(step, stage)
-        if step.onward:
+        if step.continues:
             loaded = replace(loaded, checkpoint_scaling=RopeScaling.load(self.out / str(step.scaling) / SCALING))
         found = search(
             loaded,
@@ -167,7 +167,7 @@ class Stages:
         loaded = self._open(step, stage)
         measured = evaluate(
             loaded,
-            stage.lengths_for(loaded.geometry.original_length, step.reach),
+            stage.lengths_for(loaded.geometry.original_length, step.context_length),
             stage_sources(self.base.name, self.recipe, stage),
             suites=stage.suites,
             scaling=scaling,
@@ -206,14 +206,14 @@ class Stages:
 
 
 def _kept(folder: Path, begun: bool) -> bool:
-    """`begun`; where it is not, what there is in `folder` is removed."""
+    """Returns `begun`; where that is False, the folder is removed."""
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)
     return begun
 
 
 def _begun_search(folder: Path) -> bool:
-    """Whether a search in `folder` has something to go on with."""
+    """Whether a search in `folder` can be resumed; else the folder is removed."""
     if not _kept(folder, _whole_lines(folder / SEARCH_LOG)):
         return False
     if not (folder / SEARCH_SUMMARY).exists():  # it comes after the scaling, and only with it
@@ -222,7 +222,7 @@ def _begun_search(folder: Path) -> bool:
 
 
 def _whole_lines(path: Path) -> bool:
-    """Cut off a last line that was not finished; whether there is any line then."""
+    """Cut off a last line that was not finished. Returns whether any line is left."""
     if not path.is_file():
         return False
     whole = path.read_bytes().rfind(b"\n") + 1

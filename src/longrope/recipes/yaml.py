@@ -44,7 +44,7 @@ def recipe_model(name: str) -> tuple[str | None, int | None]:
 
 
 def _read(name: str) -> tuple[str, str, Path]:
-    """The YAML of a built-in recipe or of a file, what to call it in errors, and the folder its paths start from."""
+    """The YAML of a built-in recipe or of a file, its name for errors, and the folder that its paths start from."""
     if name in BUILT_IN:
         text = resources.files("longrope").joinpath("assets", "recipes", f"{name}.yaml").read_text("utf-8")
         return text, f"the recipe {name}", Path()
