@@ -114,7 +114,7 @@ def test_texts_are_asked_for_where_they_are_read(loaded: LoadedModel, tmp_path: 
 
 
 def test_training_is_on_one_kind_of_device(loaded: LoadedModel, tmp_path: Path) -> None:
-    other = replace(loaded, options=replace(loaded.options, device="cuda:1"))
+    other = replace(loaded, options=loaded.options.replace(device="cuda:1"))
     assert "expected --device cpu or cuda, found 'cuda:1'" in fails(other, recipe(tmp_path, SEARCH_4, TRAIN_4))
 
 
@@ -130,7 +130,7 @@ def test_packages_that_are_missing(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, stages: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else True)
-    assert f"it needs {package}, which is not installed: pip install" in fails(loaded, recipe(tmp_path, *stages))
+    assert f"it needs {package}, which is not installed; pip install" in fails(loaded, recipe(tmp_path, *stages))
 
 
 def test_nothing_is_made_where_texts_are_too_short(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -315,7 +315,12 @@ def refused(loaded: LoadedModel, made: Recipe, run: Path, says: str) -> None:
 def test_other_settings(
     result: RecipeResult, loaded: LoadedModel, folder: Path, stages: tuple[dict[str, Any], ...]
 ) -> None:
-    refused(loaded, recipe(folder, *stages), folder / "run", "was begun with other settings; choose another -o, or rem")
+    refused(
+        loaded,
+        recipe(folder, *stages),
+        folder / "run",
+        "was begun with other settings; choose another `output_dir`, or rem",
+    )
 
 
 def test_another_model(result: RecipeResult, loaded: LoadedModel, small: Recipe, folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.run import evaluate, seen_documents
 from longrope.export.export import export
-from longrope.models import loading as load
+from longrope.models import checkpoint_files
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path
 from longrope.models.config import LoadOptions
@@ -198,7 +198,7 @@ def embedded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for its files."""
     (run / "scaling.json").rename(run / "checkpoint/scaling.json")
     folders = {"tiny": embedded_model_path(), "tiny-512x": run / "checkpoint"}
-    monkeypatch.setattr(load, "embedded_model_path", lambda name: folders[name])
+    monkeypatch.setattr(checkpoint_files, "embedded_model_path", lambda name: folders[name])
 
 
 @pytest.mark.usefixtures("embedded")
