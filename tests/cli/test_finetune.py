@@ -77,7 +77,7 @@ def test_tensorboard_and_trainer_arguments(finetune: Callable[..., Ran], tmp_pat
         (("--length", "1k"), "this scaling reaches 256 tokens"),
         (("--device", "tpu"), "expected --device cpu or cuda"),
         (("--adapter",), "add it"),
-        (("--schedule", "step"), "expected a schedule of"),
+        (("--schedule", "step"), "expected `schedule`"),
         (("--trainer", "no.json"), "cannot read --trainer"),
         (("--resume",), "there is no run in"),
         (("--offload",), "on a CPU there is nothing to move"),

@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 
+from longrope.callbacks import TrainProgress
 from longrope.errors import LongRopeError
-from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel
 from longrope.recipes.run import run_recipe
 from longrope.recipes.stages import Listener
 from longrope.rope.scaling import RopeScaling
 from longrope.train.launch import finetune_in_processes
 from longrope.train.output import FinetuneResult
-from longrope.train.trainer import Progress
 from tests.checkpoints import save_checkpoint
 from tests.recipes.recipes import FOLDERS, SEARCH_4, STAGES, TRAIN_4, recipe, write_recipe
 from tests.train.runs import training, write_texts, yarn_scaling
@@ -107,16 +106,13 @@ def in_processes(
 ) -> FinetuneResult:
     scaling = out.with_name("scaling.json")
     yarn_scaling(loaded).save(scaling)
-    options = LoadOptions()
-    resume = out.is_dir()
-    settings = training(steps=4)
-    name = model or loaded.name
-    return finetune_in_processes(2, name, options, scaling, [texts], out, settings, cpu=True, resume=resume, **more)
+    given = {"scaling": scaling, "data": [texts], "output_dir": out, "config": training(steps=10)}
+    return finetune_in_processes(2, model or loaded.name, **given, resume=out.is_dir(), **more)
 
 
 def test_two_processes_train_as_one_does(loaded: LoadedModel, tmp_path: Path) -> None:
     """As stages of a recipe, with their progress; within 1e-4, sums being taken in another order."""
-    heard: list[Progress] = []
+    heard: list[TrainProgress] = []
     made = {}
     for processes in (1, 2):
         stages = (SEARCH_4, {**TRAIN_4, "processes": processes})
@@ -146,11 +142,12 @@ def test_processes_end_with_the_one_that_started_them(
     expected, folder = in_processes(loaded, texts_to_train_on, tmp_path / "whole/run"), tmp_path / "killed"
     script = (
         "import sys; from pathlib import Path\n"
-        "from longrope.train.finetune import Listener\n"
+        "from longrope.callbacks import Callbacks\n"
         "from tests.recipes.test_killed import in_processes\n"
         "from longrope.models.loading import open_model\n"
-        "tell = Listener(on_progress=lambda told: print(told.step, flush=True))\n"
-        "in_processes(open_model(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), listener=tell)\n"
+        "class Printed(Callbacks):\n"
+        "    def on_train_progress(self, progress): print(progress.step, flush=True)\n"
+        "in_processes(open_model(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), callbacks=Printed())\n"
     )
     arguments = [loaded.name, texts_to_train_on, str(folder / "run")]
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -170,7 +170,9 @@ def test_finetuning_goes_on_from_a_run_folder(checkpoint: Path, tmp_path: Path) 
     sources = str(write_texts(tmp_path / "texts"))
     (tmp_path / "further.txt").write_text(words(300, 77), "utf-8")
     plain = open_model(str(checkpoint))
-    first = finetune(plain, yarn_scaling(plain), [sources], tmp_path / "first", training(steps=1))
+    first = finetune(
+        plain, scaling=yarn_scaling(plain), data=sources, output_dir=tmp_path / "first", config=training(steps=1)
+    )
     loaded = open_model(str(tmp_path / "first"))
     assert loaded.checkpoint_scaling == first.scaling
     assert loaded.context_length == TARGET
@@ -178,14 +180,14 @@ def test_finetuning_goes_on_from_a_run_folder(checkpoint: Path, tmp_path: Path) 
     further = yarn_scaling(plain, length=length)
     settings = training(steps=1, batch=1, length=length)
     data = [str(tmp_path / "further.txt")]
-    second = finetune(loaded, further, data, tmp_path / "second", settings)
+    second = finetune(loaded, scaling=further, data=data, output_dir=tmp_path / "second", config=settings)
     assert second.scaling.windows == further.windows[-1:]
     assert set(seen_documents(first.scaling)) < set(seen_documents(second.scaling))
     assert open_model(str(tmp_path / "second")).context_length == length
     exported = export(str(tmp_path / "second"), tmp_path / "exported")
     assert exported.losses == []
     mixed = training(steps=1, batch=1, length=length, mix="short:0.5,long:0.5")
-    third = finetune(loaded, further, [sources, *data], tmp_path / "third", mixed)
+    third = finetune(loaded, scaling=further, data=[sources, *data], output_dir=tmp_path / "third", config=mixed)
     assert [window.max_length for window in third.scaling.windows] == [TARGET, length]
     assert third.scaling.windows[0] == first.scaling.windows[0]  # short texts keep what they were trained with
 

@@ -24,7 +24,7 @@ from longrope.train.finetune import training_windows
 from longrope.train.loss import chunked_loss
 from longrope.train.trainer import make_trainer, training_arguments
 from tests.checkpoints import WINDOW
-from tests.train.runs import MIXED, open_fresh, training, yarn_scaling
+from tests.train.runs import MIXED, Recorded, open_fresh, training, yarn_scaling
 
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
 
@@ -56,7 +56,7 @@ def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None 
         special_tokens=SpecialTokens.of(loaded.tokenizer),
         seed=0,
     )
-    losses: list[float] = []
+    recorded = Recorded()
     arguments = training_arguments(settings, Path(out), cpu=True)
     scaled = apply_scaling(loaded.model, scaling)
     with chunked_loss(loaded.model):
@@ -68,12 +68,14 @@ def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None 
             scaled=scaled,
             windows=training_windows(loaded, scaling, settings),
             run="test",
-            on_progress=lambda one: losses.append(one.loss),
+            callbacks=recorded,
         )
         trainer.train(resume_from_checkpoint=resume)
     sharded = sum(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     if arguments.process_index == 0:
-        Path(f"{out}.json").write_text(json.dumps({"losses": losses, "sharded": sharded}), "utf-8")
+        Path(f"{out}.json").write_text(
+            json.dumps({"losses": [one.loss for one in recorded.progress], "sharded": sharded}), "utf-8"
+        )
 
 
 if __name__ == "__main__":

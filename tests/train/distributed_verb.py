@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from longrope.train import finetune as verb
-from longrope.train.finetune import Listener, finetune
+from longrope.train.finetune import finetune
 from tests.train.distributed import shard_on_cpu
-from tests.train.runs import open_fresh, training, yarn_scaling
+from tests.train.runs import InterruptAt, open_fresh, training, yarn_scaling
 
 
 def main(checkpoint: str, sources: str, out: str, given: str, *flags: str) -> None:
@@ -25,18 +25,15 @@ def main(checkpoint: str, sources: str, out: str, given: str, *flags: str) -> No
         verb.refuse_combinations = lambda *_, **__: None
     loaded = open_fresh(Path(checkpoint))
 
-    def watch(one: object) -> None:
-        if "interrupt" in flags and one.step == 3:  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
-
     finetune(
         loaded,
-        yarn_scaling(loaded, length=settings.length),
-        [sources],
-        Path(out),
-        settings,
+        scaling=yarn_scaling(loaded, length=settings.length),
+        data=sources,
+        output_dir=out,
+        config=settings,
+        cpu=True,
         resume="resume" in flags,
-        listener=Listener(on_progress=watch),
+        callbacks=InterruptAt(3) if "interrupt" in flags else None,
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from longrope.callbacks import Callbacks, TrainProgress
 from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.scaling import RopeScaling
@@ -45,6 +46,31 @@ def training(**more: Any) -> FinetuneConfig:
         "save_every": 2,
     }
     return FinetuneConfig(**(given | more))
+
+
+class InterruptAt(Callbacks):
+    """Ctrl-C after an optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_progress(self, progress: TrainProgress) -> None:
+        if progress.step == self.step:
+            raise KeyboardInterrupt
+
+
+class Recorded(Callbacks):
+    """Keeps what a training reports."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[int, int]] = []
+        self.progress: list[TrainProgress] = []
+
+    def on_train_start(self, steps: int, first: int) -> None:
+        self.started.append((steps, first))
+
+    def on_train_progress(self, progress: TrainProgress) -> None:
+        self.progress.append(progress)
 
 
 def torchrun(module: str, processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:

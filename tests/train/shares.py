@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longrope.errors import LongRopeError
 from longrope.train import context_parallel as shared_attention
-from longrope.train.context_parallel import Shared, context_parallel, share
+from longrope.train.context_parallel import SharedRows, context_parallel, share
 from longrope.train.loss import ChunkedLoss, chunked_loss
 from tests.models.families import tiny_model, tokens
 from tests.train.test_loss import row
@@ -27,11 +27,11 @@ SIZES = ([96], [11, 40, 21, 24])  # one document; four, whose ends lie in all pi
 CHANGED = slice(11, 51)
 
 
-def shares(given: dict[str, Tensor], shared: Shared) -> dict[str, Tensor]:
+def shares(given: dict[str, Tensor], shared: SharedRows) -> dict[str, Tensor]:
     return {name: share(tensor, shared.processes, shared.index) for name, tensor in given.items()}
 
 
-def losses(loss: ChunkedLoss, given: dict[str, Tensor], shared: Shared) -> Tensor:
+def losses(loss: ChunkedLoss, given: dict[str, Tensor], shared: SharedRows) -> Tensor:
     """Of every target of this process's share, the others' as 0, in the row's order."""
     shared.begin(given["position_ids"])
     with torch.no_grad():

@@ -57,7 +57,7 @@ def arguments(
         (arguments(1, fsdp=True), {}, False, "found 1 on cuda"),
         (arguments(rows=2, fsdp=True), {"context_parallel": 2}, False, "leave one of them out"),
         (arguments(deepspeed=True), {"context_parallel": 2}, False, "leave one of them out"),
-        (arguments(rows=2), {}, False, "context parallelism comes with FSDP2"),
+        (arguments(rows=2), {}, False, "comes with FSDP2"),
         (arguments(rows=2, fsdp=True), {}, True, "would let packed documents see each other"),
         (arguments(fsdp=True), {"lora": LoraConfig()}, False, "LoRA trains in one process"),
         (arguments(deepspeed=True), {"lora": LoraConfig()}, False, "LoRA trains in one process"),
@@ -66,8 +66,9 @@ def arguments(
 def test_what_would_be_wrong_or_left_out_is_refused(
     given: Any, more: dict[str, Any], packed: bool, message: str
 ) -> None:
-    with pytest.raises(LongRopeError, match=message):
+    with pytest.raises(LongRopeError, match=message) as error:
         refuse_combinations(training(**more), given, packed=packed)
+    assert error.value.code == "not-together"
 
 
 @pytest.mark.parametrize(

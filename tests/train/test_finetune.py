@@ -1,14 +1,10 @@
-"""Fine-tuning as a whole: what it leaves, what evaluation finds in it, that it resumes bit for bit, what it refuses."""
+"""Fine-tuning as a whole: its output, what evaluation finds in it, that it resumes bit for bit, what it refuses."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-import signal
-import subprocess
-import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +12,33 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from longrope.callbacks import Callbacks, TrainProgress
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.run import seen_documents
 from longrope.export.export import find_source
+from longrope.models.apply import applied_scaling, apply_scaling
 from longrope.models.loading import load_model, open_model
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.train.checkpoints import SEAL
+from longrope.storage import FolderLock
 from longrope.train.config import FinetuneConfig, LoraConfig
-from longrope.train.finetune import FinetuneResult, Listener, finetune
+from longrope.train.finetune import FinetuneResult, finetune
+from longrope.train.resume import SEAL
 from tests.checkpoints import WINDOW, save_checkpoint, words
-from tests.train.runs import MIXED, TARGET, open_fresh, training, write_texts, yarn_scaling
+from tests.train.runs import (
+    MIXED,
+    TARGET,
+    InterruptAt,
+    Recorded,
+    open_fresh,
+    training,
+    write_texts,
+    yarn_scaling,
+)
 
-SETTINGS = training(mix=MIXED)
+CONFIG = training(mix=MIXED)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +46,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("finetune") / "texts")
 
 
-def run(checkpoint: Path, sources: Path, out: Path, settings: FinetuneConfig = SETTINGS, **more: Any) -> FinetuneResult:
+def run(checkpoint: Path, sources: Path, out: Path, config: FinetuneConfig = CONFIG, **more: Any) -> FinetuneResult:
     loaded = open_fresh(checkpoint)
-    return finetune(loaded, yarn_scaling(loaded), [str(sources)], out, settings, **more)
+    return finetune(loaded, scaling=yarn_scaling(loaded), data=sources, output_dir=out, config=config, cpu=True, **more)
 
 
 def weights(out: Path) -> dict[str, Tensor]:
@@ -51,15 +60,38 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+@dataclass
+class Copies(Callbacks):
+    """Copies the run folder after a step: all that a process killed there leaves."""
+
+    folder: Path
+
+    def on_train_progress(self, progress: TrainProgress) -> None:
+        if progress.step in (3, 5):
+            shutil.copytree(self.folder / "run", self.folder / f"step{progress.step}")
+
+
 @pytest.fixture(scope="module")
 def finished(checkpoint: Path, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    run(checkpoint, sources, out)
-    return out
+    """A run that nothing interrupted, and copies of its folder as a kill in step 3 or 5 would have left it."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(checkpoint, sources, folder / "run", callbacks=Copies(folder))
+    return folder / "run"
 
 
-def test_what_a_run_leaves(finished: Path, checkpoint: Path, sources: Path) -> None:
+@pytest.fixture
+def killed(finished: Path) -> Path:
+    """What a kill in step 5 leaves: checkpoints 2 and 4."""
+    return finished.parent / "step5"
+
+
+@pytest.fixture
+def interrupted(finished: Path) -> Path:
+    """What a kill in step 3 leaves: checkpoint 2."""
+    return finished.parent / "step3"
+
+
+def test_what_a_run_leaves(finished: Path, checkpoint: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
         "checkpoint",
         "finetune.json",
@@ -71,9 +103,10 @@ def test_what_a_run_leaves(finished: Path, checkpoint: Path, sources: Path) -> N
     trained = weights(finished)
     assert trained.keys() == source.keys()
     assert all(not torch.equal(trained[name], source[name]) for name in source)
-    assert json.loads((finished / "checkpoint/config.json").read_text()) == json.loads(
-        (checkpoint / "config.json").read_text()
+    config, before = (
+        json.loads((folder / "config.json").read_text()) for folder in (finished / "checkpoint", checkpoint)
     )
+    assert config == before
     summary = json.loads((finished / "finetune.json").read_text())
     assert [row["step"] for row in summary["curve"]] == [1, 2, 3, 4, 5, 6]
     assert summary["curve"][-1]["loss"] < summary["curve"][0]["loss"]
@@ -81,6 +114,15 @@ def test_what_a_run_leaves(finished: Path, checkpoint: Path, sources: Path) -> N
     assert {"versions", "command", "machine"} <= summary.keys()
     assert summary["identity"]["settings"]["learning_rate"] == 1e-3
     assert open_model(str(finished / "checkpoint")).geometry.original_length == WINDOW
+
+
+def test_a_result_is_read_written_and_shown(finished: Path, tmp_path: Path) -> None:
+    result = FinetuneResult.load(finished)
+    result.save(tmp_path)
+    again = FinetuneResult.load(tmp_path)
+    assert (again.scaling, again.checkpoint, again.summary) == (result.scaling, result.checkpoint, result.summary)
+    assert repr(result).startswith("FinetuneResult(6 steps, loss ")
+    assert "windows of 64, 256 tokens" in repr(result)
 
 
 def test_the_scaling_is_what_was_trained(finished: Path, checkpoint: Path) -> None:
@@ -104,27 +146,6 @@ def test_evaluation_finds_what_search_and_training_have_seen(finished: Path, sou
         assert seen - {"f" * 64} <= texts
 
 
-@pytest.fixture(scope="module")
-def killed(checkpoint: Path, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in a process of its own, killed by SIGKILL in step 5: after checkpoint 4."""
-    folder = tmp_path_factory.mktemp("killed")
-    script = f"""
-import os, signal, sys, torch
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from pathlib import Path
-torch.set_num_threads(1)
-from longrope.train.finetune import Listener, finetune
-from tests.train.test_finetune import SETTINGS
-from tests.train.runs import open_fresh, yarn_scaling
-subject = open_fresh(Path({str(checkpoint)!r}))
-kill = lambda one: os.kill(os.getpid(), signal.SIGKILL) if one.step == 5 else None
-finetune(subject, yarn_scaling(subject), [{str(sources)!r}], Path("run"), SETTINGS, listener=Listener(on_progress=kill))
-"""
-    ended = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    return folder / "run"
-
-
 @pytest.mark.parametrize("seal_lost", [False, True])
 def test_killed_in_mid_training_and_resumed_comes_to_the_same_bits(
     checkpoint: Path, sources: Path, finished: Path, killed: Path, tmp_path: Path, seal_lost: bool
@@ -134,28 +155,28 @@ def test_killed_in_mid_training_and_resumed_comes_to_the_same_bits(
     shutil.copytree(killed, out)
     if seal_lost:
         (out / "trainer/checkpoint-4" / SEAL).unlink()
-    started: list[tuple[int, int]] = []
-    steps: list[int] = []
-    listener = Listener(lambda *given: started.append(given), lambda one: steps.append(one.step))
-    result = run(checkpoint, sources, out, resume=True, listener=listener)
+    recorded = Recorded()
+    result = run(checkpoint, sources, out, resume=True, callbacks=recorded)
     first = 2 if seal_lost else 4
-    assert (started, steps) == ([(6, first)], list(range(first + 1, 7)))
+    assert recorded.started == [(6, first)]
+    assert [progress.step for progress in recorded.progress] == list(range(first + 1, 7))
     assert_same_bits(weights(out), weights(finished))
     assert result.losses == FinetuneResult.load(finished).losses
 
 
 def test_a_run_that_was_killed_while_it_wrote_its_result_is_finished(
-    checkpoint: Path, sources: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, sources: Path, finished: Path, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
+    shutil.copytree(killed, out)
 
     def full(*_: object) -> None:
-        raise LongRopeError("the disk is full")
+        raise LongRopeError("the disk is full", code="full")
 
     with monkeypatch.context() as patched:
         patched.setattr("longrope.train.output.write_json_atomic", full)
         with pytest.raises(LongRopeError, match="disk is full"):
-            run(checkpoint, sources, out)
+            run(checkpoint, sources, out, resume=True)
     (out / "checkpoint").mkdir(exist_ok=True)
     (out / "checkpoint" / "half").write_text("of it")
     (out / ".partial-x").mkdir()
@@ -164,25 +185,44 @@ def test_a_run_that_was_killed_while_it_wrote_its_result_is_finished(
     assert not list(out.glob(".partial-*"))
 
 
-def test_a_single_window_holds_for_short_texts_too(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
-    result = run(checkpoint, sources, tmp_path / "run", training(steps=1))
-    assert [window.max_length for window in result.scaling.windows] == [TARGET]
+def test_a_single_window_of_tied_weights_in_another_dtype(sources: Path, tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / "model", tie_word_embeddings=True)
+    result = run(source, sources, tmp_path / "run", training(steps=1, save_dtype="bfloat16"))
+    assert [window.max_length for window in result.scaling.windows] == [TARGET]  # it holds for short texts too
     assert result.summary["not_in_transformers"] == []
-
-
-def test_saved_in_another_dtype(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
-    run(checkpoint, sources, tmp_path / "run", training(steps=1, save_dtype="bfloat16"))
-    assert {value.dtype for value in weights(tmp_path / "run").values()} == {torch.bfloat16}
+    assert result.summary["identity"]["loss"] == "chunked"
+    saved = weights(tmp_path / "run")
+    assert saved.keys() == load_file(source / "model.safetensors").keys()  # a tied weight is saved once
+    assert "lm_head.weight" not in saved
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
     assert load_model(str(tmp_path / "run/checkpoint"), dtype="checkpoint").dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_of_the_callers_is_trained_in_place_and_stays_as_it_was(
+    checkpoint: Path, sources: Path, tmp_path: Path
+) -> None:
+    """The weights are those that its folder would be trained to; the scaling applied before is applied again."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    scaling = yarn_scaling(open_fresh(checkpoint))
+    scaling.save(tmp_path / "scaling.json")
+    other = RopeScaling.original(scaling.geometry)
+    apply_scaling(model, other)
+    given: dict[str, Any] = {"scaling": tmp_path / "scaling.json", "config": training(steps=1)}
+    finetune(model, data=[str(sources)], output_dir=tmp_path / "object", **given)
+    finetune(str(checkpoint), data=str(sources), output_dir=tmp_path / "name", **given)
+    assert_same_bits(weights(tmp_path / "object"), weights(tmp_path / "name"))
+    assert_same_bits(dict(model.state_dict()), weights(tmp_path / "object"))
+    assert applied_scaling(model) == other
+    assert not model.training
+
+
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_lora_is_merged_or_left_as_an_adapter(sources: Path, tmp_path: Path, tied: bool) -> None:
     source = save_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
     text = torch.arange(40)[None] + 7
     for name, merge in (("merged", True), ("adapter", False)):
         lora = LoraConfig(rank=4, merge=merge)
-        run(source, sources, tmp_path / name, training(mix=MIXED, steps=4, learning_rate=1e-2, lora=lora))
+        run(source, sources, tmp_path / name, training(mix=MIXED, steps=3, learning_rate=1e-2, lora=lora))
     assert weights(tmp_path / "merged").keys() == load_file(source / "model.safetensors").keys()
     merged = load_model(str(tmp_path / "merged/checkpoint"))
     before = load_model(str(source))
@@ -197,59 +237,41 @@ def test_lora_is_merged_or_left_as_an_adapter(sources: Path, tmp_path: Path, tie
 
 
 def test_lora_resumes_to_the_same_bits(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
-    settings = training(mix=MIXED, learning_rate=1e-2, lora=LoraConfig(rank=4))
-    run(checkpoint, sources, tmp_path / "whole", settings)
-
-    def stop(one: Any) -> None:
-        if one.step == 5:
-            raise KeyboardInterrupt
-
+    config = training(mix=MIXED, steps=4, learning_rate=1e-2, lora=LoraConfig(rank=4))
+    run(checkpoint, sources, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint, sources, tmp_path / "parts", settings, listener=Listener(on_progress=stop))
-    run(checkpoint, sources, tmp_path / "parts", settings, resume=True)
+        run(checkpoint, sources, tmp_path / "parts", config, callbacks=InterruptAt(3))
+    run(checkpoint, sources, tmp_path / "parts", config, resume=True)
     assert_same_bits(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
-# --- what is refused
-
-
-@pytest.fixture(scope="module")
-def interrupted(checkpoint: Path, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run stopped after its first checkpoint."""
-    out = tmp_path_factory.mktemp("interrupted") / "run"
-
-    def stop(one: Any) -> None:
-        if one.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(checkpoint, sources, out, listener=Listener(on_progress=stop))
-    return out
+# --- refusals
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("config", "code"),
     [
-        (training(length=4 * TARGET), "this scaling reaches 256 tokens"),
-        (training(length=WINDOW), "above the model's window of 64"),
-        (training(mix="medium"), "documents of 65 to 255 tokens, found none"),
-        (training(length=TARGET, batch=3, micro_batch=2), "give a --batch that 2 divides"),
-        (training(mix="short", micro_batch=2**22, batch=2**22, steps=1), "a step needs at least"),
-        (training(lora=LoraConfig(), trainer={"deepspeed": {}}), "LoRA trains in one process|cannot be used"),
-        (training(trainer={"fsdp": True}), "FSDP shards over several GPUs, .* found 1 on cpu"),
+        (training(length=WINDOW), "not-longer"),
+        (training(batch=3, micro_batch=2), "indivisible-batch"),
+        (training(mix="short", steps=1), "out-of-memory"),
+        (training(trainer={"fsdp": True}), "not-together"),
     ],
 )
 def test_refused_before_any_work(
-    checkpoint: Path, sources: Path, tmp_path: Path, settings: FinetuneConfig, message: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    if settings.micro_batch > 2:  # rows of a batch that cannot fit are not planned either: that alone takes minutes
+    checkpoint: Path, sources: Path, tmp_path: Path, config: FinetuneConfig, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if code == "out-of-memory":  # rows of a batch that cannot fit would take minutes to plan
         monkeypatch.setattr("longrope.train.memory.os.sysconf", lambda _: 1)
-        settings = settings.replace(micro_batch=1, batch=1)
-    with pytest.raises(LongRopeError, match=message) as error:
-        run(checkpoint, sources, tmp_path / "run", settings)
+    with pytest.raises(LongRopeError) as error:
+        run(checkpoint, sources, tmp_path / "run", config)
+    assert error.value.code == code
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_scaling_that_does_not_reach_the_rows_is_refused(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="reaches 256 tokens"):
+        run(checkpoint, sources, tmp_path / "run", training(length=4 * TARGET))
 
 
 def test_a_window_beyond_the_longest_document_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -262,24 +284,24 @@ def test_a_window_beyond_the_longest_document_is_refused(checkpoint: Path, tmp_p
 def test_a_scaling_of_another_model_is_refused(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
     other = open_model(str(save_checkpoint(tmp_path / "other", max_position_embeddings=128)))
     with pytest.raises(LongRopeError, match="original_length"):
-        finetune(open_fresh(checkpoint), yarn_scaling(other), [str(sources)], tmp_path / "run", SETTINGS)
+        finetune(checkpoint, scaling=yarn_scaling(other), data=sources, output_dir=tmp_path / "run", config=CONFIG)
 
 
 def test_what_exists_is_not_overwritten(checkpoint: Path, sources: Path, finished: Path, interrupted: Path) -> None:
-    for resume in (False, True):
-        with pytest.raises(LongRopeError, match="is finished"):
-            run(checkpoint, sources, finished, resume=resume)
-    with pytest.raises(LongRopeError, match="not empty"):
-        run(checkpoint, sources, interrupted)
+    for folder, resume in ((finished, False), (finished, True), (interrupted, False)):
+        with pytest.raises(LongRopeError) as error:
+            run(checkpoint, sources, folder, resume=resume)
+        assert error.value.code == "output-exists"
 
 
 def test_there_must_be_a_run_to_resume(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"no run in .* to resume"):
+    with pytest.raises(LongRopeError) as error:
         run(checkpoint, sources, tmp_path / "run", resume=True)
+    assert error.value.code == "not-resumable"
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "difference"),
     [
         ({"steps": 7}, r"rows_sha256 .*settings.steps 6 \(now 7\)"),
         ({"learning_rate": 1e-4}, r"settings.learning_rate 0.001 \(now 0.0001\)"),
@@ -287,10 +309,11 @@ def test_there_must_be_a_run_to_resume(checkpoint: Path, sources: Path, tmp_path
     ],
 )
 def test_another_run_is_not_resumed(
-    checkpoint: Path, sources: Path, interrupted: Path, more: dict[str, Any], message: str
+    checkpoint: Path, sources: Path, interrupted: Path, more: dict[str, Any], difference: str
 ) -> None:
-    with pytest.raises(LongRopeError, match=f"is another one: .*{message}"):
-        run(checkpoint, sources, interrupted, replace(SETTINGS, **more), resume=True)
+    with pytest.raises(LongRopeError, match=difference) as error:
+        run(checkpoint, sources, interrupted, CONFIG.replace(**more), resume=True)
+    assert error.value.code == "other-run"
 
 
 def test_another_runs_checkpoint_is_not_opened(
@@ -301,21 +324,16 @@ def test_another_runs_checkpoint_is_not_opened(
     shutil.copytree(interrupted, other)
     identity = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(identity | {"run": "0" * 32}))
-    with pytest.raises(LongRopeError, match="checkpoint of another run"):
+    with pytest.raises(LongRopeError, match="checkpoint of another run") as error:
         run(checkpoint, sources, other, resume=True)
+    assert error.value.code == "other-run"
 
 
 def test_a_second_process_is_locked_out(checkpoint: Path, sources: Path, interrupted: Path) -> None:
-    with (interrupted / "run.json").open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(LongRopeError, match="another process is training"):
-            run(checkpoint, sources, interrupted, resume=True)
-
-
-def test_the_model_is_as_it_was_after_a_run_that_failed(checkpoint: Path, sources: Path, interrupted: Path) -> None:
     loaded = open_fresh(checkpoint)
     ids = torch.arange(20)[None]
     before = loaded.model(input_ids=ids).logits
-    with pytest.raises(LongRopeError, match="not empty"):
-        finetune(loaded, yarn_scaling(loaded), [str(sources)], interrupted, SETTINGS)
-    assert torch.equal(loaded.model(input_ids=ids).logits, before)
+    with FolderLock(interrupted, "busy", name="run.json", create=False), pytest.raises(LongRopeError) as error:
+        finetune(loaded, scaling=yarn_scaling(loaded), data=sources, output_dir=interrupted, config=CONFIG, resume=True)
+    assert error.value.code == "locked"
+    assert torch.equal(loaded.model(input_ids=ids).logits, before)  # after a failure the model is as it was

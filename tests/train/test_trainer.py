@@ -20,9 +20,9 @@ from longrope.train.config import FinetuneConfig, LoraConfig
 from longrope.train.finetune import training_windows
 from longrope.train.lora import trained_in_full, with_lora
 from longrope.train.loss import chunked_loss
-from longrope.train.trainer import Progress, collate, make_trainer, training_arguments
+from longrope.train.trainer import collate, make_trainer, training_arguments
 from tests.checkpoints import WINDOW
-from tests.train.runs import MIXED, open_fresh, training, write_texts, yarn_scaling
+from tests.train.runs import MIXED, Recorded, open_fresh, training, write_texts, yarn_scaling
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ class Run:
             special_tokens=SpecialTokens.of(loaded.tokenizer),
             seed=settings.seed,
         )
-        self.progress: list[Progress] = []
+        recorded = Recorded()
+        self.progress = recorded.progress
         self.used: list[Any] = []
         self.first_loss = self.step_loss(loaded.model, scaling, settings)
         scaled = apply_scaling(loaded.model, scaling)
@@ -64,7 +65,7 @@ class Run:
                 scaled=scaled,
                 windows=self.windows,
                 run="test",
-                on_progress=self.progress.append,
+                callbacks=recorded,
             ).train()
         hook.remove()
         remove_scaling(loaded.model)
@@ -120,8 +121,9 @@ def test_a_micro_batch_never_mixes() -> None:
 
 
 def test_a_loss_that_is_no_number_stops(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"the loss of step [23] is nan"):
+    with pytest.raises(LongRopeError, match=r"the loss of step [23] is nan") as error:
         Run(checkpoint, sources, tmp_path, training(steps=4, batch=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0))
+    assert error.value.code == "not-finite"
 
 
 def test_bf16(checkpoint: Path, sources: Path, tmp_path: Path) -> None:

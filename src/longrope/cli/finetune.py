@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress as Bar
 
+from longrope.callbacks import Callbacks, TrainProgress
 from longrope.cli.common import (
     Attention,
     Data,
@@ -37,7 +38,6 @@ from longrope.units import parse_length
 
 if TYPE_CHECKING:
     from longrope.train.output import FinetuneResult
-    from longrope.train.trainer import Progress
 
 Scaling = Annotated[Path, typer.Option("--scaling", help="The scaling.json of a search.")]
 Length = Annotated[str, typer.Option("--length", help="Tokens in a row, N: 4096, 128k. At most the scaling's window.")]
@@ -142,10 +142,8 @@ def command(
     further = _json_object(trainer)
     from accelerate import PartialState
 
-    from longrope.models.loading import open_model
-    from longrope.rope.scaling import RopeScaling
     from longrope.train.config import FinetuneConfig, LoraConfig
-    from longrope.train.finetune import Listener, finetune
+    from longrope.train.finetune import finetune
 
     quiet_libraries()
     settings = FinetuneConfig(
@@ -170,23 +168,19 @@ def command(
         lora=None if lora is None else LoraConfig(rank=lora, alpha=lora_alpha, merge=not adapter),
         trainer=further,
     )
-    wanted = RopeScaling.load(scaling)
-    # The Trainer moves the model to its device.
-    options = model_options(dtype, "cpu", attn_implementation, original_length, trust_remote_code)
-    loaded = open_model(model, options=options)
     with progress_bar() as progress:
         watch = TrainingWatch(progress)
         with watch.interruptible():
             result = finetune(
-                loaded,
-                wanted,
-                data or [],
-                out,
-                settings,
-                cpu=device == "cpu",
+                model,
+                scaling=scaling,
+                data=data or [],
+                output_dir=out,
+                config=settings,
                 resume=resume,
                 log_dir=log_dir,
-                listener=Listener(watch.start, watch.update),
+                load=model_options(dtype, device, attn_implementation, original_length, trust_remote_code),
+                callbacks=watch,
             )
     if not PartialState().is_main_process:
         return
@@ -209,7 +203,7 @@ def _json_object(path: Path | None) -> dict[str, Any]:
     return value
 
 
-class TrainingWatch:
+class TrainingWatch(Callbacks):
     """Follows a training on a progress bar, and says how to go on when it is interrupted."""
 
     def __init__(self, bar: Bar) -> None:
@@ -217,11 +211,11 @@ class TrainingWatch:
         self._task = bar.add_task("preparing", total=None, note="")
         self._started = False
 
-    def start(self, steps: int, first: int) -> None:
+    def on_train_start(self, steps: int, first: int) -> None:
         self._started = True
         self._bar.reset(self._task, description="train", total=steps, completed=first)
 
-    def update(self, progress: Progress) -> None:
+    def on_train_progress(self, progress: TrainProgress) -> None:
         note = f"loss {progress.loss:.4f}, {progress.tokens_per_second:,.0f} tokens/s"
         self._bar.update(self._task, completed=progress.step, note=note)
 

@@ -122,8 +122,8 @@ class _Watch:
             on_step=self._step,
             on_search_start=lambda *told: self._of_search().start(*told),
             on_search_progress=lambda told: self._of_search().update(told),
-            on_training_start=lambda *told: self._of_training().start(*told),
-            on_training_progress=lambda told: self._of_training().update(told),
+            on_training_start=lambda *told: self._of_training().on_train_start(*told),
+            on_training_progress=lambda told: self._of_training().on_train_progress(told),
             on_evaluation_start=lambda total: self._bar.update(
                 self._task, description="evaluate", total=total, completed=0, visible=True
             ),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from longrope.callbacks import Callbacks, TrainProgress
 from longrope.evaluation.run import cells_path, evaluate
 from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes.check import stage_sources
@@ -52,6 +53,19 @@ class Listener:
     on_training_progress: Callable[[Any], None] = lambda _: None
     on_evaluation_start: Callable[[int], None] = lambda _: None
     on_evaluation_sample: Callable[[], None] = lambda: None
+
+
+class _TrainingCallbacks(Callbacks):
+    """Passes the progress of a training on to a `Listener`."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+
+    def on_train_start(self, steps: int, first: int) -> None:
+        self.listener.on_training_start(steps, first)
+
+    def on_train_progress(self, progress: TrainProgress) -> None:
+        self.listener.on_training_progress(progress)
 
 
 @dataclass(frozen=True)
@@ -103,34 +117,25 @@ class Stages:
         return found.to_json()
 
     def _finetune(self, step: Step, stage: FinetuneStage, folder: Path) -> dict[str, Any]:
-        from longrope.train.finetune import Listener as TrainingListener
         from longrope.train.finetune import finetune  # needs accelerate
         from longrope.train.launch import finetune_in_processes
         from longrope.train.output import FinetuneResult
 
         if not (folder / FINETUNE_SUMMARY).is_file():
-            resume = _kept(folder, (folder / FINETUNE_IDENTITY).is_file())
-            # The Trainer moves the model to its device.
-            options = self.base.options.replace(dtype=stage.dtype, device="cpu")
-            scaling, sources = self.out / str(step.factors) / SCALING, stage_sources(self.base.name, self.recipe, stage)
-            listener = TrainingListener(self.listener.on_training_start, self.listener.on_training_progress)
-            cpu, deterministic = self.base.options.device == "cpu", torch.are_deterministic_algorithms_enabled()
+            deterministic = torch.are_deterministic_algorithms_enabled()
+            given: dict[str, Any] = {
+                "scaling": self.out / str(step.factors) / SCALING,
+                "data": stage_sources(self.base.name, self.recipe, stage),
+                "output_dir": folder,
+                "config": stage.settings,
+                "resume": _kept(folder, (folder / FINETUNE_IDENTITY).is_file()),
+                "load": self.base.options.replace(dtype=stage.dtype),
+                "callbacks": _TrainingCallbacks(self.listener),
+            }
             if stage.processes > 1:
-                finetune_in_processes(
-                    stage.processes,
-                    self._name(step),
-                    options,
-                    scaling,
-                    sources,
-                    folder,
-                    stage.settings,
-                    cpu=cpu,
-                    resume=resume,
-                    listener=listener,
-                )
+                finetune_in_processes(stage.processes, self._name(step), **given)
             else:
-                loaded, window = open_model(self._name(step), options=options), RopeScaling.load(scaling)
-                finetune(loaded, window, sources, folder, stage.settings, cpu=cpu, resume=resume, listener=listener)
+                finetune(self._name(step), **given)
                 # What the Trainer has set is not for the stages after it, which may begin in another process.
                 torch.use_deterministic_algorithms(deterministic)
         shutil.rmtree(folder / TRAINER, ignore_errors=True)

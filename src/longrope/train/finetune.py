@@ -1,19 +1,15 @@
-"""Fine-tune a model under a scaling, and leave a checkpoint, the scaling it is for, and how it was made.
+"""Fine-tune a model under a scaling: `finetune`, the job behind `longrope finetune`.
 
-`run/checkpoint/` holds the weights with the config and tokenizer they came with, `run/scaling.json` the windows they
-were trained for (a config alone is the original RoPE: `longrope export run` writes what runtimes apply),
-`run/finetune.json` settings and loss curve, `run/run.json` what the run is. While it lasts, `run/trainer/` holds the
+The output folder holds `checkpoint/`, the weights with the config and tokenizer they came with; `scaling.json`, the
+windows they were trained for (the config alone is the original RoPE; an export writes the form that runtimes apply);
+`finetune.json`, settings and loss curve; `run.json`, the identity of the run. While the run lasts, `trainer/` holds the
 Trainer's checkpoints.
 """
 
 from __future__ import annotations
 
-import json
-import secrets
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,82 +17,118 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from longrope.callbacks import Callbacks
 from longrope.data.mix import LONG, ORIGINAL_WINDOW
 from longrope.data.packing import PackedRows, SpecialTokens, pack
-from longrope.data.sources import TextSource, read_all
+from longrope.data.sources import TextData, TextSource, as_sources, read_all
 from longrope.data.tokens import tokenize, tokenizer_hash
 from longrope.errors import LongRopeError
-from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folder
-from longrope.models.loading import LoadedModel, check_vocabulary, fingerprint, sources_or_books
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, check_vocabulary, fingerprint, open_model, sources_or_books
 from longrope.models.saving import plain_saves
+from longrope.models.scaled import ScaledModel
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
-from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_IDENTITY, FINETUNE_SUMMARY, TRAINER
-from longrope.storage import (
-    FolderLock,
-    check_output_folder,
-    json_ready,
-    new_output_folder,
-    read_json,
-    write_json_atomic,
-)
-from longrope.train.checkpoints import last_sealed
+from longrope.run_files import TRAINER
+from longrope.storage import read_json
 from longrope.train.config import FinetuneConfig
-from longrope.train.context_parallel import context_parallel
+from longrope.train.context_parallel import SharedRows, context_parallel
 from longrope.train.lora import with_lora
-from longrope.train.loss import chunked_loss, fused_loss, require_documents_apart
+from longrope.train.loss import FusedLoss, chunked_loss, fused_loss, require_documents_apart
 from longrope.train.memory import require_room
-from longrope.train.output import FinetuneResult, Writing
-from longrope.train.trainer import Progress, data_parallel, make_trainer, training_arguments
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """What a display wants to hear: the number of steps and the first one to come, and every step's progress."""
-
-    on_start: Callable[[int, int], None] = lambda *_: None
-    on_progress: Callable[[Progress], None] = lambda _: None
+from longrope.train.output import FinetuneResult, FinishedTraining
+from longrope.train.resume import check_run_folder, claimed, last_sealed
+from longrope.train.trainer import data_parallel, make_trainer, training_arguments
 
 
 def finetune(
+    model: PreTrainedModel | LoadedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    *,
+    scaling: RopeScaling | str | Path,
+    data: TextData = (),
+    output_dir: str | Path,
+    config: FinetuneConfig,
+    cpu: bool | None = None,
+    resume: bool = False,
+    log_dir: str | Path | None = None,
+    load: LoadOptions | None = None,
+    callbacks: Callbacks | None = None,
+) -> FinetuneResult:
+    """Train a model under `scaling` on texts from `data`, and leave a checkpoint and its scaling in `output_dir`.
+
+    `model`: a model that is loaded already (trained in place), a folder, a hub name or the name of an embedded model;
+    the last three are loaded as `load` says, with their own tokenizer. `scaling`: a scaling or the path of its JSON.
+    `data`: text files, folders or data sets; an embedded model has books of its own. `cpu`: train on the CPU even where
+    a GPU is; by default the device that `load` or the loaded model names. `log_dir`: a folder for TensorBoard.
+
+    Rows of the parts `medium` and `long` of the mix are computed under the scaling's window for `config.length` tokens,
+    rows of `short` and `pieces` under the window that the checkpoint came with: its original RoPE with attention factor
+    1, or the first window of the scaling it carries. The scaling left in `output_dir` has the windows that were
+    trained and no others (LongRoPE2, §3.3). Every process of a distributed run calls this alike.
+
+    With `resume`, an interrupted run in `output_dir` continues to the weights it would have had, bit for bit on the
+    same machine and versions. Raises LongRopeError for what the user can mend, before any step; nothing that exists is
+    overwritten.
+    """
+    output_dir = Path(output_dir)
+    check_run_folder(output_dir, resume)
+    if not isinstance(scaling, RopeScaling):
+        scaling = RopeScaling.load(Path(scaling))
+    options = load or LoadOptions()
+    # The Trainer moves the model to its device.
+    loaded = open_model(model, tokenizer, options.replace(device="cpu"))
+    if cpu is None:
+        cpu = torch.device(options.device if isinstance(model, str | Path) else loaded.options.device).type == "cpu"
+    sources = sources_or_books(loaded.name, as_sources(data), "search")
+    try:
+        _train(_prepared(loaded, scaling, sources, output_dir, config, cpu), output_dir, resume, log_dir, callbacks)
+    finally:
+        loaded.model.eval()
+    return FinetuneResult.load(output_dir)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A run that can begin: nothing about it would be refused later but for memory and packed documents.
+
+    `packed`: rows hold several documents. `sharded`: processes share weights and optimizer states. `fused`: the loss
+    of liger_kernel, where it is used.
+    """
+
+    loaded: LoadedModel
+    scaling: RopeScaling
+    windows: dict[str, Window]
+    rows: PackedRows
+    config: FinetuneConfig
+    arguments: TrainingArguments
+    identity: dict[str, Any]
+    packed: bool
+    sharded: bool
+    fused: FusedLoss | None
+
+
+def _prepared(
     loaded: LoadedModel,
     scaling: RopeScaling,
-    data: Sequence[TextSource],
-    out: Path,
-    settings: FinetuneConfig,
-    *,
-    cpu: bool = True,
-    resume: bool = False,
-    log_dir: Path | None = None,
-    listener: Listener | None = None,
-) -> FinetuneResult:
-    """Train `loaded` under `scaling` on texts from `data`, as `settings` say, into the folder `out`.
-
-    Rows of the parts `medium` and `long` are computed under the scaling's window for N tokens, `short` and `pieces`
-    under the one the checkpoint came with: its original RoPE with attention factor 1, or the scaling it carries. The
-    scaling that is left has the windows that were trained, and no others. Every process of a distributed run calls
-    this alike; `cpu`: train on the CPU, whatever else there is.
-
-    With `resume`, an interrupted run in `out` goes on to the weights it would have had, bit for bit on the same machine
-    and versions. Raises LongRopeError for what the user can mend, before any step; nothing that exists is overwritten.
-    """
-    windows = training_windows(loaded, scaling, settings)
-    if (out / FINETUNE_SUMMARY).exists():  # written last
-        raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
-    if resume and not (out / FINETUNE_IDENTITY).is_file():
-        raise LongRopeError(f"there is no run in {out} to resume; start without --resume")
-    if not resume:
-        check_output_folder(out)
-    arguments = training_arguments(settings, out / TRAINER, cpu=cpu)
-    packed = any(part != LONG for part in settings.shares)
-    refuse_combinations(settings, arguments, packed=packed)
+    sources: Sequence[TextSource],
+    output_dir: Path,
+    config: FinetuneConfig,
+    cpu: bool,
+) -> _Prepared:
+    """Everything that a run needs before its folder is touched. Raises LongRopeError for what cannot be."""
+    windows = training_windows(loaded, scaling, config)
+    arguments = training_arguments(config, output_dir / TRAINER, cpu=cpu)
+    packed = any(part != LONG for part in config.shares)
+    refuse_combinations(config, arguments, packed=packed)
     refuse_folded(read_json(source_folder(loaded.name) / "config.json").get(RECORD), loaded.name)
-    rows = _rows(loaded, sources_or_books(loaded.name, data, "search"), settings, windows)
-    sharded = arguments.fsdp_plugin_args is not None or arguments.deepspeed is not None
+    rows = _packed_rows(loaded, sources, config, windows)
     fused = None
-    if settings.fused_loss == "auto" and settings.lora is None and arguments.deepspeed is None:
+    if config.fused_loss == "auto" and config.lora is None and arguments.deepspeed is None:
         fused = fused_loss(loaded.model, arguments.device)
     identity = {
         "model": loaded.name,
@@ -104,7 +136,7 @@ def finetune(
         "tokenizer_sha256": tokenizer_hash(loaded.tokenizer),
         "scaling_sha256": numbers_sha256(scaling),
         "rows_sha256": rows.sha256,
-        "settings": settings.model_dump(),
+        "settings": config.model_dump(),
         "processes": arguments.world_size,
         "device": arguments.device.type,
         "threads": torch.get_num_threads(),
@@ -112,158 +144,148 @@ def finetune(
         "loss": "chunked" if fused is None else "fused",
         "versions": versions() | ({} if fused is None else {"liger-kernel": metadata.version("liger-kernel")}),
     }
-    first = PartialState().is_main_process
-    heard = listener if first and listener is not None else Listener()
-    scaled = apply_scaling(loaded.model, scaling)
-    try:
-        if packed:
-            require_documents_apart(loaded.model, settings.micro_batch)
-        with (
-            plain_saves(loaded.model),  # the scaling is recorded beside the weights
-            chunked_loss(loaded.model, fused=fused),
-            context_parallel(loaded.model, settings.context_parallel, packed=packed) as shared,
-        ):
-            model = loaded.model if settings.lora is None else with_lora(loaded.model, settings.lora, settings.seed)
-            shards = int(arguments.world_size) if sharded else 1
-            require_room(loaded.model, settings, arguments.device, shards=shards, packed=packed)
-            PartialState().wait_for_everyone()  # until all have looked at the folder, nothing appears in it
-            with _claimed(out, identity, resume) if first else nullcontext("") as run:
-                last = _from_first(last_sealed(out / TRAINER, run) if first else None)
-                trainer = make_trainer(
-                    model,
-                    arguments,
-                    rows,
-                    settings,
-                    scaled=scaled,
-                    windows=windows,
-                    run=run,
-                    shared=shared,
-                    on_progress=heard.on_progress,
-                    callbacks=_tensorboard(log_dir if first else None),
-                )
-                heard.on_start(settings.steps, 0 if last is None else int(last.name.rpartition("-")[2]))
-                trainer.train(resume_from_checkpoint=None if last is None else str(last))
-                # All processes take part in gathering what is sharded; the first one writes.
-                tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-                if first:
-                    Writing(loaded, scaling, windows, rows, settings, identity, trainer, tensors, out).write()
-                PartialState().wait_for_everyone()
-    finally:
-        remove_scaling(loaded.model)
-    return FinetuneResult.load(out)
+    sharded = arguments.fsdp_plugin_args is not None or arguments.deepspeed is not None
+    return _Prepared(loaded, scaling, windows, rows, config, arguments, identity, packed, sharded, fused)
 
 
-def training_windows(loaded: LoadedModel, scaling: RopeScaling, settings: FinetuneConfig) -> dict[str, Window]:
-    """The window of every part of the mix. Raises LongRopeError when the scaling does not fit the model or reach N."""
+def training_windows(loaded: LoadedModel, scaling: RopeScaling, config: FinetuneConfig) -> dict[str, Window]:
+    """The window of every part of the mix.
+
+    Raises LongRopeError when the scaling does not fit the model or has no window for rows of `config.length` tokens.
+    """
     scaling.check_fits(loaded.geometry)
-    reach = loaded.geometry.original_length
-    if settings.length <= reach:
-        raise LongRopeError(f"expected a --length above the model's window of {reach} tokens, found {settings.length}")
-    long = scaling.window_for(settings.length)
+    original_length = loaded.geometry.original_length
+    if config.length <= original_length:
+        raise LongRopeError(
+            f"expected a `length` above the model's window of {original_length} tokens, found {config.length}",
+            code="not-longer",
+        )
+    long = scaling.window_for(config.length)
     if long.max_length <= loaded.context_length:  # rows may be shorter than the window that they are computed under
         raise LongRopeError(
-            f"expected a scaling whose window for rows of {settings.length} tokens reaches beyond the model's "
-            f"{loaded.context_length}, found one of {long.max_length}: search one, or give a larger --length"
+            f"expected a scaling whose window for rows of {config.length} tokens reaches beyond the model's "
+            f"{loaded.context_length}, found one of {long.max_length}",
+            code="not-longer",
+            hint="search a longer one, or give a larger `length`",
         )
     # Attention factor 1, whatever the long window's is.
-    original = Window(reach, (1.0,) * loaded.geometry.pairs)
+    original = Window(original_length, (1.0,) * loaded.geometry.pairs)
     short = original if loaded.checkpoint_scaling is None else loaded.checkpoint_scaling.windows[0]
-    return {part: short if part in ORIGINAL_WINDOW else long for part in settings.shares}
+    return {part: short if part in ORIGINAL_WINDOW else long for part in config.shares}
 
 
-def _rows(
-    loaded: LoadedModel, sources: Sequence[TextSource], settings: FinetuneConfig, windows: dict[str, Window]
+def refuse_combinations(config: FinetuneConfig, arguments: Any, *, packed: bool) -> None:
+    """Raise LongRopeError for settings that would be wrong together, or of which one would be ignored in silence."""
+
+    def refused(message: str, hint: str) -> LongRopeError:
+        return LongRopeError(message, code="not-together", hint=hint)
+
+    fsdp, rows_are_shared = arguments.fsdp_plugin_args is not None, data_parallel(arguments) != arguments.world_size
+    if fsdp and (arguments.device.type == "cpu" or arguments.world_size == 1):
+        raise refused(
+            f"FSDP shards over several GPUs, one process for each; found {arguments.world_size} on "
+            f"{arguments.device.type}, where accelerate would train unsharded",
+            "leave fsdp out, or start more processes",
+        )
+    if config.context_parallel > 1 and (rows_are_shared or arguments.deepspeed is not None):
+        raise refused(
+            "`context_parallel` is not for DeepSpeed, nor for rows that the trainer's arguments share out already",
+            "leave one of them out",
+        )
+    if rows_are_shared and not fsdp:
+        raise refused("context parallelism of accelerate comes with FSDP2", 'add "fsdp": true to `trainer`')
+    if rows_are_shared and packed:
+        raise refused(
+            "accelerate's context parallelism has plain causal attention only, which would let packed documents see "
+            "each other",
+            "use the mix long, or `context_parallel` in its place",
+        )
+    if config.lora is not None and (fsdp or arguments.deepspeed is not None):
+        raise refused(
+            "LoRA trains in one process or with plain data parallelism", "leave FSDP and DeepSpeed out of `trainer`"
+        )
+
+
+def _packed_rows(
+    loaded: LoadedModel, sources: Sequence[TextSource], config: FinetuneConfig, windows: dict[str, Window]
 ) -> PackedRows:
-    documents = tokenize(read_all(sources), loaded.tokenizer)
+    """All rows of the run, in order: `steps` times `rows_per_step`."""
     short = [window.max_length for part, window in windows.items() if part in ORIGINAL_WINDOW]
     rows = pack(
-        documents,
-        settings.shares,
-        length=settings.length,
+        tokenize(read_all(sources), loaded.tokenizer),
+        config.shares,
+        length=config.length,
         short_length=short[0] if short else loaded.geometry.original_length,
-        count=settings.steps * settings.rows_per_step,
-        group=settings.micro_batch,
+        count=config.steps * config.rows_per_step,
+        group=config.micro_batch,
         special_tokens=SpecialTokens.of(loaded.tokenizer),
-        seed=settings.seed,
+        seed=config.seed,
     )
     for document in rows.documents:
         check_vocabulary(loaded, torch.from_numpy(document.ids.copy()))
     return rows
 
 
-def _shares_rows(arguments: Any) -> bool:
-    return data_parallel(arguments) != int(arguments.world_size)
+def _train(
+    run: _Prepared, output_dir: Path, resume: bool, log_dir: str | Path | None, callbacks: Callbacks | None
+) -> None:
+    """Train under the scaling, with the loss in place of the model's forward; the model is then as it was, trained."""
+    model, config = run.loaded.model, run.config
+    with scaled(model, run.scaling) as handle:
+        if run.packed:
+            require_documents_apart(model, config.micro_batch)
+        with (
+            plain_saves(model),  # the scaling is recorded beside the weights
+            chunked_loss(model, fused=run.fused),
+            context_parallel(model, config.context_parallel, packed=run.packed) as shared,
+        ):
+            trained = model if config.lora is None else with_lora(model, config.lora, config.seed)
+            shards = int(run.arguments.world_size) if run.sharded else 1
+            require_room(model, config, run.arguments.device, shards=shards, packed=run.packed)
+            _run_trainer(run, trained, handle, shared, output_dir, resume, log_dir, callbacks)
 
 
-def refuse_combinations(settings: FinetuneConfig, arguments: Any, *, packed: bool) -> None:
-    """Raise LongRopeError for what would be wrong together, or be left out in silence."""
-    fsdp, rows_are_shared = arguments.fsdp_plugin_args is not None, _shares_rows(arguments)
-    if fsdp and (arguments.device.type == "cpu" or arguments.world_size == 1):
-        raise LongRopeError(
-            f"FSDP shards over several GPUs, one process for each; found {arguments.world_size} on "
-            f"{arguments.device.type}, where accelerate would train unsharded: leave fsdp out, or start more"
+def _run_trainer(
+    run: _Prepared,
+    model: Any,
+    handle: ScaledModel,
+    shared: SharedRows | None,
+    output_dir: Path,
+    resume: bool,
+    log_dir: str | Path | None,
+    callbacks: Callbacks | None,
+) -> None:
+    """All steps and the result. The first process alone touches the folder and reports progress."""
+    first = PartialState().is_main_process
+    callbacks = (callbacks if first else None) or Callbacks()
+    PartialState().wait_for_everyone()  # until all have looked at the folder, nothing appears in it
+    with claimed(output_dir, run.identity, resume) if first else nullcontext("") as name:
+        last = _from_first_process(last_sealed(output_dir / TRAINER, name) if first else None)
+        trainer = make_trainer(
+            model,
+            run.arguments,
+            run.rows,
+            run.config,
+            scaled=handle,
+            windows=run.windows,
+            run=name,
+            shared=shared,
+            callbacks=callbacks,
+            trainer_callbacks=_tensorboard(log_dir if first else None),
         )
-    if settings.context_parallel > 1 and (rows_are_shared or arguments.deepspeed is not None):
-        raise LongRopeError(
-            "--context-parallel is not for DeepSpeed, nor for rows that the trainer's arguments share out already: "
-            "leave one of them out"
-        )
-    if rows_are_shared and not fsdp:
-        raise LongRopeError('context parallelism comes with FSDP2: add "fsdp": true to the trainer\'s arguments')
-    if rows_are_shared and packed:
-        raise LongRopeError(
-            "accelerate's context parallelism has plain causal attention only, which would let packed documents see "
-            "each other: use --mix long, or --context-parallel in its place"
-        )
-    if settings.lora is not None and (fsdp or arguments.deepspeed is not None):
-        raise LongRopeError("LoRA trains in one process or with plain data parallelism: leave FSDP and DeepSpeed out")
-
-
-@contextmanager
-def _claimed(out: Path, identity: dict[str, Any], resume: bool) -> Iterator[str]:
-    """The run folder, locked, and the name of its run: written when it is new, compared when it is resumed."""
-    if not resume:
-        _begin(out, {"run": secrets.token_hex(16)} | identity)
-    found = read_json(out / FINETUNE_IDENTITY)
-    with FolderLock(out, f"another process is training in {out}", name=FINETUNE_IDENTITY, create=False):
-        wanted = json.loads(json.dumps(json_ready(identity)))
-        differing = sorted(key for key in wanted if found.get(key) != wanted[key])
-        if differing or not isinstance(found.get("run"), str):
-            raise LongRopeError(
-                f"the run in {out} is another one: {_differences(found, wanted, differing)}; use the same settings or "
-                "another -o"
+        callbacks.on_train_start(run.config.steps, 0 if last is None else int(last.name.rpartition("-")[2]))
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        # All processes take part in gathering what is sharded; the first one writes.
+        tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped) if run.sharded else None
+        if first:
+            done = FinishedTraining(
+                run.loaded, run.scaling, run.windows, run.rows, run.config, run.identity, trainer, tensors
             )
-        for left in (out / CHECKPOINT, out / ADAPTER, *out.glob(".partial-*")):  # a result that was not finished
-            shutil.rmtree(left, ignore_errors=True)
-        yield str(found["run"])
+            done.write(output_dir)
+        PartialState().wait_for_everyone()
 
 
-def _begin(out: Path, identity: dict[str, Any]) -> None:
-    """The new folder `out` with its identity: in full or not at all, and by one process only."""
-    new_output_folder(out)
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as temporary:
-        written = Path(temporary) / FINETUNE_IDENTITY
-        write_json_atomic(written, json_ready(identity))
-        try:
-            (out / FINETUNE_IDENTITY).hardlink_to(written)
-        except FileExistsError as error:
-            raise LongRopeError(f"another process is training in {out}; choose another -o") from error
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any], keys: Sequence[str]) -> str:
-    """`settings.steps 4 (now 8), …`: what differs, one level down."""
-    shown = []
-    for key in keys:
-        was, now = found.get(key), wanted[key]
-        if isinstance(was, dict) and isinstance(now, dict):
-            inner = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-            shown += [f"{key}.{name} {was.get(name)!r} (now {now.get(name)!r})" for name in inner]
-        else:
-            shown.append(f"{key} {was!r} (now {now!r})")
-    return ", ".join(shown)
-
-
-def _from_first(last: Path | None) -> Path | None:
+def _from_first_process(last: Path | None) -> Path | None:
     """The checkpoint that the first process found, in all processes."""
     if PartialState().num_processes == 1:
         return last
@@ -272,7 +294,7 @@ def _from_first(last: Path | None) -> Path | None:
     return None if shared[0] is None else Path(shared[0])
 
 
-def _tensorboard(log_dir: Path | None) -> list[Any]:
+def _tensorboard(log_dir: str | Path | None) -> list[Any]:
     if log_dir is None:
         return []
     from torch.utils.tensorboard import SummaryWriter

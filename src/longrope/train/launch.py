@@ -1,8 +1,8 @@
-"""Fine-tuning in several processes of this machine, started from one: torchrun with a request on disk.
+"""Fine-tuning in several processes of this machine, started from one process: torchrun with a request on disk.
 
-A recipe runs in one process; its fine-tuning may take one for each GPU. The request holds what `finetune` is given, as
-JSON; the processes open the model themselves and leave what `finetune` leaves. The first one tells its progress on its
-standard output; all of them end when the process that started them does.
+A recipe runs in one process; its fine-tuning may take one process for each GPU. The request holds the arguments of
+`finetune` as JSON. Each process opens the model itself; together they leave the output of `finetune`. The first process
+prints its progress on standard output, and all of them end when the process that started them does.
 """
 
 from __future__ import annotations
@@ -17,108 +17,108 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
+from longrope.callbacks import Callbacks, TrainProgress
 from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
-from longrope.models.loading import open_model
-from longrope.rope.scaling import RopeScaling
 from longrope.storage import write_json_atomic
 from longrope.train.config import FinetuneConfig
-from longrope.train.finetune import Listener, finetune
+from longrope.train.finetune import finetune
 from longrope.train.output import FinetuneResult
-from longrope.train.trainer import Progress
 
-ERROR, TOLD = "longrope: error: ", "longrope: progress: "
+_ERROR, _PROGRESS = "longrope: error: ", "longrope: progress: "
 
 
 def finetune_in_processes(
-    count: int,
+    processes: int,
     model: str,
-    loading: LoadOptions,
+    *,
     scaling: Path,
     data: Sequence[str],
-    out: Path,
-    settings: FinetuneConfig,
-    *,
-    cpu: bool,
-    resume: bool,
-    listener: Listener | None = None,
+    output_dir: Path,
+    config: FinetuneConfig,
+    resume: bool = False,
+    load: LoadOptions | None = None,
+    callbacks: Callbacks | None = None,
 ) -> FinetuneResult:
-    """`finetune` of the model `model` in `count` processes, as torchrun starts them.
+    """`finetune` in `processes` processes started by torchrun.
 
-    Beside `out` lie `<out>.request.json` and `<out>.stderr` meanwhile; the second stays where they failed. Raises
-    LongRopeError with what the processes said then.
+    `<output_dir>.request.json` and `<output_dir>.stderr` exist meanwhile; the second stays where the processes failed.
+    Raises LongRopeError with the message of the first process that failed.
     """
-    listener = listener or Listener()
-    request, said = out.with_name(f"{out.name}.request.json"), out.with_name(f"{out.name}.stderr")
-    wanted = {
+    callbacks = callbacks or Callbacks()
+    request, stderr = (output_dir.with_name(f"{output_dir.name}.{end}") for end in ("request.json", "stderr"))
+    arguments = {
         "model": model,
-        "loading": loading.model_dump(),
         "scaling": str(scaling),
         "data": list(data),
-        "out": str(out),
-        "settings": settings.model_dump(),
-        "cpu": cpu,
+        "output_dir": str(output_dir),
+        "config": config.model_dump(),
         "resume": resume,
+        "load": (load or LoadOptions()).model_dump(),
     }
-    write_json_atomic(request, wanted)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    write_json_atomic(request, arguments)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     with (
-        said.open("w", encoding="utf-8") as errors,
+        stderr.open("w", encoding="utf-8") as errors,
         subprocess.Popen(
             [*launch, "-m", __name__, str(request)],
             stdin=subprocess.PIPE,  # closed when this process ends, however it does
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-        ) as processes,
+        ) as started,
     ):
-        assert processes.stdout is not None
-        for line in processes.stdout:
-            if line.startswith(TOLD):
-                _tell(listener, json.loads(line.removeprefix(TOLD)))
+        assert started.stdout is not None
+        for line in started.stdout:
+            if line.startswith(_PROGRESS):
+                _report(callbacks, json.loads(line.removeprefix(_PROGRESS)))
     request.unlink()
-    if processes.returncode:
-        lines = said.read_text("utf-8", errors="replace").splitlines()
-        reason = next((line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)), "they ended in an error")
-        raise LongRopeError(f"the {count} processes of the fine-tuning failed: {reason} (all they said: {said})")
-    said.unlink()
-    return FinetuneResult.load(out)
+    if started.returncode:
+        lines = stderr.read_text("utf-8", errors="replace").splitlines()
+        messages = (line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR))
+        raise LongRopeError(
+            f"the {processes} processes of the fine-tuning failed: {next(messages, 'they ended in an error')} (all "
+            f"messages: {stderr})",
+            code="processes-failed",
+        )
+    stderr.unlink()
+    return FinetuneResult.load(output_dir)
 
 
-def _tell(listener: Listener, told: dict[str, Any]) -> None:
-    if "start" in told:
-        listener.on_start(*told["start"])
+def _report(callbacks: Callbacks, line: dict[str, Any]) -> None:
+    if "start" in line:
+        callbacks.on_train_start(*line["start"])
     else:
-        listener.on_progress(Progress(**told))
+        callbacks.on_train_progress(TrainProgress(**line))
+
+
+class _PrintedProgress(Callbacks):
+    """Progress as JSON lines on standard output, read by the process that started this one."""
+
+    def on_train_start(self, steps: int, first: int) -> None:
+        self._print({"start": [steps, first]})
+
+    def on_train_progress(self, progress: TrainProgress) -> None:
+        self._print(asdict(progress))
+
+    def _print(self, line: dict[str, Any]) -> None:
+        print(f"{_PROGRESS}{json.dumps(line)}", flush=True)
 
 
 def main(request: Path) -> int:
-    """One of the processes."""
-
-    def tell(told: dict[str, Any]) -> None:
-        print(f"{TOLD}{json.dumps(told)}", flush=True)
+    """One of the processes; returns its exit code."""
 
     def end_with_parent() -> None:
         os.read(sys.stdin.fileno(), 1)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    wanted = json.loads(request.read_text("utf-8"))
+    arguments = json.loads(request.read_text("utf-8"))
+    config, load = FinetuneConfig(**arguments.pop("config")), LoadOptions(**arguments.pop("load"))
     try:
-        finetune(
-            open_model(wanted["model"], options=LoadOptions(**wanted["loading"])),
-            RopeScaling.load(Path(wanted["scaling"])),
-            wanted["data"],
-            Path(wanted["out"]),
-            TypeAdapter(FinetuneConfig).validate_python(wanted["settings"]),
-            cpu=wanted["cpu"],
-            resume=wanted["resume"],
-            listener=Listener(lambda *start: tell({"start": start}), lambda progress: tell(asdict(progress))),
-        )
+        finetune(arguments.pop("model"), **arguments, config=config, load=load, callbacks=_PrintedProgress())
     except LongRopeError as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
+        print(f"{_ERROR}{error}", file=sys.stderr)
         return 2
     return 0
 

@@ -13,15 +13,22 @@ from longrope.errors import LongRopeError
 from longrope.train.config import LoraConfig
 
 
-def with_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> Any:
-    """The `PeftModel` around `model`, its updates drawn by `seed`. Raises LongRopeError where peft is not installed."""
+def with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
+    """Wrap `model` in a `PeftModel` whose updates are drawn from `seed`.
+
+    Raises LongRopeError where peft is not installed.
+    """
     try:
         peft: Any = import_module("peft")
     except ImportError as error:
-        raise LongRopeError('LoRA needs peft, which is not installed: pip install "longrope[train]"') from error
+        raise LongRopeError(
+            "LoRA needs peft, which is not installed",
+            code="missing-dependency",
+            hint='pip install "longrope[train]"',
+        ) from error
     config = peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
         target_modules="all-linear",
         modules_to_save=trained_in_full(model),
         ensure_weight_tying=bool(model.config.get_text_config().tie_word_embeddings),
@@ -33,7 +40,7 @@ def with_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> Any:
 
 
 def trained_in_full(model: PreTrainedModel) -> list[str]:
-    """Last parts of the names of the embedding of tokens and of every norm."""
+    """The last part of the name of the token embedding and of every norm."""
     embedding = model.get_input_embeddings()
     names = {
         name.rpartition(".")[2]

@@ -1,13 +1,11 @@
-"""The loss of a row that is too long for its logits: head and cross-entropy in pieces, forward and backward.
+"""The training loss of a row that is too long for its logits, in place of the model's `forward`.
 
-`models/scoring.py` scores a model that stays as it is; here gradients go to the weights, and the loss takes the place
-of the model's `forward`, so that what wraps the model (DDP, FSDP, autocast, PEFT) sees one ordinary forward.
+The chunked loss computes head and cross-entropy in pieces, forward and backward. Where liger_kernel is installed and
+computes the same loss, its fused kernel takes over: it makes pieces of logits together with their gradients in the
+forward pass, so that nothing is computed again (Liger-Kernel, arXiv:2410.10989 §3.2; liger-kernel 0.8). Standing in
+for `forward`, the loss is one ordinary forward to whatever wraps the model: DDP, FSDP, autocast, PEFT.
 
-Liger's fused head and cross-entropy in place of the chunked loss, where it is installed and gives the same loss.
-
-Its kernel makes logits in pieces, and their gradients with them in the forward pass, so that nothing is computed again
-(Liger-Kernel, arXiv:2410.10989 §3.2; liger-kernel 0.8). It needs CUDA and a head that is one matrix; not for LoRA,
-DeepSpeed, or float64. Not run here: no GPU with it has been at hand; the choice and the call are tested.
+`models/scoring.py` scores a model whose weights stay as they are; here the weights get gradients.
 """
 
 from __future__ import annotations
@@ -32,11 +30,11 @@ _LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
 
 
 class ChunkedLoss:
-    """In the place of a causal language model's `forward`: the summed loss of given targets.
+    """Stands in for the `forward` of a causal language model and returns the summed loss of given targets.
 
     The base model runs once. Its last hidden states go through the family's own head (tied or not, soft-capping and
     logit scaling as they are) in pieces of `chunk_size` positions, whose logits are made again in the backward pass
-    instead of being kept: O(T/n·V) instead of O(T·V). `fused` does both in its place, see `fused_loss.py`.
+    instead of being kept: O(T/n·V) instead of O(T·V). With `fused`, that kernel computes head and loss.
     """
 
     def __init__(self, model: PreTrainedModel, chunk_size: int | None = None, fused: FusedLoss | None = None) -> None:
@@ -46,15 +44,17 @@ class ChunkedLoss:
         self.base: nn.Module = model.base_model
         if self.base is model:
             raise LongRopeError(
-                f"expected a causal language model with a head, found {type(model).__name__} without one"
+                f"expected a causal language model with a head, found {type(model).__name__} without one",
+                code="no-head",
             )
         self.vocabulary: int = model.config.get_text_config().vocab_size
         self.chunk_size = chunk_size
 
     def __call__(self, input_ids: Tensor, position_ids: Tensor, shift_labels: Tensor, **others: None) -> CausalLMOutput:
-        """`input_ids`, `position_ids` and `shift_labels` (B, T): the target of each position, IGNORED where it has
-        none. `loss` is Σ −log p(target), in nats: who calls divides once, by the targets of the whole step. `others`:
-        what wrappers name without giving it.
+        """Token ids, positions and targets, (B, T) each, to an output whose `loss` is Σ −log p(target) in nats.
+
+        `shift_labels` holds the target of each position, IGNORED where it has none. The caller divides the sum once, by
+        the targets of the whole step. `others`: arguments that wrappers pass as None.
         """
         if given := sorted(name for name, value in others.items() if value is not None):
             raise TypeError(f"the chunked loss takes ids, positions and targets; found {given[0]} too")
@@ -66,7 +66,7 @@ class ChunkedLoss:
         )
 
     def pieces(self, input_ids: Tensor, position_ids: Tensor, shift_labels: Tensor) -> Iterator[Tensor]:
-        """The loss of every target, (B, C) a piece, 0 where it is IGNORED."""
+        """Yields the loss of every target, (B, C) a piece, 0 where it is IGNORED."""
         output = self._base_output(input_ids, position_ids)
         size = self.chunk_size or max(1, _LOGITS_BUDGET // (input_ids.shape[0] * self.vocabulary))
 
@@ -97,7 +97,7 @@ class ChunkedLoss:
 def chunked_loss(
     model: PreTrainedModel, chunk_size: int | None = None, fused: FusedLoss | None = None
 ) -> Iterator[ChunkedLoss]:
-    """`model(...)` is the summed loss of `ChunkedLoss` in the block. Raises LongRopeError where there is no head."""
+    """Make `model(...)` the summed loss of `ChunkedLoss` in the block. Raises LongRopeError where there is no head."""
     loss = ChunkedLoss(model, chunk_size, fused)
     with _replaced(model, loss):
         yield loss
@@ -118,10 +118,10 @@ def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
 
 
 def require_documents_apart(model: PreTrainedModel, batch: int) -> None:
-    """Prove that documents packed into one row do not see each other in `model`, `batch` rows at once.
+    """Prove that documents packed into one row do not attend to each other in `model`, with `batch` rows at once.
 
-    transformers finds them by their positions, which restart, and masks between them; a family that does not pass its
-    positions on, a recurrent layer, or flash attention with several rows would mix them without a word. Raises
+    transformers finds documents by their positions, which restart, and masks between them; a family that does not pass
+    its positions on, a recurrent layer, or flash attention with several rows would mix documents in silence. Raises
     LongRopeError then.
     """
     size, vocabulary = 8, model.config.get_text_config().vocab_size
@@ -143,11 +143,14 @@ def require_documents_apart(model: PreTrainedModel, batch: int) -> None:
     if not torch.equal(first[:, size:], second[:, size:]):
         raise LongRopeError(
             f"{type(model).__name__} with {model.config._attn_implementation} attention lets packed documents see each "
-            f"other in batches of {batch}: use --micro-batch 1, another --attn-implementation, or --mix long"
+            f"other in batches of {batch}",
+            code="documents-mixed",
+            hint="use a `micro_batch` of 1, another `attn_implementation`, or the mix long",
         )
     if torch.equal(first[:, :size], second[:, :size]):
         raise LongRopeError(
-            f"{type(model).__name__} gives the same hidden states for other tokens: it cannot be trained"
+            f"{type(model).__name__} gives the same hidden states for other tokens: it cannot be trained",
+            code="ignores-tokens",
         )
 
 
@@ -156,9 +159,10 @@ FusedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def fused_loss(model: PreTrainedModel, device: torch.device) -> FusedLoss | None:
-    """Liger's loss for `model` trained on `device`; None where it is not installed, or not the model's own loss.
+    """Liger's loss for `model` trained on `device`; None where it is not installed or is not the model's own loss.
 
-    Raises LongRopeError where the one that is installed cannot be used.
+    It needs CUDA and a head that is one matrix, and is not for LoRA, DeepSpeed or float64. Raises LongRopeError where
+    the installed version cannot be used.
     """
     if device.type != "cuda" or find_spec("liger_kernel") is None or not plain_head(model):
         return None
@@ -168,18 +172,21 @@ def fused_loss(model: PreTrainedModel, device: torch.device) -> FusedLoss | None
         )
     except (ImportError, AttributeError, TypeError) as error:
         raise LongRopeError(
-            f"the liger_kernel here cannot be used ({one_line(error)}): use --fused-loss off"
+            f"the installed liger_kernel cannot be used ({one_line(error)})",
+            code="missing-dependency",
+            hint="use a `fused_loss` of off",
         ) from error
     return made
 
 
 def plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are hidden states times one matrix: no bias, soft cap or scale. Found by comparing the two."""
+    """Whether logits are hidden states times one matrix, without bias, soft cap or scale: both are computed and
+    compared."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None or model.dtype == torch.float64:
         return False
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
         output = model(input_ids=ids, use_cache=False, output_hidden_states=True)
-        # transformers' last hidden state of these is the one after the final norm, which the head is given.
+        # The last of transformers' hidden states is the one after the final norm, the head's input.
         return torch.equal(output.logits, head(output.hidden_states[-1]))

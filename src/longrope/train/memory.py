@@ -1,4 +1,7 @@
-"""The least memory a training step needs: what must be there at once, whatever the kernels. It refuses, not plans."""
+"""The least memory of a training step, whatever the kernels: a step that cannot fit is refused before any work.
+
+The expected memory of a training is planned in `costs/`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from longrope.train.config import FinetuneConfig
 GIB = 2**30
 
 
-def least_bytes(model: PreTrainedModel, settings: FinetuneConfig, *, shards: int, packed: bool) -> dict[str, int]:
-    """Bytes on one device, by what takes them; `shards` devices share the weights, `packed` rows hold documents.
+def least_bytes(model: PreTrainedModel, config: FinetuneConfig, *, shards: int, packed: bool) -> dict[str, int]:
+    """The least bytes on one device, by purpose; `shards` devices share the weights, `packed` rows hold documents.
 
     Weights, gradients and AdamW's two moments in the weights' dtype; the input of every layer (held on the host with
     offload, all of a layer's own activations without checkpointing left out); where attention is not flash or flex, one
@@ -25,35 +28,35 @@ def least_bytes(model: PreTrainedModel, settings: FinetuneConfig, *, shards: int
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     size = next(model.parameters()).element_size()
-    config = model.config.get_text_config()
-    row = settings.micro_batch * settings.length
-    tokens = row // settings.context_parallel
-    kept = 1 if settings.offload else config.num_hidden_layers
+    text = model.config.get_text_config()
+    row = config.micro_batch * config.length
+    tokens = row // config.context_parallel
+    kept = 1 if config.offload else text.num_hidden_layers
     dense = packed and model.config._attn_implementation in ("sdpa", "eager")
     parts = {
         "weights": weights // shards,
         "gradients": trained * size // shards,
         "AdamW's moments": 2 * trained * size // shards,
-        "inputs of the layers": kept * tokens * config.hidden_size * (2 if settings.bf16 else size),
-        "mask between packed documents": tokens * settings.length if dense else 0,
+        "inputs of the layers": kept * tokens * text.hidden_size * (2 if config.bf16 else size),
+        "mask between packed documents": tokens * config.length if dense else 0,
     }
-    if settings.context_parallel > 1:
-        parts["keys and values of a layer"] = 2 * row * _key_width(config) * (2 if settings.bf16 else size)
+    if config.context_parallel > 1:
+        parts["keys and values of a layer"] = 2 * row * _key_width(text) * (2 if config.bf16 else size)
     return parts
 
 
 def _key_width(config: Any) -> int:
-    """Numbers in the keys of one token, all heads of a layer."""
+    """Numbers in the keys of one token in a layer, all heads."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(heads * head)
 
 
 def require_room(
-    model: PreTrainedModel, settings: FinetuneConfig, device: torch.device, *, shards: int, packed: bool
+    model: PreTrainedModel, config: FinetuneConfig, device: torch.device, *, shards: int, packed: bool
 ) -> None:
-    """Raise LongRopeError when not even the least that a step needs fits on `device`."""
-    parts = least_bytes(model, settings, shards=shards, packed=packed)
+    """Raise LongRopeError when the least memory of a step does not fit on `device`."""
+    parts = least_bytes(model, config, shards=shards, packed=packed)
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:
@@ -63,6 +66,8 @@ def require_room(
     listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
     raise LongRopeError(
         f"a step needs at least {sum(parts.values()) / GIB:.1f} GiB on each device ({listed}), which has "
-        f"{there / GIB:.1f}: use a smaller --length or --micro-batch, --offload, --lora, FSDP or --context-parallel "
-        "over more devices, or --attn-implementation flash_attention_2 for packed documents"
+        f"{there / GIB:.1f}",
+        code="out-of-memory",
+        hint="use a smaller `length` or `micro_batch`, `offload`, `lora`, FSDP or `context_parallel` over more "
+        "devices, or `attn_implementation` flash_attention_2 for packed documents",
     )

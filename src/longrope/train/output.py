@@ -1,4 +1,4 @@
-"""What a fine-tuning run leaves: the checkpoint, the scaling it was trained for, and the summary, written last."""
+"""The output of a fine-tuning run: the checkpoint, the scaling it was trained for, and the summary, written last."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from longrope.train.config import FinetuneConfig
 from longrope.train.trainer import WindowTrainer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinetuneResult:
-    """What a run left: the scaling that was trained, its path, and `finetune.json`.
+    """A finished fine-tuning run.
 
-    `checkpoint`: the weights, or the adapter where one was asked for.
+    `scaling`: the windows that were trained, in the file `path`. `checkpoint`: the folder of the weights, or of the
+    adapter where LoRA was not merged. `summary`: the content of `finetune.json`: settings, loss curve, tokens by part,
+    hashes of the texts, versions.
     """
 
     scaling: RopeScaling
@@ -36,84 +38,103 @@ class FinetuneResult:
     summary: dict[str, Any]
 
     @classmethod
-    def load(cls, out: Path) -> FinetuneResult:
-        """What a finished run left in `out`. Raises LongRopeError when it is not there."""
-        summary = read_json(out / FINETUNE_SUMMARY)
-        return cls(RopeScaling.load(out / SCALING), out / SCALING, Path(summary["checkpoint"]), summary)
+    def load(cls, folder: str | Path) -> FinetuneResult:
+        """Read the result of the run in `folder`. Raises LongRopeError when the run is not finished."""
+        folder = Path(folder)
+        summary = read_json(folder / FINETUNE_SUMMARY)
+        return cls(RopeScaling.load(folder / SCALING), folder / SCALING, Path(summary["checkpoint"]), summary)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `scaling.json` and `finetune.json` to an existing folder; the weights stay where they are."""
+        self.scaling.save(Path(folder) / SCALING)
+        write_json_atomic(Path(folder) / FINETUNE_SUMMARY, json_ready(self.summary))
 
     @property
     def losses(self) -> list[float]:
-        """Nats per token of every step."""
+        """The loss of every step, in nats per token."""
         return [float(entry["loss"]) for entry in self.summary["curve"]]
+
+    def __repr__(self) -> str:
+        losses = self.losses
+        return (
+            f"FinetuneResult({len(losses)} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f} nats per token, "
+            f"windows of {', '.join(str(window.max_length) for window in self.scaling.windows)} tokens, "
+            f"checkpoint {str(self.checkpoint)!r})"
+        )
 
 
 @dataclass(frozen=True)
-class Writing:
-    """A finished training, on its way to the folder `out`. `tensors`: the weights, gathered, where they are sharded."""
+class FinishedTraining:
+    """A training whose last step is done. `tensors`: the gathered weights, where processes share them; else None."""
 
     loaded: LoadedModel
     scaling: RopeScaling
     windows: dict[str, Window]
     rows: PackedRows
-    settings: FinetuneConfig
+    config: FinetuneConfig
     identity: dict[str, Any]
     trainer: WindowTrainer
     tensors: dict[str, Any] | None
-    out: Path
 
-    def write(self) -> None:
-        """Write all of it, the summary last, and remove the Trainer's checkpoints."""
-        out, rows = self.out, self.rows
-        lora = self.settings.lora
-        checkpoint = out / (ADAPTER if lora is not None and not lora.merge else CHECKPOINT)
+    def write(self, output_dir: Path) -> None:
+        """Write checkpoint, scaling and summary, in this order, and remove the Trainer's checkpoints."""
+        lora = self.config.lora
+        checkpoint = output_dir / (CHECKPOINT if lora is None or lora.merge else ADAPTER)
         curve = [
             {name: entry[name] for name in ("step", "loss", "learning_rate", "grad_norm") if name in entry}
             for entry in self.trainer.state.log_history
             if "loss" in entry
         ]
         common = {
-            "settings": self.settings.model_dump(),
-            "tokens": rows.tokens_by_part,
-            "rows_sha256": rows.sha256,
-            "document_sha256": list(rows.document_hashes),
+            "settings": self.config.model_dump(),
+            "tokens": self.rows.tokens_by_part,
+            "rows_sha256": self.rows.sha256,
+            "document_sha256": list(self.rows.document_hashes),
             "final_loss": curve[-1]["loss"],
             **record(),
         }
-        earlier = self.scaling.provenance.get("training", [])
-        carried = self.loaded.checkpoint_scaling
-        trained = trained_scaling(self.scaling, self.windows).with_provenance(
-            # What the weights had seen before this training.
-            **({} if carried is None else {"carried": carried.provenance}),
-            model=str(checkpoint) if checkpoint.name == CHECKPOINT else self.loaded.name,
-            training=[*(earlier if isinstance(earlier, list) else [earlier]), {"model": self.loaded.name, **common}],
-        )
-        with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as temporary:
+        trained = self._trained_scaling(checkpoint, common)
+        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".partial-") as temporary:
             folder = Path(temporary) / checkpoint.name
             if checkpoint.name == ADAPTER:
                 self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(folder)
             else:
                 self._save_weights(folder)
-            trained.save(folder / SCALING)  # who looks at the weights alone finds which texts they have seen
+            trained.save(folder / SCALING)  # the weights alone then tell which texts they have seen
             folder.rename(checkpoint)  # in full or not at all
-        trained.save(out / SCALING)
         summary = {
             "checkpoint": str(checkpoint),
-            "scaling": str(out / SCALING),
+            "scaling": str(output_dir / SCALING),
             "steps": self.trainer.state.global_step,
             "not_in_transformers": unsupported_by_transformers(trained),
             "identity": self.identity,
             "curve": curve,
             **common,
         }
-        write_json_atomic(out / FINETUNE_SUMMARY, json_ready(summary))
-        shutil.rmtree(out / TRAINER, ignore_errors=True)
+        FinetuneResult(trained, output_dir / SCALING, checkpoint, summary).save(output_dir)
+        shutil.rmtree(output_dir / TRAINER, ignore_errors=True)
+
+    def _trained_scaling(self, checkpoint: Path, common: dict[str, Any]) -> RopeScaling:
+        """The scaling with the windows that were trained, a single one holding for short texts too; how they were made
+        in its provenance.
+        """
+        by_length = {window.max_length: window for window in self.windows.values()}
+        windows = tuple(by_length[length] for length in sorted(by_length))
+        earlier = self.scaling.provenance.get("training", [])
+        before = self.loaded.checkpoint_scaling
+        return RopeScaling(self.scaling.geometry, windows, self.scaling.provenance).with_provenance(
+            # The texts that the weights had seen before this training.
+            **({} if before is None else {"carried": before.provenance}),
+            model=str(checkpoint) if checkpoint.name == CHECKPOINT else self.loaded.name,
+            training=[*(earlier if isinstance(earlier, list) else [earlier]), {"model": self.loaded.name, **common}],
+        )
 
     def _save_weights(self, folder: Path) -> None:
-        """Weights as safetensors; config, tokenizer and licence as they came."""
+        """Write the weights as safetensors; config, tokenizer and licence as they came."""
         model: PreTrainedModel = self.loaded.model
-        if self.settings.lora is not None:
+        if self.config.lora is not None:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model).merge_and_unload()
-        save_dtype = self.settings.save_dtype
+        save_dtype = self.config.save_dtype
         dtype = model.dtype if save_dtype is None else getattr(torch, save_dtype)
         tensors = model.state_dict() if self.tensors is None else self.tensors
         # Once gathered or cast, a tied weight is a copy, which would be written beside the one it is tied to.
@@ -130,9 +151,3 @@ class Writing:
         name = str(dtype).removeprefix("torch.")
         config |= {key: name for key in ("dtype", "torch_dtype") if key == "dtype" or key in config}
         write_json_atomic(folder / "config.json", config)
-
-
-def trained_scaling(scaling: RopeScaling, windows: dict[str, Window]) -> RopeScaling:
-    """`scaling` with the windows that were trained; a single one holds for short texts too."""
-    trained = {window.max_length: window for window in windows.values()}
-    return RopeScaling(scaling.geometry, tuple(trained[length] for length in sorted(trained)), scaling.provenance)

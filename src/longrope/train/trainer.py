@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,18 @@ from accelerate.parallelism_config import ParallelismConfig
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from longrope.callbacks import Callbacks, TrainProgress
 from longrope.data.packing import PackedRows
 from longrope.errors import LongRopeError, one_line
 from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import Window
-from longrope.train.checkpoints import seal
 from longrope.train.config import SCHEDULES, FinetuneConfig
-from longrope.train.context_parallel import Shared, share
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """After an optimizer step: its loss (nats per token), and tokens, padding included, a second since this start."""
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    tokens_per_second: float
+from longrope.train.context_parallel import SharedRows, share
+from longrope.train.resume import seal
 
 
 class StepRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Packed rows with what a micro-batch needs beside its tokens: its part, and 1 / targets of its optimizer step.
+    """Packed rows, each with its part of the mix and its weight: 1 / targets of its optimizer step.
 
     Where `processes` share a row, every micro-batch of `group` rows comes as often, one share after the other: data
     parallelism deals micro-batches out by rank, so that neighbours get the shares of the same rows.
@@ -83,7 +72,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     loss_is_scaled_for_ga = True  # by the targets of the whole step, on all devices
 
     def __init__(
-        self, *, scaled: ScaledModel, windows: Mapping[str, Window], shared: Shared | None = None, **given: Any
+        self, *, scaled: ScaledModel, windows: Mapping[str, Window], shared: SharedRows | None = None, **given: Any
     ) -> None:
         super().__init__(**given)
         self.scaled, self.windows, self.shared = scaled, windows, shared
@@ -93,7 +82,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     ) -> Tensor:
         """The share of this micro-batch in the step's mean loss, times the processes: gradients are averaged over them.
 
-        The window stays fixed for the backward pass, where layers are computed again. Of a row that processes share,
+        The window stays pinned for the backward pass, where layers are computed again. Of a row that processes share,
         each has the losses of its own targets.
         """
         self.scaled.pin_window(self.windows[inputs["part"]])
@@ -104,11 +93,11 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return loss * share
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
-    """Tells how training goes, and seals checkpoints when all processes have written them."""
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Reports progress, stops when the loss is not finite, and seals checkpoints that all processes have written."""
 
-    def __init__(self, run: str, tokens_per_step: int, on_progress: Callable[[Progress], None]) -> None:
-        self.run, self.tokens_per_step, self.on_progress = run, tokens_per_step, on_progress
+    def __init__(self, run: str, tokens_per_step: int, callbacks: Callbacks) -> None:
+        self.run, self.tokens_per_step, self.callbacks = run, tokens_per_step, callbacks
         self.began, self.first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -118,11 +107,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if logs and "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise LongRopeError(
-                    f"the loss of step {state.global_step} is {logs['loss']}: use a lower --learning-rate or another "
-                    "--dtype; checkpoints up to here are kept"
+                    f"the loss of step {state.global_step} is {logs['loss']}; checkpoints up to here are kept",
+                    code="not-finite",
+                    hint="use a lower `learning_rate` or another `dtype`",
                 )
             rate = (state.global_step - self.first) * self.tokens_per_step / max(time.monotonic() - self.began, 1e-9)
-            self.on_progress(Progress(state.global_step, state.max_steps, logs["loss"], logs["learning_rate"], rate))
+            self.callbacks.on_train_progress(TrainProgress(state.global_step, logs["loss"], rate))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()
@@ -130,77 +120,95 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.run)
 
 
-def training_arguments(settings: FinetuneConfig, folder: Path, *, cpu: bool) -> TrainingArguments:
-    """The Trainer's arguments, with `gradient_accumulation_steps` from the devices there are.
+def training_arguments(config: FinetuneConfig, folder: Path, *, cpu: bool) -> TrainingArguments:
+    """The Trainer's arguments for the checkpoint folder `folder`; accumulation follows from the number of devices.
 
-    Raises LongRopeError for a pass-through argument that is unknown, or that the settings have a name for, and when
-    the rows of a step are not whole micro-batches of all devices.
+    Raises LongRopeError for an argument in `config.trainer` that is unknown or that `config` has a setting for, and
+    when the rows of a step are not whole micro-batches of all devices.
     """
     own: dict[str, Any] = {
         "output_dir": str(folder),
-        "max_steps": settings.steps,
-        "per_device_train_batch_size": settings.micro_batch,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": SCHEDULES[settings.chosen_schedule],
-        "warmup_steps": settings.chosen_warmup,
-        "weight_decay": settings.weight_decay,
+        "max_steps": config.steps,
+        "per_device_train_batch_size": config.micro_batch,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": SCHEDULES[config.chosen_schedule],
+        "warmup_steps": config.chosen_warmup,
+        "weight_decay": config.weight_decay,
         "adam_beta1": 0.9,
         "adam_beta2": 0.95,
-        "max_grad_norm": settings.max_grad_norm,
-        "seed": settings.seed,
-        "full_determinism": settings.deterministic,
-        "bf16": settings.bf16,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "full_determinism": config.deterministic,
+        "bf16": config.bf16,
         "use_cpu": cpu,
-        "activation_checkpointing": settings.checkpointing,
-        "activation_checkpointing_kwargs": {"use_reentrant": False, "offload": settings.offload},
+        "activation_checkpointing": config.checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False, "offload": config.offload},
         "train_sampling_strategy": "sequential",  # the rows are in order
         "remove_unused_columns": False,
         "save_strategy": "steps",
-        "save_steps": settings.save_every,
-        "save_total_limit": 2,  # one is sealed before the one before it goes
+        "save_steps": config.save_every,
+        "save_total_limit": 2,  # a checkpoint is sealed before the one before it goes
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",  # TensorBoard has a callback with a folder of its own
         "disable_tqdm": True,
         "dataloader_pin_memory": not cpu,
     }
-    settled = sorted(
-        settings.trainer.keys() & (own.keys() | {"gradient_accumulation_steps", "push_to_hub", "use_liger_kernel"})
-    )
-    if settled:
-        raise LongRopeError(f"the trainer's argument {settled[0]} is decided by longrope's own options; leave it out")
-    if settings.offload and cpu:
-        raise LongRopeError("offload moves what a GPU keeps into host memory: on a CPU there is nothing to move")
-    further = dict(settings.trainer)
+    settled = own.keys() | {"gradient_accumulation_steps", "push_to_hub", "use_liger_kernel"}
+    if given := sorted(config.trainer.keys() & settled):
+        raise LongRopeError(
+            f"the trainer's argument {given[0]} is decided by longrope's own settings",
+            code="invalid-setting",
+            hint="leave it out of `trainer`",
+        )
+    if config.offload and cpu:
+        raise LongRopeError(
+            "`offload` moves what a GPU keeps into host memory: on a CPU there is nothing to move",
+            code="invalid-setting",
+        )
+    further = dict(config.trainer)
     try:
         if isinstance(further.get("parallelism_config"), dict):  # JSON has no objects of accelerate
             further["parallelism_config"] = ParallelismConfig(**further["parallelism_config"])
         arguments = TrainingArguments(**own, **further)
     except (TypeError, ValueError, ImportError) as error:
-        raise LongRopeError(f"the trainer's arguments cannot be used: {one_line(error)}") from error
-    if arguments.n_gpu > 1:
         raise LongRopeError(
-            f"found {arguments.n_gpu} GPUs and one process: start one process for each, with `torchrun --no-python "
-            f"--nproc-per-node {arguments.n_gpu} longrope finetune …` or `accelerate launch`, or show it one GPU"
-        )
-    if arguments.world_size % settings.context_parallel:
-        raise LongRopeError(
-            f"--context-parallel {settings.context_parallel} shares a row among so many processes, found "
-            f"{arguments.world_size}: start a multiple, with `torchrun --no-python --nproc-per-node …`"
-        )
-    devices = data_parallel(arguments) // settings.context_parallel
-    at_once = settings.micro_batch * devices
-    if settings.rows_per_step % at_once:
-        raise LongRopeError(
-            f"a step of {settings.rows_per_step} rows cannot be shared by {devices} devices with "
-            f"{settings.micro_batch} at a time: give a --batch that {at_once} divides"
-        )
-    arguments.gradient_accumulation_steps = settings.rows_per_step // at_once
+            f"the trainer's arguments cannot be used: {one_line(error)}", code="invalid-setting"
+        ) from error
+    _set_accumulation(arguments, config)
     return arguments
 
 
+def _set_accumulation(arguments: TrainingArguments, config: FinetuneConfig) -> None:
+    """Share the rows of a step out among the devices. Raises LongRopeError where that leaves a rest."""
+    if arguments.n_gpu > 1:
+        raise LongRopeError(
+            f"found {arguments.n_gpu} GPUs and one process",
+            code="wrong-processes",
+            hint=f"start one process for each GPU (torchrun --nproc-per-node {arguments.n_gpu}, or accelerate launch), "
+            "or show the process one GPU",
+        )
+    if arguments.world_size % config.context_parallel:
+        raise LongRopeError(
+            f"`context_parallel` {config.context_parallel} shares a row among so many processes, found "
+            f"{arguments.world_size}",
+            code="wrong-processes",
+            hint="start a multiple of it (torchrun --nproc-per-node …)",
+        )
+    devices = data_parallel(arguments) // config.context_parallel
+    at_once = config.micro_batch * devices
+    if config.rows_per_step % at_once:
+        raise LongRopeError(
+            f"a step of {config.rows_per_step} rows cannot be shared by {devices} devices with {config.micro_batch} at "
+            "a time",
+            code="indivisible-batch",
+            hint=f"give a `batch` that {at_once} divides",
+        )
+    arguments.gradient_accumulation_steps = config.rows_per_step // at_once
+
+
 def data_parallel(arguments: TrainingArguments) -> int:
-    """How many processes accelerate gives rows of their own: all, but for those that share one by its parallelism."""
+    """The number of processes that accelerate gives rows of their own: all, divided by those that share a row."""
     parallelism = arguments.parallelism_config
     return int(arguments.world_size) // (1 if parallelism is None else parallelism.non_data_parallel_size)
 
@@ -209,29 +217,28 @@ def make_trainer(
     model: Any,
     arguments: TrainingArguments,
     rows: PackedRows,
-    settings: FinetuneConfig,
+    config: FinetuneConfig,
     *,
     scaled: ScaledModel,
     windows: Mapping[str, Window],
     run: str,
-    shared: Shared | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-    callbacks: list[Any] | None = None,
+    shared: SharedRows | None = None,
+    callbacks: Callbacks | None = None,
+    trainer_callbacks: Sequence[TrainerCallback] = (),
 ) -> WindowTrainer:
-    """The trainer of `rows`; `windows` has one for every part, `run` is what its checkpoints are sealed with.
-
-    `shared`: what `context_parallel` gave for the model.
+    """The trainer of `rows`. `windows`: one for every part of the mix; `run`: the name that its checkpoints are sealed
+    with; `shared`: from `context_parallel`, where processes share rows.
     """
-    watch = Watch(run, settings.rows_per_step * settings.length, on_progress)
+    own = RunCallback(run, config.rows_per_step * config.length, callbacks or Callbacks())
     trainer = WindowTrainer(
         scaled=scaled,
         windows=windows,
         shared=shared,
         model=model,
         args=arguments,
-        train_dataset=StepRows(rows, settings.rows_per_step, settings.micro_batch, settings.context_parallel),
+        train_dataset=StepRows(rows, config.rows_per_step, config.micro_batch, config.context_parallel),
         data_collator=collate,
-        callbacks=[*(callbacks or []), watch],
+        callbacks=[*trainer_callbacks, own],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

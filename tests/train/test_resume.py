@@ -1,4 +1,4 @@
-"""Which checkpoints are gone on from: sealed ones of the same run, never half of one."""
+"""A run continues from sealed checkpoints of the same run, never from half a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.train.checkpoints import SEAL, last_sealed, seal
+from longrope.train.resume import SEAL, last_sealed, seal
 
 
 def checkpoint(root: Path, step: int, run: str | None = "me") -> Path:
@@ -36,8 +36,9 @@ def test_none(tmp_path: Path) -> None:
 
 def test_one_of_another_run_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path, 1, run="other")
-    with pytest.raises(LongRopeError, match="checkpoint of another run"):
+    with pytest.raises(LongRopeError) as error:
         last_sealed(tmp_path, "me")
+    assert error.value.code == "other-run"
 
 
 @pytest.mark.parametrize("change", ["grow", "remove", "add"])
@@ -48,15 +49,17 @@ def test_one_that_has_changed_is_refused(tmp_path: Path, change: str) -> None:
         file.unlink()
     else:
         (file if change == "grow" else folder / "new.pt").write_bytes(b"other bytes")
-    with pytest.raises(LongRopeError, match="not as it was written"):
+    with pytest.raises(LongRopeError, match="not as it was written") as error:
         last_sealed(tmp_path, "me")
+    assert error.value.code == "damaged-file"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"run": "me", "files": 3}', "[]"])
 def test_a_damaged_seal_is_refused(tmp_path: Path, text: str) -> None:
     (checkpoint(tmp_path, 1) / SEAL).write_text(text, "utf-8")
-    with pytest.raises(LongRopeError, match="damaged"):
+    with pytest.raises(LongRopeError) as error:
         last_sealed(tmp_path, "me")
+    assert error.value.code == "damaged-file"
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
