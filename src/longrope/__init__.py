@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a test proves
     from longrope.evaluation.config import EvalConfig as EvalConfig
     from longrope.export.config import ExportConfig as ExportConfig
+    from longrope.export.export import export_checkpoint as export_checkpoint
     from longrope.models.apply import apply_scaling as apply_scaling
     from longrope.models.apply import remove_scaling as remove_scaling
     from longrope.models.apply import scaled as scaled
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a 
 _PUBLIC = {
     "evaluation.config": ("EvalConfig",),
     "export.config": ("ExportConfig",),
+    "export.export": ("export_checkpoint",),
     "models.apply": ("apply_scaling", "remove_scaling", "scaled"),
     "models.generation.cache": ("prefill",),
     "models.generation.generate": ("generate",),

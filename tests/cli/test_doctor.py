@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longrope.export.hf import export_hf
+from longrope.export.export import export_checkpoint
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 
@@ -17,7 +17,7 @@ from longrope.rope.scaling import RopeScaling
 def exported(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("doctor") / "out"
     scaling = RopeScaling.extended(RopeGeometry(32, 10_000.0, 64), 256, np.linspace(1.0, 4.5, 16))
-    export_hf(str(checkpoint), scaling, out)
+    export_checkpoint(checkpoint, scaling, out)
     return out
 
 

@@ -12,12 +12,12 @@ import pytest
 from longrope.doctor.diagnose import diagnose
 from longrope.doctor.table import runtimes
 from longrope.errors import LongRopeError
-from longrope.export.hf import export_hf
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW, save_checkpoint
 from tests.doctor.doctor_cases import ENTRY, LONG, SIZES, L, superset, without, write_case
+from tests.export import sources
 
 GEOMETRY = RopeGeometry(32, 10_000.0, WINDOW)
 FACTORS = np.linspace(1.0, 4.5, 16)
@@ -74,7 +74,7 @@ def export(source, tmp_path_factory):
         if key not in made:
             made[key] = tmp_path_factory.mktemp("exports") / "out"
             scaling = RopeScaling.extended(GEOMETRY, 256, FACTORS, attention_factor=attention_factor)
-            export_hf(str(source), scaling, made[key], **options)
+            sources.export(source, scaling, made[key], **options)
         return made[key]
 
     return call
@@ -102,16 +102,16 @@ def changed(tmp_path):
         ({}, {}),
         ({"attention_factor": 1.0}, M_OF_ONE),
         ({"attention_factor": 1.0, "fold_attention_factor": True}, {}),
-        ({"form": "hf-unified"}, UNIFIED),
-        ({"form": "phi3"}, PHI3),
-        ({"form": "phi3", "attention_factor": 1.0}, PHI3 | M_OF_ONE | {"transformers-4.57": "refused"}),
+        ({"target": "hf-unified"}, UNIFIED),
+        ({"target": "phi3"}, PHI3),
+        ({"target": "phi3", "attention_factor": 1.0}, PHI3 | M_OF_ONE | {"transformers-4.57": "refused"}),
     ],
     ids=str,
 )
 def test_every_runtime_on_every_form(arguments, differing, export):
     found = verdicts(export(**arguments))
     expected = DUAL | differing
-    if arguments == {"form": "phi3", "attention_factor": 1.0}:
+    if arguments == {"target": "phi3", "attention_factor": 1.0}:
         expected |= {"mistral.rs": "differs", "llama.cpp-convert": "differs", "ollama-create": "differs"}
     assert found == expected
 
@@ -119,7 +119,7 @@ def test_every_runtime_on_every_form(arguments, differing, export):
 def test_the_embedded_model(tmp_path):
     geometry = RopeGeometry(64, 10_000.0, 256)
     scaling = RopeScaling.extended(geometry, 1024, np.geomspace(1.0, 4.6, 32), attention_factor=1.0)
-    export_hf("tiny", scaling, tmp_path / "out")
+    sources.export("tiny", scaling, tmp_path / "out")
     found = diagnose(tmp_path / "out")
     assert found.failures() == []
     assert {lint.name for lint in found.lints} == set()

@@ -10,7 +10,7 @@ import pytest
 
 from longrope.doctor.diagnose import diagnose
 from longrope.errors import LongRopeError
-from longrope.export.gguf.export import export_gguf
+from longrope.export.export import export_checkpoint
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
@@ -56,7 +56,7 @@ def verdicts(path: Path, **options) -> dict[str, str]:
 
 def test_our_own_file(tmp_path):
     path = tmp_path / "tiny.gguf"
-    export_gguf("tiny", SCALING, path)
+    export_checkpoint("tiny", SCALING, path, target="gguf")
     found = diagnose(path)
     assert {one.runtime.name: one.verdict for one in found.findings} == dict.fromkeys(
         ("llama.cpp", "llama.cpp-short", "ollama"), "partly"

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from longrope.export.config import ExportConfig
+from longrope.export.export import ExportResult, export_checkpoint
 from longrope.models.apply import apply_scaling
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
@@ -29,6 +31,11 @@ def scaling_of(folder: Path, attention_factor: float = 1.0) -> RopeScaling:
     geometry = RopeGeometry.from_config(AutoConfig.from_pretrained(folder), original_length=WINDOW)
     factors = torch.linspace(1.0, 4.5, geometry.pairs, dtype=torch.float64)
     return RopeScaling.extended(geometry, TARGET, factors, attention_factor=attention_factor)
+
+
+def export(model: Path | str, scaling: RopeScaling | Path | None, output: Path, **settings: Any) -> ExportResult:
+    """`export_checkpoint` with `settings` of its config."""
+    return export_checkpoint(model, scaling, output, config=ExportConfig(**settings))
 
 
 def ids(length: int) -> Tensor:

@@ -9,8 +9,18 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow, Evaluation
-from longrope.export.export import export, find_source
-from tests.export.sources import SU, TARGET, WINDOW, save_model, scaling_of
+from longrope.export.export import export_checkpoint, find_source
+from longrope.rope.scaling import RopeScaling
+from tests.export.sources import SU, TARGET, WINDOW, export, save_model, scaling_of
+from tests.models.families import tiny_model
+
+
+def refused(job, *arguments, **settings) -> str:
+    """The code of the error that `job` raises."""
+    with pytest.raises(LongRopeError) as error:
+        job(*arguments, **settings)
+    return error.value.code
+
 
 ROW = EvalRow("perplexity", "longrope", TARGET, "perplexity", 33.25, 0.5, 10, {})
 
@@ -27,24 +37,24 @@ def run(tmp_path):
 
 
 def test_a_run_brings_everything(run, tmp_path):
-    found = find_source(str(run))
+    found = find_source(run)
     assert found.model == str(tmp_path / "source")
     assert (found.evidence, found.notes, found.original_length) == ([ROW], [], WINDOW)
-    done = export(str(run), tmp_path / "out")
+    done = export(run, None, tmp_path / "out")
     assert "| longrope | 33.25 ± 0.50 |" in (done.path / "README.md").read_text()
 
 
 def test_another_scaling_goes_before_the_runs(run, tmp_path):
     source = tmp_path / "source"
     scaling_of(source, 1.0).save(tmp_path / "other.json")
-    found = find_source(str(run), tmp_path / "other.json")
+    found = find_source(run, tmp_path / "other.json")
     assert found.scaling.windows[-1].attention_factor == 1.0
     assert found.evidence == []  # measured with the run's own
 
 
 def test_measurements_that_cannot_be_read_are_named(run):
     (run / "eval.json").write_text("{}")
-    found = find_source(str(run))
+    found = find_source(run)
     assert found.evidence == []
     assert "eval.json" in found.notes[0]
 
@@ -53,41 +63,49 @@ def test_an_original_length_that_was_given_to_the_run_holds(run, tmp_path):
     """The model's config states 128; the run was made with 64."""
     config = json.loads((tmp_path / "source/config.json").read_text())
     (tmp_path / "source/config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
-    assert export(str(run), tmp_path / "out").losses == []
+    assert export(run, None, tmp_path / "out").unsupported == []
     with pytest.raises(LongRopeError, match="original_length 64; this model has original_length 128"):
-        export(str(tmp_path / "source"), tmp_path / "again", scaling_path=run / "scaling.json")
+        export(tmp_path / "source", run / "scaling.json", tmp_path / "again")
 
 
 def test_what_a_run_lacks_is_said(run, tmp_path):
     shutil.move(tmp_path / "source", tmp_path / "elsewhere")
-    with pytest.raises(LongRopeError, match=r"is for the model .*source, which is not found from here .*--scaling"):
-        find_source(str(run))
+    with pytest.raises(LongRopeError, match=r"is for the model .*source, which is not found from here") as error:
+        find_source(run)
+    assert error.value.code == "no-such-model"
     scaling_of(tmp_path / "elsewhere").save(run / "scaling.json")
     with pytest.raises(LongRopeError, match="does not say which model it is for"):
-        find_source(str(run))
+        find_source(run)
     (run / "scaling.json").unlink()
-    with pytest.raises(LongRopeError, match="found neither in"):
-        find_source(str(run))
+    assert refused(find_source, run) == "no-such-model"
     (run / "search.jsonl").write_text("{}\n")
-    with pytest.raises(LongRopeError, match="go on with it"):
-        find_source(str(run))
+    assert refused(find_source, run) == "unfinished-run"
 
 
 def test_a_model_needs_a_scaling_and_an_export_has_one(run, tmp_path):
-    with pytest.raises(LongRopeError, match="expected --scaling FILE"):
-        find_source(str(tmp_path / "source"))
-    with pytest.raises(LongRopeError, match="expected --scaling FILE"):
-        find_source("tiny")
-    done = export(str(run), tmp_path / "out")
-    assert export(str(done.path), tmp_path / "phi3", to="phi3").path.is_dir()
+    assert refused(find_source, tmp_path / "source") == "missing-scaling"
+    assert refused(find_source, "tiny") == "missing-scaling"
+    done = export(run, None, tmp_path / "out")
+    assert export(done.path, None, tmp_path / "phi3", target="phi3").path.is_dir()
 
 
-def test_options_that_do_not_go_together(run, tmp_path):
-    for options, reason in (
-        ({"to": "onnx"}, "expected --to hf, hf-unified, phi3 or gguf; found 'onnx'"),
-        ({"to": "gguf", "fold_attention_factor": True}, "nothing to fold"),
-        ({"gguf": tmp_path / "model.gguf"}, "--gguf goes with --to gguf"),
+def test_settings_that_do_not_go_together(run, tmp_path):
+    for settings, code in (
+        ({"target": "onnx"}, "invalid-setting"),
+        ({"target": "gguf", "fold_attention_factor": True}, "setting-of-another-target"),
+        ({"gguf": tmp_path / "model.gguf"}, "setting-of-another-target"),
     ):
-        with pytest.raises(LongRopeError, match=reason):
-            export(str(run), tmp_path / "out", **options)
+        assert refused(export, run, None, tmp_path / "out", **settings) == code
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scaling_in_memory_is_saved_with_the_checkpoint(run, tmp_path):
+    source = tmp_path / "source"
+    scaling = scaling_of(source, SU)
+    done = export_checkpoint(source, scaling, tmp_path / "out", target="hf-unified", original_length="64")
+    assert (done.target, done.scaling_path) == ("hf-unified", None)
+    assert RopeScaling.load(done.path / "scaling.json") == scaling
+    assert done.to_json()["scaling_path"] is None
+    assert "servings" not in repr(done)
+    assert refused(export_checkpoint, tiny_model("llama"), scaling, tmp_path / "again") == "no-such-model"
+    assert refused(export_checkpoint, source, scaling) == "invalid-setting"

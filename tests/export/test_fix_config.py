@@ -10,10 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from longrope.errors import LongRopeError
 from longrope.export.fix_config import fix_config
-from longrope.export.hf import export_hf
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
-from tests.export.sources import SU, TARGET, WINDOW, plain_logits, save_model, scaled_logits, scaling_of
+from tests.export.sources import SU, TARGET, WINDOW, export, plain_logits, save_model, scaled_logits, scaling_of
 
 ROPE_KEYS = (
     "rope_scaling",
@@ -45,7 +44,7 @@ def edit(folder, **changes):
 def exported(tmp_path):
     """A plain hf export."""
     source = save_model(tmp_path / "source", "llama")
-    return export_hf(str(source), scaling_of(source, SU), tmp_path / "out").path
+    return export(source, scaling_of(source, SU), tmp_path / "out").path
 
 
 @pytest.mark.parametrize(
@@ -63,13 +62,13 @@ def exported(tmp_path):
 def test_save_pretrained_is_undone(family, form, m, fold, tmp_path):
     source = save_model(tmp_path / "source", family)
     scaling = scaling_of(source, m)
-    out = export_hf(str(source), scaling, tmp_path / "out", form=form, fold_attention_factor=fold).path
+    out = export(source, scaling, tmp_path / "out", target=form, fold_attention_factor=fold).path
     before = rope(out)
     model = AutoModelForCausalLM.from_pretrained(out)
     model.save_pretrained(out)
     assert "rope_scaling" not in read(out)  # what fix-config is for
     fixed = fix_config(out)
-    assert fixed.form == form
+    assert fixed.target == form
     assert any(change.startswith("rope_scaling: added") for change in fixed.changes)
     assert rope(out) == before
     content = (out / "config.json").read_bytes()
@@ -113,11 +112,11 @@ def test_without_the_record_nothing_is_guessed(exported):
     with pytest.raises(LongRopeError, match="does not say how it was exported"):
         fix_config(exported)
     with pytest.raises(LongRopeError, match="expected a form of"):
-        fix_config(exported, form="gguf")
+        fix_config(exported, target="gguf")
     with pytest.raises(LongRopeError, match="expected the Phi-3 model"):
-        fix_config(exported, form="phi3")
+        fix_config(exported, target="phi3")
     assert (exported / "config.json").read_bytes() == content
-    fix_config(exported, form="hf")
+    fix_config(exported, target="hf")
     assert rope(exported) == before
 
 
@@ -127,14 +126,16 @@ def test_contradictions_are_refused(exported, tmp_path):
     other = RopeScaling(scaling.geometry, (scaling.windows[0], Window(TARGET, (4.0,) * 8, 0, SU)))
     other.save(tmp_path / "other.json")
     cases = (
-        ({"form": "hf-unified"}, "the export had --to hf; found --to hf-unified"),
-        ({"folded": True}, "--fold-attention-factor False; found --fold-attention-factor True"),
-        ({"scaling_path": tmp_path / "other.json"}, "exported with another scaling"),
-        ({"scaling_path": tmp_path / "none.json"}, "there is no scaling at"),
+        ({"target": "hf-unified"}, "other-export"),
+        ({"fold_attention_factor": True}, "other-export"),
+        ({"scaling": tmp_path / "other.json"}, "other-export"),
+        ({"scaling": other}, "other-export"),
+        ({"scaling": tmp_path / "none.json"}, "missing-scaling"),
     )
-    for options, reason in cases:
-        with pytest.raises(LongRopeError, match=reason):
+    for options, code in cases:
+        with pytest.raises(LongRopeError) as error:
             fix_config(exported, **options)
+        assert error.value.code == code
     assert (exported / "config.json").read_bytes() == content
     edit(exported, longrope={"form": 3})
     with pytest.raises(LongRopeError, match="expected the record of an export"):
@@ -146,7 +147,7 @@ def test_a_scaling_of_another_model_is_refused(exported, tmp_path):
     scaling_of(other, SU).save(tmp_path / "other.json")
     edit(exported, longrope=None)
     with pytest.raises(LongRopeError, match="the scaling is for rotary_dim 32; this model has rotary_dim 16"):
-        fix_config(exported, tmp_path / "other.json", form="hf")
+        fix_config(exported, tmp_path / "other.json", target="hf")
 
 
 def test_folders_that_are_none(tmp_path):

@@ -10,12 +10,10 @@ from safetensors.torch import load_file
 
 from longrope.errors import LongRopeError
 from longrope.export import weights as fold
-from longrope.export.export import export
 from longrope.export.forms import express
-from longrope.export.hf import export_hf
 from longrope.rope.hf_config import forced_attention_factor
 from longrope.rope.scaling import RopeScaling
-from tests.export.sources import SU, TARGET, WINDOW, plain_logits, save_model, scaled_logits, scaling_of
+from tests.export.sources import SU, TARGET, WINDOW, export, plain_logits, save_model, scaled_logits, scaling_of
 
 LENGTHS = (WINDOW, WINDOW + 1, TARGET)
 # What is special about each: plain; biases and tied heads; a norm per head; a norm of all heads; 1 + w; 16 of 32
@@ -57,8 +55,8 @@ def test_every_runtime_gets_the_logits_of_the_scaling(family, tmp_path):
     source = save_model(tmp_path / "source", family)
     scaling = scaling_of(source)  # m = 1, where runtimes compute 1.15
     ours = scaled_logits(source, scaling, *LENGTHS)
-    done = export_hf(str(source), scaling, tmp_path / "out", fold_attention_factor=True)
-    assert done.losses == []
+    done = export(source, scaling, tmp_path / "out", fold_attention_factor=True)
+    assert done.unsupported == []
     assert_same(plain_logits(done.path, *LENGTHS), ours)
     drop_attention_factor(done.path)
     assert_same(plain_logits(done.path, *LENGTHS), ours)
@@ -69,7 +67,7 @@ def test_every_runtime_gets_the_logits_of_the_scaling(family, tmp_path):
 def test_without_folding_such_a_runtime_computes_something_else(tmp_path):
     source = save_model(tmp_path / "source", "llama")
     scaling = scaling_of(source)
-    done = export_hf(str(source), scaling, tmp_path / "out")
+    done = export(source, scaling, tmp_path / "out")
     assert any("--fold-attention-factor" in note for note in done.notes)
     drop_attention_factor(done.path)
     ours, theirs = scaled_logits(source, scaling, TARGET)[0], plain_logits(done.path, TARGET)[0]
@@ -78,7 +76,7 @@ def test_without_folding_such_a_runtime_computes_something_else(tmp_path):
 
 def test_only_rotated_queries_change(tmp_path):
     source = save_model(tmp_path / "source", "stablelm", use_qkv_bias=True)
-    export_hf(str(source), scaling_of(source), tmp_path / "out", fold_attention_factor=True)
+    export(source, scaling_of(source), tmp_path / "out", fold_attention_factor=True)
     before, after = (load_file(path / "model.safetensors") for path in (source, tmp_path / "out"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -94,7 +92,7 @@ def test_layers_that_are_not_scaled_keep_their_queries(tmp_path):
     for family, kept in {"smollm3": 1, "olmo3": 0}.items():
         source = save_model(tmp_path / family, family)
         out = tmp_path / f"{family}-out"
-        export_hf(str(source), scaling_of(source), out, fold_attention_factor=True)
+        export(source, scaling_of(source), out, fold_attention_factor=True)
         before, after = (load_file(path / "model.safetensors") for path in (source, out))
         changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
         assert len(changed) == 1
@@ -105,7 +103,7 @@ def test_layers_that_are_not_scaled_keep_their_queries(tmp_path):
 def test_short_dtypes_are_rounded_once(dtype, tmp_path):
     source = save_model(tmp_path / "source", "llama", dtype)
     scaling = scaling_of(source, attention_factor=0.9)
-    done = export_hf(str(source), scaling, tmp_path / "out", fold_attention_factor=True)
+    done = export(source, scaling, tmp_path / "out", fold_attention_factor=True)
     name = "model.layers.0.self_attn.q_proj.weight"
     before, after = (load_file(path / "model.safetensors")[name] for path in (source, tmp_path / "out"))
     assert after.dtype == dtype
@@ -115,15 +113,15 @@ def test_short_dtypes_are_rounded_once(dtype, tmp_path):
 
 def test_the_forced_factor_is_that_of_the_lengths_in_the_config(tmp_path):
     source = save_model(tmp_path / "source", "llama")
-    expression = express(scaling_of(source, 1.1), "hf", fold_attention_factor=True)
-    assert forced_attention_factor(expression.stated) == pytest.approx(SU)
-    assert expression.stated.windows[0].attention_factor == expression.stated.windows[1].attention_factor
-    assert expression.query_scale * expression.stated.windows[1].attention_factor ** 2 == pytest.approx(1.1**2)
+    expressed = express(scaling_of(source, 1.1), "hf", fold_attention_factor=True)
+    assert forced_attention_factor(expressed.stated) == pytest.approx(SU)
+    assert expressed.stated.windows[0].attention_factor == expressed.stated.windows[1].attention_factor
+    assert expressed.query_scale * expressed.stated.windows[1].attention_factor ** 2 == pytest.approx(1.1**2)
 
 
 def test_where_runtimes_agree_nothing_is_folded(tmp_path):
     source = save_model(tmp_path / "source", "llama")
-    done = export_hf(str(source), scaling_of(source, SU), tmp_path / "out", fold_attention_factor=True)
+    done = export(source, scaling_of(source, SU), tmp_path / "out", fold_attention_factor=True)
     assert (done.path / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
     assert done.notes == []
 
@@ -143,7 +141,7 @@ def test_a_wrong_fold_fails_the_proof(family, attribute, value, tmp_path, monkey
     monkeypatch.setattr(fold, "_NORMS", fold.re.compile("never"))
     source = save_model(tmp_path / "source", family)
     with pytest.raises(LongRopeError, match="folding the attention factor changes the logits"):
-        export_hf(str(source), scaling_of(source), tmp_path / "out", fold_attention_factor=True)
+        export(source, scaling_of(source), tmp_path / "out", fold_attention_factor=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -157,7 +155,7 @@ def test_scaling_all_dimensions_of_a_partial_rotation_fails_the_proof(tmp_path, 
     monkeypatch.setattr("longrope.export.hf.fold_changes", every_dimension)
     source = save_model(tmp_path / "source", "stablelm")
     with pytest.raises(LongRopeError, match="folding the attention factor changes the logits"):
-        export_hf(str(source), scaling_of(source), tmp_path / "out", fold_attention_factor=True)
+        export(source, scaling_of(source), tmp_path / "out", fold_attention_factor=True)
 
 
 def test_what_cannot_be_folded_is_refused(tmp_path):
@@ -167,16 +165,16 @@ def test_what_cannot_be_folded_is_refused(tmp_path):
     ):
         source = save_model(tmp_path / family, family, **overrides)
         with pytest.raises(LongRopeError, match=reason):
-            export_hf(str(source), scaling_of(source), tmp_path / "out", fold_attention_factor=True)
+            export(source, scaling_of(source), tmp_path / "out", fold_attention_factor=True)
         assert not (tmp_path / "out").exists()
 
 
 def test_a_folded_export_is_no_source(tmp_path):
     source = save_model(tmp_path / "source", "llama")
     scaling = scaling_of(source)
-    export_hf(str(source), scaling, tmp_path / "folded", fold_attention_factor=True)
+    export(source, scaling, tmp_path / "folded", fold_attention_factor=True)
     with pytest.raises(LongRopeError, match="folded into its weights"):
-        export_hf(str(tmp_path / "folded"), scaling, tmp_path / "out")
+        export(tmp_path / "folded", scaling, tmp_path / "out")
     with pytest.raises(LongRopeError, match="folded into its weights"):
-        export(str(tmp_path / "folded"), tmp_path / "out.gguf", to="gguf")
+        export(tmp_path / "folded", None, tmp_path / "out.gguf", target="gguf")
     assert RopeScaling.load(tmp_path / "folded" / "scaling.json") == scaling

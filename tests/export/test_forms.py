@@ -10,11 +10,12 @@ import torch
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow
 from longrope.export.card import serving
+from longrope.export.config import ExportConfig
 from longrope.export.forms import express
 from longrope.export.hf import export_hf
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
-from tests.export.sources import SU, TARGET, WINDOW, plain_logits, save_model, scaled_logits, scaling_of
+from tests.export.sources import SU, TARGET, WINDOW, export, plain_logits, save_model, scaled_logits, scaling_of
 
 GEOMETRY = RopeGeometry(32, 10000.0, 1024)
 
@@ -35,7 +36,7 @@ def served(family: str, scaling: RopeScaling, form: str = "hf", **options) -> di
 def test_unified_is_one_regime(family, tmp_path):
     source = save_model(tmp_path / "source", family)
     scaling = scaling_of(source, SU)
-    done = export_hf(str(source), scaling, tmp_path / "out", form="hf-unified")
+    done = export(source, scaling, tmp_path / "out", target="hf-unified")
     long = scaling.windows[1]
     only = RopeScaling(scaling.geometry, (Window(TARGET, long.factors, 0, SU),))
     lengths = (WINDOW - 1, WINDOW, WINDOW + 1, TARGET)
@@ -57,7 +58,7 @@ def test_unified_loses_nothing_in_silence_either(tmp_path):
     long = scaling.windows[1]
     scaling = RopeScaling(scaling.geometry, (Window(TARGET, long.factors, 8, 1.0),))
     with pytest.raises(LongRopeError, match="start tokens"):
-        export_hf(str(source), scaling, tmp_path / "out", form="hf-unified")
+        export(source, scaling, tmp_path / "out", target="hf-unified")
 
 
 def test_unknown_form():
@@ -111,8 +112,8 @@ def test_card_has_evidence_limits_and_every_command(tmp_path):
     ]
     rows.append(EvalRow("perplexity", "longrope", TARGET, "nll", 3.0, None, 10, {"from": 0, "to": 64}))
     rows.append(EvalRow("passkey", "longrope", TARGET, "accuracy", 0.875, None, 8, {}))
-    done = export_hf(str(source), scaling_of(source), tmp_path / "out", evidence=rows)
-    card = (done.path / "README.md").read_text()
+    export_hf(str(source), scaling_of(source), tmp_path / "out", evidence=rows)
+    card = (tmp_path / "out" / "README.md").read_text()
     assert "| longrope | 12.25 ± 0.50 | 14.50 ± 0.50 |" in card
     assert "| longrope | 0.875 |" in card
     assert "Passkey, accuracy, by length" in card
@@ -120,5 +121,5 @@ def test_card_has_evidence_limits_and_every_command(tmp_path):
     for part in ("## How", "## Evidence", "## Limits", "## Serve", "vllm serve PATH", "--fold-attention-factor"):
         assert part in card
     assert str(tmp_path) not in card.partition("Command:")[0]
-    unified = export_hf(str(source), scaling_of(source), tmp_path / "one", form="hf-unified", evidence=rows)
-    assert f"up to {WINDOW} tokens it does not hold" in (unified.path / "README.md").read_text()
+    export_hf(str(source), scaling_of(source), tmp_path / "one", ExportConfig(target="hf-unified"), evidence=rows)
+    assert f"up to {WINDOW} tokens it does not hold" in (tmp_path / "one/README.md").read_text()

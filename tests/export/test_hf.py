@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.errors import LongRopeError
 from longrope.export import hf
-from longrope.export.hf import export_hf
 from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW, save_checkpoint
+from tests.export.sources import export
 
 CLASSES = [
     "LlamaConfig",
@@ -43,8 +43,8 @@ def scaling_for(folder, *, start_tokens=0, attention_factor=1.0, windows=None):
 def test_every_family_is_applied_on_both_sides_of_the_window(config_class, tmp_path):
     source = save_checkpoint(tmp_path / "source", config_class)
     scaling = scaling_for(source)
-    done = export_hf(str(source), scaling, tmp_path / "out")
-    assert done.losses == []
+    done = export(source, scaling, tmp_path / "out")
+    assert done.unsupported == []
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
     # An independent look, without the exporter's own check.
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -60,7 +60,7 @@ def test_every_family_is_applied_on_both_sides_of_the_window(config_class, tmp_p
 
 def test_short_texts_are_exactly_the_original_model(tmp_path):
     source = save_checkpoint(tmp_path / "source", dtype=torch.bfloat16)
-    export_hf(str(source), scaling_for(source), tmp_path / "out")
+    export(source, scaling_for(source), tmp_path / "out")
     before, after = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (source, tmp_path / "out"))
     ids = torch.arange(64)[None]
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_short_texts_are_exactly_the_original_model(tmp_path):
 def test_config_says_everything_everywhere(tmp_path):
     source = save_checkpoint(tmp_path / "source")
     scaling = scaling_for(source, attention_factor=1.125)
-    export_hf(str(source), scaling, tmp_path / "out")
+    export(source, scaling, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["max_position_embeddings"] == 256
     assert config["original_max_position_embeddings"] == 64
@@ -87,7 +87,7 @@ def test_config_says_everything_everywhere(tmp_path):
 
 def test_card_tells_how_and_what_was_lost(tmp_path):
     source = save_checkpoint(tmp_path / "source")
-    export_hf(str(source), scaling_for(source, start_tokens=4), tmp_path / "out", allow_lossy=True)
+    export(source, scaling_for(source, start_tokens=4), tmp_path / "out", allow_lossy=True)
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers")
     assert "start tokens 4 (window to 256)" in card
@@ -106,10 +106,10 @@ def test_nothing_is_lost_in_silence(changes, named, tmp_path):
     source = save_checkpoint(tmp_path / "source")
     scaling = scaling_for(source, **changes)
     with pytest.raises(LongRopeError, match=named):
-        export_hf(str(source), scaling, tmp_path / "out")
+        export(source, scaling, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    done = export_hf(str(source), scaling, tmp_path / "out", allow_lossy=True)
-    assert any(named in loss for loss in done.losses)
+    done = export(source, scaling, tmp_path / "out", allow_lossy=True)
+    assert any(named in loss for loss in done.unsupported)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_wrong_config_fails_the_proof(damage, tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "superset_config", damaged)
     source = save_checkpoint(tmp_path / "source")
     with pytest.raises(LongRopeError):
-        export_hf(str(source), scaling_for(source), tmp_path / "out")
+        export(source, scaling_for(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -142,7 +142,7 @@ def test_a_wrong_config_fails_the_proof(damage, tmp_path, monkeypatch):
 def test_the_runtime_switches_where_the_first_window_ends(tmp_path):
     source = save_checkpoint(tmp_path / "source")
     scaling = scaling_for(source, windows=lambda d: (Window(100, (1.5,) * d), Window(256, (4.0,) * d)))
-    assert export_hf(str(source), scaling, tmp_path / "out").losses == []
+    assert export(source, scaling, tmp_path / "out").unsupported == []
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["original_max_position_embeddings"] == 100
     assert config["rope_parameters"]["factor"] == 2.56
@@ -151,7 +151,7 @@ def test_the_runtime_switches_where_the_first_window_ends(tmp_path):
 def test_a_scaling_that_goes_nowhere_is_refused(tmp_path):
     source = save_checkpoint(tmp_path / "source")
     with pytest.raises(LongRopeError, match="reaches beyond the original window of 64 tokens"):
-        export_hf(str(source), scaling_for(source, windows=lambda d: (Window(32, (1.0,) * d),)), tmp_path / "out")
+        export(source, scaling_for(source, windows=lambda d: (Window(32, (1.0,) * d),)), tmp_path / "out")
 
 
 def test_an_incomplete_source_is_refused(tmp_path):
@@ -160,7 +160,7 @@ def test_an_incomplete_source_is_refused(tmp_path):
     del weights["model.layers.0.self_attn.q_proj.weight"]
     save_file(weights, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(LongRopeError, match="lacks 1 weights"):
-        export_hf(str(source), scaling_for(source), tmp_path / "out")
+        export(source, scaling_for(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -171,12 +171,12 @@ def test_damaged_sources_are_one_line(tmp_path):
     for damage in ("{", "[]"):
         settings.write_text(damage)
         with pytest.raises(LongRopeError, match=r"tokenizer_config\.json"):
-            export_hf(str(source), scaling, tmp_path / "out")
+            export(source, scaling, tmp_path / "out")
     settings.write_text("{}")
     whole = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LongRopeError, match="cannot load the model"):
-        export_hf(str(source), scaling, tmp_path / "out")
+        export(source, scaling, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -188,7 +188,7 @@ def test_only_the_weights_of_the_index_travel(tmp_path):
         (tmp_path / "sharded" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "sharded" / "consolidated.safetensors").write_bytes(b"another copy of everything")
     (tmp_path / "sharded" / "pytorch_model.bin").write_bytes(b"a pickle")
-    export_hf(str(tmp_path / "sharded"), scaling_for(source), tmp_path / "out")
+    export(tmp_path / "sharded", scaling_for(source), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert sum(name.startswith("model-") for name in names) > 1
     assert "model.safetensors.index.json" in names
@@ -199,7 +199,7 @@ def test_into_a_link_to_an_empty_folder(tmp_path):
     source = save_checkpoint(tmp_path / "source")
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    export_hf(str(source), scaling_for(source), tmp_path / "link")
+    export(source, scaling_for(source), tmp_path / "link")
     assert (tmp_path / "real" / "config.json").is_file()
     assert not list((tmp_path / "real").glob(".partial*"))
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_carries_a_scaling_is_replaced(tmp_path):
     rope = {"rope_type": "llama3", "rope_theta": 10000.0, "original_max_position_embeddings": WINDOW}
     rope |= {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     source = save_checkpoint(tmp_path / "source", rope_parameters=rope, max_position_embeddings=128)
-    export_hf(str(source), scaling_for(source), tmp_path / "out")
+    export(source, scaling_for(source), tmp_path / "out")
     entry = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
     assert entry["rope_type"] == "longrope"
     assert "low_freq_factor" not in entry

@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from longrope.errors import LongRopeError
 from longrope.export import verify
-from longrope.export.hf import export_hf
 from longrope.export.phi3 import require_eligible
 from longrope.models.apply import apply_scaling
 from longrope.rope.geometry import RopeGeometry
 from tests.checkpoints import save_checkpoint
-from tests.export.sources import SU, TARGET, WINDOW, ids, plain_logits, save_model, scaled_logits, scaling_of
+from tests.export.sources import SU, TARGET, WINDOW, export, ids, plain_logits, save_model, scaled_logits, scaling_of
 
 LENGTHS = (7, WINDOW, WINDOW + 1, TARGET)
 CASES = {
@@ -34,12 +33,12 @@ def case(request, tmp_path):
     family, overrides, dtype = CASES[request.param]
     source = save_model(tmp_path / "source", family, dtype, **overrides)
     scaling = scaling_of(source, SU)
-    return source, scaling, export_hf(str(source), scaling, tmp_path / "out", form="phi3").path
+    return source, scaling, export(source, scaling, tmp_path / "out", target="phi3").path
 
 
 def test_logits_are_the_sources_bit_for_bit(case, tmp_path):
     source, scaling, out = case
-    plain = export_hf(str(source), scaling, tmp_path / "hf").path
+    plain = export(source, scaling, tmp_path / "hf").path
     ours, theirs = plain_logits(out, *LENGTHS), plain_logits(plain, *LENGTHS)
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
     # And with our rotary module in both.
@@ -79,7 +78,7 @@ def test_generation_passes_the_switch(tmp_path):
     scaling = scaling_of(source, SU)
     texts = {}
     for form in ("phi3", "hf"):
-        model = AutoModelForCausalLM.from_pretrained(export_hf(str(source), scaling, tmp_path / form, form=form).path)
+        model = AutoModelForCausalLM.from_pretrained(export(source, scaling, tmp_path / form, target=form).path)
         for cache in (True, False):
             options = {"max_new_tokens": 20, "do_sample": False, "use_cache": cache, "eos_token_id": None}
             prompt = ids(WINDOW - 6)
@@ -96,7 +95,7 @@ def test_sharded_checkpoints_stay_sharded(tmp_path):
     model.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
     scaling = scaling_of(source, SU)
     one, many = (
-        export_hf(str(folder), scaling, tmp_path / f"{folder.name}-out", form="phi3").path
+        export(folder, scaling, tmp_path / f"{folder.name}-out", target="phi3").path
         for folder in (source, tmp_path / "shards")
     )
     index = json.loads((many / "model.safetensors.index.json").read_text())
@@ -112,7 +111,7 @@ def test_sharded_checkpoints_stay_sharded(tmp_path):
 def test_folded_too(tmp_path):
     source = save_model(tmp_path / "source", "llama")
     scaling = scaling_of(source)
-    done = export_hf(str(source), scaling, tmp_path / "out", form="phi3", fold_attention_factor=True)
+    done = export(source, scaling, tmp_path / "out", target="phi3", fold_attention_factor=True)
     assert json.loads((done.path / "config.json").read_text())["rope_scaling"].keys() == {
         "type",
         "short_factor",
@@ -125,7 +124,7 @@ def test_folded_too(tmp_path):
 def test_an_attention_factor_of_its_own_is_for_transformers_5(tmp_path):
     source = save_model(tmp_path / "source", "llama")
     scaling = scaling_of(source)
-    done = export_hf(str(source), scaling, tmp_path / "out", form="phi3")
+    done = export(source, scaling, tmp_path / "out", target="phi3")
     assert any("transformers 4 refuses" in note for serving in done.servings for note in serving.notes)
     model = AutoModelForCausalLM.from_pretrained(source).eval()
     apply_scaling(model, scaling)
@@ -153,7 +152,7 @@ def test_an_attention_factor_of_its_own_is_for_transformers_5(tmp_path):
 def test_the_reason_of_a_refusal(family, overrides, reason, tmp_path):
     source = save_model(tmp_path / "source", family, **overrides)
     with pytest.raises(LongRopeError, match=reason):
-        export_hf(str(source), scaling_of(source, SU), tmp_path / "out", form="phi3")
+        export(source, scaling_of(source, SU), tmp_path / "out", target="phi3")
     assert not (tmp_path / "out").exists()
 
 
@@ -162,11 +161,11 @@ def test_tensors_without_a_place_are_refused(tmp_path):
     weights = load_file(source / "model.safetensors")
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)  # computed, not a weight
     save_file(weights, source / "model.safetensors", {"format": "pt"})
-    export_hf(str(source), scaling_of(source, SU), tmp_path / "out", form="phi3")
+    export(source, scaling_of(source, SU), tmp_path / "out", target="phi3")
     weights["model.layers.0.self_attn.q_norm.weight"] = torch.ones(16)
     save_file(weights, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(LongRopeError, match=r"no place for model\.layers\.0\.self_attn\.q_norm\.weight"):
-        export_hf(str(source), scaling_of(source, SU), tmp_path / "again", form="phi3")
+        export(source, scaling_of(source, SU), tmp_path / "again", target="phi3")
 
 
 def test_quantised_weights_are_refused():
@@ -178,11 +177,11 @@ def test_quantised_weights_are_refused():
 def test_the_tokenizer_stays_the_sources(tmp_path, monkeypatch):
     source = save_checkpoint(tmp_path / "source", num_attention_heads=4, head_dim=16)
     scaling = scaling_of(source, SU)
-    out = export_hf(str(source), scaling, tmp_path / "out", form="phi3").path
+    out = export(source, scaling, tmp_path / "out", target="phi3").path
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (source, out))
     assert before("some words 123").input_ids == after("some words 123").input_ids
     tokenizers = iter((before, lambda text: before(text[1:])))
     monkeypatch.setattr(verify, "load_tokenizer", lambda *_, **__: next(tokenizers))
     with pytest.raises(LongRopeError, match=r"as phi3 the tokenizer of .* gives other tokens"):
-        export_hf(str(source), scaling, tmp_path / "again", form="phi3")
+        export(source, scaling, tmp_path / "again", target="phi3")
     assert not (tmp_path / "again").exists()

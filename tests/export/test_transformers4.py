@@ -20,12 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longrope.data.sources import read_all
-from longrope.export.hf import export_hf
 from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.loading import load_model, load_tokenizer
 from longrope.rope.closed_forms import su_attention_factor, yarn
 from longrope.rope.scaling import RopeScaling
-from tests.export.sources import SU, TARGET, WINDOW, ids, save_model, scaled_logits, scaling_of
+from tests.export.sources import SU, TARGET, WINDOW, export, ids, save_model, scaled_logits, scaling_of
 
 pytestmark = pytest.mark.slow
 
@@ -124,14 +123,12 @@ def test_every_form_of_the_embedded_model(old, embedded, tmp_path):
     forms = {
         "hf": (su, {}),
         "hf, m = 1": (one, {}),
-        "hf-unified": (su, {"form": "hf-unified"}),
-        "phi3": (su, {"form": "phi3"}),
+        "hf-unified": (su, {"target": "hf-unified"}),
+        "phi3": (su, {"target": "phi3"}),
         "hf, m = 1 folded": (one, {"fold_attention_factor": True}),
-        "phi3, m = 1 folded": (one, {"form": "phi3", "fold_attention_factor": True}),
+        "phi3, m = 1 folded": (one, {"target": "phi3", "fold_attention_factor": True}),
     }
-    folders = [
-        export_hf("tiny", scaling, tmp_path / name, **options).path for name, (scaling, options) in forms.items()
-    ]
+    folders = [export("tiny", scaling, tmp_path / name, **options).path for name, (scaling, options) in forms.items()]
     for (name, (scaling, options)), theirs in zip(forms.items(), old.logits(folders, texts, tmp_path), strict=True):
         if options.get("form") == "hf-unified":
             long = scaling.windows[-1]
@@ -147,7 +144,7 @@ def test_every_family(old, tmp_path):
     for family in FAMILIES:
         source = save_model(tmp_path / family, family)
         scaling = scaling_of(source, SU)
-        folders.append(export_hf(str(source), scaling, tmp_path / f"{family}-out").path)
+        folders.append(export(source, scaling, tmp_path / f"{family}-out").path)
         ours[family] = dict(zip(texts, scaled_logits(source, scaling, *map(int, texts)), strict=True))
     for family, theirs in zip(FAMILIES, old.logits(folders, texts, tmp_path), strict=True):
         assert_parity(family, ours[family], theirs, 1e-4)
@@ -157,7 +154,7 @@ def test_without_the_legacy_keys_it_differs(old, embedded, tmp_path):
     """What save_pretrained of transformers 5 leaves is plain RoPE there, and a length in the dictionary alone never
     switches; transformers says nothing in either case."""
     su, _, texts = embedded
-    whole = export_hf("tiny", su, tmp_path / "whole").path
+    whole = export("tiny", su, tmp_path / "whole").path
     drops = {"saved by 5": ("rope_scaling", "rope_theta"), "length inside": ("original_max_position_embeddings",)}
     folders = []
     for name, keys in drops.items():

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from longrope.errors import LongRopeError
-from longrope.export.weights import Rewrite, rewrite, stored_tensors
+from longrope.export.weights import WeightPlan, rewrite, stored_tensors
 
 TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -39,7 +39,7 @@ def same(names):
 
 def test_nothing_changed_is_the_same_file(folder):
     source, out = folder
-    rewrite(source, out, Rewrite(same(TENSORS), {}))
+    rewrite(source, out, WeightPlan(same(TENSORS), {}))
     loaded = load_file(out / "model.safetensors")
     assert loaded.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -51,7 +51,7 @@ def test_nothing_changed_is_the_same_file(folder):
 
 def test_parts_are_stacked_in_their_order(folder):
     source, out = folder
-    rewrite(source, out, Rewrite({"fused": ("b", "a", "b"), "half": ("half",)}, {"b": lambda b: b * 3}))
+    rewrite(source, out, WeightPlan({"fused": ("b", "a", "b"), "half": ("half",)}, {"b": lambda b: b * 3}))
     loaded = load_file(out / "model.safetensors")
     changed = (TENSORS["b"].double() * 3).float()
     assert torch.equal(loaded["fused"], torch.cat((changed, TENSORS["a"], changed)))
@@ -60,16 +60,16 @@ def test_parts_are_stacked_in_their_order(folder):
 
 def test_a_change_is_rounded_once(folder):
     source, out = folder
-    rewrite(source, out, Rewrite(same(TENSORS), {"half": lambda tensor: tensor / 3}))
+    rewrite(source, out, WeightPlan(same(TENSORS), {"half": lambda tensor: tensor / 3}))
     assert torch.equal(load_file(out / "model.safetensors")["half"], (TENSORS["half"].double() / 3).bfloat16())
 
 
 def test_what_does_not_fit_is_refused(folder):
     source, out = folder
     with pytest.raises(LongRopeError, match="one dtype and width to stack into fused; found F32"):
-        rewrite(source, out, Rewrite({"fused": ("a", "half")}, {}))
+        rewrite(source, out, WeightPlan({"fused": ("a", "half")}, {}))
     with pytest.raises(LongRopeError, match="floating point numbers in bytes, found U8"):
-        rewrite(source, out, Rewrite(same(TENSORS), {"bytes": lambda tensor: tensor * 2}))
+        rewrite(source, out, WeightPlan(same(TENSORS), {"bytes": lambda tensor: tensor * 2}))
 
 
 def header(text: bytes) -> bytes:
@@ -104,7 +104,7 @@ def test_shards(folder):
     shards = {"a": "model-1.safetensors", "half": "model-1.safetensors", "b": "model-2.safetensors"}
     index = source / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 0, "more": 1}, "weight_map": shards}))
-    rewrite(source, out, Rewrite({"fused": ("b", "a"), "half": ("half",)}, {}))
+    rewrite(source, out, WeightPlan({"fused": ("b", "a"), "half": ("half",)}, {}))
     written = json.loads((out / index.name).read_text())
     assert written["weight_map"] == {"fused": "model-2.safetensors", "half": "model-1.safetensors"}
     assert written["metadata"] == {"total_size": 20 * 4 + 5 * 2, "more": 1}

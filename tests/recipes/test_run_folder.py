@@ -16,7 +16,8 @@ from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.run import evaluate, seen_documents
-from longrope.export.export import export
+from longrope.export.config import ExportConfig
+from longrope.export.export import export_checkpoint
 from longrope.models import checkpoint_files
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path
@@ -102,7 +103,7 @@ def test_an_export_is_what_its_config_says(checkpoint: Path, tmp_path: Path, for
     wanted = yarn_scaling(open_model(str(checkpoint)))
     wanted.save(tmp_path / "wanted.json")
     given = tmp_path / "wanted.json"
-    export(str(checkpoint), tmp_path / "out", to=form, scaling_path=given, fold_attention_factor=fold)
+    export_checkpoint(checkpoint, given, tmp_path / "out", target=form, config=ExportConfig(fold_attention_factor=fold))
     loaded = open_model(str(tmp_path / "out"))
     assert loaded.checkpoint_scaling is not None
     rope = json.loads((tmp_path / "out/config.json").read_text())["rope_parameters"]
@@ -115,7 +116,7 @@ def test_an_export_is_what_its_config_says(checkpoint: Path, tmp_path: Path, for
 def test_another_scaling_beside_folded_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     wanted = yarn_scaling(open_model(str(checkpoint)))
     wanted.save(tmp_path / "wanted.json")
-    export(str(checkpoint), tmp_path / "out", scaling_path=tmp_path / "wanted.json", fold_attention_factor=True)
+    export_checkpoint(checkpoint, wanted, tmp_path / "out", config=ExportConfig(fold_attention_factor=True))
     yarn_scaling(open_model(str(checkpoint)), 1.0).save(tmp_path / "out/scaling.json")
     with pytest.raises(LongRopeError, match="an attention factor folded into its weights"):
         open_model(str(tmp_path / "out"))
@@ -184,8 +185,8 @@ def test_finetuning_goes_on_from_a_run_folder(checkpoint: Path, tmp_path: Path) 
     assert second.scaling.windows == further.windows[-1:]
     assert set(seen_documents(first.scaling)) < set(seen_documents(second.scaling))
     assert open_model(str(tmp_path / "second")).context_length == length
-    exported = export(str(tmp_path / "second"), tmp_path / "exported")
-    assert exported.losses == []
+    exported = export_checkpoint(tmp_path / "second", None, tmp_path / "exported")
+    assert exported.unsupported == []
     mixed = training(steps=1, batch=1, length=length, mix="short:0.5,long:0.5")
     third = finetune(loaded, scaling=further, data=[sources, *data], output_dir=tmp_path / "third", config=mixed)
     assert [window.max_length for window in third.scaling.windows] == [TARGET, length]

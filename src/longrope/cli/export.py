@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from longrope.cli.common import Json, OriginalLength, RemoteCode, output, print_json, quiet_libraries
-from longrope.units import parse_length
 
 
 def command(
@@ -50,18 +49,17 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint with the longer window, reload it and prove that it is applied."""
-    from longrope.export.export import export
+    from longrope.export.config import ExportConfig
+    from longrope.export.export import export_checkpoint
 
     quiet_libraries()
-    done = export(
+    settings = {"gguf": gguf, "fold_attention_factor": fold_attention_factor, "allow_lossy": allow_lossy}
+    done = export_checkpoint(
         run_or_model,
+        scaling,
         out,
-        to=to,
-        scaling_path=scaling,
-        gguf=gguf,
-        fold_attention_factor=fold_attention_factor,
-        allow_lossy=allow_lossy,
-        original_length=parse_length(original_length) if original_length else None,
+        config=ExportConfig.model_validate({"target": to, **settings}),
+        original_length=original_length,
         trust_remote_code=trust_remote_code,
     )
     if as_json:
@@ -74,7 +72,7 @@ def command(
             f"logits to {check.max_logit_error_short:.1e} inside and {check.max_logit_error_long:.1e} beyond "
             "the original window"
         )
-    for loss in done.losses:
+    for loss in done.unsupported:
         output.print(f"lost: {loss}")
     for note in done.notes:
         output.print(note)

@@ -27,11 +27,11 @@ def command(
     from longrope.export.fix_config import fix_config
 
     quiet_libraries()
-    fixed = fix_config(folder, scaling, form=to, folded=fold_attention_factor or None)
+    fixed = fix_config(folder, scaling, target=to, fold_attention_factor=fold_attention_factor or None)
     if as_json:
-        print_json({"config": str(fixed.path), "form": fixed.form, "changes": fixed.changes})
+        print_json({"config": str(fixed.path), "form": fixed.target, "changes": fixed.changes})
         return
     for change in fixed.changes:
         output.print(change)
     verdict = f"wrote {fixed.path}" if fixed.changes else f"nothing to change in {fixed.path}"
-    output.print(f"{verdict} (exported --to {fixed.form})")
+    output.print(f"{verdict} (exported --to {fixed.target})")

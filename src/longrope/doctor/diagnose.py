@@ -16,7 +16,7 @@ from longrope.doctor.lints import Lint, lint_config, lint_gguf
 from longrope.doctor.readings import RefusedError, UnknownRuleError
 from longrope.doctor.table import SCHEMA, Runtime, as_of, known_families, runtimes
 from longrope.errors import LongRopeError
-from longrope.export.gguf.container import read_gguf_rope
+from longrope.export.gguf.keys import read_gguf_rope
 
 ALL = "all"
 REFERENCE = "transformers-5"

@@ -11,8 +11,7 @@ from typing import Any
 
 from longrope.doctor.config import DICTIONARIES, ORIGINAL, Config
 from longrope.doctor.readings import LONGROPE, PHI3_KEYS
-from longrope.export.gguf.container import GgufRope
-from longrope.export.gguf.keys import CONTEXT_STEP
+from longrope.export.gguf.keys import CONTEXT_STEP, GgufRope
 
 _ATTENTION_BOUNDS = (0.5, 2.0)  # published configs had 32, the ratio, in its place
 

@@ -1,9 +1,8 @@
-"""The model card of an export: what was done, how, the evidence, the limits, and how to serve it.
+"""The model card of an exported folder, and the commands that serve it.
 
-The commands that serve an exported folder, runtime by runtime, and what each runtime does with its two regimes.
-
-Rules as read or executed in transformers 5.23 and 4.57, vLLM 0.33, SGLang 0.5.23 and llama.cpp of October 2026. What a
-runtime computes from any folder, number by number, is `longrope doctor`'s.
+The notes on each runtime's two regimes follow rules that were read or executed in transformers 5.23 and 4.57, vLLM
+0.33, SGLang 0.5.23 and llama.cpp of October 2026. `longrope doctor` computes, number by number, how a runtime reads
+any folder.
 """
 
 from __future__ import annotations
@@ -15,25 +14,142 @@ from pathlib import Path
 
 from longrope.evaluation.results import EvalRow
 from longrope.export.config import HF, PHI3, UNIFIED
-from longrope.export.forms import Expression, express, notes_on
+from longrope.export.forms import ExpressedScaling, express, notes_on
+from longrope.export.gguf.convert import MODEL_TYPES
+from longrope.export.gguf.keys import CONTEXT_STEP
 from longrope.export.verify import Verification
 from longrope.provenance import command_line, versions
 from longrope.rope.hf_config import THREE_KEYS, is_forced
 from longrope.rope.scaling import RopeScaling
 from longrope.units import format_length
 
+_GGUF_PATCHED = ("mixtral", "phi3", "phimoe", "granite", "granitemoe", "apertus", "minicpm", "minicpm3")
+"""Families whose GGUF files take the factors, and are converted by llama.cpp's own converter first."""
+_REFUSED_BY_4 = ("olmo", "olmo2")
+"""Families in whose `rope_scaling` transformers 4 allows `type` and `factor` only."""
+_REPREFILLS = ("phi3", "phimoe", "phi4_multimodal")
+"""Families whose `generate` drops the cache in transformers where a text outgrows the short factors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The commands by which one runtime serves the checkpoint; where there is none, the notes say why."""
+
+    runtime: str
+    commands: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The lines for a terminal: the commands, then the notes, indented."""
+        head = [f"{self.runtime}: {command}" for command in self.commands] or [f"{self.runtime}: no"]
+        return [*head, *(f"  {note}" for note in self.notes)]
+
+
+def serving(path: str, model_name: str, family: str, expressed: ExpressedScaling) -> list[Serving]:
+    """The commands and notes of four runtimes for the folder `path`.
+
+    It was exported from `model_name`, whose language model has the model type `family`.
+    """
+    place = shlex.quote(path)
+    target = expressed.stated.target_length
+    exported = "phi3" if expressed.form == PHI3 else family
+    server = f"python -m sglang.launch_server --model-path {place} --context-length {target}"
+    return [
+        Serving("transformers", (f"transformers serve {place}",), tuple(_transformers(exported, expressed))),
+        Serving("vLLM", (f"vllm serve {place} --max-model-len {target}",), tuple(_vllm(expressed))),
+        Serving("SGLang", (server,), tuple(_sglang(expressed))),
+        _llama_cpp(place, model_name, family, expressed),
+    ]
+
+
+def _transformers(family: str, expressed: ExpressedScaling) -> list[str]:
+    switch, target = expressed.switch, expressed.stated.target_length
+    notes = [f'in Python: AutoModelForCausalLM.from_pretrained("PATH"); texts of up to {target} tokens']
+    if family in THREE_KEYS and not is_forced(expressed.stated):
+        notes.append(
+            "transformers 4 refuses this config, because its Phi-3 takes no attention factor; "
+            "--fold-attention-factor mends that"
+        )
+    if family in _REFUSED_BY_4:
+        notes.append(f"transformers 4 refuses any longrope config of {family}")
+    if expressed.one_regime:
+        return notes
+    notes.append(f"the longest text of a batch decides: up to {switch} tokens the short factors, beyond the long ones")
+    if family in _REPREFILLS:
+        notes.append(f"`generate` computes the keys again when a text without padding grows past {switch} tokens")
+    else:
+        notes.append(
+            f"`generate` keeps the keys of the short factors when a text grows past {switch} tokens, which spoils what "
+            f"follows: start beyond {switch}, use longrope.generate or use_cache=False, or export --to {PHI3} "
+            f"or {UNIFIED}"
+        )
+    return notes
+
+
+def _vllm(expressed: ExpressedScaling) -> list[str]:
+    switch = expressed.switch
+    notes = [f"without --max-model-len it stops at {switch} tokens; --hf-overrides is not needed"]
+    if not expressed.one_regime:
+        notes.append(
+            f"one set of factors for the engine: the long ones, for short texts too; with --max-model-len {switch} "
+            "the short ones"
+        )
+    return notes
+
+
+def _sglang(expressed: ExpressedScaling) -> list[str]:
+    switch = expressed.switch
+    wrong = f"the token at position {switch} is turned like the first one (a fault of its rotary module)"
+    if expressed.one_regime:
+        return [wrong]
+    return [
+        f"one text of a batch beyond {switch} tokens gives all of them the long factors, and keys cached under the "
+        f"short factors stay: prefer --to {UNIFIED}",
+        wrong,
+    ]
+
+
+def _llama_cpp(place: str, model_name: str, family: str, expressed: ExpressedScaling) -> Serving:
+    serve = f"llama-server -m model.gguf -c {expressed.stated.target_length}"
+    # Its converter of Phi-3 writes factors, and computes the attention factor from the lengths.
+    if "phi3" in (expressed.form, family) and is_forced(expressed.stated):
+        convert = f"python convert_hf_to_gguf.py {place} --outfile model.gguf"
+        notes = "the converter of Phi-3 takes SentencePiece and GPT-2 vocabularies only; for another, --to gguf --gguf"
+        return Serving("llama.cpp", (convert, serve), (notes, *_contexts(expressed)))
+    both = _contexts(express(expressed.given, HF))  # that file has the regimes of scaling.json, whatever the form
+    export = f"longrope export {shlex.quote(model_name)} --scaling {place}/scaling.json --to gguf -o model.gguf"
+    converted = "converted.gguf, the original model converted by llama.cpp, in any quantisation"
+    if family in MODEL_TYPES:
+        notes = f"for a large or a quantised model add --gguf {converted}"
+        return Serving("llama.cpp", (export, serve), (notes, *both))
+    if family in _GGUF_PATCHED:
+        return Serving("llama.cpp", (f"{export} --gguf converted.gguf", serve), (converted, *both))
+    return Serving("llama.cpp", (), (f"its graph for {family} gives the RoPE no factors",))
+
+
+def _contexts(expressed: ExpressedScaling) -> list[str]:
+    if expressed.one_regime:
+        return []
+    inside = expressed.switch // CONTEXT_STEP * CONTEXT_STEP
+    if not inside:
+        return ["always the long factors: a context has at least 256 tokens"]
+    return [
+        f"one set of factors for a context: up to -c {inside} the short ones, above it the long ones, for short texts "
+        "too; with -np N each slot has -c / N"
+    ]
+
 
 def model_card(
     model_name: str,
     config_class: str,
     scaling: RopeScaling,
-    expression: Expression,
+    expressed: ExpressedScaling,
     verification: Verification,
     losses: Sequence[str],
     evidence: Sequence[EvalRow],
     servings: Sequence[Serving],
 ) -> str:
-    """Markdown with a Hugging Face front matter. `servings` name the folder PATH, and the model by its public name."""
+    """The card as Markdown with a Hugging Face front matter. `servings` name the folder PATH."""
     title = public_name(model_name)
     geometry, target = scaling.geometry, scaling.target_length
     original = geometry.original_length
@@ -43,7 +159,7 @@ def model_card(
         for window in scaling.windows
     )
     base = f"base_model: {model_name}\n" if model_name == title and "/" in title else ""
-    limits = "\n".join(f"- {note}" for note in notes_on(expression))
+    limits = "\n".join(f"- {note}" for note in notes_on(expressed))
     sections = "\n\n".join(_section(serving) for serving in servings)
     lost = "\n".join(f"- {loss}" for loss in losses) or "- Nothing: transformers expresses this scaling exactly."
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
@@ -56,7 +172,7 @@ library_name: transformers
 # {title} with a context window of {format_length(target)} tokens
 
 The rotary position embedding of `{title}` ({config_class}) was rescaled from {original} to {target} tokens
-({target / original:g}×) with [longrope](https://arxiv.org/abs/2402.13753). {_weights(expression)}
+({target / original:g}×) with [longrope](https://arxiv.org/abs/2402.13753). {_weights(expressed)}
 
 | sequence length | rescale factors λ (first … last pair) | start tokens | attention factor |
 |---|---|---|---|
@@ -68,7 +184,7 @@ Rotary dimension {geometry.rotary_dim}, base {geometry.base:g}. All numbers and 
 Method: {scaling.provenance.get("method", "not recorded")}. Command: `{command_line()}`. Versions: {used}.
 
 ## Evidence
-{_evidence(evidence, expression)}
+{_evidence(evidence, expressed)}
 Reloaded with plain transformers and compared with this scaling installed in the source's weights: largest relative
 frequency error {verification.max_frequency_error:.1e}, largest logit difference
 {verification.max_logit_error_short:.1e} inside and {verification.max_logit_error_long:.1e} beyond the first window.
@@ -83,18 +199,18 @@ frequency error {verification.max_frequency_error:.1e}, largest logit difference
 
 
 def public_name(model_name: str) -> str:
-    """A hub name as it is; a folder's own name, not where it lay on one disk."""
+    """The name of a model on its card: the hub name, or the folder's own name without its path."""
     return Path(model_name).resolve().name if Path(model_name).exists() else model_name
 
 
-def _weights(expression: Expression) -> str:
+def _weights(expressed: ExpressedScaling) -> str:
     text = "The weights are the source's, byte for byte"
-    if expression.form == PHI3:
+    if expressed.form == PHI3:
         text = (
             "The weights are the source's, bit for bit, stacked as Phi-3 has them (`qkv_proj`, `gate_up_proj`): the "
             "same function in the class that most runtimes give LongRoPE"
         )
-    return f"{text}." if expression.query_scale == 1.0 else f"{text}, except those of the queries (see the limits)."
+    return f"{text}." if expressed.query_scale == 1.0 else f"{text}, except those of the queries (see the limits)."
 
 
 def _section(serving: Serving) -> str:
@@ -103,16 +219,16 @@ def _section(serving: Serving) -> str:
     return f"**{serving.runtime}**\n{block}" + "\n".join(f"- {note}" for note in serving.notes)
 
 
-def _evidence(rows: Sequence[EvalRow], expression: Expression) -> str:
+def _evidence(rows: Sequence[EvalRow], expressed: ExpressedScaling) -> str:
     groups: dict[tuple[str, str], list[EvalRow]] = {}
     for row in rows:
-        if row.detail in ({}, {"task": "mean"}):  # not the parts of a number
+        if row.detail in ({}, {"task": "mean"}):  # whole results, not their parts
             groups.setdefault((row.suite, row.metric), []).append(row)
     if not groups:
         return "Nothing was measured with this export. `longrope eval` does.\n"
     text = "".join(_table(", ".join(dict.fromkeys(group)), measured) for group, measured in groups.items())
-    if expression.form == UNIFIED:
-        text += f"Measured with both regimes: up to {expression.switch} tokens it does not hold for this folder.\n"
+    if expressed.form == UNIFIED:
+        text += f"Measured with both regimes: up to {expressed.switch} tokens it does not hold for this folder.\n"
     return text
 
 
@@ -134,118 +250,3 @@ def _cell(row: EvalRow | None) -> str:
         return "–"
     digits = 2 if row.value >= 2 else 3  # shares and accuracies are at most 1
     return f"{row.value:.{digits}f}" + (f" ± {row.stderr:.{digits}f}" if row.stderr is not None else "")
-
-
-CONTEXT_STEP = 256  # llama.cpp rounds contexts up to a multiple of this
-# Where llama.cpp's graph of the architecture takes factors; from the first, `--to gguf` writes whole files.
-_GGUF_WHOLE = ("llama", "mistral", "qwen2")
-_GGUF_PATCHED = ("mixtral", "phi3", "phimoe", "granite", "granitemoe", "apertus", "minicpm", "minicpm3")
-_REFUSED_BY_4 = ("olmo", "olmo2")
-"""Whose `rope_scaling` transformers 4 allows `type` and `factor` only."""
-_REPREFILLS = ("phi3", "phimoe", "phi4_multimodal")
-"""transformers' classes whose `generate` drops the cache where a text outgrows the short factors."""
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """How one runtime serves the checkpoint; without a command, why it cannot."""
-
-    runtime: str
-    commands: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """As printed: the commands, then the notes, indented."""
-        head = [f"{self.runtime}: {command}" for command in self.commands] or [f"{self.runtime}: no"]
-        return [*head, *(f"  {note}" for note in self.notes)]
-
-
-def serving(path: str, model_name: str, family: str, expression: Expression) -> list[Serving]:
-    """The four runtimes for the folder at `path`, exported from `model_name`, whose text model has type `family`."""
-    place = shlex.quote(path)
-    target = expression.stated.target_length
-    exported = "phi3" if expression.form == PHI3 else family
-    server = f"python -m sglang.launch_server --model-path {place} --context-length {target}"
-    return [
-        Serving("transformers", (f"transformers serve {place}",), tuple(_transformers(exported, expression))),
-        Serving("vLLM", (f"vllm serve {place} --max-model-len {target}",), tuple(_vllm(expression))),
-        Serving("SGLang", (server,), tuple(_sglang(expression))),
-        _llama_cpp(place, model_name, family, expression),
-    ]
-
-
-def _transformers(family: str, expression: Expression) -> list[str]:
-    switch, target = expression.switch, expression.stated.target_length
-    notes = [f'in Python: AutoModelForCausalLM.from_pretrained("PATH"); texts of up to {target} tokens']
-    if family in THREE_KEYS and not is_forced(expression.stated):
-        notes.append(
-            "transformers 4 refuses this config, because its Phi-3 takes no attention factor; "
-            "--fold-attention-factor mends that"
-        )
-    if family in _REFUSED_BY_4:
-        notes.append(f"transformers 4 refuses any longrope config of {family}")
-    if expression.one_regime:
-        return notes
-    notes.append(f"the longest text of a batch decides: up to {switch} tokens the short factors, beyond the long ones")
-    if family in _REPREFILLS:
-        notes.append(f"`generate` computes the keys again when a text without padding grows past {switch} tokens")
-    else:
-        notes.append(
-            f"`generate` keeps the keys of the short factors when a text grows past {switch} tokens, which spoils what "
-            f"follows: start beyond {switch}, use longrope.generate or use_cache=False, or export --to {PHI3} "
-            f"or {UNIFIED}"
-        )
-    return notes
-
-
-def _vllm(expression: Expression) -> list[str]:
-    switch = expression.switch
-    notes = [f"without --max-model-len it stops at {switch} tokens; --hf-overrides is not needed"]
-    if not expression.one_regime:
-        notes.append(
-            f"one set of factors for the engine: the long ones, for short texts too; with --max-model-len {switch} "
-            "the short ones"
-        )
-    return notes
-
-
-def _sglang(expression: Expression) -> list[str]:
-    switch = expression.switch
-    wrong = f"the token at position {switch} is turned like the first one (a fault of its rotary module)"
-    if expression.one_regime:
-        return [wrong]
-    return [
-        f"one text of a batch beyond {switch} tokens gives all of them the long factors, and keys cached under the "
-        f"short factors stay: prefer --to {UNIFIED}",
-        wrong,
-    ]
-
-
-def _llama_cpp(place: str, model_name: str, family: str, expression: Expression) -> Serving:
-    serve = f"llama-server -m model.gguf -c {expression.stated.target_length}"
-    # Its converter of Phi-3 writes factors, and computes the attention factor from the lengths.
-    if "phi3" in (expression.form, family) and is_forced(expression.stated):
-        convert = f"python convert_hf_to_gguf.py {place} --outfile model.gguf"
-        notes = "the converter of Phi-3 takes SentencePiece and GPT-2 vocabularies only; for another, --to gguf --gguf"
-        return Serving("llama.cpp", (convert, serve), (notes, *_contexts(expression)))
-    both = _contexts(express(expression.given, HF))  # that file has the regimes of scaling.json, whatever the form
-    export = f"longrope export {shlex.quote(model_name)} --scaling {place}/scaling.json --to gguf -o model.gguf"
-    converted = "converted.gguf, the original model converted by llama.cpp, in any quantisation"
-    if family in _GGUF_WHOLE:
-        notes = f"for a large or a quantised model add --gguf {converted}"
-        return Serving("llama.cpp", (export, serve), (notes, *both))
-    if family in _GGUF_PATCHED:
-        return Serving("llama.cpp", (f"{export} --gguf converted.gguf", serve), (converted, *both))
-    return Serving("llama.cpp", (), (f"its graph for {family} gives the RoPE no factors",))
-
-
-def _contexts(expression: Expression) -> list[str]:
-    if expression.one_regime:
-        return []
-    inside = expression.switch // CONTEXT_STEP * CONTEXT_STEP
-    if not inside:
-        return ["always the long factors: a context has at least 256 tokens"]
-    return [
-        f"one set of factors for a context: up to -c {inside} the short ones, above it the long ones, for short texts "
-        "too; with -np N each slot has -c / N"
-    ]

@@ -1,6 +1,6 @@
-"""`longrope export` as a function: a model or a run in, a checkpoint for one kind of runtime out.
+"""Export: a checkpoint with the longer window for one kind of runtime, from a model and a scaling or from a run.
 
-What an export starts from: a model and a scaling, or the folder of a run, which says both by itself.
+longrope export run/ --to hf -o extended/
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow, load_evaluation
 from longrope.export.card import Serving
-from longrope.export.config import GGUF, HF, TARGETS
+from longrope.export.config import GGUF, ExportConfig
 from longrope.export.hf import export_hf
 from longrope.export.verify import Verification
 from longrope.models.checkpoint_files import RECORD, refuse_folded, resolve
@@ -20,145 +20,174 @@ from longrope.models.loading import load_config
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import EVALUATION, SCALING, SEARCH_LOG
 from longrope.storage import check_output_file, check_output_folder
+from longrope.units import parse_length
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written from which model and scaling. A GGUF file has notes in place of a verification and servings."""
+class ExportResult:
+    """An exported checkpoint: where it lies, from which model and scaling it was made, and what its user must know."""
 
     target: str
+    """hf, hf-unified, phi3 or gguf."""
     path: Path
     model: str
-    scaling_path: Path
-    losses: list[str]
-    notes: list[str]
+    scaling_path: Path | None
+    """The file that the scaling was read from; None where a `RopeScaling` was given."""
+    unsupported: list[str]
+    """The parts of the scaling that the target cannot express, one phrase each; empty: it is expressed in full."""
+    notes: list[str] = field(repr=False)
     verification: Verification | None = None
-    servings: list[Serving] = field(default_factory=list)
+    """The errors of the reloaded checkpoint; None for a GGUF file, which transformers does not load."""
+    servings: list[Serving] = field(default_factory=list, repr=False)
+    """The command that serves the folder, by runtime; the notes hold that of a GGUF file."""
 
     def to_json(self) -> dict[str, Any]:
-        """What `longrope export --json` prints; `checkpoint` is the path."""
-        found = asdict(self)
-        return {"checkpoint": str(found.pop("path")), **found, "scaling_path": str(self.scaling_path)}
+        """The object that `longrope export --json` prints; `checkpoint` is the path, `losses` what is unsupported."""
+        names = {"path": "checkpoint", "unsupported": "losses"}
+        found = {names.get(name, name): value for name, value in asdict(self).items()}
+        found |= {name: str(value) for name, value in found.items() if isinstance(value, Path)}
+        return {"checkpoint": found.pop("checkpoint"), **found}
 
 
-def export(
-    run_or_model: str,
-    out: Path,
+def export_checkpoint(
+    model: str | Path,
+    scaling: RopeScaling | str | Path | None = None,
+    output_dir: str | Path | None = None,
     *,
-    to: str = HF,
-    scaling_path: Path | None = None,
-    gguf: Path | None = None,
-    fold_attention_factor: bool = False,
-    allow_lossy: bool = False,
-    original_length: int | None = None,
+    target: str | None = None,
+    config: ExportConfig | None = None,
+    original_length: int | str | None = None,
     trust_remote_code: bool = False,
-) -> Exported:
-    """Write the target `to` (one of TARGETS) of a run, or of a model with the scaling at `scaling_path`, to `out`.
+) -> ExportResult:
+    """Write `model` with the longer window of `scaling` to `output_dir`, reload it and compare its logits.
 
-    `gguf` is an existing GGUF file of the model, to which the scaling is added.
+    `model` is a model folder, a hub name, an embedded model, or the folder of a run, which brings its model, its
+    scaling and its measurements. `scaling` is a `RopeScaling` or the path of a scaling.json; without it, the run's own
+    or the scaling.json of the model folder is taken, and it is saved with the checkpoint. `output_dir` is a new folder;
+    for the target gguf, a new file. `target` is short for `config=ExportConfig(target=…)`: hf (the default),
+    hf-unified, phi3 or gguf. `original_length`, such as 4096 or "4k" tokens, goes before the window that the model's
+    config states.
 
-    Raises LongRopeError for whatever cannot be done exactly; nothing that exists is overwritten.
+    Raises LongRopeError when something cannot be exported exactly (`not-expressible`, unless `config.allow_lossy`),
+    when the reloaded checkpoint computes other frequencies or logits (`differs`), when the model or the scaling is
+    missing or does not fit, or when `output_dir` holds something. `output_dir` is then as it was.
     """
-    if to not in TARGETS:
-        raise LongRopeError(f"expected --to {', '.join(TARGETS[:-1])} or {TARGETS[-1]}; found {to!r}")
-    if to == GGUF and fold_attention_factor:
+    config = config or ExportConfig()
+    if target is not None:
+        config = config.replace(target=target)
+    if output_dir is None:
+        raise LongRopeError("expected an `output_dir`, found none", code="invalid-setting")
+    if not isinstance(model, str | Path):
         raise LongRopeError(
-            "a GGUF file states the attention factor, and llama.cpp applies it: there is nothing to fold"
+            f"expected a model folder, a hub name or a run folder, whose files are exported; found a "
+            f"{type(model).__name__}",
+            code="no-such-model",
+            hint="save the model and its tokenizer with `save_pretrained` and give that folder",
         )
-    if to != GGUF and gguf is not None:
-        raise LongRopeError(f"--gguf goes with --to {GGUF}; found --to {to}")
-    (check_output_file if to == GGUF else check_output_folder)(out)
-    source = find_source(run_or_model, scaling_path, original_length)
-    if to == GGUF:
+    output = Path(output_dir)
+    (check_output_file if config.target == GGUF else check_output_folder)(output)
+    source = find_source(model, scaling, None if original_length is None else parse_length(original_length))
+    if config.target == GGUF:
         from longrope.export.gguf.export import export_gguf  # needs the gguf package
 
         refuse_folded(getattr(load_config(source.model), RECORD, None), source.model)
-        written = export_gguf(source.model, source.scaling, out, existing=gguf, allow_lossy=allow_lossy)
-        return Exported(to, written.path, source.model, source.scaling_path, written.losses, written.notes)
-    done = export_hf(
+        file = export_gguf(source.model, source.scaling, output, config)
+        return ExportResult(GGUF, output, source.model, source.scaling_path, file.unsupported, file.notes)
+    folder = export_hf(
         source.model,
         source.scaling,
-        out,
-        form=to,
-        fold_attention_factor=fold_attention_factor,
-        allow_lossy=allow_lossy,
+        output,
+        config,
         evidence=source.evidence,
         original_length=source.original_length,
         trust_remote_code=trust_remote_code,
     )
-    return Exported(
-        to,
-        done.path,
+    return ExportResult(
+        config.target,
+        output,
         source.model,
         source.scaling_path,
-        done.losses,
-        [*source.notes, *done.notes],
-        done.verification,
-        done.servings,
+        folder.unsupported,
+        [*source.notes, *folder.notes],
+        folder.verification,
+        folder.servings,
     )
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model, its scaling, and what a run measured with it; `notes` say what of the run could not be used."""
+class ExportSource:
+    """The model and the scaling to export, and the measurements of the run that they come from."""
 
     model: str
     scaling: RopeScaling
-    scaling_path: Path
-    original_length: int | None
+    scaling_path: Path | None
+    original_length: int | None = None
     """The original window where it is not the one that the model's config states."""
-    evidence: list[EvalRow]
-    notes: list[str]
+    evidence: list[EvalRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """The parts of the run that cannot be used."""
 
 
-def find_source(run_or_model: str, scaling_path: Path | None = None, original_length: int | None = None) -> Source:
-    """The model and the scaling of a run folder (`longrope search` or `extend`), or of a model and a scaling file.
-
-    A model folder that holds a `scaling.json`, as every export does, brings its own; `scaling_path` goes before either.
+def find_source(
+    model: str | Path, scaling: RopeScaling | str | Path | None = None, original_length: int | None = None
+) -> ExportSource:
+    """Find what an export starts from; the arguments are those of `export_checkpoint`.
 
     Raises LongRopeError when the model or the scaling is not found, and says where it was looked for.
     """
-    folder = Path(run_or_model).expanduser()
+    folder = Path(model).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
-        return _run(folder, scaling_path, original_length)
-    if scaling_path is None:
-        place = Path(resolve(run_or_model))
-        scaling_path = place / SCALING
-        if not scaling_path.is_file():
+        return _source_of_run(folder, scaling, original_length)
+    if scaling is None:
+        scaling = Path(resolve(str(model))) / SCALING
+        if not scaling.is_file():
             raise LongRopeError(
-                f"expected --scaling FILE for the model {run_or_model}; only the folder of a run brings its own"
+                f"expected a `scaling` for the model {model}; only a run folder or an exported checkpoint has its own",
+                code="missing-scaling",
             )
-    return Source(run_or_model, RopeScaling.load(scaling_path), scaling_path, original_length, [], [])
+    return ExportSource(str(model), *_read(scaling), original_length)
 
 
-def _run(folder: Path, scaling_path: Path | None, original_length: int | None) -> Source:
-    own = folder / SCALING
-    if not own.is_file():
+def _source_of_run(folder: Path, given: RopeScaling | str | Path | None, original_length: int | None) -> ExportSource:
+    """The model, scaling and evaluation of the run in `folder`; a `given` scaling goes before the run's own."""
+    path = folder / SCALING
+    if not path.is_file():
         if (folder / SEARCH_LOG).is_file():
-            raise LongRopeError(f"the run in {folder} has no {SCALING} yet: go on with it (--resume), then export")
+            raise LongRopeError(
+                f"the run in {folder} has no {SCALING} yet", code="unfinished-run", hint="resume it, then export"
+            )
         raise LongRopeError(
-            f"expected a model folder with a config.json, or a run folder with a {SCALING}; found neither in {folder}"
+            f"expected a model folder with a config.json, or a run folder with a {SCALING}; found neither in {folder}",
+            code="no-such-model",
         )
-    made = RopeScaling.load(own)
-    model = made.provenance.get("model")
+    own = RopeScaling.load(path)
+    model = own.provenance.get("model")
+    hint = f"give the model itself, and {path} as `scaling`"
     if not isinstance(model, str):
-        raise LongRopeError(f"{own} does not say which model it is for; give it: longrope export MODEL --scaling {own}")
+        raise LongRopeError(f"{path} does not say which model it is for", code="no-such-model", hint=hint)
     try:
         resolve(model)
     except LongRopeError as error:
         raise LongRopeError(
-            f"{own} is for the model {model}, which is not found from here ({error}); give it: longrope export MODEL "
-            f"--scaling {own}"
+            f"{path} is for the model {model}, which is not found from here ({error.message})",
+            code="no-such-model",
+            hint=hint,
         ) from error
-    scaling = made if scaling_path is None else RopeScaling.load(scaling_path)
+    scaling, scaling_path = _read(path if given is None else given)
     evidence: list[EvalRow] = []
     notes = []
-    if scaling_path is None and (folder / EVALUATION).is_file():
+    if given is None and (folder / EVALUATION).is_file():
         try:
             evidence = load_evaluation(folder / EVALUATION).rows
         except LongRopeError as error:
             notes.append(f"the run's measurements are left out of the model card: {one_line(error)}")
     # The run was made with this original length, stated or given.
-    return Source(
-        model, scaling, scaling_path or own, original_length or made.geometry.original_length, evidence, notes
-    )
+    original_length = original_length or own.geometry.original_length
+    return ExportSource(model, scaling, scaling_path, original_length, evidence, notes)
+
+
+def _read(scaling: RopeScaling | str | Path) -> tuple[RopeScaling, Path | None]:
+    """A scaling and the path that it was read from; None for one that was given as an object."""
+    if isinstance(scaling, RopeScaling):
+        return scaling, None
+    return RopeScaling.load(scaling), Path(scaling)

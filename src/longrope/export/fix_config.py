@@ -1,7 +1,9 @@
-"""`longrope fix-config` as a function: write the superset config of an export again, after another tool's save.
+"""Repair of an export's config.json after another tool has saved it.
+
+    longrope fix-config extended/
 
 `save_pretrained` of transformers 5 keeps `rope_parameters` alone, which transformers 4 and others read as plain RoPE;
-merging an adapter, quantising and fine-tuning all end with it. Weights are not looked at.
+merging an adapter, quantising and fine-tuning all end with that call. The weights are not looked at.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 from longrope.checks import shown
 from longrope.errors import LongRopeError
 from longrope.export.config import FORMS, PHI3
-from longrope.export.forms import Expression, express
+from longrope.export.forms import ExpressedScaling, express
 from longrope.models.checkpoint_files import RECORD
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
@@ -24,66 +26,91 @@ from longrope.storage import read_json, write_json_atomic
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
-    """What was written again: one line for every key that changed; nothing was written where there is none."""
+class FixResult:
+    """A repaired config.json: one line for every key that changed; nothing was written where there is none."""
 
     path: Path
-    form: str
+    target: str
+    """The target that the checkpoint was exported for."""
     changes: list[str]
 
 
 def fix_config(
-    folder: Path, scaling_path: Path | None = None, *, form: str | None = None, folded: bool | None = None
-) -> Fixed:
-    """Write `config.json` of the exported checkpoint in `folder` again, from its scaling.json or `scaling_path`.
+    checkpoint: str | Path,
+    scaling: RopeScaling | str | Path | None = None,
+    *,
+    target: str | None = None,
+    fold_attention_factor: bool | None = None,
+) -> FixResult:
+    """Write config.json of the exported folder `checkpoint` again, with every key that some runtime reads.
 
-    How it was exported stands in the config under `longrope`; where that is gone, `form` and `folded` say it. The file
-    is replaced in one step, and only when something changes.
+    `scaling` is the one that was exported (default: the folder's scaling.json). config.json records the `target` and
+    `fold_attention_factor` of the export under its key `longrope`; give them where that key is gone. The file is
+    replaced in one step, and only when something changes.
 
-    Raises LongRopeError when the folder is no checkpoint, the scaling is not found or another one than was exported, or
-    what the config says of the export contradicts `form` or `folded`, or the model.
+    Raises LongRopeError when the folder is no checkpoint, when the scaling is missing or not the one that was exported,
+    or when the record contradicts `target`, `fold_attention_factor` or the model.
     """
+    folder = Path(checkpoint)
     path = folder / "config.json"
     if not path.is_file():
-        raise LongRopeError(f"expected a checkpoint folder with a config.json; found none in {folder}")
-    scaling_path = scaling_path or folder / SCALING
-    if not scaling_path.is_file():
-        raise LongRopeError(f"there is no scaling at {scaling_path}; give the one that was exported: --scaling FILE")
-    scaling = RopeScaling.load(scaling_path)
+        raise LongRopeError(
+            f"expected a checkpoint folder with a config.json; found none in {folder}", code="no-such-model"
+        )
+    if not isinstance(scaling, RopeScaling):
+        place = Path(scaling or folder / SCALING)
+        if not place.is_file():
+            raise LongRopeError(
+                f"there is no scaling at {place}", code="missing-scaling", hint="give the exported one as `scaling`"
+            )
+        scaling = RopeScaling.load(place)
     raw = read_json(path)
     config = load_config(str(folder))
-    expression = _expression(raw, scaling, form, folded)
+    expressed = _expressed(raw, scaling, target, fold_attention_factor)
     family = text_config(config).model_type
-    if expression.form == PHI3 and family != "phi3":
-        raise LongRopeError(f"expected the Phi-3 model that was exported in {folder}; found {family}")
+    if expressed.form == PHI3 and family != "phi3":
+        raise LongRopeError(
+            f"expected the Phi-3 model that was exported in {folder}; found {family}", code="other-export"
+        )
     geometry = RopeGeometry.from_config(config, original_length=scaling.geometry.original_length)
-    # A recorded scaling is this model's: a base that another tool has lost is then no sign of another model.
+    # A recorded scaling is this model's: another base is then the loss of another tool, not a sign of another model.
     scaling.check_fits(replace(geometry, base=scaling.geometry.base) if RECORD in raw else geometry)
-    fixed = superset_config(raw, config, expression.stated) | {RECORD: expression.record()}
+    fixed = superset_config(raw, config, expressed.stated) | {RECORD: expressed.record()}
     changes = _changes(raw, fixed)
     if changes:
         write_json_atomic(path, fixed)
-    return Fixed(path, expression.form, changes)
+    return FixResult(path, expressed.form, changes)
 
 
-def _expression(raw: dict[str, Any], scaling: RopeScaling, form: str | None, folded: bool | None) -> Expression:
+def _expressed(
+    raw: dict[str, Any], scaling: RopeScaling, target: str | None, fold_attention_factor: bool | None
+) -> ExpressedScaling:
+    """`scaling` as it was exported, by the record in config.json, or by the arguments where there is none."""
     record = raw.get(RECORD)
     if record is None:
-        if form is None:
+        if target is None:
             raise LongRopeError(
-                f"config.json does not say how it was exported (its key {RECORD!r} is gone); add --to as it was "
-                f"({', '.join(FORMS)}), and --fold-attention-factor if that was given"
+                f"config.json does not say how it was exported (its key {RECORD!r} is gone)",
+                code="missing-record",
+                hint=f"give the `target` ({', '.join(FORMS)}), and `fold_attention_factor` if it was folded",
             )
-        return express(scaling, form, bool(folded))
+        return express(scaling, target, bool(fold_attention_factor))
     if not isinstance(record, dict) or record.get("form") not in FORMS or "query_scale" not in record:
-        raise LongRopeError(f"expected the record of an export under {RECORD!r} in config.json; found {shown(record)}")
+        raise LongRopeError(
+            f"expected the record of an export under {RECORD!r} in config.json; found {shown(record)}",
+            code="damaged-file",
+        )
     was_folded = record["query_scale"] != 1.0
-    given = {"--to": (form, record["form"]), "--fold-attention-factor": (folded, was_folded)}
-    for option, (value, recorded) in given.items():
+    given = {"target": (target, record["form"]), "fold_attention_factor": (fold_attention_factor, was_folded)}
+    for name, (value, recorded) in given.items():
         if value not in (None, recorded):
-            raise LongRopeError(f"config.json says that the export had {option} {recorded}; found {option} {value}")
+            raise LongRopeError(
+                f"config.json says that the export had the `{name}` {recorded}; found {value}", code="other-export"
+            )
     if record.get("scaling_sha256") != numbers_sha256(scaling):
-        raise LongRopeError("this checkpoint was exported with another scaling; give that one with --scaling FILE")
+        raise LongRopeError(
+            "this checkpoint was exported with another scaling", code="other-export", hint="give that one as `scaling`"
+        )
     return express(scaling, record["form"], was_folded)
 
 

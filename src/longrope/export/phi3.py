@@ -1,7 +1,7 @@
-"""A Llama or Mistral checkpoint relabelled as Phi-3: the same function, fused, in a class that runtimes give LongRoPE.
+"""The form `phi3`: a Llama or Mistral checkpoint under the Phi-3 architecture, with the same logits bit for bit.
 
-Phi-3 is the one architecture for which most runtimes implement LongRoPE fully, and for which transformers recomputes
-the keys when generation passes the switch. The relabelled model computes the same logits, bit for bit.
+Phi-3 is the architecture for which most runtimes implement LongRoPE in full, and for which transformers recomputes the
+keys when generation passes the switch. Its projections are fused, so Llama's are stacked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.export.weights import Stored
+from longrope.export.weights import StoredTensor
 from longrope.rope.geometry import RopeGeometry
 
 _FUSED = {
@@ -18,7 +18,7 @@ _FUSED = {
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
 _KEPT = ("self_attn.o_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
-_SAME_MEANING = (
+_COPIED_KEYS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -40,10 +40,10 @@ _FAMILIES = ("llama", "mistral")
 
 
 def require_eligible(config: Any, geometry: RopeGeometry) -> None:
-    """Raise LongRopeError, with the reason, when the model of `config` is not what Phi-3 computes."""
+    """Raise LongRopeError (`unsupported-model`), with the reason, when Phi-3 does not compute the model of `config`."""
     family = getattr(config, "model_type", None)
     if family == "phi3":
-        raise LongRopeError("the model is Phi-3 already; use --to hf")
+        raise LongRopeError("the model is Phi-3 already", code="unsupported-model", hint="use the `target` hf")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     reasons = {
         f"its architecture is {family}, not {' or '.join(_FAMILIES)}": family not in _FAMILIES,
@@ -55,13 +55,13 @@ def require_eligible(config: Any, geometry: RopeGeometry) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise LongRopeError(f"cannot be relabelled as Phi-3: {reason}; use --to hf or --to hf-unified")
+            raise _refusal(reason)
 
 
-def phi3_parts(config: Any, tensors: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:
-    """Phi-3's tensors, each with the tensors of the source that are stacked into it.
+def phi3_parts(config: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[str, ...]]:
+    """Tensor of Phi-3 -> the tensors of the source that are stacked into it.
 
-    Raises LongRopeError when the checkpoint has other tensors than Llama's.
+    Raises LongRopeError when a tensor is missing (`damaged-file`) or Phi-3 has none for it (`unsupported-model`).
     """
     ends = ["model.embed_tokens.weight", "model.norm.weight"]
     if not config.tie_word_embeddings or "lm_head.weight" in tensors:
@@ -74,18 +74,22 @@ def phi3_parts(config: Any, tensors: Mapping[str, Stored]) -> dict[str, tuple[st
         parts |= {f"{prefix}{kept}.weight": (f"{prefix}{kept}.weight",) for kept in _KEPT}
     used = {source for sources in parts.values() for source in sources}
     if missing := sorted(used - tensors.keys()):
-        raise LongRopeError(f"cannot be relabelled as Phi-3: the checkpoint lacks {missing[0]}; give a complete one")
+        raise LongRopeError(f"the checkpoint lacks {missing[0]}; give a complete one", code="damaged-file")
     # Old checkpoints store the frequencies, which are computed.
     if more := sorted(name for name in tensors.keys() - used if not name.endswith("rotary_emb.inv_freq")):
-        raise LongRopeError(
-            f"cannot be relabelled as Phi-3: it has no place for {more[0]}; use --to hf or --to hf-unified"
-        )
+        raise _refusal(f"Phi-3 has no place for {more[0]}")
     return parts
 
 
 def phi3_config(raw: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """config.json of the relabelled model, without its RoPE: every value written out, because defaults differ."""
+    """config.json of the Phi-3 model, without its RoPE; every value is written out, because the defaults differ."""
     out: dict[str, Any] = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
-    out |= {name: getattr(config, name, None) for name in _SAME_MEANING}
+    out |= {name: getattr(config, name, None) for name in _COPIED_KEYS}
     out |= {"head_dim": config.hidden_size // config.num_attention_heads, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
     return out | {name: raw[name] for name in ("dtype", "torch_dtype", "transformers_version") if name in raw}
+
+
+def _refusal(reason: str) -> LongRopeError:
+    return LongRopeError(
+        f"the model cannot become Phi-3: {reason}", code="unsupported-model", hint="use the `target` hf or hf-unified"
+    )

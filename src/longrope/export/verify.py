@@ -1,4 +1,4 @@
-"""The proof of an export: reload it with plain transformers and compare frequencies and logits with ours."""
+"""The proof of an export: plain transformers loads it, and its frequencies and logits must be the scaling's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.export.forms import Expression
+from longrope.export.forms import ExpressedScaling
 from longrope.export.weights import Change
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import load_config, load_model, load_tokenizer
@@ -29,44 +29,46 @@ _SMALL = 4 * 2**30  # bytes of weights up to which the comparison is made in flo
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How far the reloaded checkpoint is from the installed scaling: relative for frequencies, absolute for logits."""
+    """The largest errors of the reloaded checkpoint: relative for frequencies, absolute for logits."""
 
     max_frequency_error: float
     max_logit_error_short: float
+    """Over the first tokens, inside the first window."""
     max_logit_error_long: float
+    """Over the tokens around the switch, beyond the first window."""
 
 
 def verify_hf(
     path: Path,
-    expression: Expression,
+    expressed: ExpressedScaling,
     *,
     source: str | None = None,
     changes: Mapping[str, Change] | None = None,
     trust_remote_code: bool = False,
 ) -> Verification:
-    """Reload `path` and compare with `expression.effective` installed in the source's weights, around the switch.
+    """Reload the checkpoint in `path` and compare it, around the switch, with `expressed.effective`.
 
-    `source` names the model that the weights were made from, `changes` what was folded into which of them; without, the
-    weights are the source's own. The comparison is made on the CPU, in float32 for checkpoints below 4 GiB, else in the
-    checkpoint's own dtype.
+    `source` names the model whose weights were changed, and `changes` what was folded into which of them; without
+    `source`, the weights are the source's own and the scaling is applied to the reloaded ones. The comparison runs on
+    the CPU, in float32 for checkpoints below 4 GiB, else in the checkpoint's own dtype.
 
-    Raises LongRopeError when a frequency, an attention factor or a logit differs.
+    Raises LongRopeError (`differs`) when a frequency, an attention factor or a logit differs.
     """
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     options: dict[str, Any] = {
         "dtype": "float32" if size < _SMALL else "checkpoint",
         "trust_remote_code": trust_remote_code,
     }
-    switch, target = expression.switch, expression.stated.target_length
+    switch, target = expressed.switch, expressed.stated.target_length
     inside = torch.arange(min(_PROBE, switch))
     beyond = torch.arange(max(0, switch - _PROBE), min(target, switch + _PROBE))
     probes = (inside, beyond)
-    ours = None if source is None else _source_logits(load_model(source, **options), expression, changes or {}, probes)
+    ours = None if source is None else _source_logits(load_model(source, **options), expressed, changes or {}, probes)
     model = load_model(str(path), **options)
     theirs = [_logits(model, positions) for positions in probes]
-    frequency_error = compare_frequencies(model, expression.stated)
-    # Without a source, the reloaded weights with our module in place of theirs: only the rotary embedding can differ.
-    ours = ours or _installed_logits(model, expression.effective, probes)
+    frequency_error = compare_frequencies(model, expressed.stated)
+    # Without a source, the reloaded weights with our rotary module: nothing but the rotary embedding can differ.
+    ours = ours or _scaled_logits(model, expressed.effective, probes)
     errors = []
     for regime, positions, mine, reloaded in zip(("inside", "beyond"), probes, ours, theirs, strict=True):
         error = float((mine - reloaded).abs().max())
@@ -74,57 +76,62 @@ def verify_hf(
         if not error <= (_LOW if changes else _tolerance(model, positions)) * float(mine.abs().max()):
             raise LongRopeError(
                 f"the reloaded checkpoint differs {regime} the window of {switch} tokens: logits by {error:.3g}; "
-                "this model class does not apply the scaling"
+                "this model class does not apply the scaling",
+                code="differs",
             )
         errors.append(error)
     return Verification(frequency_error, *errors)
 
 
 def verify_tokenizer(path: Path, source: str, *, trust_remote_code: bool = False) -> None:
-    """Raise LongRopeError when the relabelled checkpoint in `path` splits a text otherwise than `source` does.
+    """Raise LongRopeError (`differs`) when the checkpoint in `path` splits a text otherwise than `source` does.
 
-    transformers chooses tokenizer classes, and mends some, by the model type in config.json.
+    transformers chooses tokenizer classes, and mends some, by the model type in config.json, which `phi3` changes.
     """
     if not any(path.glob("tokenizer*")):
         return
     theirs, ours = (load_tokenizer(name, trust_remote_code=trust_remote_code) for name in (source, str(path)))
     if theirs(_TEXT).input_ids != ours(_TEXT).input_ids:
         raise LongRopeError(
-            f"as {load_config(str(path)).model_type} the tokenizer of {source} gives other tokens; use --to hf"
+            f"as {load_config(str(path)).model_type} the tokenizer of {source} gives other tokens",
+            code="differs",
+            hint="use the `target` hf",
         )
 
 
 def _source_logits(
-    model: PreTrainedModel, expression: Expression, changes: Mapping[str, Change], probes: tuple[Tensor, ...]
+    model: PreTrainedModel, expressed: ExpressedScaling, changes: Mapping[str, Change], probes: tuple[Tensor, ...]
 ) -> list[Tensor]:
-    """Logits of the source with the effective scaling; the stated one with `changes` must give the same.
+    """Logits of the source with the effective scaling, by probe.
 
-    The changes are made in memory, where nothing is rounded to the dtype of the file: what differs is a mistake.
+    The stated scaling with `changes` must give the same. The changes are made in memory, where nothing is rounded to
+    the dtype of the file, so any difference is a mistake of the fold.
     """
-    ours = _installed_logits(model, expression.effective, probes)
+    ours = _scaled_logits(model, expressed.effective, probes)
     if not changes:
         return ours
     for name, change in changes.items():
         parameter = model.get_parameter(name)
         parameter.data = change(parameter.data.double()).to(parameter.dtype)
-    folded = _installed_logits(model, expression.stated, probes)
+    folded = _scaled_logits(model, expressed.stated, probes)
     for positions, mine, other in zip(probes, ours, folded, strict=True):
         error = float((mine - other).abs().max())
         if not error <= _tolerance(model, positions) * float(mine.abs().max()):
             raise LongRopeError(
-                f"folding the attention factor changes the logits of {type(model).__name__} by {error:.3g}; "
-                "leave out --fold-attention-factor"
+                f"folding the attention factor changes the logits of {type(model).__name__} by {error:.3g}",
+                code="differs",
+                hint="leave out `fold_attention_factor`",
             )
     return ours
 
 
 def _tolerance(model: PreTrainedModel, positions: Tensor) -> float:
-    """Of the largest logit. transformers' float32 angles at position n are off by up to n·2⁻²⁴, ours are not."""
+    """The allowed share of the largest logit: transformers' float32 angles at position n are off by up to n·2⁻²⁴."""
     rounding = _EXACT if model.dtype in (torch.float32, torch.float64) else _LOW
     return rounding + 4.0 * float(positions.max()) * 2.0**-24
 
 
-def _installed_logits(model: PreTrainedModel, scaling: RopeScaling, probes: tuple[Tensor, ...]) -> list[Tensor]:
+def _scaled_logits(model: PreTrainedModel, scaling: RopeScaling, probes: tuple[Tensor, ...]) -> list[Tensor]:
     apply_scaling(model, scaling)
     try:
         return [_logits(model, positions) for positions in probes]
@@ -140,9 +147,9 @@ def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:
 
 
 def compare_frequencies(model: PreTrainedModel, scaling: RopeScaling) -> float:
-    """Largest relative error of the two frequency lists of every rotary module, whose attention factors must agree too.
+    """The largest relative error of the short and long inverse frequencies over all rotary modules of `model`.
 
-    Raises LongRopeError where one differs, and where no module, or not every one, is rescaled.
+    Raises LongRopeError (`differs`) where a frequency or an attention factor differs, or a module is not rescaled.
     """
     text = text_config(model.config)
     modules: list[tuple[str, Any]] = [
@@ -151,12 +158,14 @@ def compare_frequencies(model: PreTrainedModel, scaling: RopeScaling) -> float:
         if _longrope_prefix(module) is not None and getattr(module, "config", text).model_type == text.model_type
     ]
     if not modules:
-        raise LongRopeError(f"the reloaded {type(model).__name__} has no rotary module that transformers can rescale")
+        raise LongRopeError(
+            f"the reloaded {type(model).__name__} has no rotary module that transformers can rescale", code="differs"
+        )
     return max(_compare(name, module, scaling) for name, module in modules)
 
 
 def _longrope_prefix(module: nn.Module) -> str | None:
-    """What precedes the names of a rotary module's buffers of scaled layers: a layer type where there are several."""
+    """The prefix of a rotary module's buffers for scaled layers: the layer type, or nothing where there is one RoPE."""
     names = [name for name, _ in module.named_buffers(recurse=False)]
     prefixes = ("full_attention_", "")
     return next((prefix for prefix in prefixes if f"{prefix}original_inv_freq" in names), None)
@@ -167,15 +176,18 @@ def _compare(name: str, module: Any, scaling: RopeScaling) -> float:
     worst = 0.0
     for buffer, window in (("original_inv_freq", scaling.windows[0]), ("long_inv_freq", scaling.windows[-1])):
         found = getattr(module, f"{prefix}{buffer}", None)
-        if found is None:
-            raise LongRopeError(f"the reloaded {name} has no {buffer}: it does not apply longrope")
-        expected = scaling.geometry.inv_freq / np.asarray(window.factors)
-        if found.shape != expected.shape:
-            raise LongRopeError(f"the reloaded {name} has {found.shape[0]} pairs in {buffer}, expected {len(expected)}")
+        expected = scaling.geometry.inv_freq / np.asarray(window.factors)  # (D,)
+        if found is None or found.shape != expected.shape:
+            pairs = "no" if found is None else found.shape[0]
+            raise LongRopeError(
+                f"the reloaded {name} has {pairs} pairs in {buffer}, expected {len(expected)}", code="differs"
+            )
         worst = max(worst, float(np.abs(found.double().cpu().numpy() / expected - 1.0).max()))
     if worst > _FREQUENCY_TOLERANCE:
-        raise LongRopeError(f"the reloaded frequencies of {name} differ by {worst:.3g} from the scaling's")
-    attention, expected_m = float(getattr(module, f"{prefix}attention_scaling")), scaling.windows[-1].attention_factor
-    if abs(attention - expected_m) > 1e-6:
-        raise LongRopeError(f"the reloaded attention factor of {name} is {attention}, expected {expected_m}")
+        raise LongRopeError(
+            f"the reloaded frequencies of {name} differ by {worst:.3g} from the scaling's", code="differs"
+        )
+    m, expected_m = float(getattr(module, f"{prefix}attention_scaling")), scaling.windows[-1].attention_factor
+    if abs(m - expected_m) > 1e-6:
+        raise LongRopeError(f"the reloaded attention factor of {name} is {m}, expected {expected_m}", code="differs")
     return worst

@@ -1,13 +1,11 @@
-"""Safetensors files rewritten tensor by tensor: renamed, stacked or changed, everything else as bytes.
+"""The tensors of an export: safetensors files rewritten tensor by tensor, and the fold of an attention factor.
 
-A stacked matrix is the bytes of its parts one after the other, so fusing projections needs no arithmetic and no
-memory; only a tensor that is changed is ever held, one at a time. Format: https://huggingface.co/docs/safetensors
-
-Fold an attention factor into the weights: the rows of the query projection, or of the query norm, that rotate.
+A stacked matrix is the bytes of its parts one after the other, so fusing projections needs neither arithmetic nor
+memory; only a tensor that changes is held, one at a time. Format: https://huggingface.co/docs/safetensors
 
 The attention factor m multiplies cosines and sines of queries and keys, so logits of the rotated dimensions scale with
-m². Multiplying only the queries by a number does the same for every runtime, whatever it makes of the config. What is
-not rotated, dimensions beyond the rotary ones and layers without RoPE or with one that is not scaled, is not touched.
+m². Multiplying the queries' weights alone has the same effect in every runtime, whatever the runtime makes of the
+config. Dimensions that do not rotate, and layers whose RoPE is not scaled, keep their weights.
 """
 
 from __future__ import annotations
@@ -29,15 +27,15 @@ from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_type
 from longrope.storage import read_json, write_json_atomic
 
 Change = Callable[[Tensor], Tensor]
-"""What happens to one tensor, in float64 and with its shape kept; the result is rounded to the stored dtype once."""
+"""A function of one tensor in float64 that keeps its shape; the result is rounded to the stored dtype once."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE = 2**24  # bytes copied at once
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """Where the bytes of one tensor lie: `start` to `end` in `file`."""
+class StoredTensor:
+    """The place of one tensor's bytes: `start` to `end` in `file`."""
 
     file: Path
     dtype: str
@@ -47,32 +45,36 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite:
-    """New tensors: each is its parts stacked on the first axis; `changes` are by the name of the part."""
+class WeightPlan:
+    """The tensors of a new checkpoint, made from those of a stored one."""
 
     parts: Mapping[str, Sequence[str]]
+    """New tensor -> the stored tensors that are stacked into it on the first axis."""
     changes: Mapping[str, Change]
+    """Stored tensor -> how it changes before it is stacked."""
 
 
-def stored_tensors(source: Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint, in the order of its files.
+def stored_tensors(source: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint in the folder `source`, in the order of its files.
 
-    Raises LongRopeError when a file is damaged or cut off, or two hold the same tensor.
+    Raises LongRopeError (`damaged-file`) when a file is damaged or cut off, or two hold the same tensor.
     """
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for name in weight_files(source):
         for tensor, stored in _header(source / name).items():
             if tensor in found:
-                raise LongRopeError(f"{source} holds {tensor} twice, in {found[tensor].file.name} and {name}")
+                raise LongRopeError(
+                    f"{source} holds {tensor} twice, in {found[tensor].file.name} and {name}", code="damaged-file"
+                )
             found[tensor] = stored
     return found
 
 
-def rewrite(source: Path, folder: Path, plan: Rewrite) -> None:
-    """Write the tensors of `plan` to `folder`, in as many files as `source` has, dtypes unchanged.
+def rewrite(source: Path, folder: Path, plan: WeightPlan) -> None:
+    """Write the tensors of `plan` to `folder`, in as many files as the checkpoint `source` has, dtypes unchanged.
 
-    A stacked tensor goes where its first part was. Raises LongRopeError when parts do not fit each other, or a tensor
-    to be changed is not stored as floating point numbers.
+    A stacked tensor goes to the file of its first part. Raises LongRopeError (`unsupported-model`) when parts do not
+    fit each other, or a tensor to be changed does not hold floating point numbers.
     """
     tensors = stored_tensors(source)
     places: dict[Path, list[str]] = {}
@@ -91,17 +93,19 @@ def rewrite(source: Path, folder: Path, plan: Rewrite) -> None:
         }
         write_json_atomic(folder / INDEX, index)
     elif list(places) != [source / SINGLE]:
-        raise LongRopeError(f"expected the weights of {source} in {SINGLE}; found {sorted(map(str, places))}")
+        raise LongRopeError(
+            f"expected the weights of {source} in {SINGLE}; found {sorted(map(str, places))}", code="damaged-file"
+        )
 
 
-def _write(path: Path, entries: Sequence[tuple[str, Sequence[Stored]]], plan: Rewrite) -> None:
+def _write(path: Path, entries: Sequence[tuple[str, Sequence[StoredTensor]]], plan: WeightPlan) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, parts in entries:
         size = sum(part.end - part.start for part in parts)
         header[name] = {
             "dtype": parts[0].dtype,
-            "shape": _stacked(name, parts),
+            "shape": _stacked_shape(name, parts),
             "data_offsets": [offset, offset + size],
         }
         offset += size
@@ -114,24 +118,29 @@ def _write(path: Path, entries: Sequence[tuple[str, Sequence[Stored]]], plan: Re
                 out.writelines(_content(part_name, part, plan.changes.get(part_name)))
 
 
-def _stacked(name: str, parts: Sequence[Stored]) -> list[int]:
+def _stacked_shape(name: str, parts: Sequence[StoredTensor]) -> list[int]:
     first = parts[0]
     if any(part.dtype != first.dtype or part.shape[1:] != first.shape[1:] for part in parts):
         found = ", ".join(f"{part.dtype} {list(part.shape)}" for part in parts)
-        raise LongRopeError(f"expected parts of one dtype and width to stack into {name}; found {found}")
+        raise LongRopeError(
+            f"expected parts of one dtype and width to stack into {name}; found {found}", code="unsupported-model"
+        )
     if len(parts) == 1:
         return list(first.shape)
     return [sum(part.shape[0] for part in parts), *first.shape[1:]]
 
 
-def _content(name: str, part: Stored, change: Change | None) -> Iterable[bytes]:
+def _content(name: str, part: StoredTensor, change: Change | None) -> Iterable[bytes]:
     with part.file.open("rb") as file:
         file.seek(part.start)
         if change is None:
             yield from _pieces(file, part.end - part.start)
             return
         if part.dtype not in _DTYPES:
-            raise LongRopeError(f"expected floating point numbers in {name}, found {part.dtype}; it cannot be changed")
+            raise LongRopeError(
+                f"expected floating point numbers in {name}, found {part.dtype}; it cannot be changed",
+                code="unsupported-model",
+            )
         data = bytearray(file.read(part.end - part.start))
     tensor = torch.frombuffer(data, dtype=_DTYPES[part.dtype]).reshape(part.shape)
     changed = change(tensor.double()).to(tensor.dtype).contiguous()
@@ -142,13 +151,13 @@ def _pieces(file: BinaryIO, size: int) -> Iterable[bytes]:
     while size:
         piece = file.read(min(size, _PIECE))
         if not piece:
-            raise LongRopeError(f"{file.name} ends too early; give a complete file")
+            raise LongRopeError(f"{file.name} ends too early; give a complete file", code="damaged-file")
         size -= len(piece)
         yield piece
 
 
-def _header(path: Path) -> dict[str, Stored]:
-    """The tensors of one file. Offsets in it count from the end of the header."""
+def _header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file; the offsets in it count from the end of the header."""
     size = path.stat().st_size
     found = {}
     try:
@@ -163,14 +172,15 @@ def _header(path: Path) -> dict[str, Stored]:
             start, end = (8 + length + int(offset) for offset in entry["data_offsets"])
             if not 8 + length <= start <= end <= size:
                 raise ValueError(f"{name} lies outside the file, which is cut off")
-            found[name] = Stored(path, str(entry["dtype"]), tuple(map(int, entry["shape"])), start, end)
+            found[name] = StoredTensor(path, str(entry["dtype"]), tuple(map(int, entry["shape"])), start, end)
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise LongRopeError(f"{path} is no complete safetensors file: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise LongRopeError(f"{path} is no complete safetensors file: {reason}", code="damaged-file") from error
     return dict(sorted(found.items(), key=lambda item: item[1].start))
 
 
-# The query's rows are the first num_heads·head_dim of the named tensor; a norm weight is one head, or all of them. The
-# number is what the family's norm adds to its weight before multiplying.
+# Family -> the tensor whose first num_heads·head_dim rows make the queries, and the number that the family's norm adds
+# to its weight before multiplying. A norm's weight holds one head, or all of them.
 _FAMILIES: dict[str, tuple[str, float]] = {
     **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "gemma", "gemma2"), ("q_proj", 0.0)),
     **dict.fromkeys(("granite", "granitemoe", "starcoder2", "cohere", "stablelm", "glm"), ("q_proj", 0.0)),
@@ -179,28 +189,33 @@ _FAMILIES: dict[str, tuple[str, float]] = {
     **dict.fromkeys(("qwen3", "qwen3_moe", "olmo2", "olmo3"), ("q_norm", 0.0)),
     "gemma3_text": ("q_norm", 1.0),
 }
+_NO_FOLD = "leave out `fold_attention_factor`"
 _NORMS = re.compile(r"\.self_attn\.(q_norm|q_layernorm|query_layernorm)\.")
 
 
 def fold_changes(
-    config: Any, geometry: RopeGeometry, tensors: Mapping[str, Stored], query_scale: float
+    config: Any, geometry: RopeGeometry, tensors: Mapping[str, StoredTensor], query_scale: float
 ) -> dict[str, Change]:
-    """By tensor name, what multiplies the rotated queries of every scaled layer by `query_scale`.
+    """Tensor name -> the change that multiplies the rotated queries of every scaled layer by `query_scale`.
 
-    Raises LongRopeError for a family whose queries are elsewhere, and for tensors that are not where they should be.
+    Raises LongRopeError (`unsupported-model`) for a family whose queries are not known, or a tensor that is missing.
     """
     family = getattr(config, "model_type", None)
     if family not in _FAMILIES:
         raise LongRopeError(
             f"cannot fold the attention factor into {family or type(config).__name__}: its queries are known for "
-            f"{', '.join(sorted(_FAMILIES))}; leave out --fold-attention-factor"
+            f"{', '.join(sorted(_FAMILIES))}",
+            code="unsupported-model",
+            hint=_NO_FOLD,
         )
     module, offset = _FAMILIES[family]
     normed = [name for name in tensors if _NORMS.search(name)]
     if module != "q_norm" and normed:  # the norm would undo what is done before it
         raise LongRopeError(
             f"cannot fold the attention factor into this {family}: its queries are normalised after the projection "
-            f"({normed[0]}); leave out --fold-attention-factor"
+            f"({normed[0]})",
+            code="unsupported-model",
+            hint=_NO_FOLD,
         )
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -216,13 +231,17 @@ def fold_changes(
     for layer in _scaled_layers(config):
         names = [f"model.layers.{layer}.self_attn.{module}.{kind}" for kind in ("weight", "bias")]
         if names[0] not in tensors:
-            raise LongRopeError(f"cannot fold the attention factor: expected {names[0]} in the checkpoint, found none")
+            raise LongRopeError(
+                f"cannot fold the attention factor: expected {names[0]} in the checkpoint, found none",
+                code="unsupported-model",
+                hint=_NO_FOLD,
+            )
         changes |= {name: change for name in names if name in tensors}
     return changes
 
 
 def _scaled_layers(config: Any) -> list[int]:
-    """The layers whose RoPE is rescaled: not those of another layer type, nor those without RoPE."""
+    """The layers whose RoPE is rescaled: neither those of another layer type, nor those without RoPE."""
     layers = range(int(config.num_hidden_layers))
     if rope_layer_types(config):
         return [layer for layer in layers if config.layer_types[layer] == FULL_ATTENTION]

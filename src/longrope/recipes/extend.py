@@ -22,6 +22,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.perplexity import check_lengths
 from longrope.evaluation.run import Evaluation, cells_path, evaluate
+from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel, load_model, prepare_samples, require_longer, sources_or_books
@@ -139,7 +140,7 @@ def extend(
             loaded.name,
             found.scaling,
             checkpoint,
-            allow_lossy=allow_lossy,
+            ExportConfig(allow_lossy=allow_lossy),
             evidence=evaluation.rows,
             original_length=loaded.geometry.original_length,
             trust_remote_code=loaded.options.trust_remote_code,

@@ -191,23 +191,22 @@ class Stages:
         return {"evaluation": str(output)}
 
     def _export(self, step: Step, stage: ExportStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
-        from longrope.export.config import GGUF
-        from longrope.export.export import export
+        from longrope.export.config import GGUF, ExportConfig
+        from longrope.export.export import export_checkpoint
 
         _kept(folder, False)
         folder.mkdir()
         scaling.save(folder / SCALING)
-        done = export(
+        done = export_checkpoint(
             self.base.name if step.weights is None else str(self.out / step.weights / CHECKPOINT),
+            folder / SCALING,
             folder / ("model.gguf" if stage.to == GGUF else "checkpoint"),
-            to=stage.to,
-            scaling_path=folder / SCALING,
-            fold_attention_factor=stage.fold_attention_factor,
-            allow_lossy=stage.allow_lossy,
+            target=stage.to,
+            config=ExportConfig(fold_attention_factor=stage.fold_attention_factor, allow_lossy=stage.allow_lossy),
             original_length=self.base.options.original_length,
             trust_remote_code=self.base.options.trust_remote_code,
         )
-        return {"checkpoint": str(done.path), "to": stage.to, "losses": done.losses, "notes": done.notes}
+        return {"checkpoint": str(done.path), "to": stage.to, "losses": done.unsupported, "notes": done.notes}
 
 
 def _kept(folder: Path, begun: bool) -> bool:

@@ -26,6 +26,7 @@ from longrope.checks import whole_number
 from longrope.data.documents import Document
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
+from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, load_model, require_longer
@@ -137,7 +138,7 @@ class LongRoPEModel(StandaloneModel):
             if self._extended:
                 plain = Path(temporary) / type(self).__name__  # the card of the export says this name
                 write_llama(self, plain)
-                export_hf(str(plain), self.scaling, target, allow_lossy=allow_lossy)
+                export_hf(str(plain), self.scaling, target, ExportConfig(allow_lossy=allow_lossy))
             else:
                 write_llama(self, target)
             return load_model(str(target), dtype="checkpoint", device=str(self.lm_head.weight.device))

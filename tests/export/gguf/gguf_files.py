@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longrope.export.config import ExportConfig
+from longrope.export.export import ExportResult, export_checkpoint
 from longrope.export.gguf.convert import write_llama
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
@@ -24,6 +26,11 @@ SCALING = RopeScaling.extended(GEOMETRY, 2048, FACTORS, attention_factor=1.125)
 def save_model(folder: Path) -> Path:
     """A random Llama with a window of 512 tokens, the model of `GEOMETRY`."""
     return save_checkpoint(folder, max_position_embeddings=512, num_key_value_heads=1)
+
+
+def export(model: Path | str, scaling: RopeScaling, output: Path, **settings: Any) -> ExportResult:
+    """`export_checkpoint` for llama.cpp, with `settings` of its config."""
+    return export_checkpoint(model, scaling, output, config=ExportConfig(target="gguf", **settings))
 
 
 def save_converted(model: Path, path: Path) -> Path:

@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from longrope.errors import LongRopeError
-from longrope.export.gguf.container import read_gguf_rope
-from longrope.export.gguf.export import export_gguf
+from longrope.export.gguf.keys import read_gguf_rope
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import save_checkpoint
-from tests.export.gguf.gguf_files import FACTORS, GEOMETRY, SCALING, rewritten, save_converted, save_model
+from tests.export.gguf.gguf_files import FACTORS, GEOMETRY, SCALING, export, rewritten, save_converted, save_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -60,7 +59,7 @@ def test_other_tensors_and_keys_stay_byte_for_byte(quantise, model, converted, t
     kind = quantise and gguf.GGMLQuantizationType[quantise]
     before = rewritten(converted, tmp_path / "before.gguf", quantise=kind, extra=value_types())
     original = before.read_bytes()
-    export_gguf(str(model), SCALING, tmp_path / "after.gguf", existing=before)
+    export(model, SCALING, tmp_path / "after.gguf", gguf=before)
     assert before.read_bytes() == original
     old, new = gguf.GGUFReader(before), gguf.GGUFReader(tmp_path / "after.gguf")
     tensors = {tensor.name: tensor for tensor in new.tensors}
@@ -93,7 +92,7 @@ def raw_bytes(field):
 
 def test_an_alignment_of_its_own_is_kept(model, converted, tmp_path):
     before = rewritten(converted, tmp_path / "before.gguf", alignment=128)
-    export_gguf(str(model), SCALING, tmp_path / "after.gguf", existing=before)
+    export(model, SCALING, tmp_path / "after.gguf", gguf=before)
     old, new = gguf.GGUFReader(before), gguf.GGUFReader(tmp_path / "after.gguf")
     assert new.alignment == 128
     assert all(tensor.data_offset % 128 == 0 for tensor in new.tensors)
@@ -102,9 +101,9 @@ def test_an_alignment_of_its_own_is_kept(model, converted, tmp_path):
 
 def test_a_second_export_replaces_the_first(model, converted, tmp_path):
     other = RopeScaling.extended(GEOMETRY, 4096, [8.0] * 16)
-    export_gguf(str(model), other, tmp_path / "first.gguf", existing=converted)
-    export_gguf(str(model), SCALING, tmp_path / "second.gguf", existing=tmp_path / "first.gguf")
-    export_gguf(str(model), SCALING, tmp_path / "straight.gguf", existing=converted)
+    export(model, other, tmp_path / "first.gguf", gguf=converted)
+    export(model, SCALING, tmp_path / "second.gguf", gguf=tmp_path / "first.gguf")
+    export(model, SCALING, tmp_path / "straight.gguf", gguf=converted)
     second, straight = (read_gguf_rope(tmp_path / f"{name}.gguf") for name in ("second", "straight"))
     for field in second.__dataclass_fields__:
         assert field == "path" or getattr(second, field) == getattr(straight, field)
@@ -115,7 +114,7 @@ def test_a_second_export_replaces_the_first(model, converted, tmp_path):
 
 @pytest.mark.parametrize("existing", [False, True])
 def test_llama_cpp_s_keys_and_factors(existing, model, converted, tmp_path):
-    export_gguf(str(model), SCALING, tmp_path / "out.gguf", existing=converted if existing else None)
+    export(model, SCALING, tmp_path / "out.gguf", gguf=converted if existing else None)
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["llama.rope.scaling.type"] == "longrope"
@@ -135,7 +134,7 @@ def test_llama_cpp_s_keys_and_factors(existing, model, converted, tmp_path):
 
 
 def test_the_weights_are_the_checkpoint_s(model, tmp_path):
-    export_gguf(str(model), SCALING, tmp_path / "out.gguf")
+    export(model, SCALING, tmp_path / "out.gguf")
     weights = load_file(model / "model.safetensors")
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
     for theirs, ours in {
@@ -156,7 +155,7 @@ def test_the_weights_are_the_checkpoint_s(model, tmp_path):
 @pytest.mark.parametrize(("dtype", "kind"), [(torch.float16, "F16"), (torch.bfloat16, "BF16")])
 def test_the_dtype_is_the_checkpoint_s(dtype, kind, tmp_path):
     folder = save_checkpoint(tmp_path / "model", dtype=dtype, max_position_embeddings=512)
-    export_gguf(str(folder), SCALING, tmp_path / "out.gguf")
+    export(folder, SCALING, tmp_path / "out.gguf")
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
     assert {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) == 2} == {kind}
     assert {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) == 1} == {"F32"}
@@ -166,7 +165,7 @@ def test_the_dtype_is_the_checkpoint_s(dtype, kind, tmp_path):
 
 
 def test_reading(model, converted, tmp_path):
-    export_gguf(str(model), SCALING, tmp_path / "out.gguf")
+    export(model, SCALING, tmp_path / "out.gguf")
     rope = read_gguf_rope(tmp_path / "out.gguf")
     assert (rope.architecture, rope.scaling_type, rope.freq_base, rope.rotary_dim) == ("llama", "longrope", 10000.0, 32)
     assert (rope.original_context_length, rope.context_length, rope.attention_factor) == (512, 2048, 1.125)
@@ -203,30 +202,18 @@ def windows(*lengths, attention_factors=None, start_tokens=0):
 )
 def test_nothing_is_lost_in_silence(scaling, named, model, tmp_path):
     out = tmp_path / "out.gguf"
-    with pytest.raises(LongRopeError, match=rf"llama.cpp cannot express .*{named}.* --allow-lossy"):
-        export_gguf(str(model), scaling, out)
+    with pytest.raises(LongRopeError, match=rf"llama.cpp cannot express .*{named}"):
+        export(model, scaling, out)
     assert list(tmp_path.iterdir()) == []
-    done = export_gguf(str(model), scaling, out, allow_lossy=True)
-    assert named in done.losses[0]
-    assert json.loads(gguf.GGUFReader(out).fields["longrope.export"].contents())["losses"] == done.losses
+    done = export(model, scaling, out, allow_lossy=True)
+    assert named in done.unsupported[0]
+    assert json.loads(gguf.GGUFReader(out).fields["longrope.export"].contents())["losses"] == done.unsupported
     assert read_gguf_rope(out).scaling == scaling
-
-
-def test_a_shorter_context_takes_its_window_s_factors(model, tmp_path):
-    done = export_gguf(str(model), windows(512, 1024, 2048), tmp_path / "out.gguf", context_length=1000)
-    rope = read_gguf_rope(tmp_path / "out.gguf")
-    assert (done.losses, rope.context_length, rope.long_factors) == ([], 1000, (2.0,) * 16)
-
-
-@pytest.mark.parametrize(("length", "named"), [(512, "beyond the original window of 512"), (4096, "is too long")])
-def test_a_context_that_no_window_is_for(length, named, model, tmp_path):
-    with pytest.raises(LongRopeError, match=named):
-        export_gguf(str(model), SCALING, tmp_path / "out.gguf", context_length=length)
 
 
 def notes(scaling, tmp_path, **config):
     folder = save_checkpoint(tmp_path / "model", **{"max_position_embeddings": 512} | config)
-    return "\n".join(export_gguf(str(folder), scaling, tmp_path / "out.gguf").notes)
+    return "\n".join(export(folder, scaling, tmp_path / "out.gguf").notes)
 
 
 def test_the_notes_say_which_factors_hold_when(tmp_path):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from longrope.export.gguf.container import read_gguf
 from longrope.export.gguf.convert import write_llama
-from longrope.export.gguf.export import export_gguf
 from longrope.export.gguf.keys import rope_keys
 from longrope.export.gguf.patch import write_patched
 from longrope.models.apply import apply_scaling
@@ -22,7 +21,7 @@ from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import save_checkpoint, words
-from tests.export.gguf.gguf_files import rewritten
+from tests.export.gguf.gguf_files import export, rewritten
 
 gguf = pytest.importorskip("gguf")
 llama_cpp = pytest.importorskip("tests.export.gguf.llama_cpp")
@@ -70,7 +69,7 @@ def exact(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("float32")
     load_model(EMBEDDED).save_pretrained(folder / "model")
     load_tokenizer(EMBEDDED).save_pretrained(folder / "model")
-    export_gguf(str(folder / "model"), SCALING, folder / "model.gguf")
+    export(folder / "model", SCALING, folder / "model.gguf")
     return folder / "model", folder / "model.gguf"
 
 
@@ -99,7 +98,7 @@ def test_the_size_of_a_slot_decides(kv_unified, window, exact, ids):
 
 
 def test_the_shipped_weights(ids, tmp_path):
-    export_gguf(EMBEDDED, SCALING, tmp_path / "half.gguf")
+    export(EMBEDDED, SCALING, tmp_path / "half.gguf")
     expected = reference(EMBEDDED, SCALING, LONG, ids[:600])
     agreement, difference = worst(llama_cpp.serve(tmp_path / "half.gguf", TARGET), expected, ids, [64, 300, 600])
     assert agreement == 1.0
@@ -110,7 +109,7 @@ def test_a_quantised_file_with_the_scaling_added(exact, ids, tmp_path):
     model, _ = exact
     write_llama(tmp_path / "plain.gguf", str(model), {"llama.context_length": (4, ORIGINAL)}, {})
     quantised = rewritten(tmp_path / "plain.gguf", tmp_path / "q8.gguf", quantise=gguf.GGMLQuantizationType.Q8_0)
-    export_gguf(str(model), SCALING, tmp_path / "long.gguf", existing=quantised)
+    export(model, SCALING, tmp_path / "long.gguf", gguf=quantised)
     for n_ctx, window in ((256, SHORT), (2048, LONG)):
         expected = reference(model, SCALING, window, ids[:300])
         lengths = [64, 255] if n_ctx == 256 else [64, 255, 256, 257, 300]
@@ -195,7 +194,7 @@ def test_other_models_written_whole(config_class, more, dtype, tmp_path):
     folder = save_checkpoint(tmp_path / "model", config_class, dtype, max_position_embeddings=256, **more)
     geometry = RopeGeometry.from_config(load_config(str(folder)))
     scaling = RopeScaling.extended(geometry, 1024, torch.linspace(1, 4.5, geometry.pairs), 0, 1.2)
-    export_gguf(str(folder), scaling, tmp_path / "model.gguf")
+    export(folder, scaling, tmp_path / "model.gguf")
     ids = [(i * 7919 + 13) % 300 for i in range(400)]
     server = llama_cpp.serve(tmp_path / "model.gguf", 1024)
     expected = reference(folder, scaling, scaling.windows[1], ids)

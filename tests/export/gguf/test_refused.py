@@ -9,12 +9,12 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.export.gguf import export as export_module
-from longrope.export.gguf.container import read_gguf, read_gguf_rope
-from longrope.export.gguf.export import export_gguf
+from longrope.export.gguf.container import read_gguf
+from longrope.export.gguf.keys import read_gguf_rope
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.checkpoints import save_checkpoint
-from tests.export.gguf.gguf_files import SCALING, rewritten, save_converted, save_model
+from tests.export.gguf.gguf_files import SCALING, export, rewritten, save_converted, save_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -32,7 +32,7 @@ def converted(model, tmp_path_factory):
 def assert_refused(named, tmp_path, model, scaling=SCALING, **more):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(LongRopeError) as refused:
-        export_gguf(str(model), scaling, tmp_path / "out.gguf", **more)
+        export(model, scaling, tmp_path / "out.gguf", **more)
     message = str(refused.value)
     assert named in message
     assert "\n" not in message
@@ -51,8 +51,8 @@ def test_graphs_that_take_no_factors(architecture, reason, model, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert_refused(f"LongRoPE to the architecture '{architecture}': ", tmp_path, model, existing=path)
-    assert_refused(reason, tmp_path, model, existing=path)
+    assert_refused(f"LongRoPE to the architecture '{architecture}': ", tmp_path, model, gguf=path)
+    assert_refused(reason, tmp_path, model, gguf=path)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_graphs_that_take_no_factors(architecture, reason, model, tmp_path):
 )
 def test_a_file_of_another_model(key, value, kind, named, model, converted, tmp_path):
     other = rewritten(converted, tmp_path / "in.gguf", extra=[(key, value, gguf.GGUFValueType[kind])])
-    assert_refused(named, tmp_path, model, existing=other)
+    assert_refused(named, tmp_path, model, gguf=other)
 
 
 def test_a_scaling_of_another_model(model, tmp_path):
@@ -94,7 +94,7 @@ def test_models_that_are_no_llama(config_class, more, named, tmp_path):
     geometry = RopeGeometry.from_config(export_module.load_config(str(folder)))
     scaling = RopeScaling.extended(geometry, 2048, [2.0] * geometry.pairs)
     assert_refused(named, tmp_path, folder, scaling)
-    assert_refused("--gguf", tmp_path, folder, scaling)
+    assert_refused("as `gguf`", tmp_path, folder, scaling)
 
 
 def test_a_full_disk_leaves_nothing(model, converted, tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_nothing(model, converted, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_module, "write_patched", full)
-    assert_refused("No space left on device", tmp_path, model, existing=converted)
+    assert_refused("No space left on device", tmp_path, model, gguf=converted)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.001, 0.01, 0.2, 0.5, 0.9, 0.9999])
@@ -110,7 +110,7 @@ def test_a_truncated_file(share, model, converted, tmp_path):
     data = converted.read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(data[: int(len(data) * share)])
-    assert_refused(str(cut), tmp_path, model, existing=cut)
+    assert_refused(str(cut), tmp_path, model, gguf=cut)
 
 
 def test_every_byte_of_the_header_may_be_the_last(converted, tmp_path):
@@ -144,7 +144,7 @@ def test_a_foreign_file(data, named, tmp_path):
 
 def test_one_part_of_several(model, converted, tmp_path):
     part = rewritten(converted, tmp_path / "part.gguf", extra=[("split.count", 2, gguf.GGUFValueType.UINT16)])
-    assert_refused("one part of several", tmp_path, model, existing=part)
+    assert_refused("one part of several", tmp_path, model, gguf=part)
 
 
 def test_a_missing_file(tmp_path):

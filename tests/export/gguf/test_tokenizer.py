@@ -195,4 +195,4 @@ def test_what_llama_cpp_would_split_otherwise_is_refused(make, named, tmp_path):
     assert named in message
     assert "\n" not in message
     if "at most" not in message:
-        assert "--gguf" in message
+        assert "as `gguf`" in message

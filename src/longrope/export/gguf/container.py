@@ -1,10 +1,8 @@
-"""The container of a GGUF file: where its keys and tensors lie, found without loading any of them.
+"""The container of a GGUF file: the byte ranges of its keys and tensors, found without loading a tensor.
 
-Not a reader of weights. The `gguf` package's own reader builds an object for every string of the vocabulary: 9 s and
-0.7 GB for one of 128,000 tokens; here only byte ranges are kept, so a file can be copied with a few keys changed and
-every other byte as it was. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-
-What a GGUF file says about its rotary embedding: the keys and factors that llama.cpp reads. Nothing is written.
+The `gguf` package's own reader builds an object for every string of the vocabulary: 9 s and 0.7 GB for one of 128,000
+tokens. Byte ranges are enough to copy a file with a few keys changed and every other byte as it was.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -16,10 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from longrope.errors import LongRopeError, one_line
-from longrope.rope.scaling import RopeScaling
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -35,10 +30,11 @@ _MOST_DIMS = 4  # GGML_MAX_DIMS
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key with its value: a number, a bool or a string; None for an array, whose items are not read."""
+    """One key of a GGUF file."""
 
     type: int
     value: Any
+    """A number, a bool or a string; None for an array, whose items are not read."""
     start: int
     end: int
     """Byte range of the whole record: name, type and value."""
@@ -46,17 +42,19 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: dims as GGUF counts them (the fastest first), its ggml type, and the byte range of its data."""
+    """One tensor of a GGUF file, and the byte range of its data."""
 
     dims: tuple[int, ...]
+    """The fastest first, as GGUF counts them."""
     type: int
+    """Its ggml type."""
     start: int
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """Keys and tensors of one file, in its order."""
+    """The keys and tensors of one file, in its order."""
 
     path: Path
     version: int
@@ -70,22 +68,27 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The container of `path`.
+    """Read the container of the GGUF file `path`.
 
-    Raises LongRopeError when it is no GGUF file, is truncated, big-endian, of version 1, or one part of several.
+    Raises LongRopeError when the file is none, or truncated or damaged (`damaged-file`), or big-endian, of version 1
+    or one part of several (`unsupported-gguf`).
     """
     sizes = _type_sizes()
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[:4] != MAGIC:
-                raise LongRopeError(f"expected a GGUF file, found another kind of file at {path}")
+                raise LongRopeError(f"expected a GGUF file, found another kind of file at {path}", code="damaged-file")
             found = _parse(path, data, sizes)
     except (OSError, ValueError) as error:  # ValueError: mmap of an empty file
-        raise LongRopeError(f"cannot read the GGUF file {path}: {one_line(error)}") from error
+        raise LongRopeError(f"cannot read the GGUF file {path}: {one_line(error)}", code="damaged-file") from error
     except struct.error as error:
-        raise LongRopeError(f"the GGUF file {path} is truncated: it ends inside its header; fetch it again") from error
+        raise _damaged(path, "is truncated: it ends inside its header") from error
     if int(found.value("split.count", 1)) > 1:
-        raise LongRopeError(f"{path} is one part of several; join them with llama.cpp's llama-gguf-split --merge first")
+        raise LongRopeError(
+            f"{path} is one part of several",
+            code="unsupported-gguf",
+            hint="join them with llama.cpp's llama-gguf-split --merge first",
+        )
     return found
 
 
@@ -119,7 +122,11 @@ def _parse(path: Path, data: mmap.mmap, sizes: dict[int, tuple[int, int]]) -> Gg
     version = cursor.number("I")
     if version not in _READABLE:
         found = "a big-endian file" if version and version & 0xFFFF == 0 else f"version {version}"
-        raise LongRopeError(f"expected little-endian GGUF of version 2 or 3, found {found} in {path}; convert it again")
+        raise LongRopeError(
+            f"expected little-endian GGUF of version 2 or 3, found {found} in {path}",
+            code="unsupported-gguf",
+            hint="convert the model again",
+        )
     tensor_count, key_count = cursor.number("Q"), cursor.number("Q")
     keys: dict[str, Key] = {}
     for _ in range(key_count):
@@ -130,26 +137,28 @@ def _parse(path: Path, data: mmap.mmap, sizes: dict[int, tuple[int, int]]) -> Gg
     for _ in range(tensor_count):
         name, rank = cursor.string(), cursor.number("I")
         if rank > _MOST_DIMS:
-            raise LongRopeError(f"the GGUF file {path} is damaged: a tensor with {rank} dimensions; fetch it again")
+            raise _damaged(path, f"is damaged: a tensor with {rank} dimensions")
         dims = tuple(cursor.number("Q") for _ in range(rank))
         infos.append((name, dims, cursor.number("I"), cursor.number("Q")))
     alignment = keys[ALIGNMENT_KEY].value if ALIGNMENT_KEY in keys else ALIGNMENT
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise LongRopeError(f"the GGUF file {path} is damaged: {ALIGNMENT_KEY} {alignment!r}; fetch it again")
+        raise _damaged(path, f"is damaged: {ALIGNMENT_KEY} {alignment!r}")
     base = padded(cursor.at, alignment)
     tensors: dict[str, TensorInfo] = {}
     for name, dims, kind, offset in infos:
         if kind not in sizes:
-            raise LongRopeError(f"{path}: tensor {name!r} has ggml type {kind}; a newer gguf package may know it")
+            raise LongRopeError(
+                f"{path}: tensor {name!r} has the unknown ggml type {kind}",
+                code="unsupported-gguf",
+                hint="a newer gguf package may know it",
+            )
         block, size = sizes[kind]
         tensors[name] = TensorInfo(dims, kind, base + offset, math.prod(dims) // block * size)
     end = max((tensor.start + tensor.size for tensor in tensors.values()), default=cursor.at)
     if end > len(data):
-        raise LongRopeError(
-            f"the GGUF file {path} is truncated: its tensors need {end} bytes, it has {len(data)}; fetch it again"
-        )
+        raise _damaged(path, f"is truncated: its tensors need {end} bytes, it has {len(data)}")
     if len(keys) != key_count or len(tensors) != tensor_count:
-        raise LongRopeError(f"the GGUF file {path} is damaged: it has a name twice; fetch it again")
+        raise _damaged(path, "is damaged: it has a name twice")
     return GgufFile(path, version, keys, tensors, alignment)
 
 
@@ -160,7 +169,7 @@ def _value(path: Path, cursor: _Cursor, kind: int) -> Any:
     if kind == STRING:
         return cursor.string()
     if kind != ARRAY:
-        raise LongRopeError(f"the GGUF file {path} is damaged: a value of type {kind}; fetch it again")
+        raise _damaged(path, f"is damaged: a value of type {kind}")
     item, count = cursor.number("I"), cursor.number("Q")
     if item in SCALARS:
         cursor.skip(count * struct.calcsize("<" + SCALARS[item]))
@@ -168,8 +177,12 @@ def _value(path: Path, cursor: _Cursor, kind: int) -> Any:
         for _ in range(count):
             cursor.skip(cursor.number("Q"))
     else:
-        raise LongRopeError(f"the GGUF file {path} is damaged: an array of type {item}; fetch it again")
+        raise _damaged(path, f"is damaged: an array of type {item}")
     return None
+
+
+def _damaged(path: Path, fault: str) -> LongRopeError:
+    return LongRopeError(f"the GGUF file {path} {fault}", code="damaged-file", hint="fetch it again")
 
 
 def padded(size: int, alignment: int) -> int:
@@ -183,100 +196,13 @@ def _type_sizes() -> dict[int, tuple[int, int]]:
 
 
 def gguf_package() -> Any:
-    """The optional `gguf` package. Raises LongRopeError when it is not installed."""
+    """The optional `gguf` package. Raises LongRopeError (`missing-dependency`) when it is not installed."""
     try:
         import gguf
     except ImportError as error:
         raise LongRopeError(
-            'GGUF files need the gguf package; install it with: pip install "longrope[gguf]"'
+            "GGUF files need the gguf package",
+            code="missing-dependency",
+            hint='install it with: pip install "longrope[gguf]"',
         ) from error
     return gguf
-
-
-LONG_FACTORS, SHORT_FACTORS, ROPE_FREQS = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
-SCALING_KEY = "longrope.scaling"  # our own: the scaling.json that was exported; llama.cpp passes over it
-DEFAULT_BASE = 10_000.0  # llama.cpp's, where rope.freq_base is absent
-
-
-@dataclass(frozen=True, slots=True)
-class GgufRope:
-    """The rotary embedding as the file states it; None where it says nothing."""
-
-    path: Path
-    architecture: str
-    """`general.architecture`, the prefix of the keys below; it decides which of llama.cpp's graphs runs."""
-    context_length: int | None
-    """L': llama-server caps a slot's context here."""
-    rotary_dim: int | None
-    """`rope.dimension_count`, else the head's dimension, as llama.cpp takes it."""
-    freq_base: float
-    scaling_type: str | None
-    original_context_length: int | None
-    """The switch: contexts above it take the long factors. llama.cpp takes `context_length` where it is absent."""
-    attention_factor: float | None
-    """`rope.scaling.attn_factor`: multiplies cosines and sines in both regimes; 1 where absent."""
-    factor: float | None
-    """`rope.scaling.factor`, a linear scale of all positions on top of the factors; exports never write it."""
-    short_factors: tuple[float, ...] | None
-    long_factors: tuple[float, ...] | None
-    rope_freqs: tuple[float, ...] | None
-    """A single set of factors for all lengths (Llama 3); where present and loaded, the two sets above are not used."""
-    scaling: RopeScaling | None
-    """What was exported into this file, where longrope wrote it: what the numbers above should say."""
-
-
-def read_gguf_rope(path: Path) -> GgufRope:
-    """Read the rotary embedding of the GGUF file `path`.
-
-    Raises LongRopeError when it is no GGUF file, is truncated or damaged, or states no architecture.
-    """
-    return rope_of(read_gguf(path))
-
-
-def rope_of(file: GgufFile) -> GgufRope:
-    """`read_gguf_rope` for a file that was opened before."""
-    architecture = file.value("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
-        raise LongRopeError(f"{file.path} states no general.architecture; it is not the GGUF of a language model")
-
-    def stated(name: str) -> Any:
-        return file.value(f"{architecture}.{name}")
-
-    attention_factor, factor, base = (
-        stated(name) for name in ("rope.scaling.attn_factor", "rope.scaling.factor", "rope.freq_base")
-    )
-    exported = file.value(SCALING_KEY)
-    return GgufRope(
-        path=file.path,
-        architecture=architecture,
-        context_length=stated("context_length"),
-        rotary_dim=_rotary_dim(stated),
-        freq_base=DEFAULT_BASE if base is None else float(base),
-        scaling_type=stated("rope.scaling.type"),
-        original_context_length=stated("rope.scaling.original_context_length"),
-        attention_factor=None if attention_factor is None else float(attention_factor),
-        factor=None if factor is None else float(factor),
-        short_factors=_factors(file, SHORT_FACTORS),
-        long_factors=_factors(file, LONG_FACTORS),
-        rope_freqs=_factors(file, ROPE_FREQS),
-        scaling=None if exported is None else RopeScaling.from_json(str(exported), f"{SCALING_KEY} of {file.path}"),
-    )
-
-
-def _rotary_dim(stated: Any) -> int | None:
-    for name in ("rope.dimension_count", "attention.key_length"):
-        if isinstance(stated(name), int):
-            return int(stated(name))
-    width, heads = stated("embedding_length"), stated("attention.head_count")
-    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
-
-
-def _factors(file: GgufFile, name: str) -> tuple[float, ...] | None:
-    tensor = file.tensors.get(name)
-    if tensor is None:
-        return None
-    if tensor.type != F32:
-        raise LongRopeError(f"expected {name} of {file.path} in float32, found ggml type {tensor.type}")
-    with file.path.open("rb") as data:
-        data.seek(tensor.start)
-        return tuple(np.frombuffer(data.read(tensor.size), dtype="<f4").astype(float).tolist())

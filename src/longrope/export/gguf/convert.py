@@ -1,45 +1,52 @@
 """A complete GGUF file of a small model of the Llama architecture: weights, tokenizer and scaling.
 
-For large models, quantised ones and other architectures, llama.cpp's converter writes the file and `gguf_patch.py`
-adds the scaling.
-
-A transformers tokenizer as GGUF's vocabulary, where llama.cpp splits text in exactly the same way.
-
-Byte-level BPE whose pre-tokeniser is one of `_PRE_TOKENIZERS` only: llama.cpp has them compiled in, by name. Other
-tokenizers (SentencePiece's, above all) are llama.cpp's own converter's to do.
+For large models, quantised ones and other architectures, llama.cpp's converter writes the file and `patch.py` adds the
+scaling. The same holds for other tokenizers than byte-level BPE with a pre-tokeniser of `_PRE_TOKENIZERS`, which
+llama.cpp has compiled in by name: a tokenizer is written only where llama.cpp splits text in exactly the same way.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from longrope.errors import LongRopeError
 from longrope.export.gguf.container import gguf_package
+from longrope.export.gguf.keys import GgufKeys, GgufTensors
 from longrope.models.loading import load_model, load_tokenizer
 from longrope.rope.geometry import RopeGeometry, rope_parameters_of
 from longrope.rope.scaling import MAX_POSITION
 
 ARCHITECTURE = "llama"
-# The same network under three names. Qwen 2's own graph in llama.cpp takes no factors; Llama's has its biases too.
-_MODEL_TYPES = ("llama", "mistral", "qwen2")
-_INSTEAD = "convert it with llama.cpp's convert_hf_to_gguf.py and give that file with --gguf"
+MODEL_TYPES = ("llama", "mistral", "qwen2")
+"""The same network under three names. Qwen 2's own graph in llama.cpp takes no factors; Llama's has its biases too."""
+_CONVERT = "convert the model with llama.cpp's convert_hf_to_gguf.py and give that file as `gguf`"
 _FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}  # general.file_type, llama.cpp's numbers
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+# The stages of a tokenizer.json before BPE, and whether whole words skip the merges -> llama.cpp's name for them.
+_PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
+    (("gpt2",), False): "gpt-2",
+    (("digits", "gpt2"), False): "smollm",
+    ((_WORDS + r"\p{N}{1,3}" + _REST, "bytes"), True): "llama-bpe",
+    ((_WORDS + r"\p{N}" + _REST, "bytes"), False): "qwen2",
+}
 
 
 def check_llama(config: Any, geometry: RopeGeometry, context_length: int) -> None:
-    """Raise LongRopeError when the model of `config` is not what llama.cpp's graph `llama` computes."""
+    """Raise LongRopeError (`unsupported-model`) when llama.cpp's Llama graph does not compute the model of `config`."""
     head_dim, window = _head_dim(config), _sliding_window(config)
     faults = [
-        (config.model_type not in _MODEL_TYPES, f"{config.model_type!r} is none of {', '.join(_MODEL_TYPES)}"),
+        (config.model_type not in MODEL_TYPES, f"{config.model_type!r} is none of {', '.join(MODEL_TYPES)}"),
         (getattr(config, "quantization_config", None) is not None, "its weights are quantised"),
         (getattr(config, "hidden_act", None) != "silu", "its activation is not silu"),
         (getattr(config, "mlp_bias", False), "its MLP has biases"),
@@ -48,20 +55,14 @@ def check_llama(config: Any, geometry: RopeGeometry, context_length: int) -> Non
     ]
     for found, fault in faults:
         if found:
-            raise LongRopeError(f"cannot write this model as a GGUF of the Llama architecture: {fault}; {_INSTEAD}")
+            raise _refusal(f"cannot write this model as a GGUF of the Llama architecture: {fault}")
 
 
-def write_llama(
-    path: Path,
-    model_name: str,
-    keys: Mapping[str, tuple[int, int | float | str]],
-    tensors: Mapping[str, npt.NDArray[np.float32]],
-) -> list[str]:
+def write_llama(path: Path, model_name: str, keys: GgufKeys, tensors: GgufTensors) -> list[str]:
     """Write `model_name`, which `check_llama` passed, to `path` with the keys and tensors of its scaling.
 
-    What its user must know is returned, one line each.
-
-    Raises LongRopeError when its tokenizer or a weight cannot be expressed.
+    Returns notes for the user, one line each. Raises LongRopeError (`unsupported-model`) when the tokenizer or a weight
+    cannot be expressed.
     """
     gguf = gguf_package()
     model = load_model(model_name, dtype="checkpoint")
@@ -93,7 +94,7 @@ def write_llama(
             continue  # llama.cpp takes the embedding where there is no output
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
-            raise LongRopeError(f"llama.cpp's Llama has no tensor for {name}; {_INSTEAD}")
+            raise _refusal(f"llama.cpp's Llama has no tensor for {name}")
         _add_tensor(gguf, writer, found, _llama_order(name, weight, config))
     for name, factors in tensors.items():
         writer.add_tensor(name, factors)
@@ -147,7 +148,7 @@ def _add_tokenizer(writer: Any, words: Vocabulary) -> None:
 
 def _dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype not in _FILE_TYPES:
-        raise LongRopeError(f"expected weights in float32, float16 or bfloat16, found {dtype}; {_INSTEAD}")
+        raise _refusal(f"expected weights in float32, float16 or bfloat16, found {dtype}")
     return dtype
 
 
@@ -161,31 +162,20 @@ def _sliding_window(config: Any) -> int:
     return int((getattr(config, "sliding_window", None) or MAX_POSITION) if used else MAX_POSITION)
 
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
-
-_ELSEWHERE = "convert the model with llama.cpp's convert_hf_to_gguf.py and give that file with --gguf"
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-# What a tokenizer.json does before BPE, and whether whole words skip the merges -> llama.cpp's name for it.
-_PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
-    (("gpt2",), False): "gpt-2",
-    (("digits", "gpt2"), False): "smollm",
-    ((_WORDS + r"\p{N}{1,3}" + _REST, "bytes"), True): "llama-bpe",
-    ((_WORDS + r"\p{N}" + _REST, "bytes"), False): "qwen2",
-}
+def _refusal(fault: str) -> LongRopeError:
+    return LongRopeError(fault, code="unsupported-model", hint=_CONVERT)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What GGUF's `tokenizer.ggml.*` keys hold. Tokens, types and ids are by position."""
+    """The values of GGUF's `tokenizer.ggml.*` keys. Tokens, types and ids are by position."""
 
     pre: str
     tokens: list[str]
     types: list[int]
     merges: list[str]
     special: dict[str, int]
-    """bos, eos, unk, pad -> id, those that the tokenizer has."""
+    """bos, eos, unk, pad -> id, for those that the tokenizer has."""
     add_bos: bool
     add_eos: bool
     chat_template: str | None
@@ -197,12 +187,12 @@ def vocabulary(model_name: str, size: int, *, eos: int | None = None) -> Vocabul
     """The vocabulary of `model_name`, filled up to the `size` rows of its embedding.
 
     `eos` is the end of text that the model's config states, for a tokenizer that names none. Raises LongRopeError
-    when llama.cpp would split text differently.
+    (`unsupported-model`) when llama.cpp would split text differently.
     """
     tokenizer = load_tokenizer(model_name)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise LongRopeError(f"expected a tokenizer.json in {model_name}, found a tokenizer without one; {_ELSEWHERE}")
+        raise _refusal(f"expected a tokenizer.json in {model_name}, found a tokenizer without one")
     document = json.loads(backend.to_str())
     pre = _pre_tokenizer(document)
     tokens, types = _tokens(document, size)
@@ -229,14 +219,14 @@ def _pre_tokenizer(document: dict[str, Any]) -> str:
     plain = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "fuse_unk")
     normalizer = (document["normalizer"] or {"type": "NFC"})["type"]
     if model["type"] != "BPE" or any(model.get(name) for name in plain) or normalizer != "NFC":
-        what = "a SentencePiece-like BPE" if model.get("byte_fallback") else f"{model['type']}, normaliser {normalizer}"
-        raise LongRopeError(f"expected a plain byte-level BPE tokenizer, found {what}; {_ELSEWHERE}")
+        kind = "a SentencePiece-like BPE" if model.get("byte_fallback") else f"{model['type']}, normaliser {normalizer}"
+        raise _refusal(f"expected a plain byte-level BPE tokenizer, found {kind}")
     stages = document["pre_tokenizer"] or {"type": "none"}
     parts = stages.get("pretokenizers", [stages])
     found = tuple(map(_stage, parts)), bool(model.get("ignore_merges"))
     if found not in _PRE_TOKENIZERS:
         kinds = " + ".join(part["type"] for part in parts)
-        raise LongRopeError(f"llama.cpp has no known name for this tokenizer's pre-tokeniser ({kinds}); {_ELSEWHERE}")
+        raise _refusal(f"llama.cpp has no known name for this tokenizer's pre-tokeniser ({kinds})")
     return _PRE_TOKENIZERS[found]
 
 
@@ -255,22 +245,22 @@ def _tokens(document: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     named = {index: (token, NORMAL) for token, index in document["model"]["vocab"].items()}
     for added in document["added_tokens"]:
         if added["lstrip"] or added["rstrip"] or added["single_word"]:
-            raise LongRopeError(
-                f"the added token {added['content']!r} depends on what stands beside it, which llama.cpp does not "
-                f"know; {_ELSEWHERE}"
-            )
+            raise _refusal(f"llama.cpp ignores that the token {added['content']!r} depends on the text beside it")
         named[added["id"]] = (added["content"], CONTROL if added["special"] else USER_DEFINED)
     if max(named) >= size:
-        raise LongRopeError(f"expected at most {size} tokens, the rows of the embedding; found id {max(named)}")
+        raise LongRopeError(
+            f"expected at most {size} tokens, the rows of the embedding; found id {max(named)}",
+            code="unsupported-model",
+        )
     tokens, types = zip(*(named.get(index, (f"[PAD{index}]", UNUSED)) for index in range(size)), strict=True)
     return list(tokens), list(types)
 
 
 def _added(tokenizer: Any, special: dict[str, int | None]) -> tuple[bool, bool]:
-    """Whether the tokenizer puts a BOS before and an EOS after a text; it must do nothing else."""
+    """Whether the tokenizer puts a BOS before and an EOS after a text. Raises LongRopeError for any other token."""
     plain, whole = tokenizer("x", add_special_tokens=False).input_ids, tokenizer("x").input_ids
     for bos in (False, True):
         for eos in (False, True):
             if whole == [special["bos"]] * bos + plain + [special["eos"]] * eos:
                 return bos, eos
-    raise LongRopeError(f"this tokenizer adds other tokens than BOS and EOS to a text; {_ELSEWHERE}")
+    raise _refusal("this tokenizer adds other tokens than BOS and EOS to a text")

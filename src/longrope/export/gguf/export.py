@@ -1,7 +1,7 @@
-"""Export to GGUF, so that llama.cpp and what is built on it apply the scaling: into an existing file, or a whole one.
+"""Export to a GGUF file for llama.cpp and the runtimes built on it: an existing file extended, or a whole one written.
 
 llama.cpp has two sets of factors and takes one of them for a whole context, by the context's size, not by the text's
-length. The notes of an export say which one, when, and what that costs.
+length. The notes of an export say which one holds when, and what that costs.
 """
 
 from __future__ import annotations
@@ -12,67 +12,57 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, one_line
-from longrope.export.forms import require_lossless
-from longrope.export.gguf.container import GgufFile, gguf_package, read_gguf, rope_of
+from longrope.export.config import ExportConfig
+from longrope.export.forms import require_expressible
+from longrope.export.gguf.container import GgufFile, gguf_package, read_gguf
 from longrope.export.gguf.convert import ARCHITECTURE, check_llama, write_llama
-from longrope.export.gguf.keys import CONTEXT_STEP, check_architecture, rope_keys, rope_tensors
+from longrope.export.gguf.keys import CONTEXT_STEP, check_architecture, rope_keys, rope_of, rope_tensors
 from longrope.export.gguf.patch import write_patched
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import transformers_scaling, unsupported_by_transformers
-from longrope.rope.scaling import RopeScaling, Window
+from longrope.rope.scaling import RopeScaling
 from longrope.storage import check_output_file
 
 
 @dataclass(frozen=True, slots=True)
 class GgufExport:
-    """Where the file lies, what its user must know (one line each), and what was lost (empty: nothing)."""
+    """The account of a file that was written; the fields are those of `ExportResult`."""
 
-    path: Path
+    unsupported: list[str]
     notes: list[str]
-    losses: list[str]
 
 
-def export_gguf(
-    model: str,
-    scaling: RopeScaling,
-    output: Path,
-    *,
-    existing: Path | None = None,
-    allow_lossy: bool = False,
-    context_length: int | None = None,
-) -> GgufExport:
+def export_gguf(model: str, scaling: RopeScaling, output: Path, config: ExportConfig) -> GgufExport:
     """Write `model` extended by `scaling` to the new GGUF file `output`.
 
-    With `existing`, a GGUF file that was converted from `model`, in any quantisation, its tensors are copied byte for
-    byte and the scaling is added; without, the whole file is written. `context_length` is the longest text that the
-    file is for (default: the scaling's target); a shorter one takes the factors of its window.
+    With `config.gguf`, a GGUF file that was converted from `model`, in any quantisation, its tensors are copied byte
+    for byte and the scaling is added; without, the whole file is written.
 
-    Raises LongRopeError when llama.cpp's graph of the architecture takes no factors, when the scaling or `existing`
-    is of another model, when llama.cpp cannot express the scaling (and `allow_lossy` is not set), or when `output`
-    exists or cannot be written. `output` is then as it was.
+    Raises LongRopeError when llama.cpp's graph of the architecture takes no factors, when the scaling or `config.gguf`
+    is of another model, when llama.cpp cannot express the scaling (and `config.allow_lossy` is not set), or when
+    `output` exists or cannot be written. `output` is then as it was.
     """
     check_output_file(output)
     gguf_package()
-    config = load_config(model)
-    scaling.check_fits(RopeGeometry.from_config(config, original_length=scaling.geometry.original_length))
-    wanted = _up_to(scaling, context_length or scaling.target_length)
-    losses = unsupported_by_transformers(wanted)  # llama.cpp expresses what transformers does
-    require_lossless(losses, "llama.cpp", allow_lossy)
-    expressed = transformers_scaling(wanted)
+    model_config = load_config(model)
+    scaling.check_fits(RopeGeometry.from_config(model_config, original_length=scaling.geometry.original_length))
+    unsupported = unsupported_by_transformers(scaling)  # llama.cpp expresses the same as transformers
+    require_expressible(unsupported, "llama.cpp", config.allow_lossy)
+    expressed = transformers_scaling(scaling)
     tensors = rope_tensors(expressed)
-    if existing is None:
+    source = None if config.gguf is None else read_gguf(config.gguf)
+    if source is None:
         architecture = ARCHITECTURE
-        check_llama(config, scaling.geometry, expressed.target_length)
+        check_llama(model_config, scaling.geometry, expressed.target_length)
     else:
-        source = read_gguf(existing)
-        architecture = _checked_architecture(source, config, scaling.geometry)
+        architecture = _checked_architecture(source, model_config, scaling.geometry)
     notes = _notes(output, expressed)
-    keys = rope_keys(architecture, expressed, scaling, losses)
+    keys = rope_keys(architecture, expressed, scaling, unsupported)
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             partial = Path(folder) / "partial.gguf"
-            if existing is None:
+            if source is None:
                 notes += write_llama(partial, model, keys, tensors)
             else:
                 with partial.open("wb") as file:
@@ -80,19 +70,10 @@ def export_gguf(
             read_gguf(partial)
             partial.replace(output)
     except OSError as error:
-        raise LongRopeError(f"cannot write {output}: {one_line(error)}; nothing was left there") from error
-    return GgufExport(output, notes, losses)
-
-
-def _up_to(scaling: RopeScaling, length: int) -> RopeScaling:
-    """The windows of `scaling` for texts of up to `length` tokens."""
-    last = scaling.window_for(length)
-    shorter = [window for window in scaling.windows if window.max_length < length]
-    return RopeScaling(
-        scaling.geometry,
-        (*shorter, Window(length, last.factors, last.start_tokens, last.attention_factor)),
-        scaling.provenance,
-    )
+        raise LongRopeError(
+            f"cannot write {output}: {one_line(error)}; nothing was left there", code="output-not-writable"
+        ) from error
+    return GgufExport(unsupported, notes)
 
 
 def _checked_architecture(source: GgufFile, config: Any, geometry: RopeGeometry) -> str:
@@ -105,18 +86,22 @@ def _checked_architecture(source: GgufFile, config: Any, geometry: RopeGeometry)
         "layers": (source.value(f"{rope.architecture}.block_count"), text.num_hidden_layers),
         "hidden size": (source.value(f"{rope.architecture}.embedding_length"), text.hidden_size),
     }
-    for what, (found, wanted) in expected.items():
+    for name, (found, wanted) in expected.items():
         if found != wanted:
             raise LongRopeError(
-                f"{source.path} is not a conversion of this model: it has {what} {found}, the model {wanted}"
+                f"{source.path} is not a conversion of this model: it has {name} {found}, the model {wanted}",
+                code="wrong-geometry",
             )
     if abs(rope.freq_base / geometry.base - 1.0) > 1e-6:  # the file has it as float32
         raise LongRopeError(
             f"{source.path} is not a conversion of this model: it has rope base {rope.freq_base:g}, the model "
-            f"{geometry.base:g}"
+            f"{geometry.base:g}",
+            code="wrong-geometry",
         )
     if source.value(f"{rope.architecture}.rope.scaling.finetuned") is False and rope.architecture.startswith("granite"):
-        raise LongRopeError(f"{source.path} states that its Granite model has no RoPE; there is nothing to scale")
+        raise LongRopeError(
+            f"{source.path} states that its Granite model has no RoPE; there is nothing to scale", code="not-rope"
+        )
     return rope.architecture
 
 
@@ -136,7 +121,7 @@ def _notes(path: Path, expressed: RopeScaling) -> list[str]:
 
 
 def _regimes(path: Path, switch: int, target: int) -> list[str]:
-    """Which -c gives which factors, and the price of it."""
+    """The notes on which -c gives which factors, and what that costs."""
     inside = switch // CONTEXT_STEP * CONTEXT_STEP
     rounding = f"llama.cpp rounds -c up to a multiple of {CONTEXT_STEP} and takes one set of factors for the context"
     if not inside:

@@ -1,47 +1,28 @@
-"""A GGUF file of any quantisation with the keys and factors of a scaling added; every other tensor's bytes are kept.
+"""An existing GGUF file, of any quantisation, with the keys and factors of a scaling added to it.
 
-Bytes are copied in pieces, never decoded: a file of any size needs a few megabytes of memory, and types of numbers
-and quantisations that did not exist when this was written pass through.
+The bytes of every other tensor are copied in pieces, never decoded: a file of any size needs a few megabytes of memory,
+and number types and quantisations that are newer than this code pass through.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from typing import BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-
 from longrope.errors import LongRopeError
-from longrope.export.gguf.container import (
-    F32,
-    LONG_FACTORS,
-    MAGIC,
-    ROPE_FREQS,
-    SCALARS,
-    SHORT_FACTORS,
-    STRING,
-    GgufFile,
-    padded,
-)
+from longrope.export.gguf.container import F32, MAGIC, SCALARS, STRING, GgufFile, padded
+from longrope.export.gguf.keys import LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS, GgufKeys, GgufTensors
 
 _PIECE = 16 * 2**20
 # `finetuned` stays: Granite's graph takes it as the switch of its RoPE.
 _KEPT_ROPE_KEYS = ("rope.scaling.finetuned",)
 
 
-def write_patched(
-    source: GgufFile,
-    out: BinaryIO,
-    architecture: str,
-    keys: Mapping[str, tuple[int, int | float | str]],
-    tensors: Mapping[str, npt.NDArray[np.float32]],
-) -> None:
+def write_patched(source: GgufFile, out: BinaryIO, architecture: str, keys: GgufKeys, tensors: GgufTensors) -> None:
     """Write `source` to `out` with `keys` and `tensors` in place of its own scaling of the rotary embedding.
 
-    What it said under `rope.scaling.` and its own factors (Llama 3's `rope_freqs` too) go: llama.cpp refuses a file
-    with a tensor that it does not use.
+    The keys under `rope.scaling.` and the source's own factors (Llama 3's `rope_freqs` too) are left out: llama.cpp
+    refuses a file with a tensor that it does not use. Raises LongRopeError (`damaged-file`) when `source` shrinks.
     """
     kept_keys = {name: key for name, key in source.keys.items() if name not in keys and not _scales(name, architecture)}
     dropped = {LONG_FACTORS, SHORT_FACTORS, ROPE_FREQS, *tensors}
@@ -70,7 +51,7 @@ def write_patched(
 
 
 def _scales(key: str, architecture: str) -> bool:
-    """Whether `key` is about a scaling of the RoPE."""
+    """Whether `key` states a scaling of the RoPE."""
     name = key.removeprefix(f"{architecture}.")
     return name == "rope.scale_linear" or (name.startswith("rope.scaling.") and name not in _KEPT_ROPE_KEYS)
 
@@ -98,6 +79,8 @@ def _copy(data: BinaryIO, out: BinaryIO, start: int, size: int) -> None:
     while size:
         piece = data.read(min(size, _PIECE))
         if not piece:  # it was complete when its header was read
-            raise LongRopeError("the GGUF file became shorter while it was copied; nothing was written")
+            raise LongRopeError(
+                "the GGUF file became shorter while it was copied; nothing was written", code="damaged-file"
+            )
         out.write(piece)
         size -= len(piece)
