@@ -24,7 +24,7 @@ MAX_POSITION = 2**31 - 1
 _FACTOR_BOUNDS = (1e-3, 1e9)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Window:
     """The factors that hold for sequences of up to `max_length` tokens.
 
@@ -63,13 +63,23 @@ class Window:
             )
         object.__setattr__(self, "attention_factor", positive_number("attention_factor", self.attention_factor))
 
+    def __repr__(self) -> str:
+        factors = (
+            f"{self.factors[0]:.4g} … {self.factors[-1]:.4g}" if len(self.factors) > 1 else f"{self.factors[0]:.4g}"
+        )
+        tokens = f", start_tokens={self.start_tokens}" if self.start_tokens else ""
+        return (
+            f"Window(max_length={self.max_length}, factors=({factors}), {len(self.factors)} pairs{tokens}, "
+            f"attention_factor={self.attention_factor:.4g})"
+        )
+
     @property
     def is_identity(self) -> bool:
         """Whether this window is the original RoPE: all factors 1 and attention factor 1."""
         return self.attention_factor == 1.0 and all(factor == 1.0 for factor in self.factors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RopeScaling:
     """One model's rotary embedding with its windows, shortest first, and where the numbers come from.
 
@@ -140,6 +150,12 @@ class RopeScaling:
             )
         short = Window(geometry.original_length, (1.0,) * geometry.pairs, 0, attention_factor)
         return cls(geometry, (short, long), provenance or {})
+
+    def __repr__(self) -> str:
+        method = self.provenance.get("method")
+        head = f"RopeScaling({self.geometry.original_length} → {self.target_length} tokens"
+        lines = "".join(f"\n  {window!r}" for window in self.windows)
+        return f"{head}, rotary_dim {self.geometry.rotary_dim}{f', {method}' if method else ''}:{lines})"
 
     @property
     def target_length(self) -> int:
