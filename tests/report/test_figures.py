@@ -16,12 +16,12 @@ from longrope.report.figures.needles import needle_figure
 from longrope.report.figures.position import position_figure
 from longrope.report.figures.search import outside, search_figure
 from longrope.report.sections import closed_forms
-from longrope.report.styles import OWN, methods
+from longrope.report.styles import OWN, method_styles
 from longrope.report.svg import drawing
 from longrope.report.trace import read_trace
 from tests.report import runs
 
-SHOWN = methods(["scaling.json", *(name for name in runs.CONTENDERS if name != "scaling.json")])
+SHOWN = method_styles(["scaling.json", *(name for name in runs.CONTENDERS if name != "scaling.json")])
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_a_cell_that_was_not_measured_is_empty():
 def test_factors():
     scaling = runs.scaling(3, critical_dim=10)
     windows = closed_forms(scaling) | {OWN: scaling.windows[-1]}
-    shown = methods([OWN, *windows])
+    shown = method_styles([OWN, *windows])
     figure = factors_figure(scaling.geometry, windows, shown, {"second": scaling.windows[1]}, 10)
     axes = figure.axes[0]
     assert labels(figure) == ["longrope", "PI", "NTK-aware", "NTK-critical", "YaRN", "second"]
@@ -122,7 +122,7 @@ def test_factors():
 def test_a_search(tmp_path):
     runs.write_log(tmp_path / "search.jsonl", runs.evolution())
     trace = read_trace(tmp_path / "search.jsonl", runs.scaling(best_loss=4.131).provenance)
-    shown = methods([OWN, *trace.baselines])
+    shown = method_styles([OWN, *trace.baselines])
     figure = search_figure({OWN: trace}, shown)
     assert labels(figure) == [
         "longrope, best so far",
@@ -143,7 +143,7 @@ def test_a_search_that_found_nothing_better_has_one_panel(tmp_path):
     rows = [({"steps": [n]}, 5.0 - n / 100, False) for n in range(10)]
     runs.write_log(tmp_path / "search.jsonl", rows)
     trace = read_trace(tmp_path / "search.jsonl", runs.scaling(best_loss=4.131).provenance)
-    figure = search_figure({OWN: trace}, methods([OWN, *trace.baselines]))
+    figure = search_figure({OWN: trace}, method_styles([OWN, *trace.baselines]))
     assert len(figure.axes) == 1
     assert figure.axes[0].get_ylim()[0] < 4.19 < 4.91 < figure.axes[0].get_ylim()[1]
 
@@ -153,7 +153,7 @@ def test_several_searches(tmp_path):
     for name, rows in (("one", runs.evolution()), ("two", runs.descent())):
         runs.write_log(tmp_path / name, rows)
         traces[name] = read_trace(tmp_path / name, runs.scaling(best_loss=4.131).provenance)
-    figure = search_figure(traces, methods(["one", "two", "yarn"]))
+    figure = search_figure(traces, method_styles(["one", "two", "yarn"]))
     assert figure.axes[0].get_xscale() == "log"
     assert labels(figure) == ["one, best so far", "two, best so far", "YaRN"]
     figure.draw_without_rendering()
@@ -163,6 +163,6 @@ def test_several_searches(tmp_path):
 def test_colours_are_apart():
     """No two contenders look the same: their colour, marker and line together are their own."""
     names = ["scaling.json", "other.json", "third.json", *SHOWN, "ntk", "ntk-critical", "dynamic-ntk", "checkpoint"]
-    looks = [(one.tone, one.marker, one.line) for one in methods([*names, "yarn-rcd", "ntk-rcd"]).values()]
+    looks = [(one.tone, one.marker, one.line) for one in method_styles([*names, "yarn-rcd", "ntk-rcd"]).values()]
     assert len(set(looks)) == len(looks)
     assert {tone for tone, _, _ in looks} <= TONES.keys()

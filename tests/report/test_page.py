@@ -121,8 +121,8 @@ def test_the_page_holds_what_was_measured(full, full_page):
 
 def test_several_runs_are_compared_and_then_told(several, several_page):
     words = Tree(several_page.read_text("utf-8")).text
-    assert [part.name for part in several.parts] == ["The runs compared", "one", "two"]
-    compared = several.parts[0]
+    assert [part.name for part in several.chapters] == ["The runs compared", "one", "two"]
+    compared = several.chapters[0]
     assert [exhibit.name for exhibit in compared.exhibits] == [
         "compared",
         "compared-factors",
@@ -135,11 +135,11 @@ def test_several_runs_are_compared_and_then_told(several, several_page):
     for said in ("one and two, side by side", "real critical dimension 10", "start tokens 8", "1.1234"):
         assert said in words
     # One colour per run, the same in its own part.
-    assert [part.tone for part in several.parts] == [None, "vermilion", "amber"]
+    assert [part.tone for part in several.chapters] == [None, "vermilion", "amber"]
 
 
 def test_few_trials_are_marked_where_they_stand(several):
-    one, two = several.parts[1:]
+    one, two = several.chapters[1:]
     assert not any(exhibit.few for exhibit in one.exhibits)
     assert {exhibit.name for exhibit in two.exhibits if exhibit.few} == {"two-perplexity", "two-needle"}
 
@@ -167,5 +167,5 @@ def test_an_evaluation_alone(tmp_path):
     path = runs.write_evaluation(tmp_path / "needles.json", runs.evaluation(["needle"]))
     report = build(collect([path]))
     assert report.title == "tiny, measured"
-    assert report.parts[0].lede == "Measurements of tiny at 256 to 2,048 tokens."
+    assert report.chapters[0].lede == "Measurements of tiny at 256 to 2,048 tokens."
     assert [exhibit.name for exhibit in report.exhibits] == ["needle"]

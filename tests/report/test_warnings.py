@@ -9,9 +9,9 @@ import pytest
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.collect import Extension, Run, collect
-from longrope.report.styles import OWN, methods
+from longrope.report.styles import OWN, method_styles
 from longrope.report.trace import read_trace
-from longrope.report.warnings import caveats, comparability
+from longrope.report.warnings import comparability, warnings
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.scaling import RopeScaling
 from tests.report import runs
@@ -20,8 +20,8 @@ SU = su_attention_factor(runs.GEOMETRY, runs.TARGET)
 
 
 def text(run: Run) -> str:
-    shown = methods([OWN, *run.others])
-    return "\n".join(f"{group.heading}: {item}" for group in caveats(run, shown) for item in group.items)
+    shown = method_styles([OWN, *run.others])
+    return "\n".join(f"{group.heading}: {item}" for group in warnings(run, shown) for item in group.items)
 
 
 def run_of(scaling: RopeScaling | None = None, rows: list[EvalRow] | None = None, **settings) -> Run:
@@ -59,12 +59,12 @@ def test_a_portable_scaling_has_no_such_warnings():
     for warning in ("start tokens", "the windows to", "this scaling has"):
         assert warning not in plain
     one = RopeScaling.single(runs.GEOMETRY, runs.TARGET, [8.0] * 32, attention_factor=SU)
-    assert "What runtimes cannot do: The factors change" not in text(run_of(one))
+    assert "Limits of the runtimes: The factors change" not in text(run_of(one))
 
 
 def test_what_was_lost():
     lossy = replace(run_of(runs.scaling()), extension=Extension((), ("the start tokens 8: gone",), {}))
-    assert "What was lost: The exported checkpoint lost the start tokens 8: gone." in text(lossy)
+    assert "Losses: The exported checkpoint lost the start tokens 8: gone." in text(lossy)
 
 
 def test_where_something_else_is_better():
@@ -73,7 +73,7 @@ def test_where_something_else_is_better():
     assert "At 256 tokens, inside the original window, perplexity is +10.0 % against the original model" in found
     assert "At 512 tokens perplexity is lower with YaRN (60.0 ± 1.0)." in found
     better = perplexities({"none": {256: 56.0, 512: 90.0}, OWN: {256: 55.0, 512: 60.0}})
-    assert "What was lost" not in text(run_of(runs.scaling(), better))
+    assert "Losses" not in text(run_of(runs.scaling(), better))
 
 
 def test_a_search_that_found_nothing_better(tmp_path):
@@ -88,9 +88,9 @@ def test_a_search_that_found_nothing_better(tmp_path):
 
 def test_what_was_not_measured():
     found = text(run_of(runs.scaling(), perplexities({"none": {256: 50.0}, OWN: {256: 49.0}})))
-    assert "What was not measured: Loss by position, passkey retrieval, needles by depth" in found
-    assert "What was not measured: Beyond 256 tokens: perplexity by length." in found
-    assert "What was not measured" not in text(run_of(runs.scaling()))
+    assert "Not measured: Loss by position, passkey retrieval, needles by depth" in found
+    assert "Not measured: Beyond 256 tokens: perplexity by length." in found
+    assert "Not measured" not in text(run_of(runs.scaling()))
 
 
 def test_few_trials(tmp_path):

@@ -1,1 +1,1 @@
-"""Figures and pages that show a run to a person."""
+"""Reports: one HTML page of runs and evaluations, with its figures and tables."""

@@ -1,7 +1,7 @@
-"""What a report is made from, read from disk into typed data: run folders and evaluation files. Judges nothing.
+"""Reads the files of a report into typed data: run folders and evaluation files.
 
-A run folder is what `longrope search` or `longrope extend` left: `scaling.json`, the log, and any evaluation files in
-it. An evaluation file is what `longrope eval -o` wrote; it joins the run whose scaling it measured, by hash.
+A run folder comes from a search or `extend`: `scaling.json`, the log, and any evaluation files in it. An evaluation
+file comes from an evaluation with an output; it joins the run whose scaling it measured, by hash.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from longrope.storage import sha256_text
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Reloaded by plain transformers against the searched model: the logits at the last `positions` of one held-out
-    text of `length` tokens."""
+    """The reloaded checkpoint against the searched model: logits at the last `positions` of a held-out text of `length`
+    tokens."""
 
     length: int
     positions: int
@@ -34,7 +34,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """What `longrope extend` wrote at its end: the proofs of its checkpoint, and what the export lost."""
+    """The summary that `extend` wrote at its end: the proofs of its checkpoint, and what the export lost."""
 
     proofs: tuple[Proof, ...]
     losses: tuple[str, ...]
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def others(self) -> list[str]:
-        """Names of everything the run's own scaling was compared with, in the order met."""
+        """Names of the methods that the run's own scaling was compared with, in the order met."""
         names = [*(self.trace.baselines if self.trace else ()), *(row.scaling for row in self.rows)]
         return [name for name in dict.fromkeys(names) if name != OWN]
 
@@ -97,7 +97,7 @@ def collect(paths: Sequence[Path]) -> list[Run]:
     lacks its settings, and for two measurements of the same thing in one run.
     """
     if not paths:
-        raise LongRopeError("expected run folders or evaluation files to report on; found none")
+        raise LongRopeError("expected run folders or evaluation files to report on; found none", code="missing-data")
     folders = [path for path in paths if path.is_dir()]
     runs = {path: _folder(path) for path in dict.fromkeys(folders)}
     hashes = {_digest(run.scaling): path for path, run in reversed(runs.items()) if run.scaling is not None}
@@ -123,7 +123,8 @@ def _folder(path: Path) -> Run:
             evaluations[file.name] = _with_own_name(load_evaluation(file))
     if scaling is None and not evaluations:
         raise LongRopeError(
-            f"expected {path} to hold a finished run: a {SCALING} or evaluation files (*.json); found neither"
+            f"expected {path} to hold a finished run: a {SCALING} or evaluation files (*.json); found neither",
+            code="not-a-run",
         )
     trace = None
     if scaling is not None and (path / SEARCH_LOG).is_file():
@@ -139,7 +140,7 @@ def _extension(file: Path) -> Extension:
         losses = tuple(map(str, document["losses"]))
     except (KeyError, TypeError) as error:
         raise LongRopeError(
-            f"{file} is not what longrope extend writes: its proofs or losses cannot be read"
+            f"{file} is not what longrope extend writes: its proofs or losses cannot be read", code="damaged-file"
         ) from error
     return Extension(proofs, losses, document)
 
@@ -178,8 +179,9 @@ def _refuse_twice(run: Run) -> None:
             key = (row.suite, row.metric, row.scaling, row.length, json.dumps(row.detail, sort_keys=True))
             if key in seen:
                 raise LongRopeError(
-                    f"{seen[key]} and {file} both hold {row.suite} of {row.scaling} at {row.length} tokens; "
-                    "leave one of them out of the report"
+                    f"{seen[key]} and {file} both hold {row.suite} of {row.scaling} at {row.length} tokens",
+                    code="measured-twice",
+                    hint="leave one of them out of the report",
                 )
             seen[key] = file
 

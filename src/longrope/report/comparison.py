@@ -1,4 +1,4 @@
-"""What compares several runs: every run's own scaling in the same figures, and where their numbers do not compare."""
+"""The exhibits that compare several runs: every run's own scaling in the same figures and tables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.search import search_figure
 from longrope.report.numbers import NOTHING, Cell, count
 from longrope.report.sections import Exhibit, closed_forms, loss_unit
-from longrope.report.styles import OWN, Method, is_baseline, methods
+from longrope.report.styles import OWN, MethodStyle, is_baseline, method_styles
 from longrope.report.summary import headline, pooled
 from longrope.report.svg import Drawing
 from longrope.report.tables import Line, Table
 from longrope.report.warnings import comparability
 from longrope.rope.scaling import Window
 
-Shown = Mapping[str, Method]
+Shown = Mapping[str, MethodStyle]
 
 
 def comparison(runs: Sequence[Run], shown: Shown) -> list[Exhibit]:
@@ -54,13 +54,13 @@ def _factors(runs: Sequence[Run], shown: Shown) -> Exhibit | None:
     windows: dict[str, Window] = {name: scaling.windows[-1] for name, scaling in scalings.items()}
     if len({scaling.target_length for scaling in scalings.values()}) == 1:
         windows |= closed_forms(first)
-    everyone = {name: shown.get(name, one) for name, one in methods(windows).items()}
+    all_styles = {name: shown.get(name, one) for name, one in method_styles(windows).items()}
     return Exhibit(
         "compared-factors",
         "Rescale factors",
         "The factors of each run's longest window.",
-        Drawing(factors_figure(first.geometry, windows, everyone, {}, None)),
-        (tables.factors(first.geometry, windows, everyone, {}),),
+        Drawing(factors_figure(first.geometry, windows, all_styles, {}, None)),
+        (tables.factors(first.geometry, windows, all_styles, {}),),
         folded=True,
     )
 

@@ -1,4 +1,4 @@
-"""How a result was made: the commands, versions, settings and hashes that repeat it, as its files record them."""
+"""The record of how a result was made: commands, versions, settings and hashes, as the run's files have them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ELSEWHERE = {"model", "model_fingerprint", "documents", "document_sha256", "sam
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A term and what is recorded of it, one line each; `code` for what is to be copied."""
+    """A term and its recorded values, one line each; `code`: they are commands to copy."""
 
     term: str
     lines: tuple[str, ...]
     code: bool = False
 
 
-def what_was_done(run: Run) -> str:
+def description(run: Run) -> str:
     """One or two sentences: model, windows, method and cost."""
     if run.scaling is None:
         lengths = sorted({row.length for row in run.rows})
@@ -57,7 +57,7 @@ def what_was_done(run: Run) -> str:
 
 
 def facts(run: Run) -> list[Fact]:
-    """Everything recorded about how `run` was made."""
+    """All recorded facts about how `run` was made."""
     origins = _origins(run)
     provenance = run.scaling.provenance if run.scaling is not None else {}
     found = [Fact("Commands", tuple(_grouped(origins, "command")), code=True)]
@@ -86,7 +86,7 @@ def facts(run: Run) -> list[Fact]:
 
 
 def _origins(run: Run) -> dict[str, dict[str, Any]]:
-    """file name -> what provenance.record() left in it."""
+    """File name -> the record of `provenance.record()` in it."""
     origins: dict[str, dict[str, Any]] = {}
     if run.scaling is not None:
         origins[SCALING] = run.scaling.provenance

@@ -1,6 +1,6 @@
 """Numbers as a person reads them: a value with its error to the digits that mean something, token counts, intervals.
 
-Strings only; what the numbers mean is said in `tables.py` and `headline.py`.
+Strings only; `tables.py` and `summary.py` say what the numbers mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the report on runs: one self-contained HTML file, and its figures as PNG and SVG."""
+"""Writes the report on runs: one self-contained HTML file, and its figures as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longrope.storage import check_output_file, check_output_folder, write_text_
 
 @dataclass(frozen=True)
 class Written:
-    """Where a report lies: its page, and its figures, each as PNG and SVG."""
+    """The files of a report: its page, and its figures, each as PNG and SVG."""
 
     html: Path
     figures: list[Path]
@@ -44,7 +44,7 @@ def report(runs: Sequence[Path | str], output: Path, figures: Path | None = None
 
 
 def figures_folder(output: Path) -> Path:
-    """Where the figures of the page `output` go unless told otherwise."""
+    """The default folder for the figures of the page `output`."""
     return output.with_name(f"{output.stem}_figures")
 
 
@@ -65,6 +65,8 @@ def _save_figures(made: Report, folder: Path) -> list[Path]:
             raise
     except OSError as error:
         raise LongRopeError(
-            f"cannot write the figures to {folder}: {error.strerror}; choose another --figures"
+            f"cannot write the figures to {folder}: {error.strerror}",
+            code="output-not-writable",
+            hint="choose another `figures`",
         ) from error
     return [folder / name for name in names]

@@ -1,4 +1,4 @@
-"""The exhibits of one run: a figure, what to see in it, and its numbers, for every topic that was measured."""
+"""The exhibits of one run: for every topic that was measured a figure, its caption and its numbers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from longrope.report.figures.needles import needle_figure
 from longrope.report.figures.position import position_figure
 from longrope.report.figures.search import outside, search_figure
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed
-from longrope.report.styles import OWN, Method
+from longrope.report.styles import OWN, MethodStyle
 from longrope.report.svg import Drawing
 from longrope.report.tables import Table
 from longrope.rope.baselines import closed_form_method
 from longrope.rope.scaling import RopeScaling, Window
 
-Shown = Mapping[str, Method]
+Shown = Mapping[str, MethodStyle]
 
 FACTORS_SHOWN = ("pi", "ntk", "ntk-critical", "yarn")
 """The closed forms that factors are drawn against; the others are one of these at the target length, or all ones."""
@@ -46,7 +46,7 @@ class Exhibit:
 
 
 def exhibits(run: Run, shown: Shown) -> list[Exhibit]:
-    """Everything there is to show of a run, in the order of a reader's questions."""
+    """The exhibits of a run, in the order of a reader's questions."""
     makers = (_factors, _search, _perplexity, _position, _passkey, _needle, _ruler, _retention)
     return [exhibit for make in makers if (exhibit := make(run, shown)) is not None]
 
@@ -89,7 +89,7 @@ def _further_windows(scaling: RopeScaling, label: str) -> dict[str, Window]:
 
 
 def loss_unit(run: Run) -> str:
-    """What a search's loss counts."""
+    """The unit of a search's loss."""
     needle = run.trace is not None and run.trace.header.get("objective") == "needle"
     return "nats per answer token of the search texts" if needle else "nats per token of the search texts"
 
@@ -217,12 +217,12 @@ def _retention(run: Run, shown: Shown) -> Exhibit | None:
     rows = run.of("retention")
     if not rows:
         return None
-    caption = "What short texts keep of the original model's quality."
+    caption = "Quality on short texts against the original model."
     return Exhibit("retention", "Short texts", caption, None, (tables.retention(rows, shown),))
 
 
 def _trials(rows: list[EvalRow]) -> str:
-    """How many trials each number has, and the mark where they are few."""
+    """The number of trials behind each number, and the mark where they are few."""
     trials = sorted({row.trials for row in rows})
     text = count(trials[0]) if len(trials) == 1 else f"{count(trials[0])} to {count(trials[-1])}"
     return f"{text} trials" + (f" ({MARK} fewer than {FEW_TRIALS})" if trials[0] < FEW_TRIALS else "")

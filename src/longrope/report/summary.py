@@ -1,4 +1,4 @@
-"""The few numbers that say whether it worked, each with its uncertainty and what to compare it with."""
+"""The headline of a run: a few numbers, each with its uncertainty and the number to compare it with."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from dataclasses import dataclass
 from longrope.evaluation.results import EvalRow
 from longrope.report.collect import Run
 from longrope.report.numbers import Cell, amount, count, per_cent, share, with_error
-from longrope.report.styles import OWN, Method
+from longrope.report.styles import OWN, MethodStyle
 from longrope.report.tables import Show, shown_share, shown_value
 from longrope.rope.baselines import CHECKPOINT, ORIGINAL
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One number of the headline: what it is, its value, and what to hold against it."""
+    """One number of the headline: its label, its value, and the numbers to compare it with."""
 
     label: str
     value: Cell
     note: str
 
 
-def headline(run: Run, shown: Mapping[str, Method]) -> list[Number]:
+def headline(run: Run, shown: Mapping[str, MethodStyle]) -> list[Number]:
     """The numbers of `run` that were measured, the most telling first."""
-    loaded = subject_of(run)
+    own_name = method_of(run)
     found = [
-        _perplexity(run, shown, loaded),
-        _price(run, loaded),
-        _passkey(run, shown, loaded),
-        _needle(run, shown, loaded),
-        _ruler(run, shown, loaded),
-        _agreement(run, loaded),
+        _perplexity(run, shown, own_name),
+        _price(run, own_name),
+        _passkey(run, shown, own_name),
+        _needle(run, shown, own_name),
+        _ruler(run, shown, own_name),
+        _agreement(run, own_name),
         _search_loss(run, shown),
         _cost(run),
         _proof(run),
@@ -40,15 +40,15 @@ def headline(run: Run, shown: Mapping[str, Method]) -> list[Number]:
     return [number for number in found if number is not None]
 
 
-def subject_of(run: Run) -> str:
-    """The contender that a run is about: its own scaling, else the checkpoint as it is."""
+def method_of(run: Run) -> str:
+    """The method that a run is about: its own scaling, else the checkpoint as it is."""
     names = list(dict.fromkeys(row.scaling for row in run.rows))
     return OWN if OWN in names or not names else names[-1]
 
 
 def original_row(run: Run, rows: Sequence[EvalRow], length: int) -> EvalRow | None:
     """The row of the model as it was, at `length`: `original`, the scaling it came with, or no scaling at all."""
-    by_name = {row.scaling: row for row in rows if row.length == length and row.scaling != subject_of(run)}
+    by_name = {row.scaling: row for row in rows if row.length == length and row.scaling != method_of(run)}
     return next((by_name[name] for name in (ORIGINAL, CHECKPOINT, "none") if name in by_name), None)
 
 
@@ -58,12 +58,12 @@ def pooled(rows: Sequence[EvalRow]) -> tuple[float, int]:
     return sum(row.value * row.trials for row in rows) / trials if trials else math.nan, trials
 
 
-def _perplexity(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None:
+def _perplexity(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number | None:
     rows = run.of("perplexity", "perplexity")
-    own = _longest(rows, loaded)
+    own = _longest(rows, own_name)
     if own is None:
         return None
-    others = [row for row in rows if row.length == own.length and row.scaling != loaded]
+    others = [row for row in rows if row.length == own.length and row.scaling != own_name]
     notes = []
     if others:
         best = min(others, key=lambda row: (math.isnan(row.value), row.value))
@@ -73,12 +73,12 @@ def _perplexity(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | 
     return Number(f"perplexity at {count(own.length)} tokens", shown_value(own), "; ".join(notes))
 
 
-def _price(run: Run, loaded: str) -> Number | None:
-    """What the extension costs inside the original window."""
+def _price(run: Run, own_name: str) -> Number | None:
+    """The change in perplexity inside the original window."""
     measured = [run.of(suite, "perplexity") for suite in ("retention", "perplexity")]
     rows = max(measured, key=lambda rows: max((row.trials for row in rows), default=0))
     length = run.original_length or min((row.length for row in rows), default=0)
-    own = next((row for row in rows if row.scaling == loaded and row.length == length), None)
+    own = next((row for row in rows if row.scaling == own_name and row.length == length), None)
     original = original_row(run, rows, length)
     if own is None or original is None or not math.isfinite(own.value / original.value):
         return None
@@ -88,18 +88,18 @@ def _price(run: Run, loaded: str) -> Number | None:
     return Number(label, Cell(per_cent(own.value, original.value), few=few), note)
 
 
-def _passkey(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None:
+def _passkey(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number | None:
     rows = run.of("passkey", "accuracy")
-    own = _longest(rows, loaded)
+    own = _longest(rows, own_name)
     if own is None:
         return None
-    note = _best_other([row for row in rows if row.length == own.length], loaded, shown)
+    note = _best_other([row for row in rows if row.length == own.length], own_name, shown)
     return Number(f"passkeys found at {count(own.length)} tokens", share(own.value, own.trials), note)
 
 
-def _needle(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None:
+def _needle(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number | None:
     rows = run.of("needle", "accuracy")
-    longest = _longest(rows, loaded)
+    longest = _longest(rows, own_name)
     if longest is None:
         return None
     cells = {
@@ -107,31 +107,31 @@ def _needle(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None
         for name in dict.fromkeys(row.scaling for row in rows)
     }
     shares = {name: pooled(group) for name, group in cells.items() if group}
-    others = {name: found for name, found in shares.items() if name != loaded}
-    note = f"{count(shares[loaded][1])} trials over all depths"
+    others = {name: found for name, found in shares.items() if name != own_name}
+    note = f"{count(shares[own_name][1])} trials over all depths"
     if others:
         best = max(others, key=lambda name: others[name][0])
         note += f"; best of the others: {shown[best].label} {share(*others[best])}"
-    return Number(f"needles found at {count(longest.length)} tokens", share(*shares[loaded]), note)
+    return Number(f"needles found at {count(longest.length)} tokens", share(*shares[own_name]), note)
 
 
-def _ruler(run: Run, shown: Mapping[str, Method], loaded: str) -> Number | None:
+def _ruler(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number | None:
     rows = [row for row in run.of("ruler", "score") if row.detail.get("task") == "mean"]
-    own = _longest(rows, loaded)
+    own = _longest(rows, own_name)
     if own is None:
         return None
-    effective = [row for row in run.of("ruler", "effective_length") if row.scaling == loaded]
+    effective = [row for row in run.of("ruler", "effective_length") if row.scaling == own_name]
     notes = [
         f"effective length, {row.detail.get('rule')}: {count(round(row.value)) if row.value else 'none'}"
         for row in effective
     ]
-    notes += [_best_other([row for row in rows if row.length == own.length], loaded, shown, shown_value)]
+    notes += [_best_other([row for row in rows if row.length == own.length], own_name, shown, shown_value)]
     value = with_error(own.value, own.stderr, own.trials)
     return Number(f"RULER's mean score at {count(own.length)} tokens", value, "; ".join(filter(None, notes)))
 
 
-def _agreement(run: Run, loaded: str) -> Number | None:
-    row = next((row for row in run.of("retention", "top1_agreement") if row.scaling == loaded), None)
+def _agreement(run: Run, own_name: str) -> Number | None:
+    row = next((row for row in run.of("retention", "top1_agreement") if row.scaling == own_name), None)
     if row is None:
         return None
     stderr = None if row.stderr is None else 100 * row.stderr
@@ -139,8 +139,8 @@ def _agreement(run: Run, loaded: str) -> Number | None:
     return Number(f"same next token as the original, {count(row.length)} tokens", value, f"{count(row.trials)} texts")
 
 
-def _search_loss(run: Run, shown: Mapping[str, Method]) -> Number | None:
-    """Only where nothing else says how good the result is: it was chosen on these very texts."""
+def _search_loss(run: Run, shown: Mapping[str, MethodStyle]) -> Number | None:
+    """The loss on the search texts, only where nothing was measured on others: the result was chosen on these."""
     if run.trace is None or run.trace.result is None or run.rows:
         return None
     baseline = run.trace.best_baseline
@@ -174,11 +174,11 @@ def _longest(rows: Sequence[EvalRow], name: str) -> EvalRow | None:
 
 def _best_other(
     rows: Sequence[EvalRow],
-    loaded: str,
-    shown: Mapping[str, Method],
+    own_name: str,
+    shown: Mapping[str, MethodStyle],
     show: Show = shown_share,
 ) -> str:
-    others = [row for row in rows if row.scaling != loaded and math.isfinite(row.value)]
+    others = [row for row in rows if row.scaling != own_name and math.isfinite(row.value)]
     if not others:
         return ""
     best = max(others, key=lambda row: row.value)

@@ -48,7 +48,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """What figures look like: make and save them inside this block."""
+    """A block with the settings of our figures: make and save them inside it."""
     with matplotlib.rc_context(_SETTINGS):
         yield
 

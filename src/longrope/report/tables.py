@@ -1,4 +1,4 @@
-"""The numbers behind every figure, as tables of finished cells. What is measured how is said in their captions."""
+"""The numbers behind every figure, as tables of finished cells. Captions say what was measured, and how."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.numbers import NOTHING, Cell, count, fixed, per_cent, share, with_error
-from longrope.report.styles import Method
+from longrope.report.styles import MethodStyle
 from longrope.report.trace import Trace
 from longrope.rope.baselines import ORIGINAL
 from longrope.rope.geometry import RopeGeometry
@@ -17,7 +17,7 @@ from longrope.units import format_length
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of a table: its label, its cells, and the tone of its contender's colour where it is one's."""
+    """One row of a table: its label, its cells, and the tone of its method's colour where it has one."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -52,8 +52,10 @@ def shown_share(row: EvalRow) -> Cell:
     return share(row.value, row.trials)
 
 
-def by_length(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str, show: Show = shown_value) -> Table:
-    """A line per contender, a column per length."""
+def by_length(
+    rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], caption: str, show: Show = shown_value
+) -> Table:
+    """A line per method, a column per length."""
     lengths = sorted({row.length for row in rows})
     cells = {(row.scaling, row.length): show(row) for row in rows}
     lines = [_line(one, [cells.get((one.name, length), NOTHING) for length in lengths]) for one in _among(rows, shown)]
@@ -61,9 +63,12 @@ def by_length(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str
 
 
 def factors(
-    geometry: RopeGeometry, windows: Mapping[str, Window], shown: Mapping[str, Method], further: Mapping[str, Window]
+    geometry: RopeGeometry,
+    windows: Mapping[str, Window],
+    shown: Mapping[str, MethodStyle],
+    further: Mapping[str, Window],
 ) -> Table:
-    """A line per rotary pair: its period in tokens and λ under every contender."""
+    """A line per rotary pair: its period in tokens and λ under every method."""
     named = [(one.label, windows[name]) for name, one in shown.items() if name in windows]
     columns = [*named, *further.items()]
     lines = [
@@ -80,7 +85,7 @@ def factors(
     return Table("Rescale factor λ by rotary pair.", head, (*lines, *extra))
 
 
-def baselines(trace: Trace, shown: Mapping[str, Method], own: Method) -> Table:
+def baselines(trace: Trace, shown: Mapping[str, MethodStyle], own: MethodStyle) -> Table:
     """Losses on the search texts at the target length, the search's result among them, highest first."""
     pairs = [(shown[name], loss) for name, loss in trace.baselines.items() if name in shown]
     pairs += [] if trace.result is None else [(own, trace.result)]
@@ -121,8 +126,8 @@ def improvements(trace: Trace, other: bool) -> Table:
     return Table(caption, ("evaluation", "token passes", "texts, window", "loss"), tuple(lines))
 
 
-def positions(rows: Sequence[EvalRow], shown: Mapping[str, Method], length: int) -> Table:
-    """A line per bucket of positions, a column per contender, at one context length."""
+def positions(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], length: int) -> Table:
+    """A line per bucket of positions, a column per method, at one context length."""
     rows = [row for row in rows if row.length == length]
     buckets = sorted({(int(row.detail["from"]), int(row.detail["to"])) for row in rows})
     present = _among(rows, shown)
@@ -135,8 +140,8 @@ def positions(rows: Sequence[EvalRow], shown: Mapping[str, Method], length: int)
     return Table(caption, ("positions", *(one.label for one in present)), tuple(lines))
 
 
-def by_depth(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str, show: Show) -> Table:
-    """A line per contender and depth, a column per length."""
+def by_depth(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], caption: str, show: Show) -> Table:
+    """A line per method and depth, a column per length."""
     lengths = sorted({row.length for row in rows})
     depths = sorted({float(row.detail["depth"]) for row in rows})
     cells = {(row.scaling, float(row.detail["depth"]), row.length): show(row) for row in rows}
@@ -152,8 +157,8 @@ def by_depth(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str,
     return Table(caption, ("scaling", *map(format_length, lengths)), tuple(lines))
 
 
-def by_task(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str) -> Table:
-    """A line per contender and task, a column per length."""
+def by_task(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], caption: str) -> Table:
+    """A line per method and task, a column per length."""
     lengths = sorted({row.length for row in rows})
     tasks = list(dict.fromkeys(str(row.detail["task"]) for row in rows))
     cells = {(row.scaling, str(row.detail["task"]), row.length): shown_value(row) for row in rows}
@@ -165,7 +170,7 @@ def by_task(rows: Sequence[EvalRow], shown: Mapping[str, Method], caption: str) 
     return Table(caption, ("task, scaling", *map(format_length, lengths)), tuple(lines))
 
 
-def effective_lengths(rows: Sequence[EvalRow], shown: Mapping[str, Method]) -> Table:
+def effective_lengths(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle]) -> Table:
     """The longest length whose mean score passes a threshold, a column per rule and threshold."""
     rules = sorted({(str(row.detail.get("rule")), float(row.detail["threshold"])) for row in rows})
     cells = {(row.scaling, str(row.detail.get("rule")), float(row.detail["threshold"])): row.value for row in rows}
@@ -174,8 +179,8 @@ def effective_lengths(rows: Sequence[EvalRow], shown: Mapping[str, Method]) -> T
     return Table("Effective length in tokens: the longest whose mean score passes the threshold.", head, tuple(lines))
 
 
-def retention(rows: Sequence[EvalRow], shown: Mapping[str, Method]) -> Table:
-    """A line per measure, a column per contender, and what is kept of the original model's value."""
+def retention(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle]) -> Table:
+    """A line per measure, a column per method, and what is kept of the original model's value."""
     measures = list(dict.fromkeys((str(row.detail.get("task", "")), row.metric, row.length) for row in rows))
     values = {(row.scaling, str(row.detail.get("task", "")), row.metric, row.length): row for row in rows}
     present = _among(rows, shown)
@@ -205,12 +210,12 @@ def _measure(task: str, metric: str, length: int) -> str:
     return f"{task}: {metric.partition(',')[0]}"
 
 
-def _among(rows: Iterable[EvalRow], shown: Mapping[str, Method]) -> list[Method]:
+def _among(rows: Iterable[EvalRow], shown: Mapping[str, MethodStyle]) -> list[MethodStyle]:
     names = {row.scaling for row in rows}
     return [one for name, one in shown.items() if name in names]
 
 
-def _line(one: Method, cells: Sequence[Cell], label: str | None = None) -> Line:
+def _line(one: MethodStyle, cells: Sequence[Cell], label: str | None = None) -> Line:
     return Line(label or one.label, tuple(cells), one.tone, one.own)
 
 

@@ -1,4 +1,4 @@
-"""What a search did, evaluation by evaluation, read from its log: losses against the token passes they cost."""
+"""The course of a search, evaluation by evaluation, read from its log: losses against the token passes they cost."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from longrope.search.log import read_log
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One evaluation on all texts of a split: how many evaluations and token passes were spent with it, and its loss.
+    """One evaluation on all texts of a split: the evaluations and token passes spent so far, and its loss.
 
-    `token_passes` counts a forward once and a backward twice, a question that was asked before and the baselines' not.
+    `token_passes` counts a forward once and a backward twice; repeated requests and the baselines are not counted.
     """
 
     evaluations: int
@@ -64,7 +64,7 @@ class Trace:
 
     @property
     def improvements(self) -> list[Point]:
-        """Those of `progress` that were better than all before."""
+        """The evaluations of `progress` that were better than all before."""
         best, improved = math.inf, []
         for point in self.progress:
             if point.loss < best:

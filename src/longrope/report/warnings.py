@@ -1,5 +1,7 @@
-"""What a reader must know before using a result, in plain words: what runtimes cannot do, what was lost, what was not
-measured, what rests on few trials. Everything here follows from the run's files; nothing is general advice."""
+"""The warnings of a report: limits of runtimes, losses, missing measurements, limited evidence.
+
+Every warning follows from the run's files; none is general advice.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from typing import Any
 from longrope.evaluation.results import EvalRow
 from longrope.report.collect import Run
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed, per_cent
-from longrope.report.styles import Method
-from longrope.report.summary import original_row, subject_of
+from longrope.report.styles import MethodStyle
+from longrope.report.summary import method_of, original_row
 from longrope.report.tables import shown_value
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.hf_config import unsupported_by_transformers
@@ -26,25 +28,25 @@ SUITES = {
     "ruler": "RULER's tasks",
     "retention": "retention of short-text quality",
 }
-"""What a full report holds. `position` are the rows of metric `nll`."""
+"""The measurements of a full report. `position` stands for the rows of metric `nll`."""
 _LIGHT_DIFFERENCE = 1e-3  # of attention factors
 
 
 @dataclass(frozen=True, slots=True)
-class Caveats:
+class WarningGroup:
     """Warnings under one heading."""
 
     heading: str
     items: tuple[str, ...]
 
 
-def caveats(run: Run, shown: Mapping[str, Method]) -> list[Caveats]:
+def warnings(run: Run, shown: Mapping[str, MethodStyle]) -> list[WarningGroup]:
     """All warnings of a run; headings without any are left out."""
     groups = [
-        Caveats("What runtimes cannot do", tuple(_runtimes(run.scaling) if run.scaling else ())),
-        Caveats("What was lost", (*_lost(run), *_worse(run, shown))),
-        Caveats("What was not measured", tuple(_not_measured(run))),
-        Caveats("What rests on little", (*_warned(run), *_few(run), *_not_finite(run, shown))),
+        WarningGroup("Limits of the runtimes", tuple(_runtimes(run.scaling) if run.scaling else ())),
+        WarningGroup("Losses", (*_lost(run), *_worse(run, shown))),
+        WarningGroup("Not measured", tuple(_not_measured(run))),
+        WarningGroup("Limited evidence", (*_warned(run), *_few(run), *_not_finite(run, shown))),
     ]
     return [group for group in groups if group.items]
 
@@ -93,9 +95,9 @@ def _lost(run: Run) -> list[str]:
     return [f"The exported checkpoint lost {loss}." for loss in run.extension.losses]
 
 
-def _worse(run: Run, shown: Mapping[str, Method]) -> list[str]:
-    """Where the run's own scaling is worse than the original model, or than another contender."""
-    loaded, rows = subject_of(run), run.of("perplexity", "perplexity")
+def _worse(run: Run, shown: Mapping[str, MethodStyle]) -> list[str]:
+    """The lengths at which the run's own scaling is worse than the original model, or than another method."""
+    own_name, rows = method_of(run), run.of("perplexity", "perplexity")
     items = []
     trace = run.trace
     if trace is not None and trace.result is not None and trace.best_baseline is not None:
@@ -106,8 +108,8 @@ def _worse(run: Run, shown: Mapping[str, Method]) -> list[str]:
                 f"{trace.result:.4f} nats per token): it found nothing better than that."
             )
     beaten: dict[int, list[EvalRow]] = {}
-    for own in (row for row in rows if row.scaling == loaded):
-        better = [row for row in rows if row.length == own.length and row.scaling != loaded and row.value < own.value]
+    for own in (row for row in rows if row.scaling == own_name):
+        better = [row for row in rows if row.length == own.length and row.scaling != own_name and row.value < own.value]
         original = original_row(run, rows, own.length)
         if run.original_length is not None and own.length <= run.original_length and original in better:
             items.append(
@@ -160,7 +162,7 @@ def _few(run: Run) -> list[str]:
 
 
 def _warned(run: Run) -> list[str]:
-    """What evaluations say against themselves, such as documents that the search or training has seen."""
+    """The warnings that evaluations recorded, such as documents that the search or training has seen."""
     return [
         f"{file}: {str(warning).rstrip('.')}."
         for file, evaluation in run.evaluations.items()
@@ -168,13 +170,13 @@ def _warned(run: Run) -> list[str]:
     ]
 
 
-def _not_finite(run: Run, shown: Mapping[str, Method]) -> list[str]:
+def _not_finite(run: Run, shown: Mapping[str, MethodStyle]) -> list[str]:
     broken = list(dict.fromkeys(row.scaling for row in run.rows if not math.isfinite(row.value)))
     return [f"Some values of {shown[name].label} are not finite." for name in broken]
 
 
 def comparability(runs: Sequence[Run]) -> list[str]:
-    """Why numbers of several runs may not compare."""
+    """The reasons why numbers of several runs may not compare."""
     settings = [evaluation.settings for run in runs for evaluation in run.evaluations.values()]
     items = []
     if len({str(one["model_fingerprint"]) for one in settings if "model_fingerprint" in one}) > 1:

@@ -1,4 +1,4 @@
-"""Anything measured by context length: perplexity, passkey accuracy, RULER's score. One line per contender."""
+"""Anything measured by context length: perplexity, passkey accuracy, RULER's score. One line per method."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from longrope.evaluation.results import EvalRow
 from longrope.report.figures.canvas import legend, length_axis, line_style, log_values, new_figure, note, window_line
 from longrope.report.figures.colours import light
 from longrope.report.numbers import wilson
-from longrope.report.styles import Method
+from longrope.report.styles import MethodStyle
 
 Errors = Callable[[EvalRow], tuple[float, float]]
 
 
-def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method], original_length: int | None) -> Figure:
+def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], original_length: int | None) -> Figure:
     """Perplexity, both axes logarithmic, bars of one standard error."""
     figure = _figure(rows, shown, original_length, "perplexity", standard_error)
     log_values(
@@ -25,7 +25,7 @@ def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method], orig
     return figure
 
 
-def accuracy_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method], original_length: int | None) -> Figure:
+def accuracy_figure(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], original_length: int | None) -> Figure:
     """Shares in per cent with their 95 % intervals."""
     figure = _figure(rows, shown, original_length, "exact answers (%)", interval, 100.0)
     figure.axes[0].set_ylim(-4, 108)
@@ -34,7 +34,7 @@ def accuracy_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method], origin
 
 def score_figure(
     rows: Sequence[EvalRow],
-    shown: Mapping[str, Method],
+    shown: Mapping[str, MethodStyle],
     original_length: int | None,
     threshold: float | None,
 ) -> Figure:
@@ -61,7 +61,7 @@ def interval(row: EvalRow) -> tuple[float, float]:
 
 def _figure(
     rows: Sequence[EvalRow],
-    shown: Mapping[str, Method],
+    shown: Mapping[str, MethodStyle],
     original_length: int | None,
     ylabel: str,
     errors: Errors,

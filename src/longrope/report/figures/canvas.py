@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from longrope.report.figures.colours import light
-from longrope.report.styles import Method
+from longrope.report.styles import MethodStyle
 from longrope.units import format_length
 
 WIDTH = 4.4  # inches
@@ -44,8 +44,8 @@ def plain(axes: Axes) -> None:
     axes.tick_params(length=3)
 
 
-def line_style(method: Method) -> dict[str, Any]:
-    """Keyword arguments of `Axes.plot` and `Axes.errorbar` for a contender."""
+def line_style(method: MethodStyle) -> dict[str, Any]:
+    """Keyword arguments of `Axes.plot` and `Axes.errorbar` for a method."""
     return {
         "color": light(method.tone),
         "linestyle": method.line,

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from longrope.report.figures.canvas import legend, line_style, mark, new_figure
 from longrope.report.figures.colours import light
-from longrope.report.styles import Method
+from longrope.report.styles import MethodStyle
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 
@@ -18,11 +18,11 @@ _FADED = 0.55
 def factors_figure(
     geometry: RopeGeometry,
     windows: Mapping[str, Window],
-    shown: Mapping[str, Method],
+    shown: Mapping[str, MethodStyle],
     further: Mapping[str, Window],
     real_critical_dim: int | None,
 ) -> Figure:
-    """λ by rotary pair. `windows` is by contender; `further` are more windows of the run's own scaling, by label.
+    """λ by rotary pair. `windows` is by method; `further` are more windows of the run's own scaling, by label.
 
     Lines stand at d_tcd, and at d_rcd where a search found one.
     """

@@ -1,4 +1,4 @@
-"""Needles found by depth and length: one panel per contender, all on one scale of colour, the number in every cell."""
+"""Needles found by depth and length: one panel per method, all on one scale of colour, the number in every cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from longrope.evaluation.results import EvalRow
 from longrope.report.figures.canvas import WIDTH
 from longrope.report.figures.colours import light
-from longrope.report.styles import Method
+from longrope.report.styles import MethodStyle
 from longrope.units import format_length
 
 _COLUMNS = 2
@@ -20,7 +20,7 @@ _NARROW = 6  # more lengths than this and a panel takes the whole width
 _CELL, _ABOVE, _BELOW = 0.21, 0.30, 0.55  # inches
 
 
-def needle_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method]) -> Figure:
+def needle_figure(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle]) -> Figure:
     """Share of exact answers in per cent; depth 0 is the start of the text, on top. Cells not measured are empty."""
     lengths = sorted({row.length for row in rows})
     depths = sorted({float(row.detail["depth"]) for row in rows})

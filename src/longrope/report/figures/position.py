@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.figures.canvas import legend, length_axis, line_style, new_figure, window_line
-from longrope.report.styles import Method
+from longrope.report.styles import MethodStyle
 
 
-def position_figure(rows: Sequence[EvalRow], shown: Mapping[str, Method], original_length: int | None) -> Figure:
+def position_figure(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], original_length: int | None) -> Figure:
     """Mean NLL of each bucket of positions (`detail` has `from` and `to`), drawn at the bucket's last position."""
     figure, axes = new_figure()
     handles, labels = [], []

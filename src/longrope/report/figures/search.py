@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from longrope.report.figures.canvas import HEIGHT, WIDTH, legend, log_ticks, note, plain, thinned
 from longrope.report.figures.colours import light
-from longrope.report.styles import Method
+from longrope.report.styles import MethodStyle
 from longrope.report.trace import Point, Trace
 from longrope.search.evaluator import SEARCH
 from longrope.units import format_length
@@ -22,8 +22,8 @@ _WORTH_A_PANEL = 0.5  # of the whole range: when what the search gained takes le
 Entries = dict[str, Line2D]
 
 
-def search_figure(traces: Mapping[str, Trace], shown: Mapping[str, Method]) -> Figure:
-    """Best loss so far of each search, by contender, and the baselines of the first one.
+def search_figure(traces: Mapping[str, Trace], shown: Mapping[str, MethodStyle]) -> Figure:
+    """Best loss so far of each search, by method, and the baselines of the first one.
 
     With one search its evaluations are dots, and its losses on other texts or windows are a thin line of their own.
     With several, costs differ by orders of magnitude: the x axis is logarithmic. Where the baselines lie far apart, a
@@ -96,9 +96,9 @@ def outside(trace: Trace) -> tuple[int, list[str]]:
     return above, [name for name, loss in trace.baselines.items() if not loss <= high]
 
 
-def _baselines(axes: Axes, trace: Trace, shown: Mapping[str, Method], limits: tuple[float, float]) -> Entries:
+def _baselines(axes: Axes, trace: Trace, shown: Mapping[str, MethodStyle], limits: tuple[float, float]) -> Entries:
     """A line per loss; baselines of the same loss share it (dynamic NTK at the target length is NTK-aware)."""
-    by_loss: dict[float, list[Method]] = {}
+    by_loss: dict[float, list[MethodStyle]] = {}
     for name, loss in trace.baselines.items():
         if name in shown and limits[0] <= loss <= limits[1]:
             by_loss.setdefault(loss, []).append(shown[name])
@@ -110,7 +110,7 @@ def _baselines(axes: Axes, trace: Trace, shown: Mapping[str, Method], limits: tu
     }
 
 
-def _search(axes: Axes, trace: Trace, method: Method, counted: bool, scale: int, *, alone: bool) -> Entries:
+def _search(axes: Axes, trace: Trace, method: MethodStyle, counted: bool, scale: int, *, alone: bool) -> Entries:
     colour = light(method.tone)
     entries: Entries = {}
 
