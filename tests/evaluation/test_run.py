@@ -286,7 +286,7 @@ def test_ids_without_an_embedding_are_refused(
     loaded: LoadedModel, checkpoint: Path, texts: list[str], suite: str
 ) -> None:
     mixed = replace(open_model(str(checkpoint)), tokenizer=loaded.tokenizer)
-    with pytest.raises(LongRopeError, match=r"makes token id .* is it the model's own tokenizer"):
+    with pytest.raises(LongRopeError, match=r"makes token id .* give the model's own"):
         evaluate(mixed, [256], texts, suites=[suite], options=SMALL)
 
 

@@ -198,7 +198,7 @@ def test_a_folder_without_a_tokenizer(folder: Path) -> None:
 
 def test_dtype_and_device(folder: Path) -> None:
     assert refusal(load_model, str(folder), dtype="int8").startswith(
-        "expected a dtype of auto, checkpoint, float32, bfloat16"
+        "expected a `dtype` of auto, checkpoint, float32, bfloat16"
     )
     assert "the device 'abacus' cannot be used here" in refusal(load_model, str(folder), device="abacus")
     if not torch.cuda.is_available():

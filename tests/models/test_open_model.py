@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longrope.errors import LongRopeError
 from longrope.models.apply import applied_scaling, apply_scaling
 from longrope.models.config import LoadOptions
+from longrope.models.inspect import inspect_model
 from longrope.models.loading import load_model, open_model
 from longrope.rope.scaling import RopeScaling
 from tests.checkpoints import WINDOW, save_checkpoint
@@ -87,3 +88,11 @@ def test_a_peft_adapter_is_merged_first(checkpoint: Path) -> None:
         open_model(adapted)
     assert "merge_and_unload" in error.value.hint
     assert open_model(adapted.merge_and_unload()).name == str(checkpoint)
+
+
+def test_inspection_of_a_loaded_model_is_that_of_its_folder(checkpoint: Path) -> None:
+    found = inspect_model(checkpoint, original_length="48")
+    assert (found.original_length, found.context_window, found.existing_windows) == (48, WINDOW, [])
+    assert inspect_model(load_model(str(checkpoint)), original_length=48) == found
+    assert inspect_model(load_model("tiny-512x")) == inspect_model("tiny-512x")
+    assert len(inspect_model("tiny-512x").existing_windows) > 1

@@ -22,7 +22,7 @@ from longrope.models import checkpoint_files
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path
 from longrope.models.config import LoadOptions
-from longrope.models.inspect import inspect
+from longrope.models.inspect import inspect_model
 from longrope.models.loading import LoadedModel, open_model, recorded_scaling, sources_or_books
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
@@ -123,7 +123,7 @@ def test_another_scaling_beside_folded_weights_is_refused(checkpoint: Path, tmp_
 
 
 def test_inspect_shows_the_windows(run: Path) -> None:
-    found = inspect(str(run))
+    found = inspect_model(str(run))
     assert [window["max_length"] for window in found.existing_windows] == [WINDOW, 2 * WINDOW, 3 * WINDOW, TARGET]
     assert (found.original_length, found.context_window, found.rope_type) == (WINDOW, TARGET, "default")
 
@@ -208,7 +208,7 @@ def embedded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_extended_embedded_model() -> None:
     loaded = open_model("tiny-512x")
     assert (loaded.name, loaded.context_length) == ("tiny-512x", TARGET)
-    assert inspect("tiny-512x").context_window == TARGET
+    assert inspect_model("tiny-512x").context_window == TARGET
     for role in ("search", "evaluation"):
         assert sources_or_books("tiny-512x", [], role) == sources_or_books("tiny", [], role) != []
     assert open_model("tiny").checkpoint_scaling is None
@@ -234,7 +234,7 @@ def test_the_command_line_knows_it(cli: Callable[..., Any]) -> None:
 )
 def test_a_file_that_is_no_scaling(run: Path, content: str | bytes, says: str) -> None:
     (run / "scaling.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    for call in (open_model, inspect):
+    for call in (open_model, inspect_model):
         with pytest.raises(LongRopeError, match=says) as error:
             call(str(run))
         assert "\n" not in str(error.value)
@@ -244,7 +244,7 @@ def test_a_scaling_of_another_model(run: Path, tmp_path: Path) -> None:
     other = open_model(str(save_checkpoint(tmp_path / "other", max_position_embeddings=128)))
     windows(other, TARGET).save(run / "scaling.json")
     says = rf"scaling.json of {run}: the scaling is for original_length 128; this model has original_length 64"
-    for call in (open_model, inspect):
+    for call in (open_model, inspect_model):
         with pytest.raises(LongRopeError, match=says):
             call(str(run))
     assert (

@@ -114,7 +114,7 @@ def command(
     compared = parse_lengths(lengths) if lengths else None
     if not resume:
         check_output_folder(out)
-    from longrope.models.inspect import inspect
+    from longrope.models.inspect import inspect_model
     from longrope.models.loading import open_model
     from longrope.recipes.extend import Listener, extend, summary
     from longrope.search.config import SearchConfig
@@ -140,7 +140,7 @@ def command(
         learn_attention_factor=learn_attention_factor,
         evaluations=evaluations,
     )
-    found = inspect(model, original_length=loading.original_length, trust_remote_code=trust_remote_code)
+    found = inspect_model(model, original_length=loading.original_length, trust_remote_code=trust_remote_code)
     if not as_json:
         inspect_verb.show(found)
         output.print()

@@ -18,11 +18,11 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Show a model's rotary geometry: periods, critical dimensions, the scaling already present."""
-    from longrope.models.inspect import inspect
+    from longrope.models.inspect import inspect_model
 
     quiet_libraries()
     length = parse_length(original_length) if original_length else None
-    found = inspect(model, original_length=length, trust_remote_code=trust_remote_code)
+    found = inspect_model(model, original_length=length, trust_remote_code=trust_remote_code)
     if as_json:
         print_json(found.to_json())
     else:

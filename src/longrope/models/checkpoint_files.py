@@ -1,6 +1,6 @@
 """A checkpoint's files on disk: which ones make the model, which ones travel with it, and their JSON.
 
-Not its tensors: those are in `tensors.py`. Pickled weights are never opened, and nothing that could run travels.
+Not its tensors: those are in `export/weights.py`. Pickled weights are never opened, and no file that can run travels.
 """
 
 from __future__ import annotations
@@ -57,21 +57,33 @@ def resolve(name: str) -> str:
     if name in EMBEDDED_MODELS:
         path = embedded_model_path(name)
         if not (path / "config.json").is_file():
-            raise LongRopeError(f"this installation of longrope lacks the embedded model {name!r}; install it again")
+            raise LongRopeError(
+                f"this installation of longrope lacks the embedded model {name!r}",
+                code="no-such-model",
+                hint="install it again",
+            )
         return str(path)
     path = Path(name).expanduser()
     if path.is_dir():
         for folder in (path, path / CHECKPOINT):
             if (folder / "config.json").is_file():
                 return str(folder)
-        raise LongRopeError(f"expected a model folder with a config.json, found none in {path} or its {CHECKPOINT}/")
+        raise LongRopeError(
+            f"expected a model folder with a config.json, found none in {path} or its {CHECKPOINT}/",
+            code="no-such-model",
+        )
     if path.exists():
-        raise LongRopeError(f"expected a model folder, found a file at {path}; give the folder that holds config.json")
+        raise LongRopeError(
+            f"expected a model folder, found a file at {path}",
+            code="no-such-model",
+            hint="give the folder that holds config.json",
+        )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
         return name
     raise LongRopeError(
-        f"there is no model folder at {name}; give a folder, a hub name (owner/model) or "
-        f"{' or '.join(map(repr, EMBEDDED_MODELS))}"
+        f"there is no model folder at {name}",
+        code="no-such-model",
+        hint=f"give a folder, a hub name (owner/model) or {' or '.join(map(repr, EMBEDDED_MODELS))}",
     )
 
 
@@ -87,7 +99,7 @@ def source_folder(model_name: str, code: tuple[str, ...] = ()) -> Path:
     try:
         return Path(snapshot_download(model_name, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds; what it said is passed on in one line
-        raise LongRopeError(f"cannot download {model_name}: {one_line(error)}") from error
+        raise LongRopeError(f"cannot download {model_name}: {one_line(error)}", code="no-such-model") from error
 
 
 def weight_files(source: Path) -> list[str]:
@@ -98,7 +110,9 @@ def weight_files(source: Path) -> list[str]:
     if (source / INDEX).is_file():
         named = read_json(source / INDEX).get("weight_map")
         if not isinstance(named, dict) or not all(isinstance(name, str) and "/" not in name for name in named.values()):
-            raise LongRopeError(f"expected a weight_map of file names in {source / INDEX}; found something else")
+            raise LongRopeError(
+                f"expected a weight_map of file names in {source / INDEX}; found something else", code="damaged-file"
+            )
         names = sorted(set(named.values()))
     else:
         names = [SINGLE]
@@ -106,15 +120,26 @@ def weight_files(source: Path) -> list[str]:
     if not missing:
         return names
     if (source / INDEX).is_file():
-        raise LongRopeError(f"{source / INDEX} names {missing[0]}, which is not there; give a complete checkpoint")
+        raise LongRopeError(
+            f"{source / INDEX} names {missing[0]}, which is not there",
+            code="damaged-file",
+            hint="give a complete checkpoint",
+        )
     pickles = sorted(path.name for pattern in _PICKLES for path in source.glob(pattern))
     if pickles:
         raise LongRopeError(
             f"expected safetensors weights in {source}, found pickled ones ({pickles[0]}), which can run code and are "
-            'not opened; if you trust them: python -c "from transformers import AutoModelForCausalLM as M, '
-            f"AutoTokenizer as T; [one.from_pretrained('{source}').save_pretrained('CONVERTED') for one in (M, T)]\""
+            "not opened",
+            code="pickled-weights",
+            hint="if you trust them: "
+            'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+            f"[one.from_pretrained('{source}').save_pretrained('CONVERTED') for one in (M, T)]\"",
         )
-    raise LongRopeError(f"expected safetensors weights in {source}, found none; give a folder that holds {SINGLE}")
+    raise LongRopeError(
+        f"expected safetensors weights in {source}, found none",
+        code="no-such-model",
+        hint=f"give a folder that holds {SINGLE}",
+    )
 
 
 def copy_companions(source: Path, folder: Path, code: tuple[str, ...] = ()) -> None:
@@ -157,6 +182,7 @@ def refuse_folded(record: Any, model_name: str) -> None:
     """Raise LongRopeError when `record`, what config.json has under RECORD, says that a factor is in the weights."""
     if isinstance(record, dict) and record.get("query_scale", 1.0) != 1.0:
         raise LongRopeError(
-            f"{model_name} is an export with an attention factor folded into its weights; "
-            "export from the model that it was made from"
+            f"{model_name} is an export with an attention factor folded into its weights",
+            code="folded-weights",
+            hint="use the model that it was made from",
         )

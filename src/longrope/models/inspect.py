@@ -1,12 +1,16 @@
-"""What the rotary embedding of a model is, and how far it can be stretched: from its config and scaling, no weights."""
+"""The rotary embedding of a model: geometry, periods, critical dimensions and present scaling. No weights are read."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from longrope.models.loading import find_checkpoint_scaling, load_config
-from longrope.rope.geometry import RopeGeometry, rope_layer_types, rope_parameters_of, text_config
+from transformers import PreTrainedModel
+
+from longrope.models.loading import config_and_scaling, name_of
+from longrope.rope.geometry import rope_layer_types, rope_parameters_of, text_config
+from longrope.units import parse_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,7 @@ class Inspection:
 
     `critical_dim` is the theoretical one (LongRoPE2 Eq. 7); `critical_dim_10` the first pair with fewer than ten
     periods, where LongRoPE2 starts looking for the real one. `slowest_period` is that of the last pair.
-    `context_window` is what the config states, or the reach of the scaling present where that is longer.
+    `context_window` is the window that the config states, or the end of the present scaling where that is longer.
     """
 
     model: str
@@ -38,12 +42,21 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(name: str, *, original_length: int | None = None, trust_remote_code: bool = False) -> Inspection:
-    """Look at a model's rotary embedding. Raises LongRopeError when the model is unknown or has none."""
-    config = load_config(name, trust_remote_code=trust_remote_code)
-    geometry = RopeGeometry.from_config(config, original_length=original_length)
+def inspect_model(
+    model: PreTrainedModel | Path | str,
+    *,
+    original_length: int | str | None = None,
+    trust_remote_code: bool = False,
+) -> Inspection:
+    """Look at a model's rotary embedding.
+
+    `model` is a transformers model, a folder, a hub name or the name of an embedded model; `original_length` is the
+    window that it was trained with, where its config is wrong. Raises LongRopeError when there is no such model, or it
+    has no RoPE.
+    """
+    length = None if original_length is None else parse_length(original_length)
+    config, geometry, checkpoint_scaling = config_and_scaling(model, length, trust_remote_code=trust_remote_code)
     text = text_config(config)
-    checkpoint_scaling = find_checkpoint_scaling(name, config, geometry)
     stated = text.max_position_embeddings
     windows = (
         []
@@ -60,7 +73,7 @@ def inspect(name: str, *, original_length: int | None = None, trust_remote_code:
     )
     uses_sliding = getattr(text, "use_sliding_window", True)
     return Inspection(
-        model=name,
+        model=name_of(model) if isinstance(model, PreTrainedModel) else str(model),
         model_type=text.model_type,
         rotary_dim=geometry.rotary_dim,
         pairs=geometry.pairs,

@@ -1,10 +1,6 @@
-"""Load a causal language model, its config or its tokenizer from a folder, a hub name, or one embedded here.
+"""Loading a causal language model from a folder, the hub or this package, and what a job knows of it: `LoadedModel`.
 
 Weights come from safetensors only; code that travels with a checkpoint runs only when the caller says so.
-
-A hash that tells two models apart in milliseconds, where hashing all weights would read gigabytes.
-
-The model a verb works on: loaded once, with its tokenizer, geometry and the scaling it already carries.
 """
 
 from __future__ import annotations
@@ -70,12 +66,16 @@ def load_model(
     Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors or incomplete.
     """
     if dtype not in ("auto", "checkpoint", *_DTYPES):
-        raise LongRopeError(f"expected a dtype of auto, checkpoint, {', '.join(_DTYPES)}; found {dtype!r}")
+        raise LongRopeError(
+            f"expected a `dtype` of auto, checkpoint, {', '.join(_DTYPES)}; found {dtype!r}", code="invalid-setting"
+        )
     try:
         target = torch.device(device)
         torch.zeros(1, device=target).item()
     except (RuntimeError, AssertionError) as error:
-        raise LongRopeError(f"the device {device!r} cannot be used here: {one_line(error)}") from error
+        raise LongRopeError(
+            f"the device {device!r} cannot be used here: {one_line(error)}", code="invalid-setting"
+        ) from error
     wanted: Any = _DTYPES.get(dtype, torch.float32 if dtype == "auto" and target.type == "cpu" else "auto")
     model: PreTrainedModel
     model, report = _loaded(
@@ -90,13 +90,15 @@ def load_model(
     )
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers
         raise LongRopeError(
-            f"the checkpoint {name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]};"
-            " give a complete one"
+            f"the checkpoint {name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]}",
+            code="damaged-file",
+            hint="give a complete one",
         )
     try:
         return model.to(target).eval()
     except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
-        raise LongRopeError(f"cannot put {name} on {device}: {one_line(error)}") from error
+        code = "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "runtime-fault"
+        raise LongRopeError(f"cannot put {name} on {device}: {one_line(error)}", code=code) from error
 
 
 def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
@@ -111,13 +113,13 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
     except Exception as error:  # transformers raises many kinds; what it said is passed on in one line
         not_here = unreachable and isinstance(error, OSError)
         reason = f"the hub cannot be reached: {unreachable}" if not_here else one_line(error)
-        raise LongRopeError(f"cannot load the {what} of {name}: {reason}") from error
+        raise LongRopeError(f"cannot load the {what} of {name}: {reason}", code="no-such-model") from error
 
 
 def _why_unreachable(hub_name: str) -> str:
-    """Why the hub does not answer, or nothing; asked once, because transformers retries for half a minute.
+    """The reason why the hub does not answer, empty where it does. Without the hub, earlier downloads are used.
 
-    Without the hub, what was downloaded before is used.
+    It is asked once, because transformers retries for half a minute.
     """
     try:
         model_info(hub_name, timeout=10)
@@ -132,9 +134,9 @@ _VALUES = 256  # values looked at per tensor
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over every parameter's name, shape, dtype and 256 evenly spaced values.
+    """SHA-256 over every parameter's name, shape, dtype and 256 evenly spaced values: milliseconds for any model.
 
-    It notices another model, checkpoint or dtype, and any training; not a change of single weights.
+    It differs for another model, checkpoint or dtype, and after any training; a change of single weights may escape it.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
@@ -151,10 +153,10 @@ AnySource = TypeVar("AnySource", bound=TextSource)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A loaded model. `checkpoint_scaling` is the scaling its checkpoint carries, relative to its original RoPE.
+    """A model with its tokenizer, its geometry, the scaling of its checkpoint, and how it was loaded.
 
-    `find_checkpoint_scaling` says where that comes from. The model computes what its config says, until another scaling
-    is applied to it.
+    `checkpoint_scaling` is relative to the original RoPE, None for the original RoPE itself; `find_checkpoint_scaling`
+    says where it is read from. The model computes with the RoPE of its config, until another scaling is applied to it.
     """
 
     name: str
@@ -166,7 +168,7 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int:
-        """The window of the checkpoint as it is: that of the scaling it carries, else the original window."""
+        """Tokens that the checkpoint supports: up to the end of its scaling, or the original window without one."""
         return (
             self.geometry.original_length if self.checkpoint_scaling is None else self.checkpoint_scaling.target_length
         )
@@ -207,10 +209,9 @@ def open_model(
             hint="merge a PEFT adapter with merge_and_unload() first" if hasattr(model, "merge_and_unload") else "",
         )
     name = str(model)
-    config = load_config(name, trust_remote_code=options.trust_remote_code)
     # A model without RoPE, or with a scaling that is not for it, is refused before its weights are read.
-    checkpoint_scaling = find_checkpoint_scaling(
-        name, config, RopeGeometry.from_config(config, original_length=options.original_length)
+    _, _, checkpoint_scaling = config_and_scaling(
+        name, options.original_length, trust_remote_code=options.trust_remote_code
     )
     loaded = load_model(
         name,
@@ -229,17 +230,14 @@ def _opened(
 ) -> LoadedModel:
     """`open_model` of a model that is loaded already."""
     geometry = geometry_of(model, options.original_length)
-    place = str(getattr(model, "name_or_path", "") or "")
-    embedded = {str(embedded_model_path(name)): name for name in EMBEDDED_MODELS}
-    name = embedded.get(place, place or type(model).__name__)
-    if tokenizer is None and not place:
+    name = name_of(model)
+    if tokenizer is None and not model.name_or_path:
         raise LongRopeError(
             f"expected a tokenizer for this {name}, which does not say where it was loaded from",
             code="missing-tokenizer",
             hint="give `tokenizer`",
         )
-    beside = name if place and Path(place).is_dir() else None
-    checkpoint_scaling = find_checkpoint_scaling(beside, model.config, geometry)
+    checkpoint_scaling = find_checkpoint_scaling(_folder(model), model.config, geometry)
     chosen = _tokenizer(name if tokenizer is None else tokenizer, options)
     dtype = str(model.dtype).removeprefix("torch.")
     actual = options.replace(
@@ -250,17 +248,44 @@ def _opened(
     return LoadedModel(name, model.eval(), chosen, geometry, checkpoint_scaling, actual)
 
 
+def name_of(model: PreTrainedModel) -> str:
+    """The folder, hub name or embedded name that `model` was loaded from, or its class where it does not say."""
+    embedded = {str(embedded_model_path(name)): name for name in EMBEDDED_MODELS}
+    place = str(model.name_or_path)
+    return embedded.get(place, place or type(model).__name__)
+
+
+def _folder(model: PreTrainedModel) -> str | None:
+    """The folder that `model` was loaded from, where it still is."""
+    return model.name_or_path if model.name_or_path and Path(model.name_or_path).is_dir() else None
+
+
+def config_and_scaling(
+    model: PreTrainedModel | Path | str, original_length: int | None = None, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedConfig, RopeGeometry, RopeScaling | None]:
+    """Config, geometry and checkpoint scaling of a loaded model, a folder or a name; weights are not read.
+
+    Raises LongRopeError as `open_model` does.
+    """
+    place: str | None
+    if isinstance(model, PreTrainedModel):
+        config, place = model.config, _folder(model)
+    else:
+        config, place = load_config(str(model), trust_remote_code=trust_remote_code), str(model)
+    geometry = RopeGeometry.from_config(config, original_length=original_length)
+    return config, geometry, find_checkpoint_scaling(place, config, geometry)
+
+
 def _tokenizer(given: PreTrainedTokenizerBase | str, options: LoadOptions) -> PreTrainedTokenizerBase:
     return load_tokenizer(given, trust_remote_code=options.trust_remote_code) if isinstance(given, str) else given
 
 
 def find_checkpoint_scaling(name: str | None, config: Any, geometry: RopeGeometry) -> RopeScaling | None:
-    """The scaling that the weights of `name` are for, relative to their original RoPE; None where that is all.
+    """The scaling that the weights of `name` are for, relative to their original RoPE; None for the original RoPE.
 
-    `name` is None for a model of which only the `config` is known.
-
-    It is the recorded one (`recorded_scaling`), which fine-tuning leaves, and what `config` states where there is none.
-    An export's config says what its weights compute, folded factors and all, so there it is the config's.
+    It is the recorded one (`recorded_scaling`), which fine-tuning leaves, or the one that `config` states where there
+    is none. An export's config states what its weights compute, with folded factors, so there it is the config's.
+    `name` is None for a model that was not loaded from a folder.
 
     Raises LongRopeError for a recorded scaling that does not fit `geometry`, or weights that have a factor folded in.
     """
@@ -271,7 +296,7 @@ def find_checkpoint_scaling(name: str | None, config: Any, geometry: RopeGeometr
     try:
         recorded.check_fits(geometry)
     except LongRopeError as error:
-        raise LongRopeError(f"{SCALING} of {name}: {error}") from error
+        raise LongRopeError(f"{SCALING} of {name}: {error}", code=error.code) from error
     return recorded
 
 
@@ -294,8 +319,9 @@ def is_export(config: Any, recorded: RopeScaling) -> bool:
 
 
 def as_if_trained(loaded: LoadedModel, length: int) -> LoadedModel:
-    """The subject as if it reached `length` tokens already, under stand-in factors: for whoever asks what a later
-    search will need, and not for its numbers.
+    """The model as if it supported `length` tokens already, with YaRN's factors in place of those not yet found.
+
+    For planning a later search: its shapes and texts, not its numbers.
     """
     if length <= loaded.context_length:
         return loaded
@@ -308,7 +334,8 @@ def require_longer(loaded: LoadedModel, target_length: int) -> None:
     if target_length <= loaded.context_length:
         raise LongRopeError(
             f"expected a target length above the model's window of {loaded.context_length} tokens, found "
-            f"{target_length}"
+            f"{target_length}",
+            code="invalid-setting",
         )
 
 
@@ -318,7 +345,9 @@ def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list
         return list(sources)
     if name not in EMBEDDED_MODELS:
         raise LongRopeError(
-            f"expected --data with a text file, folder, .jsonl, .parquet or hf:NAME for {name}; found none"
+            f"expected texts for {name}, found none",
+            code="missing-data",
+            hint="give `data`: a text file, folder, .jsonl, .parquet or hf:NAME",
         )
     return [f"book:{book.name}" for book in shipped_books() if book.role == role]
 
@@ -326,7 +355,7 @@ def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list
 def prepare_samples(
     loaded: LoadedModel, documents: Sequence[Document], *, length: int, count: int, seed: int
 ) -> Samples:
-    """Samples of exactly `length` tokens of `documents` for the subject's tokenizer."""
+    """`count` samples of exactly `length` tokens of `documents`, for the model's tokenizer."""
     samples = draw_samples(
         tokenize(documents, loaded.tokenizer),
         length=length,
@@ -343,6 +372,7 @@ def check_vocabulary(loaded: LoadedModel, ids: Tensor) -> None:
     size = loaded.model.get_input_embeddings().num_embeddings
     if int(ids.max()) >= size:
         raise LongRopeError(
-            f"the tokenizer of {loaded.name} makes token id {int(ids.max())}, its model knows {size}; "
-            "is it the model's own tokenizer?"
+            f"the tokenizer of {loaded.name} makes token id {int(ids.max())}, its model knows {size}",
+            code="another-tokenizer",
+            hint="give the model's own `tokenizer`",
         )
