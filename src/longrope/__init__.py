@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a 
     from longrope.standalone.api import LongRoPEModel as LongRoPEModel
     from longrope.standalone.api import load_data as load_data
     from longrope.train.config import FinetuneConfig as FinetuneConfig
+    from longrope.train.finetune import finetune as finetune
 
     __version__: str
 
@@ -60,6 +61,7 @@ _PUBLIC = {
     "search.config": ("SearchConfig",),
     "standalone.api": ("LongRoPEModel", "load_data"),
     "train.config": ("FinetuneConfig",),
+    "train.finetune": ("finetune",),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 _DEPRECATED = {
