@@ -16,7 +16,7 @@ import torch
 
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
-from longrope.evaluation.needle import draw_grid, grid_depths, needle
+from longrope.evaluation.needle import draw_grid, grid_depths, measure_needles
 from longrope.models.apply import apply_scaling
 from longrope.models.config import LoadOptions
 from longrope.models.loading import open_model, prepare_samples, sources_or_books
@@ -71,7 +71,7 @@ def main() -> None:
     for form in args.forms.split(","):
         window = stretched(loaded.checkpoint_scaling, form, args.length, args.attention)
         scaling = loaded.checkpoint_scaling.with_window(window)
-        rows = needle(scaled, loaded.tokenizer, grid, scaling_method(form, scaling))
+        rows = measure_needles(scaled, loaded.tokenizer, grid, scaling_method(form, scaling))
         found = mean([row.value for row in rows if row.metric == "accuracy"])
         loss = -mean([row.value for row in rows if row.metric == "answer_logprob"])
         with torch.inference_mode(), scaled.using(window) as model:

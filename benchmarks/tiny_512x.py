@@ -20,7 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from longrope.evaluation.results import EvalRow, load_evaluation
+from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.units import format_length
 
 METRICS = {
@@ -33,7 +33,7 @@ METRICS = {
 def rows_of(argument: str) -> list[tuple[str, EvalRow]]:
     """`label scaling` and the row, for whole texts and all depths."""
     label, _, path = argument.partition("=")
-    found = load_evaluation(Path(path)).rows
+    found = EvalResults.load(Path(path)).rows
     kept = [row for row in found if (row.suite, row.metric) in METRICS and "from" not in row.detail]
     return [(f"{label}, {row.scaling}" if label else row.scaling, row) for row in over_depths(kept)]
 

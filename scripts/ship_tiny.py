@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longrope.data.samples import draw_samples, require_disjoint
 from longrope.data.sources import read_documents
 from longrope.data.tokens import bos_of, tokenize
-from longrope.evaluation.perplexity import perplexity
+from longrope.evaluation.perplexity import measure_perplexity
 from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.rope.baselines import closed_form_method
 from longrope.rope.scaling import RopeScaling
@@ -44,7 +44,7 @@ def measure(folder: Path, books: Path, record: dict) -> dict:
     geometry = geometry_of(model)
     scaled = apply_scaling(model, RopeScaling.original(geometry))
     table = {
-        name: perplexity(scaled, samples, LENGTHS, closed_form_method(name, geometry, max(LENGTHS)))
+        name: measure_perplexity(scaled, samples, LENGTHS, closed_form_method(name, geometry, max(LENGTHS)))
         for name in ("none", "yarn")
     }
     remove_scaling(model)

@@ -17,7 +17,7 @@ import math
 import shutil
 from pathlib import Path
 
-from longrope.evaluation.results import EvalRow, load_evaluation
+from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.rope.scaling import RopeScaling
 from longrope.units import format_length
 
@@ -40,9 +40,9 @@ def cell(rows: list[EvalRow], suite: str, length: int) -> str:
 def rows_of(run: Path, shipped: Path, measured: list[Path]) -> list[EvalRow]:
     """What was measured under the shipped scaling: by the run where its last one has the same window."""
     scaling, last = RopeScaling.load(shipped), RopeScaling.load(run / "scaling.json")
-    own = [row for file in sorted(run.glob("*-evaluate/eval.json")) for row in load_evaluation(file).rows]
+    own = [row for file in sorted(run.glob("*-evaluate/eval.json")) for row in EvalResults.load(file).rows]
     own = [row for row in own if scaling.window_for(row.length) == last.window_for(row.length)]
-    more = [row for file in measured for row in load_evaluation(file).rows if row.scaling == str(shipped)]
+    more = [row for file in measured for row in EvalResults.load(file).rows if row.scaling == str(shipped)]
     return [row for row in own if row.scaling == "longrope"] + more
 
 

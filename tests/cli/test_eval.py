@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longrope.data.books import read_book
-from longrope.evaluation.results import load_evaluation
+from longrope.evaluation.results import EvalResults
 from longrope.models.apply import geometry_of
 from longrope.models.loading import load_model
 from longrope.rope.scaling import RopeScaling
@@ -78,7 +78,7 @@ def test_every_suite_has_its_table_and_one_file_holds_all(cli, text, task, tmp_p
     assert "top1 agreement" in retention
     assert "grass acc" in retention
     assert [line.split()[0] for line in retention.strip().splitlines()[2:]] == ["original", "yarn", "none"]
-    found = load_evaluation(out)
+    found = EvalResults.load(out)
     assert {row.suite for row in found.rows} == {"perplexity", "passkey", "needle", "ruler", "retention"}
     assert found.settings["suites"]["retention"]["tasks"] == [str(task)]
     assert found.settings["seed"] == 0

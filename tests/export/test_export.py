@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.results import EvalRow, Evaluation
+from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.export.export import export_checkpoint, find_source
 from longrope.rope.scaling import RopeScaling
 from tests.export.sources import SU, TARGET, WINDOW, export, save_model, scaling_of
@@ -31,7 +31,7 @@ def run(tmp_path):
     source = save_model(tmp_path / "source", "llama")
     (tmp_path / "run").mkdir()
     scaling_of(source, SU).with_provenance(model=str(source)).save(tmp_path / "run/scaling.json")
-    document = Evaluation([ROW], {"seed": 0}).to_json()
+    document = EvalResults((ROW,), {"seed": 0}).to_json()
     (tmp_path / "run/eval.json").write_text(json.dumps(document))
     return tmp_path / "run"
 

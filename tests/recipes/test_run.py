@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.results import load_evaluation
+from longrope.evaluation.results import EvalResults
 from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes import run as recipe_run
 from longrope.recipes.costs import Rates, recipe_costs
@@ -122,7 +122,7 @@ def test_recovery_is_of_all_windows_there_are(result: RecipeResult, folder: Path
 
 def test_the_evaluation_is_of_the_final_scaling(result: RecipeResult, folder: Path) -> None:
     run = folder / "run"
-    measured = load_evaluation(run / EVALUATED / "eval.json")
+    measured = EvalResults.load(run / EVALUATED / "eval.json")
     assert {(row.scaling, row.length) for row in measured.rows if row.metric == "perplexity"} >= {
         ("longrope", 64),
         ("longrope", 1024),

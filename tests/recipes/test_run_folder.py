@@ -15,7 +15,8 @@ from longrope.costs.plan import plan
 from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.run import evaluate, seen_documents
+from longrope.evaluation.held_out import seen_documents
+from longrope.evaluation.run import evaluate
 from longrope.export.config import ExportConfig
 from longrope.export.export import export_checkpoint
 from longrope.models import checkpoint_files
@@ -141,9 +142,9 @@ def test_eval_takes_the_window_of_each_length(run: Path, checkpoint: Path, texts
     """As the weights under the windows that the scaling has: the same numbers, bit for bit."""
     lengths, data = [WINDOW, 2 * WINDOW, 3 * WINDOW, TARGET], [str(texts / "other.txt")]
     options = EvalConfig(samples=1)
-    itself = evaluate(open_model(str(run)), lengths, data, against=["original", "none"], options=options)
+    itself = evaluate(open_model(str(run)), lengths=lengths, data=data, baselines=["original", "none"], config=options)
     loaded = open_model(str(checkpoint))
-    given = evaluate(loaded, lengths, data, scaling=RopeScaling.load(run / "scaling.json"), options=options)
+    given = evaluate(loaded, lengths=lengths, data=data, scaling=RopeScaling.load(run / "scaling.json"), config=options)
 
     def values(evaluation: Any, name: str) -> list[float]:
         return [row.value for row in evaluation.rows if row.scaling == name]

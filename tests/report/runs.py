@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope.evaluation.results import EvalRow, Evaluation
+from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
@@ -120,7 +120,7 @@ def evaluation(
     of: RopeScaling | None = None,
     lengths: Sequence[int] = LENGTHS,
     **settings: Any,
-) -> Evaluation:
+) -> EvalResults:
     """An evaluation of `suites`, with its settings."""
     digest = None if of is None else sha256_text(of.to_json())
     recorded = {
@@ -136,10 +136,10 @@ def evaluation(
         "document_sha256": ["dd" * 32],
         "samples_sha256": {f"{suite} {length}": "cc" * 32 for suite in suites for length in lengths},
     }
-    return Evaluation(rows(suites, trials, lengths), recorded | settings, dict(RECORD))
+    return EvalResults(rows(suites, trials, lengths), recorded | settings, dict(RECORD))
 
 
-def write_evaluation(path: Path, measured: Evaluation) -> Path:
+def write_evaluation(path: Path, measured: EvalResults) -> Path:
     write_json_atomic(path, measured.to_json())
     return path
 

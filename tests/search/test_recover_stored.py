@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from longrope.evaluation.run import seen_documents
+from longrope.evaluation.held_out import seen_documents
 from longrope.models.loading import LoadedModel
 from longrope.rope.scaling import Window
 from longrope.search import recover as module

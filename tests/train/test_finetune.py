@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from longrope.callbacks import Callbacks, TrainProgress
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
-from longrope.evaluation.run import seen_documents
+from longrope.evaluation.held_out import seen_documents
 from longrope.export.export import find_source
 from longrope.models.apply import applied_scaling, apply_scaling
 from longrope.models.loading import load_model, open_model

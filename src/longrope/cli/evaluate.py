@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress, TaskID
 
+from longrope.callbacks import Callbacks
 from longrope.cli.common import (
     Attention,
     Data,
@@ -27,7 +30,7 @@ from longrope.cli.common import (
 )
 from longrope.cli.evaluate_tables import show
 from longrope.cli.watch import resume_command
-from longrope.storage import check_output_file, write_json_atomic
+from longrope.storage import check_output_file
 from longrope.units import parse_length, parse_lengths
 
 Lengths = Annotated[
@@ -139,9 +142,7 @@ def command(
     if out is not None:
         check_output_file(out)
     from longrope.evaluation.config import EvalConfig, HarnessTask
-    from longrope.evaluation.run import cells_path, evaluate
-    from longrope.models.loading import open_model
-    from longrope.rope.scaling import RopeScaling
+    from longrope.evaluation.run import evaluate, log_path
 
     quiet_libraries()
     options = EvalConfig(
@@ -158,32 +159,24 @@ def command(
         task_limit=task_limit,
         task_batch=task_batch,
     )
-    wanted = RopeScaling.load(scaling) if scaling is not None else None
-    loading = model_options(dtype, device, attn_implementation, original_length, trust_remote_code)
-    loaded = open_model(model, options=loading)
-    cells = cells_path(out) if out is not None else None
-    with progress_bar() as progress, _interruptible(cells):
-        task = progress.add_task("preparing", total=None, note="")
+    with progress_bar() as progress, _interruptible(None if out is None else log_path(out)):
         result = evaluate(
-            loaded,
-            parsed,
-            data or [],
+            model,
+            data=data or [],
+            lengths=parsed,
             suites=_names(suite),
-            scaling=wanted,
-            scaling_name=str(scaling) if scaling is not None else "checkpoint",
-            against=_names(against),
+            scaling=scaling,
+            baselines=_names(against),
+            config=options,
             target_length=target,
-            original=open_model(original, options=loading) if original else None,
+            original=original,
             seed=seed,
-            options=options,
             allow_seen=allow_seen,
-            cells=cells,
+            output=out,
             resume=resume,
-            on_start=lambda total: progress.update(task, description="eval", total=total),
-            on_sample=lambda: progress.advance(task),
+            load=model_options(dtype, device, attn_implementation, original_length, trust_remote_code),
+            callbacks=_Bar(progress, progress.add_task("preparing", total=None, note="")),
         )
-    if out is not None:
-        write_json_atomic(out, result.to_json())
     for warning in result.settings.get("warnings", []):
         messages.print(f"longrope: warning: {warning}")
     if as_json:
@@ -192,16 +185,30 @@ def command(
         show(result.rows)
 
 
+@dataclass
+class _Bar(Callbacks):
+    """The progress bar of an evaluation."""
+
+    progress: Progress
+    task: TaskID
+
+    def on_eval_start(self, steps: int) -> None:
+        self.progress.update(self.task, description="eval", total=steps)
+
+    def on_eval_step(self) -> None:
+        self.progress.advance(self.task)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @contextmanager
-def _interruptible(cells: Path | None) -> Iterator[None]:
+def _interruptible(log: Path | None) -> Iterator[None]:
     """On Ctrl-C, say how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        if cells is not None and cells.exists():
-            messages.print(f"what is finished is kept in {cells}; continue with: {resume_command()}")
+        if log is not None and log.exists():
+            messages.print(f"finished tasks are kept in {log}; continue with: {resume_command()}")
         raise

@@ -1,4 +1,4 @@
-"""The tables that `longrope eval` prints: one per suite, a row per contender, a column per length or metric."""
+"""The tables that `longrope eval` prints: one per suite, a row per method, a column per length or metric."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class _Watch:
 
 def show(result: RecipeResult) -> None:
     """What every stage came to, what was measured last, and where things lie."""
-    from longrope.evaluation.results import load_evaluation
+    from longrope.evaluation.results import EvalResults
 
     rows = table("", ["stage", "result", "seconds"])
     rows.columns[1].justify = "left"
@@ -162,7 +162,7 @@ def show(result: RecipeResult) -> None:
     output.print(rows)
     if measured is not None:
         output.print()
-        evaluate_tables.show(load_evaluation(measured).rows)
+        evaluate_tables.show(EvalResults.load(measured).rows)
     output.print()
     output.print(f"model:   {result.model}")
     output.print(f"scaling: {result.path}")

@@ -1,64 +1,44 @@
-"""What a suite of an evaluation is to the code that runs it: parts, measured for all contenders on the same samples.
-
-What is measured lies in `longrope.evaluation`; the suites are in suites_long.py and suites_short.py.
-"""
+"""A suite of an evaluation: its tasks, their samples, and running them for all methods on the same samples."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 
+from longrope.callbacks import Callbacks
 from longrope.data.documents import Document
 from longrope.data.samples import Samples
 from longrope.data.tokens import Ids, TokenizedDocument, tokenize
+from longrope.errors import LongRopeError
+from longrope.evaluation.compare import Comparison
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.results import EvalRow
+from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult
+from longrope.models.apply import scaled as with_scaling
 from longrope.models.loading import LoadedModel, check_vocabulary, prepare_samples
 from longrope.models.scaled import ScaledModel
-from longrope.rope.baselines import Method
+from longrope.rope.baselines import ORIGINAL, Method
+from longrope.rope.scaling import RopeScaling
 
-Entrant = tuple[ScaledModel, Method]
-Measure = Callable[[ScaledModel, Method, Callable[[], None]], list[EvalRow]]
-"""(model, contender, what to call after each step) -> rows."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The samples of a part, SHA-256 -> name of the documents they are from, and what measures a contender on them."""
-
-    samples_sha256: str
-    documents: dict[str, str]
-    measure: Measure
+ScaledMethod = tuple[ScaledModel, Method]
+"""A method and the model that it is measured on."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A suite, or a task of it, at one length: one cell per contender, of so many steps.
-
-    `prepare` is given the original model, for what short texts are held against.
-    """
-
-    suite: str
-    task: str
-    length: int
-    steps: int
-    prepare: Callable[[Entrant], Prepared]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What all suites draw from. `documents` are none where no suite needs text."""
+class EvalContext:
+    """The inputs that all suites share. `documents` is empty where no suite needs text."""
 
     loaded: LoadedModel
     lengths: Sequence[int]
     documents: Sequence[Document]
     seed: int
-    options: EvalConfig
+    config: EvalConfig
 
     @cached_property
     def tokenized(self) -> list[TokenizedDocument]:
@@ -70,39 +50,140 @@ class Material:
 
     def samples(self, length: int) -> Samples:
         """Plain texts of exactly `length` tokens."""
-        loaded, options = self.loaded, self.options
-        return prepare_samples(loaded, self.documents, length=length, count=options.samples, seed=self.seed)
+        count = self.config.samples
+        return prepare_samples(self.loaded, self.documents, length=length, count=count, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalTask:
+    """A suite, or one of its tasks, at one length; `steps` is how often it calls `on_eval_step` for each method."""
+
+    suite: str
+    task: str
+    length: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """The samples of a task: their hash, the documents they are from (SHA-256 -> name), and how they are measured."""
+
+    samples_sha256: str
+    documents: dict[str, str]
+    measure: Callable[[ScaledModel, Method, Callbacks], list[EvalRow]]
 
 
 @dataclass(frozen=True)
 class Suite(ABC):
-    """One suite on some material."""
+    """One suite in the context of one evaluation."""
 
-    material: Material
+    context: EvalContext
     name: ClassVar[str]
     by_length: ClassVar[bool] = True
-    """Whether it measures at the lengths asked for, or inside the original window."""
+    """Measures at the lengths asked for; else inside the original window."""
     with_original: ClassVar[bool] = False
-    """Whether the original model is measured too, asked for or not."""
+    """Measures the original model too, asked for or not."""
 
     @classmethod
-    def needs_text(cls, options: EvalConfig) -> bool:
-        """Whether it draws from documents."""
+    def needs_text(cls, config: EvalConfig) -> bool:
+        """Whether the suite draws from documents."""
         return True
 
     @abstractmethod
     def check(self) -> None:
-        """Raise LongRopeError for what any part would stumble on, before anything is measured."""
+        """Raise LongRopeError for anything that would stop a task, before the first one is measured."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What it was told and made from."""
+        """The settings of this suite that decide its numbers, for the results file."""
 
     @abstractmethod
-    def parts(self) -> Iterator[Part]:
-        """Everything to measure."""
+    def tasks(self) -> Iterator[EvalTask]:
+        """The tasks in the order of the results."""
+
+    @abstractmethod
+    def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
+        """The samples of `task`; `original` is the original model, which short texts are compared with."""
 
 
 def sources_of(samples: Samples) -> dict[str, str]:
     """SHA-256 -> name of the documents that samples were taken from."""
     return {row.document_sha256: row.document for row in samples.origins}
+
+
+def run_tasks(
+    suites: Sequence[Suite],
+    comparison: Comparison,
+    original: LoadedModel | None,
+    log: TaskLog | None,
+    callbacks: Callbacks,
+) -> list[TaskResult]:
+    """Measure every task of `suites` for every method, or take its result from `log`.
+
+    The results come by suite, method and task. They are measured task by task, so that samples are made once and only
+    those of one task exist. `original` is the model before it was extended, where that has other weights.
+
+    Raises LongRopeError when a result in the log was measured on other samples than are drawn now, or the log cannot be
+    written.
+    """
+    done = {} if log is None else dict(log.results)
+    tasks = [(suite, task) for suite in suites for task in suite.tasks()]
+    callbacks.on_eval_start(sum(task.steps * len(_methods(suite, comparison)) for suite, task in tasks))
+    loaded = suites[0].context.loaded
+    with ExitStack() as stack:
+        scaled = before = stack.enter_context(with_scaling(loaded.model, RopeScaling.original(loaded.geometry)))
+        if original is not None:
+            before = stack.enter_context(with_scaling(original.model, RopeScaling.original(original.geometry)))
+        for suite, task in tasks:
+            methods = [
+                (before if method.name == ORIGINAL else scaled, method) for method in _methods(suite, comparison)
+            ]
+            for result in _measured(suite, task, methods, (before, comparison.original), done, callbacks):
+                if log is not None:
+                    log.append(result)
+                done[result.key] = result
+    return [
+        done[_key(task, method)]
+        for suite in suites
+        for method in _methods(suite, comparison)
+        for task in suite.tasks()
+    ]
+
+
+def _methods(suite: Suite, comparison: Comparison) -> list[Method]:
+    """The methods that a suite measures: `comparison`'s, and the original model where the suite needs it."""
+    missing = suite.with_original and ORIGINAL not in (method.name for method in comparison.methods)
+    return [*([comparison.original] if missing else []), *comparison.methods]
+
+
+def _measured(
+    suite: Suite,
+    task: EvalTask,
+    methods: Sequence[ScaledMethod],
+    original: ScaledMethod,
+    done: dict[TaskKey, TaskResult],
+    callbacks: Callbacks,
+) -> Iterator[TaskResult]:
+    """The results of a task for the methods that are not done yet."""
+    missing = [(scaled, method) for scaled, method in methods if _key(task, method) not in done]
+    for _ in range(task.steps * (len(methods) - len(missing))):
+        callbacks.on_eval_step()
+    if not missing:
+        return
+    prepared = suite.prepare(task, original)
+    for _, method in methods:
+        kept = done.get(_key(task, method))
+        if kept is not None and kept.samples_sha256 != prepared.samples_sha256:
+            raise LongRopeError(
+                f"the finished result of {method.name} in {task.suite} at {task.length} tokens was measured on other "
+                "samples than are drawn now",
+                code="other-run",
+                hint="choose another `output`",
+            )
+    for scaled, method in missing:
+        rows = prepared.measure(scaled, method, callbacks)
+        yield TaskResult(_key(task, method), tuple(rows), prepared.samples_sha256, prepared.documents)
+
+
+def _key(task: EvalTask, method: Method) -> TaskKey:
+    return TaskKey(method.name, task.suite, task.task, task.length)

@@ -1,106 +1,151 @@
-"""Who an evaluation compares: the scaling it is about, and what `--against` names, each on its model."""
+"""The methods that an evaluation compares: the scaling in question, and the baselines, each by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from longrope.errors import LongRopeError
+from longrope.models.apply import applied_scaling
 from longrope.models.loading import LoadedModel, is_export, load_config, recorded_scaling
 from longrope.rope.baselines import (
+    BASELINES,
     CHECKPOINT,
     ORIGINAL,
     Method,
+    check_baseline,
     checkpoint_method,
     closed_form_method,
     dynamic_method,
     scaling_method,
     second_method,
 )
-from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import rope_parameters_of
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.progressive import SECOND_FORMS
 from longrope.rope.scaling import RopeScaling
 
+Baselines = str | Path | RopeScaling | Sequence[str | Path | RopeScaling] | Mapping[str, RopeScaling]
+"""Names and paths (`Comparison.of`), scalings (called `scaling-1`, `scaling-2`, … in their order), or name -> scaling."""
+
 
 @dataclass(frozen=True)
-class Field:
-    """All that are compared, in the order of the results: the scaling in question is the last.
+class Comparison:
+    """The methods in the order of the results, the scaling in question last.
 
-    `scalings` are the files among them, name -> scaling; `original` is the model before it was extended, which short
-    texts are held against whether it is among the contenders or not.
+    `scalings` are those of the methods that come from a file or an object, by name; `original` is the model before it
+    was extended, which short texts are compared with whether it is among `methods` or not.
     """
 
     methods: tuple[Method, ...]
     scalings: dict[str, RopeScaling]
     original: Method
 
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedModel,
+        scaling: RopeScaling | None,
+        name: str,
+        baselines: Mapping[str, RopeScaling | None],
+        target_length: int,
+        original: LoadedModel | None = None,
+    ) -> Comparison:
+        """`scaling`, called `name`, or without it the model as it is; and the `baselines`, which are scalings or names:
 
-def compared(
-    loaded: LoadedModel,
-    scaling: RopeScaling | None,
-    name: str,
-    against: Sequence[str],
-    target_length: int,
-    original: LoadedModel | None = None,
-) -> Field:
-    """`scaling`, called `name`, or without it the model as it is; and whatever `against` names, each once:
+        - a closed form (`none`, `pi`, `ntk`, …) with the factors of `target_length`;
+        - `checkpoint`, the scaling of the model's checkpoint;
+        - a second closed form (`second-pi`, `second-yarn`, …): the checkpoint's scaling, stretched to `target_length`;
+        - `original`, the model before it was extended: the model `original` as it is, where that is given, else these
+          weights with the RoPE they came with, which is `checkpoint` unless longrope exported it, and `none` otherwise;
+        - the path of a scaling, ending in .json.
 
-    - a closed form (`none`, `pi`, `ntk`, …) with the factors of `target_length`;
-    - `checkpoint`, the scaling that the model's checkpoint carries;
-    - a second closed form (`second-pi`, `second-yarn`, …), that scaling stretched to `target_length`;
-    - `original`, the model before it was extended: the model `original` as it is, where one is given, else these
-      weights with the RoPE they came with, which is `checkpoint` unless longrope exported that, and `none` otherwise;
-    - the path of a scaling, ending in .json.
+        Raises LongRopeError for an unknown name, a scaling that is not for this model, or a checkpoint that has none.
+        """
+        target = max(target_length, loaded.geometry.original_length)
+        itself = as_it_is(loaded)
+        before = _before(loaded, original, target)
+        names = list(baselines)
+        if scaling is None:
+            own = "none" if itself is None else CHECKPOINT
+            names = [*(entry for entry in names if entry != own), own]
+        methods, scalings = [], {}
+        for entry in names:
+            given = baselines.get(entry)
+            if given is None:
+                check_baseline(entry)
+            if given is None and entry.endswith(".json"):
+                given = RopeScaling.load(entry)
+            if given is not None:
+                given.check_fits(loaded.geometry)
+                scalings[entry] = given
+                methods.append(scaling_method(entry, given))
+            elif entry == ORIGINAL:
+                methods.append(before)
+            elif entry == CHECKPOINT:
+                if itself is None:
+                    raise _no_scaling(loaded, "compare with", entry)
+                methods.append(itself)
+            elif entry in SECOND_FORMS:
+                if loaded.checkpoint_scaling is None:
+                    raise _no_scaling(loaded, "stretch", entry)
+                methods.append(second_method(entry, loaded.checkpoint_scaling, target))
+            else:
+                methods.append(closed_form_method(entry, loaded.geometry, target))
+        if scaling is not None:
+            if name in names:
+                raise LongRopeError(
+                    f"{name} is compared with itself", code="invalid-setting", hint="leave it out of `baselines`"
+                )
+            methods.append(scaling_method(name, scaling))
+            scalings[name] = scaling
+        return cls(tuple(methods), scalings, before)
 
-    Raises LongRopeError for an unknown name, a file that is no scaling for this model, or a checkpoint that has none.
+
+def named_baselines(baselines: Baselines) -> dict[str, RopeScaling | None]:
+    """The baselines by name, each once, in their order: a scaling, or None for what the name itself says.
+
+    Raises LongRopeError for a scaling with the name of another baseline.
     """
-    target = max(target_length, loaded.geometry.original_length)
-    itself = as_it_is(loaded)
-    before = _before(loaded, original, target)
-    names = list(dict.fromkeys(against))
-    if scaling is None:
-        own = "none" if itself is None else CHECKPOINT
-        names = [*(name for name in names if name != own), own]
-    methods, scalings = [], {}
-    for entry in names:
-        check_named(entry)
-        if entry == ORIGINAL:
-            methods.append(before)
-        elif entry == CHECKPOINT:
-            if itself is None:
-                raise LongRopeError(f"{loaded.name} carries no scaling to compare with; leave {CHECKPOINT!r} out")
-            methods.append(itself)
-        elif entry in SECOND_FORMS:
-            if loaded.checkpoint_scaling is None:
-                raise LongRopeError(f"{loaded.name} carries no scaling to stretch; leave {entry!r} out")
-            methods.append(second_method(entry, loaded.checkpoint_scaling, target))
-        elif entry.endswith(".json"):
-            scalings[entry] = RopeScaling.load(entry)
-            scalings[entry].check_fits(loaded.geometry)
-            methods.append(scaling_method(entry, scalings[entry]))
+    if isinstance(baselines, Mapping):
+        if taken := [name for name in baselines if name in BASELINES]:
+            raise LongRopeError(
+                f"{', '.join(taken)} is the name of a baseline of longrope",
+                code="invalid-setting",
+                hint="give your scaling another name",
+            )
+        return dict(baselines)
+    entries = [baselines] if isinstance(baselines, str | Path | RopeScaling) else baselines
+    named: dict[str, RopeScaling | None] = {}
+    for entry in entries:
+        if isinstance(entry, RopeScaling):
+            named[f"scaling-{1 + sum(isinstance(scaling, RopeScaling) for scaling in named.values())}"] = entry
         else:
-            methods.append(closed_form_method(entry, loaded.geometry, target))
+            named[str(entry)] = None
+    return named
+
+
+def scaling_to_measure(
+    loaded: LoadedModel, scaling: RopeScaling | Path | str | None, name: str | None = None
+) -> tuple[RopeScaling | None, str]:
+    """The scaling in question and its name in the results; None for the model as it is.
+
+    Without `scaling` it is the one that is applied to the model, if any. A file is called by its path, any other
+    scaling `longrope`, unless `name` says otherwise. Raises LongRopeError when it is not for this model.
+    """
+    if scaling is None:
+        scaling = applied_scaling(loaded.model)
+    elif not isinstance(scaling, RopeScaling):
+        name = str(scaling) if name is None else name
+        scaling = RopeScaling.load(scaling)
     if scaling is not None:
-        if name in names:
-            raise LongRopeError(f"{name} is compared with itself; leave it out of what to compare with")
-        methods.append(scaling_method(name, scaling))
-        scalings[name] = scaling
-    return Field(tuple(methods), scalings, before)
-
-
-def check_named(entry: str) -> None:
-    """Raise LongRopeError where `entry` is no name of something to compare with, and no path of a scaling."""
-    known = (*CLOSED_FORMS, CHECKPOINT, ORIGINAL, *SECOND_FORMS)
-    if entry not in known and not entry.endswith(".json"):
-        raise LongRopeError(
-            f"expected {', '.join(known)} or a scaling's path ending in .json to compare with, found {entry!r}"
-        )
+        scaling.check_fits(loaded.geometry)
+    return scaling, "longrope" if name is None else name
 
 
 def as_it_is(loaded: LoadedModel) -> Method | None:
-    """What the checkpoint itself does with long texts; None where it is the original RoPE."""
+    """The method that the checkpoint itself applies to long texts; None where it has the original RoPE."""
     if loaded.checkpoint_scaling is not None:
         return checkpoint_method(loaded.checkpoint_scaling)
     parameters = rope_parameters_of(loaded.model.config)
@@ -110,9 +155,18 @@ def as_it_is(loaded: LoadedModel) -> Method | None:
 
 
 def _before(loaded: LoadedModel, original: LoadedModel | None, target: int) -> Method:
-    of = original or loaded
+    """The model before it was extended, as a method called `original`."""
+    model = original or loaded
     recorded = recorded_scaling(loaded.name) if original is None else None
-    if recorded is not None:  # what this checkpoint carries is the extension
+    if recorded is not None:  # the checkpoint's scaling is the extension
         config = load_config(loaded.name, trust_remote_code=loaded.options.trust_remote_code)
-        of = replace(loaded, checkpoint_scaling=None if is_export(config, recorded) else scaling_of_config(config))
-    return replace(as_it_is(of) or closed_form_method("none", of.geometry, target), name=ORIGINAL)
+        model = replace(loaded, checkpoint_scaling=None if is_export(config, recorded) else scaling_of_config(config))
+    return replace(as_it_is(model) or closed_form_method("none", model.geometry, target), name=ORIGINAL)
+
+
+def _no_scaling(loaded: LoadedModel, purpose: str, entry: str) -> LongRopeError:
+    return LongRopeError(
+        f"{loaded.name} carries no scaling to {purpose}",
+        code="invalid-setting",
+        hint=f"leave {entry!r} out of `baselines`",
+    )

@@ -1,4 +1,4 @@
-"""Short-text benchmarks through lm-eval, on a model with an installed scaling. Not our own suites.
+"""Short-text benchmarks through lm-eval, on a model with a scaling applied; the suite `open-llm`.
 
 lm-eval takes a model object and a tokenizer; its tasks fetch their data from the hub, unless they are a local YAML file
 with local data.
@@ -12,20 +12,24 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from longrope.callbacks import Callbacks
 from longrope.errors import LongRopeError, one_line
-from longrope.evaluation.config import HarnessTask
+from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
+from longrope.evaluation.config import EvalConfig, HarnessTask
 from longrope.evaluation.results import EvalRow
-from longrope.evaluation.retention import SUITE
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
 
+RETENTION = "retention"
+"""The suite that the rows of all benchmarks belong to."""
 _RESAMPLINGS = 1000  # for the standard error of metrics that have no formula
-
 
 OPEN_LLM = (
     HarnessTask("arc_challenge", 25),
@@ -45,14 +49,18 @@ class Harness:
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
         except ImportError as error:
-            raise LongRopeError('benchmarks need lm-eval: pip install "longrope[eval]"') from error
+            raise LongRopeError(
+                "benchmarks need lm-eval", code="missing-dependency", hint='pip install "longrope[eval]"'
+            ) from error
         self._wrapper = HFLM
         self._manager = TaskManager(include_defaults=not all(task.is_file for task in tasks))
         known = set(self._manager.all_tasks)
         for task in tasks:
             if not (Path(task.name).is_file() if task.is_file else task.name in known):
                 raise LongRopeError(
-                    f"lm-eval has no task {task.name!r}; give one of its names or the path of a YAML file"
+                    f"lm-eval has no task {task.name!r}",
+                    code="invalid-setting",
+                    hint="give one of its names or the path of a YAML file",
                 )
 
     def measure(
@@ -94,13 +102,15 @@ class Harness:
                     fewshot_random_seed=seed,
                 )
             except Exception as error:  # tasks are foreign code, and their data comes over the network
-                raise LongRopeError(f"lm-eval cannot run {task.name}: {one_line(error)}") from error
+                raise LongRopeError(
+                    f"lm-eval cannot run {task.name}: {one_line(error)}", code="runtime-fault"
+                ) from error
         return _rows(found, task.name, method.name, length)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No standard error in the block, of child processes neither: lm-eval draws bars and asks git for its version."""
+    """Silences standard error, that of child processes too: lm-eval draws bars and asks git for its version."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere, redirect_stderr(io.StringIO()):
@@ -112,7 +122,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _rows(found: dict[str, Any], name: str, scaling: str, length: int) -> list[EvalRow]:
-    """The rows of the task or group called `name`, or of all that its file or tag stands for."""
+    """The rows of the task or group `name`, or of every task that its file or tag stands for."""
     counts = {task: count["effective"] for task, count in found["n-samples"].items()}
     rows = []
     for task in [name] if name in found["results"] else found["results"]:
@@ -124,5 +134,78 @@ def _rows(found: dict[str, Any], name: str, scaling: str, length: int) -> list[E
                 continue
             stderr = own.get(f"{base}_stderr,{chosen}")
             known = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
-            rows.append(EvalRow(SUITE, scaling, length, metric, float(value), known, trials, {"task": task}))
+            rows.append(EvalRow(RETENTION, scaling, length, metric, float(value), known, trials, {"task": task}))
     return rows
+
+
+class BenchmarkSuite(Suite):
+    """A suite that runs `benchmarks` of lm-eval inside the original window, on the original model too."""
+
+    by_length = False
+    with_original = True
+
+    @classmethod
+    def needs_text(cls, config: EvalConfig) -> bool:
+        return False
+
+    @property
+    def benchmarks(self) -> tuple[HarnessTask, ...]:
+        """The tasks of lm-eval."""
+        raise NotImplementedError
+
+    @property
+    def length(self) -> int:
+        return self.context.loaded.geometry.original_length
+
+    @cached_property
+    def harness(self) -> Harness:
+        return Harness(list(self.benchmarks))
+
+    def check(self) -> None:
+        if self.benchmarks:
+            _ = self.harness
+
+    def settings(self) -> dict[str, Any]:
+        if not self.benchmarks:
+            return {"length": self.length}
+        return {
+            "length": self.length,
+            "tasks": list(map(str, self.benchmarks)),
+            "task_limit": self.context.config.task_limit,
+            "task_batch": self.context.config.task_batch,
+            "lm_eval": metadata.version("lm-eval"),
+        }
+
+    def tasks(self) -> Iterator[EvalTask]:
+        for benchmark in self.benchmarks:
+            yield EvalTask(RETENTION, str(benchmark), self.length, 1)
+
+    def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
+        benchmark = next(benchmark for benchmark in self.benchmarks if str(benchmark) == task.task)
+
+        def measure(scaled: ScaledModel, method: Method, callbacks: Callbacks) -> list[EvalRow]:
+            config = self.context.config
+            rows = self.harness.measure(
+                scaled,
+                self.context.loaded.tokenizer,
+                benchmark,
+                method,
+                length=self.length,
+                limit=config.task_limit,
+                batch_size=config.task_batch,
+                seed=self.context.seed,
+            )
+            callbacks.on_eval_step()
+            return rows
+
+        return PreparedTask("", {}, measure)
+
+
+class OpenLlmSuite(BenchmarkSuite):
+    """The short benchmarks that LongRoPE reports. Their data come from the hub."""
+
+    name = "open-llm"
+
+    @property
+    def benchmarks(self) -> tuple[HarnessTask, ...]:
+        return OPEN_LLM

@@ -1,34 +1,29 @@
 """Needles in real text: a grid of depth × length, many needles in one document, each asked for on its own.
 
-A document is read once under one fixed window, and every question is asked from its keys and values: ten depths cost
-one long forward and ten short ones. The parts are those of data/needles.py (LongRoPE2, App. C; RULER). Everything is
-put together from token ids; document, question and room for the answer are exactly `length` tokens.
+A document is read once under one window, and every question is asked from its keys and values: ten depths cost one
+long forward and ten short ones. The sentences are those of data/needles.py (LongRoPE2, App. C; RULER). Everything is put
+together from token ids; document, question and room for the answer are exactly `length` tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from longrope.callbacks import Callbacks
 from longrope.data.needles import ANSWER, NEEDLE, QUESTION, draw_key, draw_number, prompt_start
 from longrope.data.samples import draw_origins
 from longrope.data.tokens import Ids, TokenizedDocument, encode_continuation
 from longrope.errors import LongRopeError
-from longrope.evaluation.replies import (
-    ids_sha256,
-    joined,
-    leading_number,
-    number_room,
-    reply_text,
-    row_tensor,
-    stop_tokens,
-)
+from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
 from longrope.evaluation.results import EvalRow, mean_and_stderr
+from longrope.evaluation.retrieval import greedy_reply, ids_sha256, joined, leading_number, number_room, row_tensor
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
@@ -72,9 +67,9 @@ class NeedleGrid:
     @cached_property
     def sha256(self) -> str:
         return ids_sha256(
-            part
+            ids
             for document in self.documents
-            for part in (document.context, *(joined(needle.question, needle.answer) for needle in document.needles))
+            for ids in (document.context, *(joined(needle.question, needle.answer) for needle in document.needles))
         )
 
 
@@ -108,11 +103,11 @@ def draw_grid(
     Where the depths need several documents, neighbouring depths go to different ones. The text comes from the places of
     `draw_origins`: one per document first. The needles of a document have questions of equally many tokens.
 
-    Raises LongRopeError for too many depths, when the parts alone are longer than `length`, or when the documents are
-    too few or too short.
+    Raises LongRopeError for too many depths, when instruction, needles and question alone are longer than `length`, or
+    when the documents are too few or too short.
     """
     if not 1 <= len(depths) <= MOST_DEPTHS:
-        raise LongRopeError(f"expected 1 to {MOST_DEPTHS} needle depths, found {len(depths)}")
+        raise LongRopeError(f"expected 1 to {MOST_DEPTHS} needle depths, found {len(depths)}", code="invalid-setting")
     rng = np.random.default_rng(seed)
     begin = prompt_start(tokenizer)
     groups = -(-len(depths) // per_document)
@@ -125,7 +120,8 @@ def draw_grid(
     if min(texts) < 1:
         raise LongRopeError(
             f"expected needle documents longer than instruction, {per_document} needles, question and answer, which "
-            f"take {length - min(texts)} tokens of this tokenizer; found a length of {length}"
+            f"take {length - min(texts)} tokens of this tokenizer; found a length of {length}",
+            code="too-short-length",
         )
     places = draw_origins(documents, span=max(texts), count=len(drawn), seed=seed)
     by_hash = {document.sha256: document for document in documents}
@@ -145,9 +141,7 @@ def _draw_alike(
         key, number = draw_key(rng), draw_number(rng, DIGITS)
         question = encode_continuation(tokenizer, QUESTION.format(key=key))
         family = alike.setdefault(len(question), {})
-        sentence, answer = (
-            encode_continuation(tokenizer, part.format(key=key, number=number)) for part in (NEEDLE, ANSWER)
-        )
+        sentence, answer = (encode_continuation(tokenizer, form.format(key=key, number=number)) for form in (NEEDLE, ANSWER))
         family.setdefault(key, Needle(depths[len(family)], number, sentence, question, answer))
         if len(family) == len(depths):
             return tuple(family.values())
@@ -164,21 +158,21 @@ def _with_needles(text: Ids, needles: Sequence[Needle]) -> list[Ids | list[int]]
     return [*pieces, text[begin:]]
 
 
-def needle(
+def measure_needles(
     scaled: ScaledModel,
     tokenizer: PreTrainedTokenizerBase,
     grid: NeedleGrid,
     method: Method,
     *,
-    on_sample: Callable[[], None] = lambda: None,
+    callbacks: Callbacks | None = None,
 ) -> list[EvalRow]:
     """Two rows per depth: `accuracy`, the share of numbers said exactly, and `answer_logprob`, in nats per token.
 
     The log-probability is Σ over answer tokens / their number, given the question; its standard error is over needles.
     """
+    callbacks = callbacks or Callbacks()
     scaled.model.eval()
     window = method.window(grid.length)
-    stop = stop_tokens(scaled, tokenizer)
     device = scaled.model.device
     hits: dict[float, list[float]] = {}
     losses: dict[float, list[list[float]]] = {}
@@ -189,10 +183,9 @@ def needle(
                 nll = text.score(row_tensor(asked.question + asked.answer, device))[-len(asked.answer) :]
                 losses.setdefault(asked.depth, []).append(nll.tolist())
                 # One token more than the room shows whether the number goes on; it is never fed.
-                said = text.greedy(row_tensor(asked.question, device), grid.room + 1, stop)
-                hit = leading_number(reply_text(tokenizer, said)) == asked.number
+                hit = leading_number(greedy_reply(text, tokenizer, asked.question, grid.room + 1)) == asked.number
                 hits.setdefault(asked.depth, []).append(float(hit))
-            on_sample()
+            callbacks.on_eval_step()
     rows = []
     for depth in sorted(hits):
         detail, count = {"depth": depth}, len(hits[depth])
@@ -203,3 +196,56 @@ def needle(
         rows.append(EvalRow(SUITE, method.name, grid.length, "accuracy", accuracy, accuracy_stderr, count, detail))
         rows.append(EvalRow(SUITE, method.name, grid.length, "answer_logprob", logprob, stderr, count, detail))
     return rows
+
+
+class NeedleSuite(Suite):
+    """The needle grid: depth × length."""
+
+    name = SUITE
+
+    @cached_property
+    def per_document(self) -> int:
+        """Needles in one document, the same at every length."""
+        context = self.context
+        asked, depths = context.config.needles, context.config.depths
+        fitting = needles_that_fit(context.loaded.tokenizer, min(context.lengths), depths, context.seed)
+        return fitting if asked is None else min(asked, depths)
+
+    @property
+    def documents_per_trial(self) -> int:
+        return -(-self.context.config.depths // self.per_document)
+
+    def check(self) -> None:
+        context = self.context
+        for document in self._draw(min(context.lengths), trials=1).documents:
+            context.check_ids(document.context)
+        count = context.config.trials * self.documents_per_trial
+        draw_origins(context.tokenized, span=max(context.lengths), count=count, seed=context.seed)
+
+    def settings(self) -> dict[str, Any]:
+        config = self.context.config
+        counts = {"trials": config.trials, "depths": config.depths, "needles_per_document": self.per_document}
+        return {**counts, "digits": DIGITS}
+
+    def tasks(self) -> Iterator[EvalTask]:
+        for length in self.context.lengths:
+            yield EvalTask(self.name, "", length, self.context.config.trials * self.documents_per_trial)
+
+    def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
+        grid, tokenizer = self._draw(task.length, self.context.config.trials), self.context.loaded.tokenizer
+        return PreparedTask(
+            grid.sha256,
+            grid.sources,
+            lambda scaled, method, callbacks: measure_needles(scaled, tokenizer, grid, method, callbacks=callbacks),
+        )
+
+    def _draw(self, length: int, trials: int) -> NeedleGrid:
+        return draw_grid(
+            self.context.tokenized,
+            self.context.loaded.tokenizer,
+            length=length,
+            depths=grid_depths(self.context.config.depths),
+            trials=trials,
+            per_document=self.per_document,
+            seed=self.context.seed,
+        )

@@ -1,31 +1,27 @@
 """Passkey retrieval (Mohtashami & Jaggi 2023), as LongRoPE measures it: five digits hidden in repeated sentences.
 
-Prompts are put together from token ids: with the room for the answer they are exactly `length` tokens. Scored by what
-the model really says, greedily, not by a loss. Real text as haystack is in needle.py.
+Prompts are put together from token ids: with the room for the answer they are exactly `length` tokens. The score is the
+share of greedy replies that are right, not a loss. Needles in real text are in needle.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from longrope.callbacks import Callbacks
 from longrope.data.tokens import Ids, bos_prefix, encode, encode_continuation
 from longrope.errors import LongRopeError
-from longrope.evaluation.replies import (
-    ids_sha256,
-    joined,
-    leading_number,
-    number_room,
-    reply_text,
-    row_tensor,
-    stop_tokens,
-)
+from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.results import EvalRow, mean_and_stderr
+from longrope.evaluation.retrieval import greedy_reply, ids_sha256, joined, leading_number, number_room, row_tensor
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
@@ -43,7 +39,7 @@ QUESTION = "\nWhat is the pass key? The pass key is"
 
 @dataclass(frozen=True, eq=False)
 class Passkeys:
-    """Prompts of one length. `room` tokens are left for each answer: prompt and room are `length` tokens.
+    """Prompts of one length; `room` tokens are left for each answer, so that prompt and room are `length` tokens.
 
     prompts: N rows of `length − room` ids. depths: N numbers in [0, 1], where the key lies in the noise, to the nearest
     repetition.
@@ -78,7 +74,8 @@ def draw_passkeys(tokenizer: PreTrainedTokenizerBase, *, length: int, count: int
         if frame > length:
             raise LongRopeError(
                 f"expected passkey prompts of at least {frame} tokens, which instruction, key, question and answer take"
-                f" with this tokenizer; found a length of {length}"
+                f" with this tokenizer; found a length of {length}",
+                code="too-short-length",
             )
         filler = np.resize(noise, length - frame)  # the sentences over and over
         at = round(depth * (len(filler) // len(noise))) * len(noise)  # between two repetitions
@@ -86,24 +83,55 @@ def draw_passkeys(tokenizer: PreTrainedTokenizerBase, *, length: int, count: int
     return Passkeys(length, room, tuple(prompts), keys, depths)
 
 
-def passkey(
+def measure_passkeys(
     scaled: ScaledModel,
     tokenizer: PreTrainedTokenizerBase,
     samples: Passkeys,
     method: Method,
     *,
-    on_sample: Callable[[], None] = lambda: None,
+    callbacks: Callbacks | None = None,
 ) -> list[EvalRow]:
-    """The share of prompts whose greedy continuation begins with the key and no further digit: one row."""
+    """One row: the share of prompts whose greedy continuation begins with the key and no further digit."""
+    callbacks = callbacks or Callbacks()
     scaled.model.eval()
     window = method.window(samples.length)
-    stop = stop_tokens(scaled, tokenizer)
     hits = []
     with torch.inference_mode():
         for ids, key in zip(samples.prompts, samples.keys, strict=True):
             text = prefill(scaled, row_tensor(ids, scaled.model.device), window)
             # One token more than the room shows whether the number goes on; it is never fed, so nothing is longer.
-            said = text.greedy(row_tensor([], scaled.model.device), samples.room + 1, stop)
-            hits.append(float(leading_number(reply_text(tokenizer, said)) == key))
-            on_sample()
+            reply = greedy_reply(text, tokenizer, [], samples.room + 1)
+            hits.append(float(leading_number(reply) == key))
+            callbacks.on_eval_step()
     return [EvalRow(SUITE, method.name, samples.length, "accuracy", *mean_and_stderr(hits), len(hits))]
+
+
+class PasskeySuite(Suite):
+    """Passkey retrieval by length; it needs no text."""
+
+    name = SUITE
+
+    @classmethod
+    def needs_text(cls, config: EvalConfig) -> bool:
+        return False
+
+    def check(self) -> None:
+        self.context.check_ids(self._draw(min(self.context.lengths), count=1).prompts[0])
+
+    def settings(self) -> dict[str, Any]:
+        return {"trials": self.context.config.trials, "digits": DIGITS}
+
+    def tasks(self) -> Iterator[EvalTask]:
+        for length in self.context.lengths:
+            yield EvalTask(self.name, "", length, self.context.config.trials)
+
+    def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
+        drawn, tokenizer = self._draw(task.length, self.context.config.trials), self.context.loaded.tokenizer
+        return PreparedTask(
+            drawn.sha256,
+            {},
+            lambda scaled, method, callbacks: measure_passkeys(scaled, tokenizer, drawn, method, callbacks=callbacks),
+        )
+
+    def _draw(self, length: int, count: int) -> Passkeys:
+        return draw_passkeys(self.context.loaded.tokenizer, length=length, count=count, seed=self.context.seed)

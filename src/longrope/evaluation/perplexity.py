@@ -8,25 +8,75 @@ also gives the loss by position, in buckets that double, which shows whether far
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from longrope.callbacks import Callbacks
 from longrope.data.samples import Samples
 from longrope.errors import LongRopeError
-from longrope.evaluation.results import EvalRow, mean_and_stderr
+from longrope.evaluation.base import EvalContext, EvalTask, PreparedTask, ScaledMethod, Suite, sources_of
+from longrope.evaluation.compare import Comparison, scaling_to_measure
+from longrope.evaluation.config import EvalConfig
+from longrope.evaluation.held_out import Texts, check_unseen, read_texts
+from longrope.evaluation.results import EvalRow, mean_and_stderr, values_by_length
+from longrope.models.apply import scaled as with_scaling
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, open_model
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import token_nll
 from longrope.rope.baselines import Method
+from longrope.rope.scaling import RopeScaling
+from longrope.units import parse_lengths
 
 SUITE = "perplexity"
 FIRST_BUCKET = 32
-"""The loss by position has buckets that end at 32, 64, 128, … tokens: below that, no one asks about long context."""
+"""The loss by position has buckets that end at 32, 64, 128, … tokens: shorter contexts are not what is measured."""
 
 
 def perplexity(
+    model: PreTrainedModel | LoadedModel | Path | str,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    *,
+    data: Texts = (),
+    lengths: int | str | Sequence[int | str],
+    scaling: RopeScaling | Path | str | None = None,
+    samples: int = 10,
+    stride: int | None = None,
+    seed: int = 0,
+    allow_seen: bool = False,
+    load: LoadOptions | None = None,
+) -> dict[int, float]:
+    """The perplexity of a model by length: {tokens: perplexity}.
+
+    `model` is a loaded transformers model, a folder, or a name; `data` are held-out texts; `lengths` are context windows
+    in tokens (`4096`, `"128k"`). `scaling` is measured in place of the model as it is; the model has what it had before
+    when the function returns. `samples` texts of the longest length are scored, one per document first; `stride` chooses
+    the sliding window. The numbers are those of `evaluate` with the suite `perplexity`, which also gives standard errors.
+
+    Raises LongRopeError for lengths the scaling or the texts cannot give, and for texts that its search has seen, unless
+    `allow_seen`.
+    """
+    loaded, windows = open_model(model, tokenizer, load), list(dict.fromkeys(parse_lengths(lengths)))
+    check_lengths(windows, max(windows, default=0), stride)
+    wanted, name = scaling_to_measure(loaded, scaling)
+    (method,) = Comparison.of(loaded, wanted, name, {}, max(windows)).methods
+    method.window(max(windows))
+    documents = read_texts(loaded, data)
+    check_unseen(loaded, documents, [wanted], allow_seen)
+    drawn = EvalContext(loaded, windows, documents, seed, EvalConfig(samples=samples)).samples(max(windows))
+    with with_scaling(loaded.model, RopeScaling.original(loaded.geometry)) as scaled:
+        rows = measure_perplexity(scaled, drawn, windows, method, stride=stride)
+    return values_by_length(rows, method.name)
+
+
+def measure_perplexity(
     scaled: ScaledModel,
     samples: Samples,
     lengths: Sequence[int],
@@ -34,17 +84,18 @@ def perplexity(
     *,
     stride: int | None = None,
     positions: bool = False,
-    on_sample: Callable[[], None] = lambda: None,
+    callbacks: Callbacks | None = None,
 ) -> list[EvalRow]:
     """One row per length: perplexity, its standard error over samples (delta method), and the number of samples.
 
     `lengths` are context windows in tokens; `samples` must be at least as long as the longest. `stride` chooses the
-    sliding form. `positions` adds the rows of `loss_by_position` for each length, in the prefix form. `on_sample` is
-    called after each sample of each length.
+    sliding form. `positions` adds the rows of `loss_by_position` for each length, in the prefix form. A step is one
+    sample at one length.
 
     Raises LongRopeError for lengths the samples cannot give.
     """
     check_lengths(lengths, samples.length, stride)
+    callbacks = callbacks or Callbacks()
     scaled.model.eval()
     rows = []
     for length in lengths:
@@ -59,7 +110,7 @@ def perplexity(
                 counts.append(nll.numel())
                 if positions and stride is None:
                     losses.append(nll.cpu())
-                on_sample()
+                callbacks.on_eval_step()
         rows.append(_row(method.name, length, sums, counts))
         rows += loss_by_position(method.name, losses) if losses else []
     return rows
@@ -69,7 +120,7 @@ def loss_by_position(name: str, losses: Sequence[Tensor]) -> list[EvalRow]:
     """The mean loss, in nats, of the tokens at positions [1, 32), [32, 64), [64, 128), …: one row per bucket.
 
     `losses` are the losses (T − 1,) of samples of equally many tokens T, as `token_nll` gives them: entry j is that of
-    the token at position j + 1. The rows' `detail` has the bucket's first position and the one behind its last.
+    the token at position j + 1. The rows' `detail` has the first position of the bucket and the first behind it.
     """
     length = losses[0].numel() + 1
     edges = [1]
@@ -86,9 +137,14 @@ def loss_by_position(name: str, losses: Sequence[Tensor]) -> list[EvalRow]:
 def check_lengths(lengths: Sequence[int], longest: int, stride: int | None) -> None:
     """Raise LongRopeError for context lengths that texts of `longest` tokens cannot give, or a stride too long."""
     if not lengths or max(lengths) > longest or min(lengths) < 2:
-        raise LongRopeError(f"expected lengths from 2 to the samples' {longest} tokens, found {list(lengths)}")
+        raise LongRopeError(
+            f"expected `lengths` from 2 to the samples' {longest} tokens, found {list(lengths)}", code="invalid-setting"
+        )
     if stride is not None and not 1 <= stride < min(lengths):
-        raise LongRopeError(f"expected a stride from 1 to below the shortest length {min(lengths)}, found {stride}")
+        raise LongRopeError(
+            f"expected a `stride` from 1 to below the shortest length {min(lengths)}, found {stride}",
+            code="invalid-setting",
+        )
 
 
 def sliding_nll(scaled: ScaledModel, ids: Tensor, window: int, stride: int, has_bos: bool) -> Tensor:
@@ -98,7 +154,9 @@ def sliding_nll(scaled: ScaledModel, ids: Tensor, window: int, stride: int, has_
     begins with it, as every text the model was trained on does.
     """
     if not 1 <= stride < window:
-        raise LongRopeError(f"expected a stride from 1 to below the window of {window} tokens, found {stride}")
+        raise LongRopeError(
+            f"expected a `stride` from 1 to below the window of {window} tokens, found {stride}", code="invalid-setting"
+        )
     front, text = (ids[:1], ids[1:]) if has_bos else (ids[:0], ids)
     room = window - len(front)
     pieces, scored = [], 1 - len(front)  # text tokens scored so far; without BOS the first cannot be
@@ -121,3 +179,36 @@ def _row(name: str, length: int, sums: Sequence[float], counts: Sequence[int]) -
         means = torch.tensor(sums, dtype=torch.float64) / torch.tensor(counts, dtype=torch.float64)
         stderr = value * float(means.std() / math.sqrt(len(sums)))
     return EvalRow(SUITE, name, length, "perplexity", value, stderr, len(sums))
+
+
+class PerplexitySuite(Suite):
+    """Perplexity by length, and loss by position."""
+
+    name = SUITE
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Texts of the longest length: shorter lengths score their beginnings."""
+        return self.context.samples(max(self.context.lengths))
+
+    def check(self) -> None:
+        lengths = self.context.lengths
+        check_lengths(lengths, max(lengths), self.context.config.stride)
+        _ = self.samples  # drawn now, so that too little text is found now
+
+    def settings(self) -> dict[str, Any]:
+        return {"samples": self.context.config.samples, "stride": self.context.config.stride}
+
+    def tasks(self) -> Iterator[EvalTask]:
+        for length in self.context.lengths:
+            yield EvalTask(self.name, "", length, self.context.config.samples)
+
+    def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
+        stride = self.context.config.stride
+        return PreparedTask(
+            self.samples.sha256,
+            sources_of(self.samples),
+            lambda scaled, method, callbacks: measure_perplexity(
+                scaled, self.samples, [task.length], method, stride=stride, positions=True, callbacks=callbacks
+            ),
+        )

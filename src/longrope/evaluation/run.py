@@ -1,167 +1,181 @@
-"""Measure a model under scalings with any of the suites: the same samples for every contender."""
+"""Evaluate a model: any of the suites, for a scaling and its baselines, on the same samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from longrope.data.documents import Document
-from longrope.data.samples import require_disjoint
-from longrope.data.sources import read_all
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longrope.callbacks import Callbacks
 from longrope.data.tokens import tokenizer_hash
 from longrope.errors import LongRopeError
-from longrope.evaluation.base import Material, Suite
-from longrope.evaluation.compare import Field, compared
+from longrope.evaluation.base import EvalContext, Suite, run_tasks
+from longrope.evaluation.compare import Baselines, Comparison, named_baselines, scaling_to_measure
 from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.perplexity import SUITE, check_lengths
-from longrope.evaluation.results import Cell, CellLog, EvalRow, Evaluation
-from longrope.evaluation.ruler import suite as ruler
-from longrope.evaluation.suite_cells import measure
-from longrope.evaluation.suites import SUITES
-from longrope.evaluation.suites_short import RetentionSuite
-from longrope.models.loading import LoadedModel, fingerprint, recorded_scaling, sources_or_books
+from longrope.evaluation.harness import OpenLlmSuite
+from longrope.evaluation.held_out import Texts, check_unseen, read_texts
+from longrope.evaluation.needle import NeedleSuite
+from longrope.evaluation.passkey import PasskeySuite
+from longrope.evaluation.perplexity import PerplexitySuite, check_lengths
+from longrope.evaluation.results import EvalResults
+from longrope.evaluation.retention import RetentionSuite
+from longrope.evaluation.ruler.suite import RulerSuite, summary_rows
+from longrope.evaluation.task_log import TaskLog, TaskResult
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, fingerprint, open_model
 from longrope.provenance import versions
-from longrope.rope.baselines import ORIGINAL
 from longrope.rope.scaling import RopeScaling
-from longrope.storage import sha256_text
+from longrope.storage import check_output_file, sha256_text
+from longrope.units import parse_length, parse_lengths
 
-__all__ = ["SUITES", "Evaluation", "cells_path", "evaluate", "seen_documents"]
+SUITES: Mapping[str, type[Suite]] = {
+    suite.name: suite
+    for suite in (PerplexitySuite, PasskeySuite, NeedleSuite, RulerSuite, RetentionSuite, OpenLlmSuite)
+}
+"""The suites by name, in the order of the results."""
 
 
 def evaluate(
-    loaded: LoadedModel,
-    lengths: Sequence[int],
-    data: Sequence[str],
+    model: PreTrainedModel | LoadedModel | Path | str,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
     *,
-    suites: Sequence[str] = (SUITE,),
-    scaling: RopeScaling | None = None,
-    scaling_name: str = "scaling",
-    against: Sequence[str] = (),
-    target_length: int | None = None,
-    original: LoadedModel | None = None,
+    data: Texts = (),
+    lengths: int | str | Sequence[int | str] = (),
+    suites: str | Sequence[str] = ("perplexity",),
+    scaling: RopeScaling | Path | str | None = None,
+    scaling_name: str | None = None,
+    baselines: Baselines = (),
+    config: EvalConfig | None = None,
+    target_length: int | str | None = None,
+    original: PreTrainedModel | LoadedModel | Path | str | None = None,
     seed: int = 0,
-    options: EvalConfig | None = None,
     allow_seen: bool = False,
-    cells: Path | None = None,
+    output: Path | str | None = None,
     resume: bool = False,
-    on_start: Callable[[int], None] = lambda _: None,
-    on_sample: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """The `suites` of `scaling` (or of the model as it is) and of what `against` names, at `lengths`.
+    load: LoadOptions | None = None,
+    callbacks: Callbacks | None = None,
+) -> EvalResults:
+    """Measure a model under a scaling and under baselines, all on the same samples.
 
-    `against`: see `compared`; every contender gets the same samples. `data` are texts that neither the search nor the
-    training of any scaling among them has seen, which is checked by hash; `allow_seen` measures on them nevertheless
-    and says so in the settings. `target_length` is the L' of the closed forms (default: the scaling's, else the longest
-    length). `original` is the model before it was extended, where its weights were others. `cells` is a file that keeps
-    what is finished (one suite, task and length of one contender); `resume` goes on with it, to the same result.
+    Args:
+        model: A loaded transformers model (its scaling, if one is applied, is put back at the end), a folder, a hub
+            name or the name of an embedded model.
+        tokenizer: Its tokenizer; by default the one that `model` came with.
+        data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`. No search or training of a scaling that is measured
+            may have seen them, which is checked by hash.
+        lengths: Context lengths in tokens: `4096`, `"128k"`. None for `retention` and `open-llm`, which measure inside
+            the original window.
+        suites: Any of `perplexity`, `passkey`, `needle`, `ruler`, `retention` (short-context quality), `open-llm`.
+        scaling: The scaling to measure or its file. By default the one that is applied to `model`, else the model as it
+            is.
+        scaling_name: The name of `scaling` in the results: by default `longrope`, and a file's path for a file.
+        baselines: The methods to compare with: names of closed forms (`none`, `pi`, `ntk`, `ntk-critical`,
+            `dynamic-ntk`, `yarn`), `checkpoint` (the scaling of the checkpoint), `second-pi`, `second-yarn`, … (that
+            scaling stretched further), `original` (the model before it was extended), paths of scalings ending in
+            .json, `RopeScaling` objects, or a dictionary from names to scalings.
+        config: The settings of the suites.
+        target_length: The length that the closed forms are made for: by default the scaling's, else the longest length.
+        original: The model before it was trained, where its weights were others: the method `original`, and the model
+            that `retention` compares with.
+        seed: Decides every sample.
+        allow_seen: Measure on texts that a search or training has seen; the results say so.
+        output: A new JSON file for the results. Finished tasks are kept in `NAME.cells.jsonl` beside it.
+        resume: Go on with the finished tasks of an earlier run of the same evaluation, to the same results.
+        load: How to load a model given by name or folder.
+        callbacks: Gets `on_eval_start` and `on_eval_step`.
 
-    `on_start` gets the number of steps, `on_sample` is called after each.
-
-    Raises LongRopeError for what the user can mend, before anything is measured.
+    Raises LongRopeError, before anything is measured, for anything that cannot be measured as asked.
     """
-    options = options or EvalConfig()
-    lengths = list(dict.fromkeys(lengths))
-    chosen = _chosen(suites, lengths, options)
-    if scaling is not None:
-        scaling.check_fits(loaded.geometry)
-    if original is not None and tokenizer_hash(original.tokenizer) != tokenizer_hash(loaded.tokenizer):
-        raise LongRopeError(f"expected {original.name} to have the tokenizer of {loaded.name}; found another")
+    path, config, callbacks = None if output is None else Path(output), config or EvalConfig(), callbacks or Callbacks()
+    if path is not None:
+        check_output_file(path)
+    elif resume:
+        raise LongRopeError(
+            "only an evaluation with an output can be resumed", code="not-resumable", hint="give its `output`"
+        )
+    lengths = list(dict.fromkeys(parse_lengths(lengths)))
+    chosen = _suites([suites] if isinstance(suites, str) else suites, lengths, config)
+    against = named_baselines(baselines)
+    loaded = open_model(model, tokenizer, load)
+    before = None if original is None else open_model(original, options=load)
+    if before is not None and tokenizer_hash(before.tokenizer) != tokenizer_hash(loaded.tokenizer):
+        raise LongRopeError(
+            f"expected {before.name} to have the tokenizer of {loaded.name}; found another", code="other-tokenizer"
+        )
+    wanted, name = scaling_to_measure(loaded, scaling, scaling_name)
     longest = max(lengths, default=loaded.geometry.original_length)
-    target = target_length or (longest if scaling is None else scaling.target_length)
-    field = compared(loaded, scaling, scaling_name, against, target, original)
-    for method in field.methods:  # a length that no window reaches is refused before anything is measured
+    if target_length is not None:
+        target = parse_length(target_length)
+    else:
+        target = longest if wanted is None else wanted.target_length
+    comparison = Comparison.of(loaded, wanted, name, against, target, before)
+    for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
         method.window(longest)
-    texts = any(suite.needs_text(options) for suite in chosen)
-    documents = read_all(sources_or_books(loaded.name, data, "evaluation")) if texts else []
-    seen = _seen(documents, [recorded_scaling(loaded.name), *field.scalings.values()], allow_seen)
-    material = Material(loaded, lengths, documents, seed, options)
-    prepared = [suite(material) for suite in chosen]
+    documents = read_texts(loaded, data) if any(suite.needs_text(config) for suite in chosen) else []
+    seen = check_unseen(loaded, documents, comparison.scalings.values(), allow_seen)
+    context = EvalContext(loaded, lengths, documents, seed, config)
+    prepared = [suite(context) for suite in chosen]
     for suite in prepared:
         suite.check()
-    settings = _settings(prepared, field, scaling, against, target, original) | seen
-    log = _open_log(cells, settings, resume)
+    settings = _settings(prepared, comparison, wanted, list(against), target, before) | seen
+    log = None if path is None else _open_log(log_path(path), settings, resume)
     with log or nullcontext():
-        measured = measure(prepared, field, original, log, on_start, on_sample)
-    rows = [row for cell in measured for row in cell.rows]
-    if any(suite.name == ruler.SUITE for suite in prepared):
-        rows += _ruler_summary(rows, loaded.geometry.original_length, options)
-    return Evaluation(rows, settings | _samples(measured))
+        measured = run_tasks(prepared, comparison, before, log, callbacks)
+    rows = [row for result in measured for row in result.rows]
+    ruler = [row for row in rows if row.suite == RulerSuite.name]
+    if ruler:
+        rows += summary_rows(ruler, loaded.geometry.original_length, config)
+    results = EvalResults(tuple(rows), settings | _samples(measured))
+    if path is not None:
+        results.save(path)
+    return results
 
 
-def cells_path(output: Path) -> Path:
-    """Where the finished cells of a run with this output are kept: `eval.json` -> `eval.cells.jsonl`."""
+def log_path(output: Path) -> Path:
+    """The file of the finished tasks of an evaluation with this output: `eval.json` -> `eval.cells.jsonl`."""
     return output.with_suffix(".cells.jsonl")
 
 
-def _chosen(names: Sequence[str], lengths: Sequence[int], options: EvalConfig) -> list[type[Suite]]:
-    """The suites of these names, in the order of SUITES. Raises LongRopeError where they cannot do what is asked."""
+def _suites(names: Sequence[str], lengths: Sequence[int], config: EvalConfig) -> list[type[Suite]]:
+    """The suites of these names, in the order of SUITES. Raises LongRopeError where they do not fit the rest."""
     unknown = [name for name in names if name not in SUITES]
     if unknown or not names:
-        raise LongRopeError(f"expected suites of {', '.join(SUITES)}; found {', '.join(unknown) or 'none'}")
+        raise LongRopeError(
+            f"expected suites of {', '.join(SUITES)}; found {', '.join(unknown) or 'none'}", code="invalid-setting"
+        )
     chosen = [suite for name, suite in SUITES.items() if name in names]
-    if options.tasks and RetentionSuite not in chosen:
-        raise LongRopeError(f"lm-eval's tasks belong to the suite {RetentionSuite.name}; add it, or leave them out")
+    if config.tasks and RetentionSuite not in chosen:
+        raise LongRopeError(
+            f"lm-eval's tasks belong to the suite {RetentionSuite.name}",
+            code="invalid-setting",
+            hint="add it to `suites`, or leave `tasks` out",
+        )
     if any(suite.by_length for suite in chosen):
         check_lengths(lengths, max(lengths, default=0), None)
     elif lengths:
-        raise LongRopeError(f"{' and '.join(names)} measure inside the original window; leave the lengths out")
+        raise LongRopeError(
+            f"{' and '.join(names)} measure inside the original window",
+            code="invalid-setting",
+            hint="leave the `lengths` out",
+        )
     return chosen
-
-
-def seen_documents(scaling: RopeScaling | None) -> list[str]:
-    """Hashes of the documents that the search of `scaling` used, and its training, as its provenance says.
-
-    Every `document_sha256` in the provenance counts: one, a list, or by name. Raises LongRopeError when the provenance
-    names data in a form that cannot be read: nothing is taken for unseen then.
-    """
-    if scaling is None:
-        return []
-    data = scaling.provenance.get("data")
-    listed = isinstance(data, dict) and isinstance(data.get("document_sha256"), list)
-    hashes: list[Any] = []
-    for value in _values(scaling.provenance, "document_sha256"):
-        hashes += value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    if (data is not None and not listed) or not all(isinstance(entry, str) for entry in hashes):
-        raise LongRopeError("the scaling's provenance should list the SHA-256 of its data; found something else")
-    return sorted(set(hashes))
-
-
-def _values(value: Any, key: str) -> Iterable[Any]:
-    """Everything called `key` anywhere in a JSON value."""
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if isinstance(value, dict) and key in value:
-        yield value[key]
-    for child in children:
-        yield from _values(child, key)
-
-
-def _seen(documents: Sequence[Document], scalings: Sequence[RopeScaling | None], allow_seen: bool) -> dict[str, Any]:
-    """What the settings say of documents that were seen before; empty where none was."""
-    hashes = {value for scaling in scalings for value in seen_documents(scaling)}
-    if not allow_seen:
-        try:
-            require_disjoint(hashes, documents)
-        except LongRopeError as error:
-            raise LongRopeError(f"{error}, or add --allow-seen, which the results will say") from error
-    names = sorted({document.name for document in documents if document.sha256 in hashes})
-    warning = "measured on documents that the search or training of a contender has seen"
-    return {"seen_documents": names, "warnings": [f"{warning}: {', '.join(names)}"]} if names else {}
 
 
 def _settings(
     suites: Sequence[Suite],
-    field: Field,
+    comparison: Comparison,
     scaling: RopeScaling | None,
     against: Sequence[str],
-    target: int,
+    target_length: int,
     original: LoadedModel | None,
 ) -> dict[str, Any]:
-    """Everything that decides the numbers: what a resumed run must share."""
-    material = suites[0].material
-    loaded = material.loaded
-    hashes = sorted({document.sha256 for document in material.documents})
+    """Everything that decides the numbers, which a resumed run must share."""
+    context = suites[0].context
+    loaded = context.loaded
+    hashes = sorted({document.sha256 for document in context.documents})
     settings: dict[str, Any] = {
         "model": loaded.name,
         "model_fingerprint": fingerprint(loaded.model),
@@ -171,10 +185,10 @@ def _settings(
         "original_length": loaded.geometry.original_length,
         "scaling_sha256": None if scaling is None else sha256_text(scaling.to_json()),
         "against": list(against),
-        "against_sha256": {name: sha256_text(other.to_json()) for name, other in field.scalings.items()},
-        "target_length": target,
-        "lengths": list(material.lengths),
-        "seed": material.seed,
+        "against_sha256": {name: sha256_text(other.to_json()) for name, other in comparison.scalings.items()},
+        "target_length": target_length,
+        "lengths": list(context.lengths),
+        "seed": context.seed,
         "data_sha256": sha256_text("\n".join(hashes)) if hashes else None,
         "suites": {suite.name: suite.settings() for suite in suites},
     }
@@ -185,13 +199,13 @@ def _settings(
     return settings
 
 
-def _samples(cells: Sequence[Cell]) -> dict[str, Any]:
-    """What the cells were measured on: documents, and samples by suite, task and length."""
-    documents = {digest: name for cell in cells for digest, name in cell.documents.items()}
+def _samples(measured: Sequence[TaskResult]) -> dict[str, Any]:
+    """The documents that were measured on, and the hashes of the samples by suite, task and length."""
+    documents = {digest: name for result in measured for digest, name in result.documents.items()}
     samples = {
-        " ".join(filter(None, (cell.key.suite, cell.key.task, str(cell.key.length)))): cell.samples_sha256
-        for cell in cells
-        if cell.samples_sha256
+        " ".join(filter(None, (result.key.suite, result.key.task, str(result.key.length)))): result.samples_sha256
+        for result in measured
+        if result.samples_sha256
     }
     return {
         "document_sha256": sorted(documents),
@@ -200,19 +214,6 @@ def _samples(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def _ruler_summary(rows: Sequence[EvalRow], original_length: int, options: EvalConfig) -> list[EvalRow]:
-    """RULER's means by length, and the effective lengths they stand for."""
-    means = ruler.means([row for row in rows if row.suite == ruler.SUITE])
-    reference = ORIGINAL if any(row.scaling == ORIGINAL for row in means) else "none"
-    return means + ruler.effective_lengths(
-        means, original_length=original_length, reference=reference, threshold=options.threshold, share=options.share
-    )
-
-
-def _open_log(path: Path | None, settings: dict[str, Any], resume: bool) -> CellLog | None:
-    if path is None:
-        if resume:
-            raise LongRopeError("only a run with an output can be resumed; give its -o")
-        return None
+def _open_log(path: Path, settings: dict[str, Any], resume: bool) -> TaskLog:
     header = settings | {"versions": versions()}
-    return CellLog.resume(path, header) if resume else CellLog.create(path, header)
+    return TaskLog.resume(path, header) if resume else TaskLog.create(path, header)

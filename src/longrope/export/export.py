@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, one_line
-from longrope.evaluation.results import EvalRow, load_evaluation
+from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.export.card import Serving
 from longrope.export.config import GGUF, ExportConfig
 from longrope.export.hf import export_hf
@@ -178,7 +178,7 @@ def _source_of_run(folder: Path, given: RopeScaling | str | Path | None, origina
     notes = []
     if given is None and (folder / EVALUATION).is_file():
         try:
-            evidence = load_evaluation(folder / EVALUATION).rows
+            evidence = EvalResults.load(folder / EVALUATION).rows
         except LongRopeError as error:
             notes.append(f"the run's measurements are left out of the model card: {one_line(error)}")
     # The run was made with this original length, stated or given.

@@ -16,9 +16,8 @@ from longrope.data.samples import require_disjoint
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
-from longrope.evaluation.base import Material
-from longrope.evaluation.compare import check_named
-from longrope.evaluation.suites import SUITES
+from longrope.evaluation.base import EvalContext
+from longrope.evaluation.run import SUITES
 from longrope.models.loading import LoadedModel, as_if_trained, sources_or_books
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import (
@@ -30,6 +29,7 @@ from longrope.recipes.schema import (
     SearchStage,
     Stage,
 )
+from longrope.rope.baselines import check_baseline
 from longrope.rope.scaling import RopeScaling
 from longrope.search.search_data import prepare_texts
 from longrope.train.memory import require_room
@@ -156,12 +156,12 @@ def _check_evaluation(
     loaded: LoadedModel, stage: EvaluateStage, step: Step, sources: Sequence[str], seen: dict[str, str]
 ) -> None:
     for name in stage.against:
-        check_named(name)
+        check_baseline(name)
         if name.endswith(".json"):
             RopeScaling.load(name).check_fits(loaded.geometry)
     documents = read_all(sources) if stage.needs_text else []
     require_disjoint(seen, documents)
     lengths = stage.lengths_for(loaded.geometry.original_length, step.context_length)
-    material = Material(loaded, lengths, documents, stage.seed, stage.settings)
+    context = EvalContext(loaded, lengths, documents, stage.seed, stage.settings)
     for name in stage.suites:
-        SUITES[name](material).check()
+        SUITES[name](context).check()

@@ -13,9 +13,9 @@ from longrope.costs.flops_bytes import Flops, forward_flops, run_flops
 from longrope.costs.model_dims import ModelShape, shape_of
 from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
-from longrope.evaluation.base import Material
-from longrope.evaluation.perplexity import SUITE as PERPLEXITY
-from longrope.evaluation.suites import SUITES
+from longrope.evaluation.base import EvalContext
+from longrope.evaluation.perplexity import PerplexitySuite
+from longrope.evaluation.run import SUITES
 from longrope.models.loading import LoadedModel, as_if_trained
 from longrope.models.scoring import token_nll
 from longrope.recipes.check import in_stage
@@ -130,16 +130,15 @@ def _training(loaded: LoadedModel, shape: ModelShape, settings: FinetuneConfig) 
 
 def _evaluation(loaded: LoadedModel, shape: ModelShape, stage: EvaluateStage, step: Step) -> tuple[int, Flops, str]:
     """Texts of all suites for all methods compared; a benchmark of lm-eval counts as one."""
-    material = Material(
-        loaded, stage.lengths_for(loaded.geometry.original_length, step.context_length), (), stage.seed, stage.settings
-    )
+    lengths = stage.lengths_for(loaded.geometry.original_length, step.context_length)
+    context = EvalContext(loaded, lengths, (), stage.seed, stage.settings)
     texts: list[tuple[int, int]] = []
-    for suite in (SUITES[name](material) for name in stage.suites):
+    for suite in (SUITES[name](context) for name in stage.suites):
         methods = len({*stage.against, "longrope", *([ORIGINAL] if suite.with_original else [])})
-        for part in suite.parts():
+        for task in suite.tasks():
             windows = 1
-            if stage.settings.stride is not None and suite.name == PERPLEXITY:
-                windows += -(-(max(material.lengths) - part.length) // stage.settings.stride)
-            texts.append((part.length, methods * part.steps * windows))
+            if stage.settings.stride is not None and isinstance(suite, PerplexitySuite):
+                windows += -(-(max(context.lengths) - task.length) // stage.settings.stride)
+            texts.append((task.length, methods * task.steps * windows))
     flops = sum((forward_flops(shape, length) * count for length, count in texts), Flops())
     return sum(length * count for length, count in texts), flops, ", ".join(stage.suites)

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longrope.callbacks import Callbacks
 from longrope.data.samples import require_disjoint
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.perplexity import check_lengths
-from longrope.evaluation.run import Evaluation, cells_path, evaluate
+from longrope.evaluation.results import EvalResults
+from longrope.evaluation.run import evaluate, log_path
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
 from longrope.models.apply import apply_scaling, remove_scaling
@@ -51,7 +53,7 @@ class Extension:
     """Everything a run of `extend` made."""
 
     search: SearchResult
-    evaluation: Evaluation
+    evaluation: EvalResults
     checkpoint: Path
     losses: list[str]
     proofs: list[Proof]
@@ -67,6 +69,19 @@ class Listener:
     on_search_progress: Callable[[Progress], None] = lambda _: None
     on_evaluation_start: Callable[[int], None] = lambda _: None
     on_evaluation_sample: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class _EvalCallbacks(Callbacks):
+    """The evaluation's progress for a listener."""
+
+    listener: Listener
+
+    def on_eval_start(self, steps: int) -> None:
+        self.listener.on_evaluation_start(steps)
+
+    def on_eval_step(self) -> None:
+        self.listener.on_evaluation_sample()
 
 
 def extend(
@@ -117,22 +132,20 @@ def extend(
     # What was saved is what is measured and exported: resuming does not save the scaling again.
     found = replace(found, scaling=RopeScaling.load(found.path))
     listener.on_stage("compare")
-    cells = cells_path(out / EVALUATION)
+    (out / EVALUATION).unlink(missing_ok=True)  # of a run that was stopped after its comparison
     evaluation = evaluate(
         loaded,
-        lengths,
-        evaluation_sources,
+        data=evaluation_sources,
+        lengths=lengths,
         scaling=found.scaling,
         scaling_name=NAME,
-        against=[*CLOSED_FORMS, *([CHECKPOINT] if loaded.checkpoint_scaling is not None else [])],
-        options=EvalConfig(samples=evaluation_samples),
+        baselines=[*CLOSED_FORMS, *([CHECKPOINT] if loaded.checkpoint_scaling is not None else [])],
+        config=EvalConfig(samples=evaluation_samples),
         seed=options.seed,
-        cells=cells,
-        resume=cells.exists(),
-        on_start=listener.on_evaluation_start,
-        on_sample=listener.on_evaluation_sample,
+        output=out / EVALUATION,
+        resume=log_path(out / EVALUATION).exists(),
+        callbacks=_EvalCallbacks(listener),
     )
-    write_json_atomic(out / EVALUATION, evaluation.to_json())
     listener.on_stage("export")
     checkpoint = out / CHECKPOINT_DIR
     if not (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported

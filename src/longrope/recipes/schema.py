@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.suites import SUITES
+from longrope.evaluation.run import SUITES
 from longrope.export.config import Target
 from longrope.search.config import SearchConfig
 from longrope.settings import Settings, suggestion

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from longrope.callbacks import Callbacks, TrainProgress
-from longrope.evaluation.run import cells_path, evaluate
+from longrope.evaluation.run import evaluate, log_path
 from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes.check import stage_sources
 from longrope.recipes.graph import Step
@@ -36,7 +36,6 @@ from longrope.search.loop import Progress
 from longrope.search.recover import Listener as RecoveryListener
 from longrope.search.recover import recover
 from longrope.search.run import search
-from longrope.storage import write_json_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +65,19 @@ class _TrainingCallbacks(Callbacks):
 
     def on_train_progress(self, progress: TrainProgress) -> None:
         self.listener.on_training_progress(progress)
+
+
+@dataclass(frozen=True)
+class _EvalCallbacks(Callbacks):
+    """The evaluation's progress for a listener."""
+
+    listener: Listener
+
+    def on_eval_start(self, steps: int) -> None:
+        self.listener.on_evaluation_start(steps)
+
+    def on_eval_step(self) -> None:
+        self.listener.on_evaluation_sample()
 
 
 @dataclass(frozen=True)
@@ -167,26 +179,24 @@ class Stages:
 
     def _evaluate(self, step: Step, stage: EvaluateStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
         output = folder / EVALUATION
-        resume = _kept(folder, _whole_lines(cells_path(output)))
+        resume = _kept(folder, _whole_lines(log_path(output)))
         folder.mkdir(exist_ok=True)
+        output.unlink(missing_ok=True)  # from a process that was killed before the stage was recorded as finished
         loaded = self._open(step, stage)
-        measured = evaluate(
+        evaluate(
             loaded,
-            stage.lengths_for(loaded.geometry.original_length, step.context_length),
-            stage_sources(self.base.name, self.recipe, stage),
+            data=stage_sources(self.base.name, self.recipe, stage),
+            lengths=stage.lengths_for(loaded.geometry.original_length, step.context_length),
             suites=stage.suites,
             scaling=scaling,
-            scaling_name="longrope",
-            against=stage.against,
+            baselines=stage.against,
             original=None if step.weights is None else open_model(self.base.name, options=loaded.options),
             seed=stage.seed,
-            options=stage.settings,
-            cells=cells_path(output),
+            config=stage.settings,
+            output=output,
             resume=resume,
-            on_start=self.listener.on_evaluation_start,
-            on_sample=self.listener.on_evaluation_sample,
+            callbacks=_EvalCallbacks(self.listener),
         )
-        write_json_atomic(output, measured.to_json())
         scaling.save(folder / SCALING)  # what was measured: the folder is one that `longrope report` reads
         return {"evaluation": str(output)}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.results import SCHEMA, EvalRow, Evaluation, load_evaluation
+from longrope.evaluation.results import SCHEMA, EvalResults, EvalRow
 from longrope.report.styles import OWN, is_baseline
 from longrope.report.trace import Trace, read_trace
 from longrope.rope.scaling import RopeScaling
@@ -52,7 +52,7 @@ class Run:
     path: Path
     scaling: RopeScaling | None = None
     trace: Trace | None = None
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    evaluations: dict[str, EvalResults] = field(default_factory=dict)
     extension: Extension | None = None
 
     @property
@@ -102,7 +102,7 @@ def collect(paths: Sequence[Path]) -> list[Run]:
     runs = {path: _folder(path) for path in dict.fromkeys(folders)}
     hashes = {_digest(run.scaling): path for path, run in reversed(runs.items()) if run.scaling is not None}
     for path in dict.fromkeys(path for path in paths if not path.is_dir()):
-        evaluation = load_evaluation(path)
+        evaluation = EvalResults.load(path)
         owner = hashes.get(str(evaluation.settings.get("scaling_sha256")))
         if owner is None:
             runs[path] = Run(path.stem, path, evaluations={str(path): _with_own_name(evaluation)})
@@ -120,7 +120,7 @@ def _folder(path: Path) -> Run:
     evaluations = {}
     for file in sorted(path.glob("*.json")):
         if file.name not in (SCALING, EXTENSION) and _is_evaluation(file):
-            evaluations[file.name] = _with_own_name(load_evaluation(file))
+            evaluations[file.name] = _with_own_name(EvalResults.load(file))
     if scaling is None and not evaluations:
         raise LongRopeError(
             f"expected {path} to hold a finished run: a {SCALING} or evaluation files (*.json); found neither",
@@ -159,12 +159,12 @@ def _json_object(file: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _with_own_name(evaluation: Evaluation) -> Evaluation:
+def _with_own_name(evaluation: EvalResults) -> EvalResults:
     """The evaluation with the scaling it was made for called OWN: the one whose hash is that of the settings."""
     digest = evaluation.settings.get("scaling_sha256")
     hashes = evaluation.settings.get("against_sha256")
     names = [name for name, value in hashes.items() if value == digest] if isinstance(hashes, dict) else []
-    rows = [replace(row, scaling=OWN) if row.scaling in names else row for row in evaluation.rows]
+    rows = tuple(replace(row, scaling=OWN) if row.scaling in names else row for row in evaluation.rows)
     return replace(evaluation, rows=rows)
 
 

@@ -1,4 +1,4 @@
-"""What is compared: a name, and the window it uses at each length. Closed forms, scalings, or no scaling at all."""
+"""The methods that a scaling is compared with: closed forms, other scalings, a checkpoint's own, each by name."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ from dataclasses import dataclass
 from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware
 from longrope.rope.geometry import RopeGeometry
-from longrope.rope.progressive import second_window
+from longrope.rope.progressive import SECOND_FORMS, second_window
 from longrope.rope.scaling import RopeScaling, Window
 
 CHECKPOINT = "checkpoint"
-"""The name of the scaling that a checkpoint carries, among baselines and contenders."""
+"""The scaling of the checkpoint, which its config or the `scaling.json` beside it states."""
 ORIGINAL = "original"
-"""The name of the model before it was extended."""
+"""The model before it was extended."""
+BASELINES = (*CLOSED_FORMS, CHECKPOINT, ORIGINAL, *SECOND_FORMS)
+"""The names of all baselines. A scaling of one's own is named by its path, ending in .json."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A named choice of windows. `window(length)` is the window for a text of `length` tokens."""
+    """A named choice of window by length: `window(length)` is the window for a text of `length` tokens."""
 
     name: str
     window: Callable[[int], Window]
+
+
+def check_baseline(name: str) -> None:
+    """Raise LongRopeError where `name` is neither in BASELINES nor the path of a scaling."""
+    if name not in BASELINES and not name.endswith(".json"):
+        raise LongRopeError(
+            f"expected {', '.join(BASELINES)} or a scaling's path ending in .json to compare with, found {name!r}",
+            code="unknown-baseline",
+        )
 
 
 def scaling_method(name: str, scaling: RopeScaling) -> Method:
@@ -31,7 +42,7 @@ def scaling_method(name: str, scaling: RopeScaling) -> Method:
 
 
 def checkpoint_method(scaling: RopeScaling) -> Method:
-    """What a checkpoint does with the scaling it carries: as transformers does, its last window goes on for ever."""
+    """The scaling of a checkpoint as transformers applies it: beyond its last window, the last window goes on."""
 
     def window(length: int) -> Window:
         return scaling.window_for(min(length, scaling.target_length))
@@ -40,7 +51,10 @@ def checkpoint_method(scaling: RopeScaling) -> Method:
 
 
 def dynamic_method(geometry: RopeGeometry, factor: float) -> Method:
-    """What a checkpoint of rope type `dynamic` does beyond L: NTK-aware with the ratio f·n/L − (f − 1) at length n."""
+    """A checkpoint of rope type `dynamic`: beyond L, NTK-aware with the ratio f·n/L − (f − 1) at length n.
+
+    `factor` is f. Source: `_compute_dynamic_ntk_parameters` of transformers.
+    """
 
     def window(length: int) -> Window:
         original = geometry.original_length
@@ -51,13 +65,15 @@ def dynamic_method(geometry: RopeGeometry, factor: float) -> Method:
 
 
 def closed_form_method(name: str, geometry: RopeGeometry, target_length: int) -> Method:
-    """A closed form of METHOD's table by name (`none`, `pi`, `ntk`, `ntk-critical`, `dynamic-ntk`, `yarn`).
+    """A closed form by name (`none`, `pi`, `ntk`, `ntk-critical`, `dynamic-ntk`, `yarn`).
 
     All but `dynamic-ntk` have the factors of `target_length` at every length, as runtimes apply them; `dynamic-ntk`
     follows the length. Raises LongRopeError for an unknown name.
     """
     if name not in CLOSED_FORMS:
-        raise LongRopeError(f"expected one of {', '.join(CLOSED_FORMS)} to compare with, found {name!r}")
+        raise LongRopeError(
+            f"expected one of {', '.join(CLOSED_FORMS)} to compare with, found {name!r}", code="unknown-baseline"
+        )
     form = CLOSED_FORMS[name]
 
     def window(length: int) -> Window:
@@ -69,11 +85,12 @@ def closed_form_method(name: str, geometry: RopeGeometry, target_length: int) ->
     return Method(name, window)
 
 
-def second_method(name: str, carried: RopeScaling, target_length: int) -> Method:
-    """A second closed form by name (`second-pi`, `second-ntk`, `second-ntk-critical`, `second-yarn`): what a model does
-    that was trained for `carried` and is stretched on to `target_length` without a search.
+def second_method(name: str, checkpoint_scaling: RopeScaling, target_length: int) -> Method:
+    """A second closed form by name (`second-pi`, `second-ntk`, `second-ntk-critical`, `second-yarn`).
 
-    Within its reach it keeps the carried windows. Raises LongRopeError for an unknown name, or a `target_length` that
-    is not beyond the reach.
+    It is for a model that was trained for `checkpoint_scaling`: its windows stay, and one more stretches it on to
+    `target_length`, without a search. Raises LongRopeError for an unknown name, or a `target_length` that is not above
+    the checkpoint's context length.
     """
-    return scaling_method(name, carried.with_window(second_window(name, carried, target_length)))
+    window = second_window(name, checkpoint_scaling, target_length)
+    return scaling_method(name, checkpoint_scaling.with_window(window))

@@ -1,54 +1,82 @@
-"""RULER's scores of a model: by task, their mean by length, and the effective length they stand for."""
+"""The suite `ruler`: RULER's scores by task and length, their mean by length, and the effective lengths.
+
+Scoring is RULER's own: the share of the reference strings that appear in a greedy reply, from 0 to 100.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import random
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib import metadata
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.evaluation.config import PUBLISHED_SCORE
-from longrope.evaluation.replies import reply_text, row_tensor, stop_tokens
+from longrope.callbacks import Callbacks
+from longrope.data.samples import draw_origins
+from longrope.errors import LongRopeError
+from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
+from longrope.evaluation.config import PUBLISHED_SCORE, QA_TASK, EvalConfig
 from longrope.evaluation.results import EvalRow, mean_and_stderr
-from longrope.evaluation.ruler.scoring import postprocess
-from longrope.evaluation.ruler.tasks import RulerSamples
+from longrope.evaluation.retrieval import greedy_reply, row_tensor
+from longrope.evaluation.ruler.generators import Questions
+from longrope.evaluation.ruler.tasks import RulerSamples, draw_task, needs_text
+from longrope.evaluation.ruler.words import words_sha256
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
-from longrope.rope.baselines import Method
+from longrope.rope.baselines import ORIGINAL, Method
 
 SUITE = "ruler"
 MEAN = "mean"
 
 
-def ruler_task(
+def postprocess(reply: str) -> str:
+    """A reply without surrounding blanks, control characters as line ends (scripts/eval/evaluate.py)."""
+    return re.sub(r"[\x00-\x1f]", "\n", reply.strip()).strip()
+
+
+def string_match_all(reply: str, references: Sequence[str]) -> float:
+    """The share of the references that the reply holds, whatever their case, times 100."""
+    said = reply.lower()
+    return 100.0 * sum(reference.lower() in said for reference in references) / len(references)
+
+
+def string_match_part(reply: str, references: Sequence[str]) -> float:
+    """100 where the reply holds any of the references, else 0: for answers that may be worded differently."""
+    said = reply.lower()
+    return 100.0 * any(reference.lower() in said for reference in references)
+
+
+def measure_ruler(
     scaled: ScaledModel,
     tokenizer: PreTrainedTokenizerBase,
     samples: RulerSamples,
     method: Method,
     *,
-    on_sample: Callable[[], None] = lambda: None,
+    callbacks: Callbacks | None = None,
 ) -> list[EvalRow]:
     """One row: RULER's score of the task, 0 to 100, over greedy replies."""
+    callbacks = callbacks or Callbacks()
     scaled.model.eval()
     window = method.window(samples.length)
-    stop = stop_tokens(scaled, tokenizer)
-    device = scaled.model.device
+    match = string_match_part if samples.task == QA_TASK else string_match_all
     scores = []
     with torch.inference_mode():
         for sample in samples.samples:
-            said = prefill(scaled, row_tensor(sample.ids, device), window).greedy(
-                row_tensor([], device), sample.room, stop
-            )
-            scores.append(samples.score(postprocess(reply_text(tokenizer, said)), sample.answers))
-            on_sample()
+            text = prefill(scaled, row_tensor(sample.ids, scaled.model.device), window)
+            reply = postprocess(greedy_reply(text, tokenizer, [], sample.room))
+            scores.append(match(reply, sample.answers))
+            callbacks.on_eval_step()
     detail = {"task": samples.task}
     return [EvalRow(SUITE, method.name, samples.length, "score", *mean_and_stderr(scores), len(scores), detail)]
 
 
 def means(rows: Sequence[EvalRow]) -> list[EvalRow]:
-    """The unweighted mean over tasks, for every contender and length of the tasks' rows. Trials are all samples."""
+    """The unweighted mean over tasks, for every method and length of the tasks' rows. Trials are all samples."""
     groups: dict[tuple[str, int], list[EvalRow]] = {}
     for row in rows:
         groups.setdefault((row.scaling, row.length), []).append(row)
@@ -66,11 +94,11 @@ def means(rows: Sequence[EvalRow]) -> list[EvalRow]:
 def effective_lengths(
     rows: Sequence[EvalRow], *, original_length: int, reference: str, threshold: float = PUBLISHED_SCORE, share: float
 ) -> list[EvalRow]:
-    """The longest length whose mean reaches a threshold, two rows per contender; 0 where none does.
+    """The longest length whose mean reaches a threshold, two rows per method; 0 where none does.
 
     `rows` are those of `means`. *absolute*: `threshold`, which is comparable with RULER's table where all its tasks
-    are measured. *relative*: `share` of the mean that the contender `reference` (or, where that was not measured, the
-    contender itself) has at the longest length inside the original window, as RULER's own threshold is a model's score
+    are measured. *relative*: `share` of the mean that the method `reference` (or, where that was not measured, the
+    method itself) has at the longest length inside the original window, as RULER's own threshold is a model's score
     at its own window; left out where no length lies inside.
     """
     by_name: dict[str, dict[int, EvalRow]] = {}
@@ -91,3 +119,83 @@ def effective_lengths(
             value = float(max(passing, default=0))
             result.append(EvalRow(SUITE, name, max(own), "effective_length", value, None, trials, detail))
     return result
+
+
+def summary_rows(rows: Sequence[EvalRow], original_length: int, config: EvalConfig) -> list[EvalRow]:
+    """The means over the tasks' rows, and the effective lengths, relative to the original model where it is measured."""
+    averages = means(rows)
+    reference = ORIGINAL if any(row.scaling == ORIGINAL for row in averages) else "none"
+    return averages + effective_lengths(
+        averages,
+        original_length=original_length,
+        reference=reference,
+        threshold=config.threshold,
+        share=config.share,
+    )
+
+
+class RulerSuite(Suite):
+    """RULER's tasks by length."""
+
+    name = SUITE
+
+    @classmethod
+    def needs_text(cls, config: EvalConfig) -> bool:
+        return any(map(needs_text, config.chosen_ruler_tasks))
+
+    @cached_property
+    def questions(self) -> Questions | None:
+        path = self.context.config.qa_file
+        return None if path is None else Questions.read(path)
+
+    def check(self) -> None:
+        context, tasks = self.context, self.context.config.chosen_ruler_tasks
+        words_sha256()  # the words are there
+        faults: dict[str, LongRopeError] = {}
+        for task in tasks:
+            try:
+                context.check_ids(self._draw(task, min(context.lengths), count=1).samples[0].ids)
+            except LongRopeError as error:
+                faults[task] = error
+        if faults:
+            rest = ",".join(task for task in tasks if task not in faults)
+            raise LongRopeError(
+                "; ".join(map(str, faults.values())) + (f"; the tasks that can be measured are {rest}" if rest else ""),
+                code=next(iter(faults.values())).code,
+            )
+        if self.needs_text(context.config):
+            draw_origins(
+                context.tokenized, span=max(context.lengths), count=context.config.trials, seed=context.seed
+            )
+        if self.questions is not None and QA_TASK in tasks:
+            self.questions.draw(context.config.trials, random.Random(context.seed))
+
+    def settings(self) -> dict[str, Any]:
+        config = self.context.config
+        chosen = {"trials": config.trials, "tasks": list(config.chosen_ruler_tasks)}
+        words = {"wonderwords": metadata.version("wonderwords"), "words_sha256": words_sha256()}
+        return {**chosen, "threshold": config.threshold, "share": config.share, **words}
+
+    def tasks(self) -> Iterator[EvalTask]:
+        for length in self.context.lengths:
+            for task in self.context.config.chosen_ruler_tasks:
+                yield EvalTask(self.name, task, length, self.context.config.trials)
+
+    def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
+        drawn, tokenizer = self._draw(task.task, task.length, self.context.config.trials), self.context.loaded.tokenizer
+        return PreparedTask(
+            drawn.sha256,
+            drawn.sources,
+            lambda scaled, method, callbacks: measure_ruler(scaled, tokenizer, drawn, method, callbacks=callbacks),
+        )
+
+    def _draw(self, task: str, length: int, count: int) -> RulerSamples:
+        return draw_task(
+            task,
+            self.context.loaded.tokenizer,
+            length=length,
+            count=count,
+            seed=self.context.seed,
+            documents=self.context.tokenized if needs_text(task) else [],
+            questions=self.questions if task == QA_TASK else None,
+        )

@@ -1,4 +1,4 @@
-"""RULER's table of tasks (scripts/synthetic.yaml) and the samples of one of them at one length."""
+"""RULER's table of tasks (scripts/synthetic.yaml), and the samples of a task: as much haystack as fits a length."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from longrope.data.samples import draw_origins
 from longrope.data.tokens import TokenizedDocument, bos_prefix, encode, encode_continuation
 from longrope.errors import LongRopeError
-from longrope.evaluation.replies import ids_sha256, joined
-from longrope.evaluation.ruler import counting, tracking
-from longrope.evaluation.ruler.niah import Needles
-from longrope.evaluation.ruler.qa import Questions
-from longrope.evaluation.ruler.samples import FittedSample, Sample, fit
-from longrope.evaluation.ruler.scoring import string_match_all, string_match_part
+from longrope.evaluation.retrieval import ids_sha256, joined
+from longrope.evaluation.ruler import generators
+from longrope.evaluation.ruler.generators import Needles, Questions, Sample
 
 NIAH = {
     "niah_single_1": Needles(haystack="noise"),
@@ -34,7 +31,13 @@ SHORTEST = 4096
 _ROOM = dict.fromkeys(NIAH, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}  # tokens RULER leaves for the reply
 _SPARE = 8  # tokens beyond the reference answer that a reply may take below SHORTEST
 
-Score = Callable[[str, Sequence[str]], float]
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedSample:
+    """A sample as token ids, and how many tokens are left for the reply: together at most the length asked for."""
+
+    ids: Ids
+    room: int
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +48,6 @@ class RulerSamples:
     length: int
     samples: tuple[FittedSample, ...]
     sources: dict[str, str]
-
-    @property
-    def score(self) -> Score:
-        """RULER's metric of this task."""
-        return string_match_part if self.task == "qa_1" else string_match_all
 
     @property
     def sha256(self) -> str:
@@ -82,14 +80,14 @@ def draw_task(
     def room(sample: Sample) -> int:
         if length >= SHORTEST:
             return _ROOM[task]
-        reply = counting.numbered(sample.answers) if task == "cwe" else ", ".join(sample.answers)
+        reply = generators.numbered(sample.answers) if task == "cwe" else ", ".join(sample.answers)
         return min(_ROOM[task], len(encode_continuation(tokenizer, f" {reply}")) + _SPARE)
 
     samples = []
     for trial, maker in enumerate(makers):
 
         def make(size: int, maker: _Maker = maker, trial: int = trial) -> Sample:
-            # A generator of its own for every size: what is drawn does not depend on how the size was found.
+            # A random generator of its own for every size: the sample does not depend on how its size was found.
             return maker.make(size, random.Random(f"{seed} {task} {length} {trial}"))
 
         def tokens(sample: Sample) -> int:
@@ -98,14 +96,61 @@ def draw_task(
         try:
             sample = fit(make, tokens, length, maker.smallest, maker.largest)
         except LongRopeError as error:
-            raise LongRopeError(f"RULER's {task} {error}; leave it out, or measure longer texts") from error
+            raise LongRopeError(
+                f"RULER's {task} {error}", code=error.code, hint="leave it out of `ruler_tasks`, or measure longer texts"
+            ) from error
         samples.append(FittedSample(joined(begin, encode(tokenizer, sample.prompt)), room(sample), sample.answers))
     return RulerSamples(task, length, tuple(samples), sources)
 
 
+def fit(
+    make: Callable[[int], Sample],
+    tokens: Callable[[Sample], int],
+    length: int,
+    smallest: int,
+    largest: int | None = None,
+) -> Sample:
+    """The sample of the largest size that takes at most `length` tokens.
+
+    `make(size)` is the sample with `size` units of haystack (words, sentences, lines, documents), `smallest` to
+    `largest`; `tokens` counts what it takes, the room for its reply included. The tokens grow nearly evenly with the
+    size, so interpolation finds it in a few steps; every second step halves the interval, as words are not all alike.
+
+    Raises LongRopeError when the smallest does not fit, with the number of tokens that it takes.
+    """
+    best = make(smallest)
+    low, low_tokens = smallest, tokens(best)
+    if low_tokens > length:
+        raise LongRopeError(
+            f"needs at least {low_tokens} tokens with this tokenizer; found a length of {length}",
+            code="too-short-length",
+        )
+    while True:
+        high = 2 * low if largest is None else min(2 * low, largest)
+        sample = make(high)
+        high_tokens = tokens(sample)
+        if high_tokens > length:
+            break
+        if high == low:
+            return sample
+        best, low, low_tokens = sample, high, high_tokens
+    halve = False
+    while high - low > 1:
+        share = 0.5 if halve else (length - low_tokens) / (high_tokens - low_tokens)
+        size = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        sample = make(size)
+        taken = tokens(sample)
+        if taken <= length:
+            best, low, low_tokens = sample, size, taken
+        else:
+            high, high_tokens = size, taken
+        halve = not halve
+    return best
+
+
 @dataclass(frozen=True)
 class _Maker:
-    """What makes one sample of any size from `smallest` to `largest`."""
+    """A function that makes one sample of any size from `smallest` to `largest`."""
 
     make: Callable[[int, random.Random], Sample]
     smallest: int
@@ -129,7 +174,7 @@ def _makers(
         by_hash = {document.sha256: document for document in documents}
         makers = []
         for place in places:
-            # Line ends become blanks, so as many tokens would be too few; behind a book's end comes its beginning.
+            # Line ends become blanks, so `length` tokens would be too few; behind a book's end comes its beginning.
             reach = range(place.offset, place.offset + 2 * length)
             ids = by_hash[place.document_sha256].ids.take(reach, mode="wrap")
             words = tokenizer.decode(ids.tolist()).split()[1:-1]  # the outer ones may be cut
@@ -137,14 +182,16 @@ def _makers(
         return makers, {place.document_sha256: place.document for place in places}
     if task == "vt":
         solved = [_solved(tokenizer, seed, trial) for trial in range(count)]
-        return [_Maker(partial(tracking.make, solved=example), tracking.SMALLEST) for example in solved], {}
+        return [_Maker(partial(generators.variable_chain, solved=example), generators.SMALLEST_CHAIN) for example in solved], {}
     if task == "cwe":
-        return [_Maker(partial(counting.common_words, length=length), counting.SMALLEST_LIST)] * count, {}
+        return [_Maker(partial(generators.common_words, length=length), generators.SMALLEST_LIST)] * count, {}
     if task == "fwe":
-        vocabulary = counting.coded_vocabulary(length - _ROOM[task])
-        return [_Maker(partial(counting.frequent_words, vocabulary=vocabulary), counting.SMALLEST_TEXT)] * count, {}
+        vocabulary = generators.coded_vocabulary(length - _ROOM[task])
+        return [_Maker(partial(generators.frequent_words, vocabulary=vocabulary), generators.SMALLEST_TEXT)] * count, {}
     if questions is None:
-        raise LongRopeError("RULER's qa_1 needs a file of questions in SQuAD's format")
+        raise LongRopeError(
+            "RULER's qa_1 needs a file of questions in SQuAD's format", code="missing-file", hint="give it as `qa_file`"
+        )
     asked = questions.draw(count, random.Random(f"{seed} {task}"))
     makers = [_Maker(partial(questions.make, question=question), 1) for question in asked]
     return makers, {questions.sha256: questions.name}
@@ -154,9 +201,9 @@ def _solved(tokenizer: PreTrainedTokenizerBase, seed: int, trial: int) -> str:
     """The example in front of a sample of variable tracking, as long as its tokens allow."""
 
     def make(size: int) -> Sample:
-        return tracking.example(size, random.Random(f"{seed} example {trial}"))
+        return generators.solved_chain(size, random.Random(f"{seed} example {trial}"))
 
     def tokens(sample: Sample) -> int:
         return len(encode(tokenizer, sample.prompt))
 
-    return fit(make, tokens, tracking.EXAMPLE_TOKENS, tracking.SMALLEST).prompt
+    return fit(make, tokens, generators.EXAMPLE_TOKENS, generators.SMALLEST_CHAIN).prompt

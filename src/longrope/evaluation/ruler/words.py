@@ -15,7 +15,11 @@ def word_list(kind: str) -> tuple[str, ...]:
     try:
         from wonderwords import RandomWord  # type: ignore[import-untyped]
     except ImportError as error:
-        raise LongRopeError('RULER needs a list of words: pip install "longrope[eval]"') from error
+        raise LongRopeError(
+            "RULER needs the list of words of the package wonderwords",
+            code="missing-dependency",
+            hint='pip install "longrope[eval]"',
+        ) from error
     return tuple(RandomWord.read_words(f"{kind}list.txt"))
 
 
@@ -41,6 +45,8 @@ def draw_words(rng: random.Random, count: int) -> list[str]:
         return rng.sample(all_words(), count)
     adjectives, nouns = word_list("adjective"), word_list("noun")
     if count > len(adjectives) * len(nouns):
-        raise LongRopeError(f"expected at most {len(adjectives) * len(nouns)} different words, found {count}")
+        raise LongRopeError(
+            f"expected at most {len(adjectives) * len(nouns)} different words, found {count}", code="invalid-setting"
+        )
     places = rng.sample(range(len(adjectives) * len(nouns)), count)
     return [f"{adjectives[place // len(nouns)]}-{nouns[place % len(nouns)]}" for place in places]

@@ -1,4 +1,4 @@
-"""Prompts and what a model says to them: tokens of exact pieces, the end of a reply, the number in it. No scoring."""
+"""Prompts made of token ids, greedy replies to them, and the number in a reply: common to passkey, needle and RULER."""
 
 from __future__ import annotations
 
@@ -11,8 +11,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.tokens import Ids, encode_continuation
+from longrope.models.generation.cache import Prefilled
 from longrope.models.scaled import ScaledModel
 from longrope.storage import sha256_bytes
+
+
+def greedy_reply(
+    text: Prefilled, tokenizer: PreTrainedTokenizerBase, question: Sequence[int] | Ids, max_new_tokens: int
+) -> str:
+    """The greedy reply to `question` (token ids, possibly none) after `text`, without special tokens."""
+    scaled = text.scaled
+    tokens = text.greedy(row_tensor(question, scaled.model.device), max_new_tokens, stop_tokens(scaled, tokenizer))
+    reply: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return reply
 
 
 def stop_tokens(scaled: ScaledModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -20,12 +31,6 @@ def stop_tokens(scaled: ScaledModel, tokenizer: PreTrainedTokenizerBase) -> froz
     configured = getattr(scaled.model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (*found, tokenizer.eos_token_id) if isinstance(token, int))
-
-
-def reply_text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    """The text of generated tokens, special tokens left out."""
-    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
-    return text
 
 
 def leading_number(text: str) -> str | None:
@@ -37,7 +42,7 @@ def leading_number(text: str) -> str | None:
 def number_room(tokenizer: PreTrainedTokenizerBase, numbers: Iterable[str]) -> int:
     """Tokens that a reply of any of `numbers` may take: its own tokens, or one per digit and one for a space.
 
-    A model need not split digits as its tokenizer does, so what it says is compared as text, not as tokens.
+    A model need not split digits as its tokenizer does, so replies are compared as text, not as tokens.
     """
     return max(max(len(encode_continuation(tokenizer, f" {number}")), len(number) + 1) for number in numbers)
 
@@ -48,7 +53,7 @@ def joined(*pieces: Sequence[int] | Ids) -> Ids:
 
 
 def row_tensor(ids: Sequence[int] | Ids, device: torch.device) -> Tensor:
-    """(1, T) int64, as models take them."""
+    """`ids` as int64 (1, T), as models take them."""
     return torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(device)
 
 

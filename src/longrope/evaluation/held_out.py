@@ -1,0 +1,77 @@
+"""The texts of an evaluation, and the check that no search or training has seen them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from longrope.data.documents import Document
+from longrope.data.sources import read_all
+from longrope.errors import LongRopeError
+from longrope.models.loading import LoadedModel, recorded_scaling, sources_or_books
+from longrope.rope.scaling import RopeScaling
+
+Texts = str | Path | Document | Sequence[str | Path | Document]
+"""One source of text or several: see `longrope.data.sources`."""
+
+
+def read_texts(loaded: LoadedModel, data: Texts) -> list[Document]:
+    """The documents of `data`, each text once; the shipped books for evaluation where an embedded model has no `data`.
+
+    Raises LongRopeError where there are none, or they cannot be read.
+    """
+    sources = [data] if isinstance(data, str | Path | Document) else list(data)
+    return read_all(sources_or_books(loaded.name, sources, "evaluation"))
+
+
+def check_unseen(
+    loaded: LoadedModel,
+    documents: Sequence[Document],
+    scalings: Iterable[RopeScaling | None],
+    allow_seen: bool,
+) -> dict[str, Any]:
+    """The documents that the search or training of a scaling has seen, as entries for the results' settings.
+
+    `scalings` are those that are measured; the one recorded beside the model counts too. Empty where no document was
+    seen. Raises LongRopeError where one was, unless `allow_seen`.
+    """
+    hashes = {value for scaling in (recorded_scaling(loaded.name), *scalings) for value in seen_documents(scaling)}
+    names = sorted({document.name for document in documents if document.sha256 in hashes})
+    if names and not allow_seen:
+        raise LongRopeError(
+            f"expected evaluation texts that the search has not seen, found {len(names)} it has: {', '.join(names)}",
+            code="seen-texts",
+            hint="evaluate on other documents, or give `allow_seen=True`, which the results will say",
+        )
+    warning = "measured on documents that the search or training of a method has seen"
+    return {"seen_documents": names, "warnings": [f"{warning}: {', '.join(names)}"]} if names else {}
+
+
+def seen_documents(scaling: RopeScaling | None) -> list[str]:
+    """Hashes of the documents that the search and training of `scaling` used, from its provenance.
+
+    Every `document_sha256` in the provenance counts: one, a list, or by name. Raises LongRopeError when the provenance
+    names data in a form that cannot be read: nothing is taken for unseen then.
+    """
+    if scaling is None:
+        return []
+    data = scaling.provenance.get("data")
+    listed = isinstance(data, dict) and isinstance(data.get("document_sha256"), list)
+    hashes: list[Any] = []
+    for value in _values(scaling.provenance, "document_sha256"):
+        hashes += value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if (data is not None and not listed) or not all(isinstance(entry, str) for entry in hashes):
+        raise LongRopeError(
+            "the scaling's provenance should list the SHA-256 of its data; found something else", code="damaged-file"
+        )
+    return sorted(set(hashes))
+
+
+def _values(value: Any, key: str) -> Iterable[Any]:
+    """Everything called `key` anywhere in a JSON value."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, dict) and key in value:
+        yield value[key]
+    for child in children:
+        yield from _values(child, key)
