@@ -66,14 +66,14 @@ def shuffled() -> Method:
 
 
 class Oracle:
-    """In place of a prefill: says after a prompt what `replies` has for it, whatever the model is."""
+    """In place of a prefill: replies to a prompt with its entry in `replies`, whatever the model is."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, replies: Mapping[bytes, str]) -> None:
         self.tokenizer, self.replies = tokenizer, replies
         self.lengths: list[int] = []
 
     def prefill(self, scaled: ScaledModel, ids: Tensor, window: Window) -> Oracle:
-        self.prompt = ids
+        self.scaled, self.prompt = scaled, ids
         return self
 
     def greedy(self, tokens: Tensor, max_new_tokens: int, stop: Sequence[int] = ()) -> list[int]:

@@ -11,12 +11,12 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from longrope.data.samples import draw_samples
 from longrope.data.tokens import bos_of
-from longrope.evaluation.needle import draw_grid, grid_depths, needle
-from longrope.evaluation.passkey import draw_passkeys, passkey
-from longrope.evaluation.perplexity import perplexity
+from longrope.evaluation.needle import draw_grid, grid_depths, measure_needles
+from longrope.evaluation.passkey import draw_passkeys, measure_passkeys
+from longrope.evaluation.perplexity import measure_perplexity
 from longrope.evaluation.results import EvalRow
-from longrope.evaluation.retention import most_likely, retention
-from longrope.evaluation.ruler.suite import ruler_task
+from longrope.evaluation.retention import measure_retention, most_likely_tokens
+from longrope.evaluation.ruler.suite import measure_ruler
 from longrope.evaluation.ruler.tasks import draw_task
 from longrope.models.apply import apply_scaling
 from longrope.models.scaled import ScaledModel
@@ -47,21 +47,21 @@ def score(rows: Sequence[EvalRow], metric: str) -> float:
 
 def passkeys(scaled: ScaledModel, method: Method) -> float:
     samples = draw_passkeys(tiny_tokenizer(), length=WINDOW, count=10, seed=1)
-    return score(passkey(scaled, tiny_tokenizer(), samples, method), "accuracy")
+    return score(measure_passkeys(scaled, tiny_tokenizer(), samples, method), "accuracy")
 
 
 def needles(scaled: ScaledModel, method: Method) -> tuple[float, float]:
     tokenizer = tiny_tokenizer()
     documents = tokenized(tokenizer)
     grid = draw_grid(documents, tokenizer, length=WINDOW, depths=grid_depths(5), trials=2, per_document=2, seed=0)
-    rows = needle(scaled, tokenizer, grid, method)
+    rows = measure_needles(scaled, tokenizer, grid, method)
     return score(rows, "accuracy"), score(rows, "answer_logprob")
 
 
 def ruler(scaled: ScaledModel, method: Method) -> float:
     tokenizer = tiny_tokenizer()
     samples = draw_task("niah_single_2", tokenizer, length=WINDOW, count=6, seed=0, documents=tokenized(tokenizer))
-    return score(ruler_task(scaled, tokenizer, samples, method), "score")
+    return score(measure_ruler(scaled, tokenizer, samples, method), "score")
 
 
 def test_one_fixed_window_for_prompt_and_answer_together() -> None:
@@ -108,11 +108,11 @@ def test_perplexity_and_retention_show_both(broken: str) -> None:
     tokenizer = tiny_tokenizer()
     samples = draw_samples(tokenized(tokenizer), length=WINDOW, count=3, seed=0, bos_token_id=bos_of(tokenizer))
     scaled, method = (short_sighted(), none()) if broken == "sight" else (tiny(), shuffled())
-    whole = perplexity(tiny(), samples, [WINDOW], none(), positions=True)
-    damaged = perplexity(scaled, samples, [WINDOW], method, positions=True)
+    whole = measure_perplexity(tiny(), samples, [WINDOW], none(), positions=True)
+    damaged = measure_perplexity(scaled, samples, [WINDOW], method, positions=True)
     assert damaged[0].value > 1.02 * whole[0].value
-    original = most_likely(tiny(), samples, none())
-    perplexity_row, agreement = retention(scaled, samples, method, original)
+    original = most_likely_tokens(tiny(), samples, none())
+    perplexity_row, agreement = measure_retention(scaled, samples, method, original)
     assert perplexity_row.value == damaged[0].value
     assert agreement.value < 0.9
     if broken == "rotary":

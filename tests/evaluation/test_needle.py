@@ -12,7 +12,7 @@ from longrope.data.needles import INSTRUCTION, NEEDLE
 from longrope.data.tokens import bos_prefix, encode
 from longrope.errors import LongRopeError
 from longrope.evaluation import needle as module
-from longrope.evaluation.needle import NeedleGrid, draw_grid, grid_depths, needle, needles_that_fit
+from longrope.evaluation.needle import NeedleGrid, draw_grid, grid_depths, measure_needles, needles_that_fit
 from longrope.models.scoring import token_nll
 from tests.evaluation.embedded import (
     TOKENIZERS,
@@ -24,6 +24,7 @@ from tests.evaluation.embedded import (
     tiny_tokenizer,
     tokenized,
 )
+from tests.evaluation.tiny import Steps, refused
 
 DEPTHS = grid_depths(5)
 
@@ -103,9 +104,9 @@ def test_needles_that_fit_leave_half_of_the_text() -> None:
 
 
 def test_too_short() -> None:
-    with pytest.raises(LongRopeError, match=r"take \d+ tokens of this tokenizer; found a length of 200"):
+    with refused("too-short-length", "found a length of 200"):
         grid(length=200)
-    with pytest.raises(LongRopeError, match="expected 1 to 100 needle depths, found 101"):
+    with refused("invalid-setting", "1 to 100 needle depths, found 101"):
         grid(depths=grid_depths(101), per_document=101, length=9000)
     assert len(grid(depths=grid_depths(100), per_document=100, length=6000, trials=1).documents[0].needles) == 100
     with pytest.raises(LongRopeError, match="need 300 samples"):
@@ -115,7 +116,7 @@ def test_too_short() -> None:
 def test_shared_keys_and_values_give_what_whole_texts_give() -> None:
     """The log-probability of every answer, against one plain forward per question; the replies against argmax."""
     made, tokenizer = grid(length=WINDOW, trials=1, per_document=2), tiny_tokenizer()
-    rows = needle(tiny(), tokenizer, made, none())
+    rows = measure_needles(tiny(), tokenizer, made, none())
     with tiny().using(none().window(WINDOW)) as model, torch.no_grad():
         for document in made.documents:
             for asked in document.needles:
@@ -138,7 +139,7 @@ def test_right_numbers_count_and_others_do_not(make, oracle) -> None:
             text = f" {asked.number}." if right else f" {asked.number[:-1]}"
             replies[key([*document.context, *asked.question])] = text
     stand_in = oracle(module, tokenizer, replies)
-    rows = [row for row in needle(tiny(), tokenizer, made, none()) if row.metric == "accuracy"]
+    rows = [row for row in measure_needles(tiny(), tokenizer, made, none()) if row.metric == "accuracy"]
     assert [row.detail["depth"] for row in rows] == list(DEPTHS)
     assert all((row.value, row.trials) == (0.5, 2) for row in rows)
     assert all(row.stderr == pytest.approx(0.5) for row in rows)
@@ -146,10 +147,10 @@ def test_right_numbers_count_and_others_do_not(make, oracle) -> None:
 
 
 def test_the_embedded_model_retrieves_inside_its_window() -> None:
-    calls: list[None] = []
+    steps = Steps()
     made = grid(length=WINDOW, trials=4, per_document=1)
-    rows = needle(tiny(), tiny_tokenizer(), made, none(), on_sample=lambda: calls.append(None))
+    rows = measure_needles(tiny(), tiny_tokenizer(), made, none(), callbacks=steps)
     accuracy = [row.value for row in rows if row.metric == "accuracy"]
     assert np.mean(accuracy) >= 0.9
     assert all(row.value > -0.5 for row in rows if row.metric == "answer_logprob")
-    assert len(calls) == len(made.documents) == 20
+    assert steps.taken == len(made.documents) == 20

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from longrope.data.tokens import encode
-from longrope.errors import LongRopeError
 from longrope.evaluation import passkey as module
-from longrope.evaluation.passkey import Passkeys, draw_passkeys, passkey
-from longrope.evaluation.replies import leading_number
+from longrope.evaluation.passkey import Passkeys, draw_passkeys, measure_passkeys
+from longrope.evaluation.retrieval import leading_number
 from tests.evaluation.embedded import TOKENIZERS, WINDOW, key, none, tiny, tiny_tokenizer
+from tests.evaluation.tiny import Steps, refused
 
 LENGTHS = (200, 256, 1031)
 
@@ -63,7 +63,7 @@ def test_keys_are_five_digits_and_drawn_by_seed() -> None:
 
 
 def test_too_short() -> None:
-    with pytest.raises(LongRopeError, match=r"passkey prompts of at least \d+ tokens.*found a length of 60"):
+    with refused("too-short-length", "found a length of 60"):
         draw(length=60)
 
 
@@ -75,7 +75,7 @@ def test_right_answers_count_and_others_do_not(make, oracle) -> None:
     said = [f" {first}. And", *(f" {number}" for number in samples.keys[1:3]), " 123456", " I do not know", ""]
     replies = {key(ids): text for ids, text in zip(samples.prompts, said, strict=True)}
     stand_in = oracle(module, tokenizer, replies)
-    (row,) = passkey(tiny(), tokenizer, samples, none())
+    (row,) = measure_passkeys(tiny(), tokenizer, samples, none())
     assert row.value == pytest.approx(3 / 6)
     assert (row.suite, row.metric, row.length, row.trials, row.detail) == ("passkey", "accuracy", WINDOW, 6, {})
     assert row.stderr == pytest.approx((0.25 * 6 / 5 / 6) ** 0.5)
@@ -87,7 +87,7 @@ def test_a_number_that_goes_on_is_another_number(oracle) -> None:
     samples = draw(count=2)
     replies = {key(ids): f" {number}7" for ids, number in zip(samples.prompts, samples.keys, strict=True)}
     oracle(module, tiny_tokenizer(), replies)
-    assert passkey(tiny(), tiny_tokenizer(), samples, none())[0].value == 0.0
+    assert measure_passkeys(tiny(), tiny_tokenizer(), samples, none())[0].value == 0.0
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_leading_number(text: str, number: str | None) -> None:
 
 
 def test_the_embedded_model_finds_keys_inside_its_window_and_not_far_beyond() -> None:
-    calls: list[None] = []
+    steps = Steps()
     samples = draw(length=192, count=40)
-    (row,) = passkey(tiny(), tiny_tokenizer(), samples, none(), on_sample=lambda: calls.append(None))
+    (row,) = measure_passkeys(tiny(), tiny_tokenizer(), samples, none(), callbacks=steps)
     assert row.value >= 0.7  # 85 to 92 % of 100, whatever the seed
-    assert len(calls) == 40
-    (far,) = passkey(tiny(), tiny_tokenizer(), draw(length=1024, count=5), none())
+    assert steps.taken == 40
+    (far,) = measure_passkeys(tiny(), tiny_tokenizer(), draw(length=1024, count=5), none())
     assert far.value == 0.0
 
 

@@ -1,4 +1,4 @@
-"""Perplexity by length: the sum first and one division, the window of each length, and the standard error."""
+"""Perplexity: the sum first and one division, the window of each length, sliding windows, and loss by position."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from longrope.errors import LongRopeError
 from longrope.evaluation import perplexity as module
-from longrope.evaluation.perplexity import perplexity
+from longrope.evaluation.perplexity import loss_by_position, measure_perplexity, sliding_nll
 from longrope.evaluation.results import EvalRow, rows_to_json, values_by_length
 from longrope.rope.baselines import Method, scaling_method
 from longrope.rope.scaling import RopeScaling, Window
-from tests.evaluation.tiny import GEOMETRY, nll_by_hand, plain, ramp, random_samples, scaled_by_hand, tiny_scaled
+from tests.evaluation.tiny import (
+    BOS,
+    GEOMETRY,
+    Steps,
+    nll_by_hand,
+    plain,
+    ramp,
+    random_samples,
+    refused,
+    scaled_by_hand,
+    tiny_scaled,
+)
 
 SAMPLES = random_samples(3, 48)
 RAMP = Method("ramp", ramp)
 
 
 def test_rows_are_exponentials_of_sums_over_tokens() -> None:
-    rows = perplexity(tiny_scaled(), SAMPLES, [48, 16, 2], RAMP)
+    rows = measure_perplexity(tiny_scaled(), SAMPLES, [48, 16, 2], RAMP)
     assert [(row.suite, row.scaling, row.length, row.metric, row.trials) for row in rows] == [
         ("perplexity", "ramp", length, "perplexity", 3) for length in (48, 16, 2)
     ]
@@ -34,7 +46,7 @@ def test_rows_are_exponentials_of_sums_over_tokens() -> None:
 def test_window_of_each_length_is_used() -> None:
     """A scaling of two windows: the short one up to L, the long one beyond."""
     scaling = RopeScaling.extended(GEOMETRY, 48, ramp(48).factors)
-    short, long = perplexity(tiny_scaled(), SAMPLES, [32, 48], scaling_method("found", scaling))
+    short, long = measure_perplexity(tiny_scaled(), SAMPLES, [32, 48], scaling_method("found", scaling))
     assert short.value == pytest.approx(
         math.exp(sum(sum(nll_by_hand(plain(), ids[:32])) for ids in SAMPLES.ids.tolist()) / (3 * 31)), rel=1e-4
     )
@@ -63,7 +75,7 @@ def test_not_a_mean_of_means(fixed_losses: Callable[[dict[int, float]], None]) -
     samples = random_samples(2, 9)
     samples.ids[:, -1] = torch.tensor([1, 2])
     fixed_losses({1: 1.0, 2: 2.0})
-    (row,) = perplexity(tiny_scaled(), samples, [9], RAMP)
+    (row,) = measure_perplexity(tiny_scaled(), samples, [9], RAMP)
     assert row.value == pytest.approx(math.exp(1.5))
     # Delta method: exp(m)·s/√n with s² the sample variance of the samples' means, here 0.5.
     assert row.stderr == pytest.approx(math.exp(1.5) * math.sqrt(0.5) / math.sqrt(2))
@@ -74,7 +86,7 @@ def test_sliding_windows_count_by_their_tokens(fixed_losses: Callable[[dict[int,
     samples = random_samples(1, 10)
     samples.ids[0] = torch.tensor([0, 11, 12, 13, 14, 15, 16, 17, 18, 19])
     fixed_losses({16: 1.0, 18: 2.0, 19: 5.0})
-    (row,) = perplexity(tiny_scaled(), samples, [7], RAMP, stride=2)
+    (row,) = measure_perplexity(tiny_scaled(), samples, [7], RAMP, stride=2)
     assert row.value == pytest.approx(math.exp((6 * 1.0 + 2 * 2.0 + 5.0) / 9))
     assert row.stderr is None
 
@@ -83,14 +95,14 @@ def test_standard_error_over_several_samples(fixed_losses: Callable[[dict[int, f
     samples = random_samples(4, 5)
     samples.ids[:, -1] = torch.tensor([1, 2, 3, 4])
     fixed_losses({1: 2.0, 2: 2.5, 3: 3.0, 4: 4.5})
-    (row,) = perplexity(tiny_scaled(), samples, [5], RAMP)
+    (row,) = measure_perplexity(tiny_scaled(), samples, [5], RAMP)
     deviation = math.sqrt((1 + 0.25 + 0 + 2.25) / 3)
     assert row.value == pytest.approx(math.exp(3.0))
     assert row.stderr == pytest.approx(math.exp(3.0) * deviation / 2)
 
 
 def test_one_sample_has_no_standard_error() -> None:
-    (row,) = perplexity(tiny_scaled(), random_samples(1, 16), [16], RAMP)
+    (row,) = measure_perplexity(tiny_scaled(), random_samples(1, 16), [16], RAMP)
     assert row.stderr is None
     assert row.trials == 1
 
@@ -102,23 +114,23 @@ def test_losses_beyond_float64_are_infinite_and_nan_stays_nan(
     samples.ids[0, -1] = 1
     for loss, value in ((705.0, math.exp(705.0)), (800.0, math.inf), (math.inf, math.inf)):
         fixed_losses({1: loss})
-        assert perplexity(tiny_scaled(), samples, [4], RAMP)[0].value == pytest.approx(value)
+        assert measure_perplexity(tiny_scaled(), samples, [4], RAMP)[0].value == pytest.approx(value)
     fixed_losses({1: math.nan})
-    assert math.isnan(perplexity(tiny_scaled(), samples, [4], RAMP)[0].value)
+    assert math.isnan(measure_perplexity(tiny_scaled(), samples, [4], RAMP)[0].value)
 
 
 def test_factors_that_break_the_model_are_nan() -> None:
     broken = Method("broken", lambda length: Window(length, (1.0,) * GEOMETRY.pairs, attention_factor=1e300))
-    assert math.isnan(perplexity(tiny_scaled(), SAMPLES, [16], broken)[0].value)
+    assert math.isnan(measure_perplexity(tiny_scaled(), SAMPLES, [16], broken)[0].value)
 
 
 def test_model_in_training_mode_is_scored_in_eval_mode() -> None:
-    (expected,) = perplexity(tiny_scaled(), SAMPLES, [48], RAMP)
+    (expected,) = measure_perplexity(tiny_scaled(), SAMPLES, [48], RAMP)
     model = tiny_scaled().model
     model.model.layers[0].self_attn.attention_dropout = 0.5
     model.train()
     try:
-        assert perplexity(tiny_scaled(), SAMPLES, [48], RAMP) == [expected]
+        assert measure_perplexity(tiny_scaled(), SAMPLES, [48], RAMP) == [expected]
     finally:
         model.eval()
         model.model.layers[0].self_attn.attention_dropout = 0.0
@@ -126,35 +138,35 @@ def test_model_in_training_mode_is_scored_in_eval_mode() -> None:
 
 @pytest.mark.parametrize("stride", [None, 4])
 def test_every_sample_of_every_length_is_reported(stride: int | None) -> None:
-    calls: list[None] = []
-    perplexity(tiny_scaled(), SAMPLES, [16, 32], RAMP, stride=stride, on_sample=lambda: calls.append(None))
-    assert len(calls) == 2 * 3
+    steps = Steps()
+    measure_perplexity(tiny_scaled(), SAMPLES, [16, 32], RAMP, stride=stride, callbacks=steps)
+    assert steps.taken == 2 * 3
 
 
 @pytest.mark.parametrize("lengths", [[], [49], [16, 64], [1], [0, 16], [-4]])
 def test_lengths_the_samples_cannot_give_are_refused(lengths: list[int]) -> None:
-    with pytest.raises(LongRopeError, match="expected lengths from 2 to the samples' 48 tokens, found"):
-        perplexity(tiny_scaled(), SAMPLES, lengths, RAMP)
+    with refused("invalid-setting", "`lengths` from 2 to the samples' 48 tokens"):
+        measure_perplexity(tiny_scaled(), SAMPLES, lengths, RAMP)
 
 
 @pytest.mark.parametrize("stride", [0, -1, 16, 17])
 @pytest.mark.parametrize("bos", [True, False])
 def test_strides_out_of_range_are_refused_before_anything_is_scored(stride: int, bos: bool) -> None:
-    calls: list[None] = []
-    with pytest.raises(LongRopeError, match=f"stride from 1 to below the shortest length 16, found {stride}"):
-        perplexity(
+    steps = Steps()
+    with refused("invalid-setting", f"below the shortest length 16, found {stride}"):
+        measure_perplexity(
             tiny_scaled(),
             random_samples(1, 48, bos=bos),
             [32, 16],
             RAMP,
             stride=stride,
-            on_sample=lambda: calls.append(None),
+            callbacks=steps,
         )
-    assert not calls
+    assert steps.taken == 0
 
 
 def test_sliding_form_equals_the_prefix_form_where_the_sample_is_one_window() -> None:
-    prefix, sliding = (perplexity(tiny_scaled(), SAMPLES, [48], RAMP, stride=stride) for stride in (None, 7))
+    prefix, sliding = (measure_perplexity(tiny_scaled(), SAMPLES, [48], RAMP, stride=stride) for stride in (None, 7))
     assert prefix == sliding
 
 
@@ -179,3 +191,141 @@ def test_rows_as_json_and_by_length() -> None:
         "trials": 1,
         "detail": {},
     }
+
+
+# Sliding windows: every token scored exactly once, with the context it should have, against a naive loop.
+
+
+def contexts(ids: list[int], window: int, stride: int, bos: bool) -> list[list[int]]:
+    """For every token but the first, the context it is scored with, by the definition and one token at a time.
+
+    Windows hold `window` tokens, BOS first where there is one; the first ends where it is full, each further one
+    `stride` tokens later or at the end of the text. A token counts in the first window that holds it.
+    """
+    front, text = (ids[:1], ids[1:]) if bos else ([], ids)
+    room = window - len(front)
+    ends = [room]
+    while ends[-1] < len(text):
+        ends.append(ends[-1] + stride)
+    result = []
+    for index in range(len(text)):
+        end = min(next(end for end in ends if end > index), len(text))
+        context = front + text[max(0, end - room) : index]
+        if context:
+            result.append(context)
+    return result
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize(
+    ("length", "window", "stride"),
+    [
+        (40, 16, 1),
+        (40, 16, 7),  # the last window is partial
+        (40, 16, 14),  # window − 2
+        (40, 16, 15),  # the largest: with BOS, windows do not overlap
+        (44, 16, 14),
+        (10, 16, 7),  # shorter than the window
+        (16, 16, 7),  # exactly the window
+        (17, 16, 7),  # one token more
+        (5, 2, 1),  # the smallest window
+        (2, 16, 3),  # the smallest text
+    ],
+)
+def test_against_one_forward_per_token(length: int, window: int, stride: int, bos: bool) -> None:
+    scaled = ramp(window)
+    model = scaled_by_hand(scaled)
+    ids = random_samples(1, length, bos=bos).ids[0]
+    expected = [
+        nll_by_hand(model, [*context, token])[-1]
+        for context, token in zip(contexts(ids.tolist(), window, stride, bos), ids[1:].tolist(), strict=True)
+    ]
+    with tiny_scaled().using(scaled), torch.inference_mode():
+        found = sliding_nll(tiny_scaled(), ids, window, stride, bos)
+    assert found.shape == (length - 1,)
+    assert found.tolist() == pytest.approx(expected, abs=2e-4)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_every_token_once_in_order_with_its_context(data: st.DataObject) -> None:
+    """No model: the scores are the tokens and their contexts themselves."""
+    window = data.draw(st.integers(2, 40), "window")
+    stride = data.draw(st.integers(1, window - 1), "stride")
+    bos = data.draw(st.booleans(), "bos")
+    ids = torch.arange(data.draw(st.integers(2, 150), "length"))
+    assert ids[0] == BOS
+    pieces: list[list[int]] = []
+    scored: list[list[int]] = []
+
+    def token_nll(_: object, piece: torch.Tensor, start: int = 0) -> torch.Tensor:
+        tokens = piece[0].tolist()
+        assert 0 <= start < len(tokens) - 1
+        pieces.append(tokens)
+        scored.extend(tokens[:at] for at in range(start + 1, len(tokens)))
+        return piece[:, start + 1 :]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "token_nll", token_nll)
+        found = sliding_nll(tiny_scaled(), ids, window, stride, bos)
+    assert found.tolist() == ids.tolist()[1:]
+    assert scored == contexts(ids.tolist(), window, stride, bos)
+    assert all(len(piece) <= window for piece in pieces)
+    assert all(len(context) < window for context in scored)
+    assert all(len(piece) == min(window, len(ids)) for piece in pieces)  # none is shorter than it need be
+    if bos:
+        assert all(piece[0] == BOS and BOS not in piece[1:] for piece in pieces)
+
+
+@pytest.mark.parametrize("stride", [-1, 0, 16, 100])
+@pytest.mark.parametrize("bos", [True, False])
+def test_strides_out_of_range_are_refused(stride: int, bos: bool) -> None:
+    ids = random_samples(1, 40, bos=bos).ids[0]
+    with refused("invalid-setting", f"below the window of 16 tokens, found {stride}"):
+        sliding_nll(tiny_scaled(), ids, 16, stride, bos)
+
+
+# Loss by position: every scored token in exactly one bucket, buckets that double, standard errors over samples.
+
+
+def buckets(length: int) -> list[tuple[int, int]]:
+    rows = loss_by_position("a", [torch.zeros(length - 1)])
+    return [(row.detail["from"], row.detail["to"]) for row in rows]
+
+
+def test_buckets_double() -> None:
+    assert buckets(256) == [(1, 32), (32, 64), (64, 128), (128, 256)]
+    assert buckets(300)[-1] == (256, 300)
+    assert buckets(32) == [(1, 32)]
+    assert buckets(2) == [(1, 2)]
+    assert buckets(33) == [(1, 32), (32, 33)]
+
+
+def test_every_token_is_in_the_bucket_of_its_position() -> None:
+    # The token at position p (entry p − 1) costs p nats: a bucket [a, b) has the mean (a + b − 1) / 2.
+    losses = torch.arange(1, 300, dtype=torch.float32)
+    for row in loss_by_position("a", [losses, losses + 2]):
+        begin, end = row.detail["from"], row.detail["to"]
+        assert row.value == pytest.approx((begin + end - 1) / 2 + 1)
+        assert row.stderr == pytest.approx(math.sqrt(2) / math.sqrt(2))
+        assert (row.metric, row.length, row.trials, row.suite) == ("nll", 300, 2, "perplexity")
+
+
+def test_against_plain_transformers_and_the_perplexity() -> None:
+    samples = random_samples(2, 48)
+    method = Method("ramp", ramp)
+    whole, *rows = measure_perplexity(tiny_scaled(), samples, [48], method, positions=True)
+    losses = [nll_by_hand(scaled_by_hand(ramp(48)), ids) for ids in samples.ids.tolist()]
+    assert [row.value for row in rows] == pytest.approx(
+        [sum(sum(own[:31]) / 31 for own in losses) / 2, sum(sum(own[31:]) / 16 for own in losses) / 2], abs=2e-4
+    )
+    tokens = [row.detail["to"] - row.detail["from"] for row in rows]
+    mean = sum(row.value * count for row, count in zip(rows, tokens, strict=True)) / sum(tokens)
+    assert math.exp(mean) == pytest.approx(whole.value)
+
+
+def test_the_sliding_form_has_no_positions() -> None:
+    rows = measure_perplexity(
+        tiny_scaled(), random_samples(1, 48), [16], Method("ramp", ramp), stride=4, positions=True
+    )
+    assert [row.metric for row in rows] == ["perplexity"]

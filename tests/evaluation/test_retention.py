@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longrope.evaluation.retention import most_likely, retention
+from longrope.evaluation.retention import measure_retention, most_likely_tokens
 from longrope.models.scoring import top_tokens
 from longrope.rope.baselines import Method
-from tests.evaluation.tiny import GEOMETRY, plain, ramp, random_samples, scaled_by_hand, tiny_scaled
+from tests.evaluation.tiny import GEOMETRY, Steps, plain, ramp, random_samples, scaled_by_hand, tiny_scaled
 
 SAMPLES = random_samples(3, GEOMETRY.original_length)
 RAMP = Method("ramp", ramp)
@@ -23,22 +23,22 @@ def by_hand(model: torch.nn.Module) -> torch.Tensor:
 def test_most_likely_tokens_are_those_of_plain_transformers(chunk_size: int | None) -> None:
     with torch.no_grad():
         assert torch.equal(top_tokens(plain(), SAMPLES.ids, chunk_size=chunk_size), by_hand(plain()))
-    assert torch.equal(torch.stack(most_likely(tiny_scaled(), SAMPLES, RAMP)), by_hand(scaled_by_hand(ramp(32))))
+    assert torch.equal(torch.stack(most_likely_tokens(tiny_scaled(), SAMPLES, RAMP)), by_hand(scaled_by_hand(ramp(32))))
 
 
 def test_agreement_is_the_share_of_equal_positions() -> None:
-    calls: list[None] = []
+    steps = Steps()
     original = list(by_hand(plain()))
-    perplexity, agreement = retention(tiny_scaled(), SAMPLES, RAMP, original, on_sample=lambda: calls.append(None))
+    perplexity, agreement = measure_retention(tiny_scaled(), SAMPLES, RAMP, original, callbacks=steps)
     shares = (by_hand(scaled_by_hand(ramp(32))) == by_hand(plain())).double().mean(1)
     assert agreement.value == pytest.approx(float(shares.mean()))
     assert agreement.stderr == pytest.approx(float(shares.std() / 3**0.5))
     assert 0 < agreement.value < 1
     assert (perplexity.suite, perplexity.metric, perplexity.length) == ("retention", "perplexity", 32)
     assert (agreement.metric, agreement.trials, agreement.scaling) == ("top1_agreement", 3, "ramp")
-    assert len(calls) == 2 * 3
+    assert steps.taken == 2 * 3
 
 
 def test_a_model_agrees_with_itself() -> None:
-    own = most_likely(tiny_scaled(), SAMPLES, RAMP)
-    assert retention(tiny_scaled(), SAMPLES, RAMP, own)[1].value == 1.0
+    own = most_likely_tokens(tiny_scaled(), SAMPLES, RAMP)
+    assert measure_retention(tiny_scaled(), SAMPLES, RAMP, own)[1].value == 1.0

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,19 @@ import pytest
 import torch
 
 from longrope.data.books import read_book
+from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
-from longrope.evaluation import suites_long
-from longrope.evaluation.config import EvalConfig, HarnessTask
-from longrope.evaluation.results import Evaluation, load_evaluation
-from longrope.evaluation.run import cells_path, evaluate, seen_documents
+from longrope.evaluation import passkey
+from longrope.evaluation.config import SUITE_NAMES, EvalConfig, HarnessTask
+from longrope.evaluation.held_out import seen_documents
+from longrope.evaluation.perplexity import perplexity
+from longrope.evaluation.results import EvalResults, values_by_length
+from longrope.evaluation.run import SUITES, evaluate, log_path
+from longrope.models.apply import applied_scaling, apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling
-from longrope.storage import write_json_atomic
+from tests.evaluation.tiny import Steps, refused
 
-BOOK = "book:les-miserables"
 SMALL = EvalConfig(samples=2, trials=2, depths=2, ruler_tasks=("niah_single_1", "niah_single_2"))
 LONG_SUITES = ("perplexity", "passkey", "needle", "ruler")
 
@@ -51,21 +54,27 @@ def scaling(loaded: LoadedModel, factor: float = 2.0, **provenance: Any) -> Rope
     return RopeScaling.extended(loaded.geometry, 512, factors, provenance=provenance)
 
 
-def run(loaded: LoadedModel, texts: list[str], **more: Any) -> Evaluation:
-    options: dict[str, Any] = {"suites": LONG_SUITES, "against": ["none"], "options": SMALL, "scaling_name": "found"}
-    options |= {"scaling": scaling(loaded)} | more
-    return evaluate(loaded, options.pop("lengths", [256, 320]), options.pop("data", texts), **options)
+def run(loaded: LoadedModel, texts: list[str], **more: Any) -> EvalResults:
+    options: dict[str, Any] = {"suites": LONG_SUITES, "baselines": ["none"], "config": SMALL, "lengths": [256, 320]}
+    return evaluate(loaded, **(options | {"data": texts, "scaling": scaling(loaded)} | more))
 
 
 @pytest.fixture(scope="module")
-def whole(loaded: LoadedModel, texts: list[str]) -> Evaluation:
-    """A run that nothing stopped."""
-    return run(loaded, texts)
+def finished(loaded: LoadedModel, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing stopped."""
+    output = tmp_path_factory.mktemp("run") / "eval.json"
+    run(loaded, texts, output=output)
+    return output
 
 
-def test_rows_of_every_suite_contender_and_length(whole: Evaluation) -> None:
+@pytest.fixture(scope="module")
+def whole(finished: Path) -> EvalResults:
+    return EvalResults.load(finished)
+
+
+def test_rows_of_every_suite_method_and_length(whole: EvalResults) -> None:
     kinds = [(row.suite, row.scaling, row.metric) for row in whole.rows]
-    names = ("none", "found")
+    names = ("none", "longrope")
     expected = {("perplexity", name, metric) for name in names for metric in ("perplexity", "nll")}
     expected |= {("passkey", name, "accuracy") for name in names}
     expected |= {("needle", name, metric) for name in names for metric in ("accuracy", "answer_logprob")}
@@ -77,11 +86,11 @@ def test_rows_of_every_suite_contender_and_length(whole: Evaluation) -> None:
         assert list(dict.fromkeys(row.scaling for row in whole.rows if row.suite == suite)) == list(names)
     depths = [row.detail for row in whole.rows if row.suite == "needle" and row.metric == "accuracy"]
     assert depths == [{"depth": 0.0}, {"depth": 1.0}] * 4
-    tasks = [row.detail["task"] for row in whole.rows if row.metric == "score" and row.scaling == "found"]
+    tasks = [row.detail["task"] for row in whole.rows if row.metric == "score" and row.scaling == "longrope"]
     assert tasks == ["niah_single_1", "niah_single_2"] * 2 + ["mean", "mean"]
 
 
-def test_settings_say_everything(whole: Evaluation, loaded: LoadedModel, texts: list[str], tmp_path: Path) -> None:
+def test_settings_say_everything(whole: EvalResults, loaded: LoadedModel, texts: list[str]) -> None:
     settings = whole.settings
     assert settings["lengths"] == [256, 320]
     assert settings["original_length"] == 256
@@ -95,88 +104,99 @@ def test_settings_say_everything(whole: Evaluation, loaded: LoadedModel, texts: 
         for length in (256, 320)
     }
     assert "seen_documents" not in settings
-    write_json_atomic(tmp_path / "eval.json", whole.to_json())
-    assert load_evaluation(tmp_path / "eval.json").rows == whole.rows
-    assert run(loaded, texts, suites=("passkey",)).rows == [row for row in whole.rows if row.suite == "passkey"]
+    assert run(loaded, texts, suites="passkey").rows == tuple(row for row in whole.rows if row.suite == "passkey")
+    assert tuple(SUITES) == SUITE_NAMES
 
 
-def test_inside_the_window_a_portable_scaling_is_the_model(whole: Evaluation) -> None:
-    """The same samples, bit for bit: at 256 tokens both contenders compute the same."""
+def test_inside_the_window_a_portable_scaling_is_the_model(whole: EvalResults) -> None:
+    """The same samples, bit for bit: at 256 tokens both methods compute the same."""
     own, none = (
         [row.value for row in whole.rows if row.scaling == name and row.length == 256 and row.suite != "ruler"]
-        for name in ("found", "none")
+        for name in ("longrope", "none")
     )
     assert own == none
     far = {row.scaling: row.value for row in whole.rows if row.metric == "perplexity" and row.length == 320}
-    assert far["found"] != far["none"]
+    assert far["longrope"] != far["none"]
 
 
-@pytest.mark.parametrize("stop_at", [0, 3])
 def test_resumed_equals_uninterrupted(
-    loaded: LoadedModel,
-    texts: list[str],
-    whole: Evaluation,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stop_at: int,
+    loaded: LoadedModel, texts: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = suites_long.passkey.passkey, []
-
-    def stopping(*args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        if len(calls) == stop_at + 1:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(suites_long.passkey, "passkey", stopping)
-    cells = tmp_path / "eval.cells.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        run(loaded, texts, cells=cells)
-    assert len(cells.read_text().splitlines()) == 1 + 4 + stop_at
-    steps: list[None] = []
-    total: list[int] = []
-    again = run(loaded, texts, cells=cells, resume=True, on_start=total.append, on_sample=lambda: steps.append(None))
-    assert again.rows == whole.rows
+    """A log of any number of finished tasks is gone on with; here, three passkey tasks of four are left."""
+    real, calls = passkey.measure_passkeys, []
+    monkeypatch.setattr(passkey, "measure_passkeys", lambda *args, **more: calls.append(args) or real(*args, **more))
+    output, whole = tmp_path / "eval.json", EvalResults.load(finished)
+    lines = log_path(finished).read_text().splitlines(keepends=True)
+    log_path(output).write_text("".join(line for line in lines if '"suite": "passkey"' not in line or line == lines[5]))
+    steps = Steps()
+    again = run(loaded, texts, output=output, resume=True, callbacks=steps)
+    assert again.rows == whole.rows == EvalResults.load(output).rows
     assert again.settings == whole.settings
-    assert len(calls) == 4 + 1  # every cell once, and the one that was stopped
-    assert len(steps) == total[0]
-    assert run(loaded, texts, cells=cells, resume=True).rows == whole.rows
-    assert len(calls) == 4 + 1  # nothing is left to measure
+    assert len(calls) == 3
+    assert steps.taken == steps.announced > 0
+    assert sorted(log_path(output).read_text().splitlines()) == sorted(log_path(finished).read_text().splitlines())
+    output.unlink()
+    assert run(loaded, texts, output=output, resume=True).rows == whole.rows
+    assert len(calls) == 3  # nothing is left to measure
 
 
-def test_another_runs_cells_are_refused_before_anything_is_measured(
+def test_what_is_stopped_has_kept_what_it_finished(
+    loaded: LoadedModel, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = passkey.measure_passkeys, []
+
+    def stopping(*args: Any, **more: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **more)
+
+    monkeypatch.setattr(passkey, "measure_passkeys", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(loaded, texts, suites="passkey", output=tmp_path / "eval.json")
+    assert len(log_path(tmp_path / "eval.json").read_text().splitlines()) == 1 + 2
+    assert not (tmp_path / "eval.json").exists()
+    assert applied_scaling(loaded.model) is None
+
+
+def test_another_runs_log_is_refused_before_anything_is_measured(
     loaded: LoadedModel, texts: list[str], tmp_path: Path
 ) -> None:
-    cells = tmp_path / "eval.cells.jsonl"
-    run(loaded, texts, suites=("passkey",), cells=cells)
-    before = cells.read_bytes()
+    output = tmp_path / "eval.json"
+    config = EvalConfig(trials=1)
+    options = {"suites": "passkey", "config": config, "lengths": [256, 320], "output": output}
+    run(loaded, texts, **options)
+    before = log_path(output).read_bytes()
+    with refused("output-exists"):
+        run(loaded, texts, **options, resume=True)
+    output.unlink()
     for change, differing in (
         ({"seed": 1}, "seed"),
         ({"scaling": scaling(loaded, 3.0)}, "against_sha256, scaling_sha256"),
-        ({"options": EvalConfig(trials=3)}, "suites"),
+        ({"config": EvalConfig(trials=3)}, "suites"),
         ({"lengths": [256]}, "lengths"),
-        ({"against": ["pi"]}, "against"),
+        ({"baselines": ["pi"]}, "against"),
     ):
-        with pytest.raises(LongRopeError, match=f"of another evaluation: {differing}"):
-            run(loaded, texts, **({"suites": ("passkey",), "cells": cells, "resume": True} | change))
-    with pytest.raises(LongRopeError, match="add --resume"):
-        run(loaded, texts, suites=("passkey",), cells=cells)
-    assert cells.read_bytes() == before
-    with pytest.raises(LongRopeError, match="only a run with an output can be resumed"):
+        with refused("other-run", f"of another evaluation: {differing} differ"):
+            run(loaded, texts, **(options | {"resume": True} | change))
+    with refused("output-exists", "`resume=True`"):
+        run(loaded, texts, **options)
+    assert log_path(output).read_bytes() == before
+    with refused("not-resumable", "`output`"):
         run(loaded, texts, resume=True)
 
 
 _KILLED = """
 import os, signal, sys
 from longrope.cli.main import run
-from longrope.evaluation.results import CellLog
-real, calls = CellLog.append, []
-def append(self, cell):
-    real(self, cell)
-    calls.append(cell)
+from longrope.evaluation.task_log import TaskLog
+real, calls = TaskLog.append, []
+def append(self, result):
+    real(self, result)
+    calls.append(result)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-CellLog.append = append
+TaskLog.append = append
 run(sys.argv[1:])
 """
 
@@ -184,7 +204,7 @@ run(sys.argv[1:])
 def test_kill_9_and_the_same_command_with_resume(tmp_path: Path, cli: Callable[..., Any]) -> None:
     def arguments(name: str) -> list[str]:
         return [
-            "eval", "tiny", "--suite", "passkey", "--lengths", "256,320", "--against", "none,pi", "--trials", "2",
+            "eval", "tiny", "--suite", "passkey", "--lengths", "256,320", "--against", "none,pi", "--trials", "1",
             "-o", str(tmp_path / name),
         ]  # fmt: skip
 
@@ -192,7 +212,7 @@ def test_kill_9_and_the_same_command_with_resume(tmp_path: Path, cli: Callable[.
     killed = subprocess.run([sys.executable, "-c", _KILLED, *arguments("eval.json")], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "eval.json").exists()
-    kept = cells_path(tmp_path / "eval.json")
+    kept = log_path(tmp_path / "eval.json")
     assert kept.name == "eval.cells.jsonl"
     assert len(kept.read_text().splitlines()) == 1 + 3
     assert cli(*arguments("eval.json")).code == 2  # nothing is overwritten
@@ -203,40 +223,83 @@ def test_kill_9_and_the_same_command_with_resume(tmp_path: Path, cli: Callable[.
         assert resumed[key] == uninterrupted[key]
 
 
-def test_texts_that_were_seen_are_refused_unless_told_so(loaded: LoadedModel, texts: list[str], tmp_path: Path) -> None:
-    from longrope.data.sources import read_all
-
+def test_texts_that_were_seen_are_refused_unless_allowed(loaded: LoadedModel, texts: list[str], tmp_path: Path) -> None:
     hashes = [document.sha256 for document in read_all(texts)]
     searched = scaling(loaded, data={"document_sha256": hashes[:1]})
     trained = scaling(loaded, training={"stages": [{"data": {"document_sha256": {"part1.txt": hashes[1]}}}]})
     for one, name in ((searched, "part0.txt"), (trained, "part1.txt")):
-        with pytest.raises(LongRopeError, match=rf"{name}; evaluate on other documents, or add --allow-seen"):
-            run(loaded, texts, scaling=one, suites=("perplexity",))
+        with refused("seen-texts", f"{name}; ", "`allow_seen=True`"):
+            run(loaded, texts, scaling=one, suites="perplexity")
+        with refused("seen-texts", name):
+            perplexity(loaded, data=texts, lengths=256, scaling=one)
     searched.save(tmp_path / "other.json")
-    other = {"against": [str(tmp_path / "other.json")], "suites": ("perplexity",), "lengths": [256]}
-    with pytest.raises(LongRopeError, match=r"part0\.txt"):
+    other = {"baselines": [str(tmp_path / "other.json")], "suites": "perplexity", "lengths": [256]}
+    with refused("seen-texts", "part0.txt"):
         run(loaded, texts, **other)
     allowed = run(loaded, texts, **other, allow_seen=True)
     assert allowed.settings["seen_documents"] == ["part0.txt"]
     assert "has seen: part0.txt" in allowed.settings["warnings"][0]
     assert "warnings" not in run(loaded, texts[1:], **other, allow_seen=True).settings
     # A suite without texts has none to be refused.
-    assert run(loaded, [], scaling=searched, suites=("passkey",)).settings["documents"] == []
+    assert run(loaded, [], scaling=searched, suites="passkey", lengths=256).settings["documents"] == []
 
 
 def test_provenance_that_cannot_be_read_is_not_taken_for_unseen(loaded: LoadedModel) -> None:
     assert seen_documents(None) == seen_documents(scaling(loaded)) == []
     for data in ([], "a", {"files": []}, {"document_sha256": "ab"}, {"document_sha256": [1]}):
-        with pytest.raises(LongRopeError, match="should list the SHA-256 of its data"):
+        with refused("damaged-file", "should list the SHA-256 of its data"):
             seen_documents(scaling(loaded, data=data))
 
 
-def test_retention_holds_short_texts_against_the_original_model(loaded: LoadedModel, texts: list[str]) -> None:
-    found = run(loaded, texts, suites=("retention",), lengths=[], against=["pi"])
+# What a caller of the Python functions gives: a model of transformers, scalings as objects, lengths as text.
+
+
+@pytest.fixture
+def applied(loaded: LoadedModel) -> Iterator[RopeScaling]:
+    """A scaling that the caller has applied to the model."""
+    own = scaling(loaded, 3.0)
+    apply_scaling(loaded.model, own)
+    yield own
+    remove_scaling(loaded.model)
+
+
+def test_a_loaded_model_keeps_the_scaling_that_its_caller_applied(
+    loaded: LoadedModel, texts: list[str], applied: RopeScaling
+) -> None:
+    """Without `scaling` it is what is measured; with one it is put back."""
+    once = {"data": texts, "lengths": "320", "config": EvalConfig(samples=1)}
+    found = evaluate(loaded.model, loaded.tokenizer, **once, baselines={"mine": scaling(loaded), "again": applied})
+    values = {row.scaling: row.value for row in found.rows if row.metric == "perplexity"}
+    assert list(values) == ["mine", "again", "longrope"]
+    assert values["longrope"] == values["again"] != values["mine"]
+    other = evaluate(loaded.model, loaded.tokenizer, **once, scaling=scaling(loaded), scaling_name="other")
+    assert {row.scaling: row.value for row in other.rows if row.metric == "perplexity"} == {"other": values["mine"]}
+    assert applied_scaling(loaded.model) is applied
+
+
+def test_baselines_may_be_scalings_paths_and_names(loaded: LoadedModel, tmp_path: Path) -> None:
+    path, other = tmp_path / "own.json", tmp_path / "other.json"
+    scaling(loaded).save(path)
+    scaling(loaded, 1.5).save(other)
+    quick: dict[str, Any] = {"suites": "passkey", "lengths": 256, "config": EvalConfig(trials=1)}
+    found = evaluate(loaded, **quick, baselines=["pi", other, scaling(loaded, 3.0), scaling(loaded, 4.0)], scaling=path)
+    assert [row.scaling for row in found.rows] == ["pi", str(other), "scaling-1", "scaling-2", str(path)]
+    assert found.settings["against"] == ["pi", str(other), "scaling-1", "scaling-2"]
+
+
+def test_perplexity_alone_gives_the_numbers_of_its_suite(whole: EvalResults, texts: list[str]) -> None:
+    found = perplexity("tiny", data=texts, lengths=[256, 320], samples=2)
+    assert found == values_by_length(whole.rows, "none")
+    with refused("invalid-setting", "`stride`"):
+        perplexity("tiny", data=texts, lengths=256, stride=256)
+
+
+def test_retention_compares_short_texts_with_the_original_model(loaded: LoadedModel, texts: list[str]) -> None:
+    found = run(loaded, texts, suites="retention", lengths=[], baselines="pi")
     rows = {(row.scaling, row.metric): row.value for row in found.rows}
-    assert list(dict.fromkeys(row.scaling for row in found.rows)) == ["original", "pi", "found"]
-    assert rows["original", "top1_agreement"] == rows["found", "top1_agreement"] == 1.0
-    assert rows["original", "perplexity"] == rows["found", "perplexity"] < rows["pi", "perplexity"]
+    assert list(dict.fromkeys(row.scaling for row in found.rows)) == ["original", "pi", "longrope"]
+    assert rows["original", "top1_agreement"] == rows["longrope", "top1_agreement"] == 1.0
+    assert rows["original", "perplexity"] == rows["longrope", "perplexity"] < rows["pi", "perplexity"]
     assert rows["pi", "top1_agreement"] < 0.9
     assert {row.length for row in found.rows} == {256}
 
@@ -245,62 +308,47 @@ def test_the_original_may_be_another_model(loaded: LoadedModel, texts: list[str]
     before = open_model("tiny")
     with torch.no_grad():
         before.model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
-    options = {"suites": ("retention", "passkey"), "lengths": [256], "against": ["original"], "original": before}
-    rows = run(loaded, texts, **options).rows
+    options = {"suites": ("retention", "passkey"), "lengths": [256], "baselines": "original"}
+    rows = run(loaded, texts, **options, original=before.model).rows
     agreement = {row.scaling: row.value for row in rows if row.metric == "top1_agreement"}
     assert agreement["original"] == 1.0
-    assert agreement["found"] < 1.0
-    alone = evaluate(before, [], texts, suites=["retention"], options=SMALL)
+    assert agreement["longrope"] < 1.0
+    alone = evaluate(before, data=texts, suites="retention", config=SMALL)
     ours = next(row for row in rows if (row.scaling, row.metric) == ("original", "perplexity"))
     theirs = next(row for row in alone.rows if (row.scaling, row.metric) == ("none", "perplexity"))
     assert ours.value == theirs.value
-    assert [row.scaling for row in rows if row.suite == "passkey"] == ["original", "found"]
+    assert [row.scaling for row in rows if row.suite == "passkey"] == ["original", "longrope"]
 
 
-def test_what_cannot_be_measured_is_refused_first(loaded: LoadedModel, texts: list[str]) -> None:
+def test_what_cannot_be_measured_is_refused_first(loaded: LoadedModel, texts: list[str], checkpoint: Path) -> None:
+    own = scaling(loaded)
     fail = EvalConfig(ruler_tasks=("vt", "niah_single_1", "cwe"))
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"suites": ["magic"]}, "expected suites of perplexity, passkey, .*, open-llm; found magic"),
-        ({"suites": []}, "found none"),
-        ({"lengths": []}, "expected lengths"),
-        ({"suites": ["retention"]}, "measure inside the original window; leave the lengths out"),
-        ({"lengths": [1024]}, "reaches 512 tokens"),
-        ({"options": EvalConfig(tasks=(HarnessTask("hellaswag"),))}, "tasks belong to the suite retention"),
-        (
-            {"suites": ["ruler"], "options": fail},
-            r"vt needs at least .*cwe needs at least .*measured is niah_single_1$",
-        ),
-        ({"suites": ["needle"], "options": EvalConfig(trials=500)}, "need 2500 samples"),
-        ({"suites": ["passkey"], "lengths": [80, 256]}, "passkey prompts of at least"),
-        ({"against": ["found"]}, "expected none, .*found 'found'"),
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"suites": ["magic"]}, "invalid-setting", "found magic"),
+        ({"suites": []}, "invalid-setting", "found none"),
+        ({"lengths": []}, "invalid-setting", "`lengths`"),
+        ({"suites": "retention"}, "invalid-setting", "inside the original window"),
+        ({"lengths": ["1k"]}, "", "reaches 512 tokens"),
+        ({"config": EvalConfig(tasks=(HarnessTask("hellaswag"),))}, "invalid-setting", "belong to the suite retention"),
+        ({"suites": "ruler", "config": fail}, "too-short-length", "can be measured are niah_single_1"),
+        ({"suites": "needle", "config": EvalConfig(trials=500)}, "", "2500"),
+        ({"suites": "passkey", "lengths": [80, 256]}, "too-short-length", "passkey prompts of at least"),
+        ({"baselines": ["found"]}, "unknown-baseline", "found 'found'"),
+        ({"baselines": {"yarn": own}}, "invalid-setting", "another name"),
+        ({"baselines": {"longrope": own}}, "invalid-setting", "compared with itself"),
+        ({"baselines": "checkpoint"}, "invalid-setting", "leave 'checkpoint' out"),
+        ({"baselines": "second-pi"}, "invalid-setting", "leave 'second-pi' out"),
+        ({"original": str(checkpoint)}, "other-tokenizer", "to have the tokenizer of tiny"),
     ]
-    for change, message in cases:
-        steps: list[int] = []
-        with pytest.raises(LongRopeError, match=message):
-            run(loaded, texts, **change, on_start=steps.append)
-        assert steps == []
+    for change, code, fragment in cases:
+        steps = Steps()
+        with refused(code, fragment):
+            run(loaded, texts, **change, callbacks=steps)
+        assert steps == Steps()
 
 
-@pytest.mark.parametrize("suite", LONG_SUITES)
-def test_ids_without_an_embedding_are_refused(
-    loaded: LoadedModel, checkpoint: Path, texts: list[str], suite: str
-) -> None:
+def test_ids_without_an_embedding_are_refused(loaded: LoadedModel, checkpoint: Path, texts: list[str]) -> None:
     mixed = replace(open_model(str(checkpoint)), tokenizer=loaded.tokenizer)
-    with pytest.raises(LongRopeError, match=r"makes token id .* give the model's own"):
-        evaluate(mixed, [256], texts, suites=[suite], options=SMALL)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"trials": 0}, {"depths": 0}, {"needles": 0}, {"samples": 0}, {"threshold": 0.0}, {"threshold": 101.0},
-     {"share": 1.5}, {"ruler_tasks": ("magic",)}, {"ruler_tasks": ("qa_1",)}, {"task_limit": 0}],
-)  # fmt: skip
-def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(LongRopeError):
-        EvalConfig(**wrong)
-
-
-def test_ruler_tasks_come_in_rulers_order() -> None:
-    assert EvalConfig(ruler_tasks=("vt", "niah_single_1")).chosen_ruler_tasks == ("niah_single_1", "vt")
-    assert "qa_1" not in EvalConfig().chosen_ruler_tasks
-    assert EvalConfig(qa_file=Path("qa.json")).chosen_ruler_tasks[-1] == "qa_1"
+    for suite in LONG_SUITES:
+        with pytest.raises(LongRopeError, match=r"makes token id .* give the model's own"):
+            evaluate(mixed, lengths=256, data=texts, suites=suite, config=SMALL)

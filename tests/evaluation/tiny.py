@@ -1,14 +1,20 @@
-"""A tiny Llama with random weights, samples of random tokens, and the same model scaled by plain transformers alone."""
+"""A tiny Llama with random weights, random samples, the same model scaled by plain transformers; counted steps."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from longrope.callbacks import Callbacks
 from longrope.data.samples import SampleOrigin, Samples
+from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling
 from longrope.models.scaled import ScaledModel
 from longrope.rope.geometry import RopeGeometry
@@ -35,6 +41,29 @@ def tiny_llama() -> LlamaForCausalLM:
         rope_parameters={"rope_type": "default", "rope_theta": GEOMETRY.base},
     )
     return LlamaForCausalLM(config).eval()
+
+
+@dataclass
+class Steps(Callbacks):
+    """Counts the steps of an evaluation, those announced and those taken."""
+
+    announced: int = 0
+    taken: int = 0
+
+    def on_eval_start(self, steps: int) -> None:
+        self.announced += steps
+
+    def on_eval_step(self) -> None:
+        self.taken += 1
+
+
+@contextmanager
+def refused(code: str, *fragments: str) -> Iterator[None]:
+    """The block raises a LongRopeError of this code (any, where "") whose text has all of `fragments`."""
+    with pytest.raises(LongRopeError) as error:
+        yield
+    assert code in ("", error.value.code), str(error.value)
+    assert all(fragment in str(error.value) for fragment in fragments), str(error.value)
 
 
 @cache

@@ -56,8 +56,9 @@ def test_dynamic_ntk_follows_the_length() -> None:
 
 @pytest.mark.parametrize("name", ["linear", "", "PI", "dynamic"])
 def test_unknown_names_are_refused_with_those_there_are(name: str) -> None:
-    with pytest.raises(LongRopeError, match=f"expected one of none, pi, ntk, .*, yarn to compare with, found '{name}'"):
+    with pytest.raises(LongRopeError, match=f"none, pi, ntk, .*, yarn to compare with, found '{name}'") as error:
         closed_form_method(name, GEOMETRY, TARGET)
+    assert error.value.code == "unknown-baseline"
 
 
 def test_checkpoint_goes_on_beyond_its_last_window() -> None:

@@ -143,10 +143,7 @@ def run_tasks(
                     log.append(result)
                 done[result.key] = result
     return [
-        done[_key(task, method)]
-        for suite in suites
-        for method in _methods(suite, comparison)
-        for task in suite.tasks()
+        done[_key(task, method)] for suite in suites for method in _methods(suite, comparison) for task in suite.tasks()
     ]
 
 

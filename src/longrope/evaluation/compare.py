@@ -27,7 +27,7 @@ from longrope.rope.progressive import SECOND_FORMS
 from longrope.rope.scaling import RopeScaling
 
 Baselines = str | Path | RopeScaling | Sequence[str | Path | RopeScaling] | Mapping[str, RopeScaling]
-"""Names and paths (`Comparison.of`), scalings (called `scaling-1`, `scaling-2`, … in their order), or name -> scaling."""
+"""Names and paths (see `Comparison.of`), scalings (called `scaling-1`, `scaling-2`, …), or name -> scaling."""
 
 
 @dataclass(frozen=True)

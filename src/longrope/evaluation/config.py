@@ -11,6 +11,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from longrope.errors import LongRopeError
 from longrope.settings import Settings
 
+SuiteName = Literal["perplexity", "passkey", "needle", "ruler", "retention", "open-llm"]
+SUITE_NAMES: tuple[str, ...] = get_args(SuiteName)
+"""The suites in the order of the results."""
 RulerTask = Literal[
     "niah_single_1",
     "niah_single_2",

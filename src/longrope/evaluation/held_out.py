@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from longrope.data.documents import Document
-from longrope.data.sources import read_all
+from longrope.data.sources import TextData, as_sources, read_all
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel, recorded_scaling, sources_or_books
 from longrope.rope.scaling import RopeScaling
 
-Texts = str | Path | Document | Sequence[str | Path | Document]
-"""One source of text or several: see `longrope.data.sources`."""
 
-
-def read_texts(loaded: LoadedModel, data: Texts) -> list[Document]:
+def read_texts(loaded: LoadedModel, data: TextData) -> list[Document]:
     """The documents of `data`, each text once; the shipped books for evaluation where an embedded model has no `data`.
 
     Raises LongRopeError where there are none, or they cannot be read.
     """
-    sources = [data] if isinstance(data, str | Path | Document) else list(data)
-    return read_all(sources_or_books(loaded.name, sources, "evaluation"))
+    return read_all(sources_or_books(loaded.name, as_sources(data), "evaluation"))
 
 
 def check_unseen(

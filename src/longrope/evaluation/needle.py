@@ -1,7 +1,7 @@
 """Needles in real text: a grid of depth × length, many needles in one document, each asked for on its own.
 
 A document is read once under one window, and every question is asked from its keys and values: ten depths cost one
-long forward and ten short ones. The sentences are those of data/needles.py (LongRoPE2, App. C; RULER). Everything is put
+long forward and ten short ones. The sentences are those of data/needles.py (LongRoPE2, App. C; RULER). Prompts are put
 together from token ids; document, question and room for the answer are exactly `length` tokens.
 """
 
@@ -141,7 +141,9 @@ def _draw_alike(
         key, number = draw_key(rng), draw_number(rng, DIGITS)
         question = encode_continuation(tokenizer, QUESTION.format(key=key))
         family = alike.setdefault(len(question), {})
-        sentence, answer = (encode_continuation(tokenizer, form.format(key=key, number=number)) for form in (NEEDLE, ANSWER))
+        sentence, answer = (
+            encode_continuation(tokenizer, form.format(key=key, number=number)) for form in (NEEDLE, ANSWER)
+        )
         family.setdefault(key, Needle(depths[len(family)], number, sentence, question, answer))
         if len(family) == len(depths):
             return tuple(family.values())

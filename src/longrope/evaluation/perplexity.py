@@ -20,11 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
 from longrope.data.samples import Samples
+from longrope.data.sources import TextData
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext, EvalTask, PreparedTask, ScaledMethod, Suite, sources_of
 from longrope.evaluation.compare import Comparison, scaling_to_measure
 from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.held_out import Texts, check_unseen, read_texts
+from longrope.evaluation.held_out import check_unseen, read_texts
 from longrope.evaluation.results import EvalRow, mean_and_stderr, values_by_length
 from longrope.models.apply import scaled as with_scaling
 from longrope.models.config import LoadOptions
@@ -44,7 +45,7 @@ def perplexity(
     model: PreTrainedModel | LoadedModel | Path | str,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     *,
-    data: Texts = (),
+    data: TextData = (),
     lengths: int | str | Sequence[int | str],
     scaling: RopeScaling | Path | str | None = None,
     samples: int = 10,
@@ -55,13 +56,22 @@ def perplexity(
 ) -> dict[int, float]:
     """The perplexity of a model by length: {tokens: perplexity}.
 
-    `model` is a loaded transformers model, a folder, or a name; `data` are held-out texts; `lengths` are context windows
-    in tokens (`4096`, `"128k"`). `scaling` is measured in place of the model as it is; the model has what it had before
-    when the function returns. `samples` texts of the longest length are scored, one per document first; `stride` chooses
-    the sliding window. The numbers are those of `evaluate` with the suite `perplexity`, which also gives standard errors.
+    The numbers are those of `evaluate` with the suite `perplexity`, which also gives standard errors.
 
-    Raises LongRopeError for lengths the scaling or the texts cannot give, and for texts that its search has seen, unless
-    `allow_seen`.
+    Args:
+        model: A loaded transformers model (its scaling, if one is applied, is put back at the end), a folder or a name.
+        tokenizer: Its tokenizer; by default the one that `model` came with.
+        data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`.
+        lengths: Context lengths in tokens: `4096`, `"128k"`, or several.
+        scaling: The scaling to measure or its file. By default the one that is applied to `model`, else the model as it
+            is.
+        samples: Texts of the longest length, one per document first; shorter lengths score their beginnings.
+        stride: Tokens that a sliding window moves by; by default each text is scored once from its beginning.
+        seed: Decides the samples.
+        allow_seen: Accept texts that the search or training of the scaling has seen.
+        load: How to load a model given by name or folder.
+
+    Raises LongRopeError for lengths that the scaling or the texts cannot give, and for texts that were seen.
     """
     loaded, windows = open_model(model, tokenizer, load), list(dict.fromkeys(parse_lengths(lengths)))
     check_lengths(windows, max(windows, default=0), stride)

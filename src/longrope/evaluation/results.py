@@ -7,14 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.provenance import record
 from longrope.storage import json_ready, write_json_atomic
-
-if TYPE_CHECKING:
-    import pandas
 
 SCHEMA = "longrope.eval/1"
 HEADLINES = {
@@ -24,7 +21,7 @@ HEADLINES = {
     "ruler": "score",
     "retention": "top1_agreement",
 }
-"""suite -> the metric that stands for it in a small table. Needles: its mean over depths; RULER: its mean over tasks."""
+"""suite -> its metric in a small table; needles: the mean over depths, RULER: the mean over tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +72,7 @@ class EvalResults:
         try:
             document = json.loads(Path(path).read_text("utf-8"))
         except OSError as error:
-            raise LongRopeError(
-                f"cannot read the evaluation {path}: {error.strerror}", code="missing-file"
-            ) from error
+            raise LongRopeError(f"cannot read the evaluation {path}: {error.strerror}", code="missing-file") from error
         except (ValueError, RecursionError) as error:
             raise LongRopeError(
                 f"{path} is no evaluation: expected JSON, found something else", code="damaged-file"
@@ -100,13 +95,13 @@ class EvalResults:
         except LongRopeError as error:
             raise LongRopeError(f"{path}: {error}", code=error.code) from error
 
-    def to_frame(self) -> pandas.DataFrame:
-        """A pandas table: a line per row, a column per field, and one per key of `detail` (depth, task, from, to, …).
+    def to_frame(self) -> Any:
+        """A `pandas.DataFrame`: a line per row, a column per field and per key of `detail` (depth, task, from, …).
 
         Raises LongRopeError where pandas is not installed.
         """
         try:
-            import pandas
+            import pandas  # type: ignore[import-untyped]
         except ImportError as error:
             raise LongRopeError(
                 "tables of results need pandas", code="missing-dependency", hint="pip install pandas"
@@ -145,9 +140,7 @@ class EvalResults:
         for name, by_length in values.items():
             lines.append([f"  {name}", *(f"{by_length[n]:.4g}" if n in by_length else "–" for n in lengths)])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
-        ]
+        return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
 
 
 def rows_to_json(rows: Sequence[EvalRow]) -> list[dict[str, Any]]:

@@ -10,13 +10,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
+from longrope.data.sources import TextData
 from longrope.data.tokens import tokenizer_hash
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext, Suite, run_tasks
 from longrope.evaluation.compare import Baselines, Comparison, named_baselines, scaling_to_measure
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.harness import OpenLlmSuite
-from longrope.evaluation.held_out import Texts, check_unseen, read_texts
+from longrope.evaluation.held_out import check_unseen, read_texts
 from longrope.evaluation.needle import NeedleSuite
 from longrope.evaluation.passkey import PasskeySuite
 from longrope.evaluation.perplexity import PerplexitySuite, check_lengths
@@ -42,7 +43,7 @@ def evaluate(
     model: PreTrainedModel | LoadedModel | Path | str,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     *,
-    data: Texts = (),
+    data: TextData = (),
     lengths: int | str | Sequence[int | str] = (),
     suites: str | Sequence[str] = ("perplexity",),
     scaling: RopeScaling | Path | str | None = None,
@@ -64,8 +65,8 @@ def evaluate(
         model: A loaded transformers model (its scaling, if one is applied, is put back at the end), a folder, a hub
             name or the name of an embedded model.
         tokenizer: Its tokenizer; by default the one that `model` came with.
-        data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`. No search or training of a scaling that is measured
-            may have seen them, which is checked by hash.
+        data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`. The search and training of the measured scalings
+            must not have seen them, which is checked by hash.
         lengths: Context lengths in tokens: `4096`, `"128k"`. None for `retention` and `open-llm`, which measure inside
             the original window.
         suites: Any of `perplexity`, `passkey`, `needle`, `ruler`, `retention` (short-context quality), `open-llm`.
@@ -96,8 +97,8 @@ def evaluate(
         raise LongRopeError(
             "only an evaluation with an output can be resumed", code="not-resumable", hint="give its `output`"
         )
-    lengths = list(dict.fromkeys(parse_lengths(lengths)))
-    chosen = _suites([suites] if isinstance(suites, str) else suites, lengths, config)
+    windows = list(dict.fromkeys(parse_lengths(lengths)))
+    chosen = _suites([suites] if isinstance(suites, str) else suites, windows, config)
     against = named_baselines(baselines)
     loaded = open_model(model, tokenizer, load)
     before = None if original is None else open_model(original, options=load)
@@ -106,17 +107,16 @@ def evaluate(
             f"expected {before.name} to have the tokenizer of {loaded.name}; found another", code="other-tokenizer"
         )
     wanted, name = scaling_to_measure(loaded, scaling, scaling_name)
-    longest = max(lengths, default=loaded.geometry.original_length)
+    longest = max(windows, default=loaded.geometry.original_length)
+    target = longest if wanted is None else wanted.target_length
     if target_length is not None:
         target = parse_length(target_length)
-    else:
-        target = longest if wanted is None else wanted.target_length
     comparison = Comparison.of(loaded, wanted, name, against, target, before)
     for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
         method.window(longest)
     documents = read_texts(loaded, data) if any(suite.needs_text(config) for suite in chosen) else []
     seen = check_unseen(loaded, documents, comparison.scalings.values(), allow_seen)
-    context = EvalContext(loaded, lengths, documents, seed, config)
+    context = EvalContext(loaded, windows, documents, seed, config)
     prepared = [suite(context) for suite in chosen]
     for suite in prepared:
         suite.check()

@@ -178,7 +178,7 @@ def _source_of_run(folder: Path, given: RopeScaling | str | Path | None, origina
     notes = []
     if given is None and (folder / EVALUATION).is_file():
         try:
-            evidence = EvalResults.load(folder / EVALUATION).rows
+            evidence = list(EvalResults.load(folder / EVALUATION).rows)
         except LongRopeError as error:
             notes.append(f"the run's measurements are left out of the model card: {one_line(error)}")
     # The run was made with this original length, stated or given.

@@ -154,7 +154,7 @@ def extend(
             found.scaling,
             checkpoint,
             ExportConfig(allow_lossy=allow_lossy),
-            evidence=evaluation.rows,
+            evidence=list(evaluation.rows),
             original_length=loaded.geometry.original_length,
             trust_remote_code=loaded.options.trust_remote_code,
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrope.errors import LongRopeError
-from longrope.evaluation.ruler.samples import Sample, fit
+from longrope.evaluation.ruler.generators import Sample
+from longrope.evaluation.ruler.tasks import fit
+from tests.evaluation.tiny import refused
 
 
 def sized(size: int) -> Sample:
@@ -40,5 +40,5 @@ def test_uneven_units_never_go_beyond(weights: list[int], spare: int) -> None:
 
 
 def test_too_small() -> None:
-    with pytest.raises(LongRopeError, match="needs at least 40 tokens with this tokenizer; found a length of 39"):
+    with refused("too-short-length", "needs at least 40 tokens", "found a length of 39"):
         fit(sized, lambda sample: 10 * len(sample.prompt), 39, 4)

@@ -7,15 +7,21 @@ import sys
 
 import pytest
 
-from longrope.errors import LongRopeError
 from longrope.evaluation.config import RULER_TASKS as TASKS
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.ruler import suite as module
 from longrope.evaluation.ruler import words
-from longrope.evaluation.ruler.scoring import postprocess, string_match_all, string_match_part
-from longrope.evaluation.ruler.suite import effective_lengths, means, ruler_task
+from longrope.evaluation.ruler.suite import (
+    effective_lengths,
+    means,
+    measure_ruler,
+    postprocess,
+    string_match_all,
+    string_match_part,
+)
 from longrope.evaluation.ruler.tasks import draw_task
 from tests.evaluation.embedded import key, none, tiny, tiny_tokenizer, tokenized
+from tests.evaluation.tiny import refused
 
 
 def test_string_matching() -> None:
@@ -39,7 +45,7 @@ def test_an_oracle_gets_100_and_a_liar_0(task: str, oracle) -> None:
     ):
         replies = {key(sample.ids): reply(sample.answers) for sample in samples.samples}
         stand_in = oracle(module, tokenizer, replies)
-        (row,) = ruler_task(tiny(), tokenizer, samples, none())
+        (row,) = measure_ruler(tiny(), tokenizer, samples, none())
         wanted = 100.0 / len(samples.samples[0].answers) if expected is None else expected
         assert row.value == pytest.approx(wanted)
         assert max(stand_in.lengths) <= 1100
@@ -96,5 +102,5 @@ def test_relative_without_the_unscaled_model_or_a_length_inside() -> None:
 def test_without_the_words_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     words.word_list.cache_clear()
     monkeypatch.setitem(sys.modules, "wonderwords", None)
-    with pytest.raises(LongRopeError, match=r'pip install "longrope\[eval\]"'):
+    with refused("missing-dependency", 'pip install "longrope[eval]"'):
         words.word_list("noun")

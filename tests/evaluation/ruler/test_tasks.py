@@ -14,10 +14,7 @@ import pytest
 from longrope.data.tokens import TokenizedDocument, encode
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import RULER_TASKS as TASKS
-from longrope.evaluation.ruler import tracking
-from longrope.evaluation.ruler.counting import numbered
-from longrope.evaluation.ruler.niah import NOISE
-from longrope.evaluation.ruler.qa import Questions
+from longrope.evaluation.ruler.generators import NOISE, Questions, numbered, variable_chain
 from longrope.evaluation.ruler.tasks import NIAH, RulerSamples, draw_task, needs_text
 from longrope.evaluation.ruler.words import all_words, draw_words
 from tests.evaluation.embedded import book, tiny_tokenizer, tokenized
@@ -247,7 +244,7 @@ def test_more_words_than_there_are() -> None:
 
 
 def test_the_steps_of_a_chain_lie_between_lines_of_noise() -> None:
-    context = tracking.make(5, random.Random(0), "").prompt.split("\n\n")[1].split("\nQuestion")[0]
+    context = variable_chain(5, random.Random(0), "").prompt.split("\n\n")[1].split("\nQuestion")[0]
     assert [line == NOISE for line in context.split("\n")] == [False, True] * 5
 
 

@@ -52,8 +52,8 @@ DEPTHS = tuple(round(100 * step / 39) for step in range(40))
 class Needles:
     """One row of RULER's table of needle tasks.
 
-    `haystack` is `essay`, `noise` or `needle`; `key` and `value` are `words`, `numbers` or `uuids`; `keys`, `values` and
-    `queries` count keys, values of a key, and keys that are asked for.
+    `haystack` is `essay`, `noise` or `needle`; `key` and `value` are `words`, `numbers` or `uuids`; `keys`, `values`
+    and `queries` count keys, values of a key, and keys that are asked for.
     """
 
     haystack: str = "essay"
@@ -259,7 +259,8 @@ class Questions:
             raise LongRopeError(f"cannot read the questions {path}: {error.strerror}", code="missing-file") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LongRopeError(
-                f"{path} is not in SQuAD's format: expected JSON with data, paragraphs, context, qas, question, answers",
+                f"{path} is not in SQuAD's format: expected JSON with data, paragraphs, context, qas, question and "
+                "answers",
                 code="damaged-file",
             ) from error
         if not questions:

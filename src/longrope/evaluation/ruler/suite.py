@@ -122,7 +122,7 @@ def effective_lengths(
 
 
 def summary_rows(rows: Sequence[EvalRow], original_length: int, config: EvalConfig) -> list[EvalRow]:
-    """The means over the tasks' rows, and the effective lengths, relative to the original model where it is measured."""
+    """The means over tasks, and the effective lengths: relative to the original model where it is measured."""
     averages = means(rows)
     reference = ORIGINAL if any(row.scaling == ORIGINAL for row in averages) else "none"
     return averages + effective_lengths(
@@ -164,9 +164,7 @@ class RulerSuite(Suite):
                 code=next(iter(faults.values())).code,
             )
         if self.needs_text(context.config):
-            draw_origins(
-                context.tokenized, span=max(context.lengths), count=context.config.trials, seed=context.seed
-            )
+            draw_origins(context.tokenized, span=max(context.lengths), count=context.config.trials, seed=context.seed)
         if self.questions is not None and QA_TASK in tasks:
             self.questions.draw(context.config.trials, random.Random(context.seed))
 

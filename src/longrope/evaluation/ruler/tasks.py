@@ -10,7 +10,7 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.samples import draw_origins
-from longrope.data.tokens import TokenizedDocument, bos_prefix, encode, encode_continuation
+from longrope.data.tokens import Ids, TokenizedDocument, bos_prefix, encode, encode_continuation
 from longrope.errors import LongRopeError
 from longrope.evaluation.retrieval import ids_sha256, joined
 from longrope.evaluation.ruler import generators
@@ -30,6 +30,7 @@ SHORTEST = 4096
 """RULER's shortest published length."""
 _ROOM = dict.fromkeys(NIAH, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}  # tokens RULER leaves for the reply
 _SPARE = 8  # tokens beyond the reference answer that a reply may take below SHORTEST
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedSample:
@@ -97,7 +98,9 @@ def draw_task(
             sample = fit(make, tokens, length, maker.smallest, maker.largest)
         except LongRopeError as error:
             raise LongRopeError(
-                f"RULER's {task} {error}", code=error.code, hint="leave it out of `ruler_tasks`, or measure longer texts"
+                f"RULER's {task} {error}",
+                code=error.code,
+                hint="leave it out of `ruler_tasks`, or measure longer texts",
             ) from error
         samples.append(FittedSample(joined(begin, encode(tokenizer, sample.prompt)), room(sample), sample.answers))
     return RulerSamples(task, length, tuple(samples), sources)
@@ -182,7 +185,9 @@ def _makers(
         return makers, {place.document_sha256: place.document for place in places}
     if task == "vt":
         solved = [_solved(tokenizer, seed, trial) for trial in range(count)]
-        return [_Maker(partial(generators.variable_chain, solved=example), generators.SMALLEST_CHAIN) for example in solved], {}
+        return [
+            _Maker(partial(generators.variable_chain, solved=example), generators.SMALLEST_CHAIN) for example in solved
+        ], {}
     if task == "cwe":
         return [_Maker(partial(generators.common_words, length=length), generators.SMALLEST_LIST)] * count, {}
     if task == "fwe":
