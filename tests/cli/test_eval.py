@@ -129,7 +129,7 @@ def test_scalings_against_each_other_on_the_same_samples(cli, scaling, tmp_path)
 
 def test_refusals(cli, text, scaling, tmp_path):
     for arguments, message in (
-        (("--suite", "passkey"), "expected lengths"),
+        (("--suite", "passkey"), "lengths` from 2"),
         (("--suite", "retention", "--lengths", "256", "--data", text), "leave the lengths out"),
         (("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "magic"), "expected RULER tasks of niah_single_1"),
         (("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "qa_1"), "--qa-file"),
@@ -141,7 +141,7 @@ def test_refusals(cli, text, scaling, tmp_path):
         (("--lengths", "256", "--against", "checkpoint", "--data", text), "carries no scaling"),
         (("--lengths", "256", "--scaling", scaling, "--against", str(scaling)), "compared with itself"),
         (("--lengths", "256", "--suite", "passkey", "--resume"), "only a run with an output"),
-        (("--lengths", "256", "--suite", "passkey", "--resume", "-o", tmp_path / "a.json"), "start without --resume"),
+        (("--lengths", "256", "--suite", "passkey", "--resume", "-o", tmp_path / "a.json"), "to resume; start without"),
         (("--lengths", "256", "--suite", "passkey", "--original", tmp_path / "none"), "no model folder"),
     ):
         ran = cli("eval", "tiny", *arguments)
@@ -157,12 +157,12 @@ def test_another_tokenizer_is_no_original(cli, checkpoint):
 
 
 def test_ctrl_c_says_how_to_go_on(cli, tmp_path, monkeypatch):
-    from longrope.evaluation import suites_long
+    from longrope.evaluation import passkey
 
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(suites_long.passkey, "passkey", interrupted)
+    monkeypatch.setattr(passkey, "measure_passkeys", interrupted)
     monkeypatch.setattr("sys.argv", ["longrope", "eval", "tiny", "-o", "eval.json"])
     ran = cli("eval", "tiny", "--suite", "passkey", "--lengths", "256", *QUICK, "-o", tmp_path / "eval.json")
     assert ran.code == 130

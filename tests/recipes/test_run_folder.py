@@ -149,7 +149,7 @@ def test_eval_takes_the_window_of_each_length(run: Path, checkpoint: Path, texts
     def values(evaluation: Any, name: str) -> list[float]:
         return [row.value for row in evaluation.rows if row.scaling == name]
 
-    assert values(itself, "checkpoint") == values(given, "scaling")
+    assert values(itself, "checkpoint") == values(given, "longrope")
     assert len(set(values(itself, "checkpoint"))) == len(values(itself, "checkpoint"))
     assert values(itself, "original") == values(itself, "none")  # the RoPE that the config states
     assert itself.settings["carried_sha256"] != given.settings.get("carried_sha256")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.compare import compared
+from longrope.evaluation.compare import Comparison, named_baselines
 from longrope.models.loading import LoadedModel
 from longrope.models.scaled import ScaledModel
 from longrope.recipes.run import run_recipe
@@ -162,15 +162,19 @@ def test_a_second_form_as_a_contender(name: str) -> None:
     assert beyond.factors == tuple(expected.tolist())
 
 
+def compared(loaded: LoadedModel, names: list[str], target_length: int) -> Comparison:
+    return Comparison.of(loaded, None, "longrope", named_baselines(names), target_length)
+
+
 def test_named_in_a_comparison(tuned: LoadedModel, loaded: LoadedModel) -> None:
-    field = compared(tuned, None, "scaling", ["second-pi", "second-yarn", "none"], TARGET)
-    assert [method.name for method in field.methods] == ["second-pi", "second-yarn", "none", "checkpoint"]
-    assert field.methods[0].window(TARGET).factors == baselines(tuned, TARGET)["second-pi"].factors
+    methods = compared(tuned, ["second-pi", "second-yarn", "none"], TARGET).methods
+    assert [method.name for method in methods] == ["second-pi", "second-yarn", "none", "checkpoint"]
+    assert methods[0].window(TARGET).factors == baselines(tuned, TARGET)["second-pi"].factors
     with pytest.raises(LongRopeError, match=r"carries no scaling to stretch; leave 'second-pi' out"):
-        compared(loaded, None, "scaling", ["second-pi"], TARGET)
+        compared(loaded, ["second-pi"], TARGET)
     with pytest.raises(LongRopeError, match=f"beyond its {REACH} tokens; found a target of {REACH}"):
-        compared(tuned, None, "scaling", ["second-pi"], REACH)
+        compared(tuned, ["second-pi"], REACH)
     with pytest.raises(LongRopeError, match=r"expected one of second-pi, .* found 'second'"):
         second_method("second", CARRIED, 2_097_152)
     with pytest.raises(LongRopeError, match=r"second-ntk-critical, second-yarn or a scaling's path .* found 'second'"):
-        compared(tuned, None, "scaling", ["second"], TARGET)
+        compared(tuned, ["second"], TARGET)
