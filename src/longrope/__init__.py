@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a 
     from longrope.models.apply import scaled as scaled
     from longrope.models.generation.cache import prefill as prefill
     from longrope.models.generation.generate import generate as generate
+    from longrope.models.inspect import inspect_model as inspect_model
     from longrope.models.scoring import token_nll as token_nll
     from longrope.rope.closed_form_scalings import llama3 as llama3
     from longrope.rope.closed_form_scalings import ntk as ntk
@@ -53,6 +54,7 @@ _PUBLIC = {
     "models.apply": ("apply_scaling", "remove_scaling", "scaled"),
     "models.generation.cache": ("prefill",),
     "models.generation.generate": ("generate",),
+    "models.inspect": ("inspect_model",),
     "models.scoring": ("token_nll",),
     "rope.closed_form_scalings": ("llama3", "ntk", "ntk_critical", "pi", "yarn"),
     "rope.geometry": ("RopeGeometry",),

@@ -25,7 +25,7 @@ FULL_ATTENTION = "full_attention"
 
 @dataclass(frozen=True, slots=True)
 class RopeGeometry:
-    """Rotary dimension d, base and original window L of one model (METHOD: d, base, L; pairs i = 0 … D-1, D = d/2).
+    """The RoPE of one model: rotary dimension d, base and original window L; it has D = d/2 pairs.
 
     Raises LongRopeError, naming the field, when a value cannot be that of a rotary embedding.
     """

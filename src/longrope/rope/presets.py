@@ -68,7 +68,7 @@ def preset_table() -> list[PresetRow]:
 
 
 def preset(name: str) -> RopeScaling:
-    """The published factors `name` as a scaling, relative to the original RoPE of their model.
+    """Look up the published rescale factors `name`, as a scaling relative to the original RoPE of their model.
 
     A LongRoPE table is one window. The LongRoPE2 table keeps factors of 1 up to L, so it has two. The published files
     state no attention factor; the one here is what the authors' code computes for them by default, √(1 + ln s/ln L)

@@ -26,7 +26,7 @@ _FACTOR_BOUNDS = (1e-3, 1e9)
 
 @dataclass(frozen=True, repr=False)
 class Window:
-    """The factors that hold for sequences of up to `max_length` tokens.
+    """The rescale factors for sequences of up to `max_length` tokens.
 
     Raises LongRopeError, naming the field, when a value is out of range.
     """
@@ -81,7 +81,7 @@ class Window:
 
 @dataclass(frozen=True, repr=False)
 class RopeScaling:
-    """One model's rotary embedding with its windows, shortest first, and where the numbers come from.
+    """A scaling of one model's RoPE: a window for each range of lengths, shortest first, and their provenance.
 
     Raises LongRopeError when the windows do not fit the geometry or are not strictly increasing in `max_length`.
     """

@@ -46,7 +46,7 @@ _LONG_FORWARD = 1e15  # FLOPs of one text: beyond, a search is no matter of minu
 
 
 def load_data(path: Path | str) -> list[Document]:
-    """The texts of a file (`.txt`, `.jsonl`, also `.gz` and `.xz`; `.parquet`) or of a folder of them, each once.
+    """Read the texts of a file (`.txt`, `.jsonl`, also `.gz` and `.xz`; `.parquet`) or of a folder of them, each once.
 
     Raises LongRopeError for what is missing, empty or not text.
     """

@@ -89,7 +89,7 @@ def generate(
     switch: Switch = "recompute",
     prefill_chunk: int = PREFILL_CHUNK,
 ) -> Tensor:
-    """`input_ids` (B, T) with up to `max_new_tokens` tokens after each row: (B, T + n).
+    """Generate up to `max_new_tokens` tokens after each row of `input_ids` (B, T), across windows: returns (B, T + n).
 
     `model`, `scaling`, `switch` and `prefill_chunk` are those of `generation`. Rows are padded on the left, with
     `attention_mask` (B, T) zero there; all rows of a batch have to be in one window at every step. Greedy, or with
