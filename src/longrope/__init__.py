@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a test proves
+    from longrope.doctor.diagnose import diagnose as diagnose
     from longrope.evaluation.config import EvalConfig as EvalConfig
     from longrope.export.config import ExportConfig as ExportConfig
     from longrope.export.export import export_checkpoint as export_checkpoint
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a 
     __version__: str
 
 _PUBLIC = {
+    "doctor.diagnose": ("diagnose",),
     "evaluation.config": ("EvalConfig",),
     "export.config": ("ExportConfig",),
     "export.export": ("export_checkpoint",),

@@ -55,7 +55,7 @@ def verdicts(path: Path, **options) -> dict[str, str]:
 
 
 def finding(path: Path, name: str, **options):
-    (found,) = diagnose(path, names=[name], **options).findings
+    (found,) = diagnose(path, runtime=[name], **options).findings
     return found
 
 
@@ -126,8 +126,13 @@ def test_the_embedded_model(tmp_path):
     assert found.expected.lengths == [64, 255, 256, 257, 1024]
     assert {one.runtime.name: one.verdict for one in found.findings} == DUAL | M_OF_ONE
     (row,) = [one for one in found.findings if one.runtime.name == "transformers-5"]
-    assert [cell.window for cell in row.cells] == ["short"] * 3 + ["long"] * 2
+    assert [at.window for at in row.by_length] == ["short"] * 3 + ["long"] * 2
     np.testing.assert_allclose(row.factors["long"], scaling.windows[1].factors)
+
+
+def test_a_diagnosis_shows_its_verdicts(export):
+    shown = repr(diagnose(str(export()), runtime="vllm"))
+    assert shown == f"Diagnosis({export()}; vLLM --max-model-len L': partly)"
 
 
 def test_which_length_gets_which_window(export):
@@ -140,9 +145,9 @@ def test_which_length_gets_which_window(export):
         "mlx-lm": ["long"] * 4,
         "llama.cpp-convert": ["plain"] * 4,
     }.items():
-        cells = finding(folder, name).cells
-        assert [cell.length for cell in cells] == [63, 64, 65, 256]
-        assert [cell.window for cell in cells] == windows, name
+        by_length = finding(folder, name).by_length
+        assert [at.length for at in by_length] == [63, 64, 65, 256]
+        assert [at.window for at in by_length] == windows, name
 
 
 def drop_legacy(config):
@@ -187,7 +192,7 @@ def test_damage_is_noticed(change, row, verdict, says, export, changed):
     found = finding(folder, row)
     assert found.verdict == verdict, found.reasons
     assert any(says in reason for reason in found.reasons) or not says
-    assert bool(diagnose(folder, names=[row]).failures()) == (verdict not in ("exact", "partly"))
+    assert bool(diagnose(folder, runtime=[row]).failures()) == (verdict not in ("exact", "partly"))
 
 
 def test_m_that_the_export_wrote_for_vllm_alone(export, changed):
@@ -206,21 +211,23 @@ def test_m_that_the_export_wrote_for_vllm_alone(export, changed):
     assert "short_mscale" in found.advice[0]
 
 
-def test_what_no_runtime_can_say_differs_everywhere(export, tmp_path):
-    one, two = Window(64, (1.0,) * 16, 0, SU), Window(256, FACTORS, 4, SU)
-    RopeScaling(GEOMETRY, (one, two)).save(tmp_path / "start.json")
-    middle = Window(128, (2.0,) * 16, 0, SU)
-    RopeScaling(GEOMETRY, (one, middle, Window(256, FACTORS, 0, SU))).save(tmp_path / "three.json")
-    for name, says in (("start", "start tokens"), ("three", "long window at 65, 127 and 128")):
-        found = finding(export(), "transformers-5", expect=tmp_path / f"{name}.json")
+def test_what_no_runtime_can_say_differs_everywhere(export):
+    one, middle = Window(64, (1.0,) * 16, 0, SU), Window(128, (2.0,) * 16, 0, SU)
+    start_tokens = RopeScaling(GEOMETRY, (one, Window(256, FACTORS, 4, SU)))
+    three = RopeScaling(GEOMETRY, (one, middle, Window(256, FACTORS, 0, SU)))
+    for scaling, says in ((start_tokens, "start tokens"), (three, "long window at 65, 127 and 128")):
+        found = finding(export(), "transformers-5", expect=scaling)
         assert found.verdict == "differs"
         assert any(says in reason for reason in found.reasons), found.reasons
 
 
 def test_another_models_scaling_is_refused(export, tmp_path):
-    RopeScaling.extended(RopeGeometry(64, 1e4, 64), 256, [2.0] * 32).save(tmp_path / "other.json")
-    with pytest.raises(LongRopeError, match=r"rotary_dim 64, this checkpoint has 32"):
-        diagnose(export(), expect=tmp_path / "other.json")
+    other = RopeScaling.extended(RopeGeometry(64, 1e4, 64), 256, [2.0] * 32)
+    other.save(tmp_path / "other.json")
+    for given in (other, str(tmp_path / "other.json")):
+        with pytest.raises(LongRopeError, match=r"rotary_dim 64, this checkpoint has 32") as error:
+            diagnose(export(), expect=given)
+        assert error.value.code == "wrong-geometry"
 
 
 # Checkpoints that are not ours.

@@ -65,9 +65,9 @@ def test_our_own_file(tmp_path):
     assert found.lints == []
     assert found.failures() == []
     context, short = found.findings[0], found.findings[1]
-    assert [cell.window for cell in context.cells] == ["long"] * 5
-    assert [cell.window for cell in short.cells] == ["short"] * 3 + [None] * 2
-    assert context.cells[-1].as_expected
+    assert [at.window for at in context.by_length] == ["long"] * 5
+    assert [at.window for at in short.by_length] == ["short"] * 3 + [None] * 2
+    assert context.by_length[-1].as_expected
     assert context.max_factor_error == pytest.approx(3.6)  # the long factors on short texts
 
 
@@ -96,7 +96,7 @@ def test_one_window_is_exact(tmp_path):
     ids=str,
 )
 def test_what_llama_cpp_needs(changes, verdict, says, tmp_path):
-    found = diagnose(write(tmp_path / "model.gguf", **changes), names=["llama.cpp"])
+    found = diagnose(write(tmp_path / "model.gguf", **changes), runtime=["llama.cpp"])
     (row,) = found.findings
     assert row.verdict == verdict, row.reasons
     assert any(says in reason for reason in row.reasons), row.reasons
@@ -116,8 +116,8 @@ def test_contexts_are_rounded_up_to_256(tmp_path):
     scaling = RopeScaling.extended(RopeGeometry(64, 10_000.0, 300), 1024, LONG, attention_factor=SU)
     path = write(tmp_path / "model.gguf", keys={"rope.scaling.original_context_length": 300})
     scaling.save(tmp_path / "scaling.json")
-    found = diagnose(path, names=["llama.cpp-short"])
-    assert [cell.window for cell in found.findings[0].cells] == ["long", "long", "long", None, None]
+    found = diagnose(path, runtime=["llama.cpp-short"])
+    assert [at.window for at in found.findings[0].by_length] == ["long", "long", "long", None, None]
     assert "original-length-multiple" in {lint.name for lint in found.lints}
 
 
@@ -163,11 +163,12 @@ def test_a_file_that_is_not_ours(tmp_path):
 def test_bad_files(tmp_path):
     path = write(tmp_path / "model.gguf")
     whole = path.read_bytes()
-    for content, says in ((whole[:40], "truncated"), (b"not a model", "another kind of file")):
+    for content in (whole[:40], b"not a model"):
         path.write_bytes(content)
-        with pytest.raises(LongRopeError, match=says):
+        with pytest.raises(LongRopeError) as error:
             diagnose(path)
-    RopeScaling.extended(RopeGeometry(32, 1e4, 64), 256, [2.0] * 16).save(tmp_path / "other.json")
+        assert error.value.code == "damaged-file"
     path.write_bytes(whole)
-    with pytest.raises(LongRopeError, match="rotary_dim 32"):
-        diagnose(path, expect=tmp_path / "other.json")
+    with pytest.raises(LongRopeError, match="rotary_dim 32") as error:
+        diagnose(path, expect=RopeScaling.extended(RopeGeometry(32, 1e4, 64), 256, [2.0] * 16))
+    assert error.value.code == "wrong-geometry"

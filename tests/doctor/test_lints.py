@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from longrope.doctor.config import read_config
+from longrope.doctor.checkpoint_config import read_checkpoint_config
 from longrope.doctor.lints import lint_config
 from tests.doctor.doctor_cases import ENTRY, LAYERS, LONG, NESTED, OWN, SIZES, THREE, superset, without, write_case
 
@@ -39,7 +39,7 @@ LINTS = {
 
 
 def names(folder) -> set[str]:
-    return {lint.name for lint in lint_config(read_config(folder))}
+    return {lint.name for lint in lint_config(read_checkpoint_config(folder))}
 
 
 @pytest.mark.parametrize("name", LINTS)
@@ -66,9 +66,9 @@ def test_a_tokenizer_that_stops_short(tmp_path):
 
 def test_a_lint_says_what_and_what_to_do(tmp_path):
     folder = write_case(tmp_path / "model", LINTS["factor"])
-    (lint,) = lint_config(read_config(folder))
+    (lint,) = lint_config(read_checkpoint_config(folder))
     assert "factor is 8, L'/L is 1024/256 = 4" in lint.says
     assert lint.advice == "edit config.json"
     (folder / "scaling.json").write_text("{}")
-    assert lint_config(read_config(folder))[0].advice == f"longrope fix-config {folder}"
+    assert lint_config(read_checkpoint_config(folder))[0].advice == f"longrope fix-config {folder}"
     assert SIZES["num_attention_heads"] == 2

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from longrope.doctor.config import read_config
+from longrope.doctor.checkpoint_config import read_checkpoint_config
 from longrope.doctor.rules import behaviour
 from longrope.doctor.table import runtimes
 from tests.doctor.doctor_cases import BASE, CASES, ENTRY, LONG, PAIRS, SHORT, TARGET, L, superset, write_case
@@ -88,7 +88,7 @@ def test_the_class_turns_as_the_doctor_says(server, stated, tmp_path):
     folder = write_case(tmp_path / "model", STATED[stated])
     rows = {"sglang": ["sglang"], "vllm": ["vllm", "vllm-default"]}[server[0]]
     for row in rows:
-        says = behaviour(read_config(folder), runtimes()[row], L, TARGET)
+        says = behaviour(read_checkpoint_config(folder), runtimes()[row], L, TARGET)
         for length in (30, L, L + 1, L + 2, 200):
             rotation = says.at(length)
             if rotation is None:

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from longrope.doctor.config import read_config
+from longrope.doctor.checkpoint_config import read_checkpoint_config
 from longrope.doctor.diagnose import diagnose
 from longrope.doctor.readings import RefusedError
 from longrope.doctor.rules import behaviour
@@ -26,7 +26,7 @@ from tests.doctor.doctor_cases import CASES, LENGTHS, SIZES, TARGET, L, write_ca
 
 def assert_same(folder, runtime, found):
     """`found`, what transformers computed for `folder`, is what the doctor says of it."""
-    row, config = runtimes()[runtime], read_config(folder)
+    row, config = runtimes()[runtime], read_checkpoint_config(folder)
     if "error" in found:
         with pytest.raises(RefusedError):
             behaviour(config, row, L, TARGET)

@@ -11,7 +11,7 @@ from longrope.cli.common import Json, output, print_json, table
 from longrope.units import format_length
 
 if TYPE_CHECKING:
-    from longrope.doctor.compare import Cell, Finding
+    from longrope.doctor.compare import Finding, RuntimeAtLength
     from longrope.doctor.diagnose import Diagnosis
 
 
@@ -35,7 +35,7 @@ def command(
     from longrope.doctor.diagnose import diagnose
 
     names = [name.strip() for name in runtime.split(",") if name.strip()]
-    found = diagnose(checkpoint, expect=expect, names=names)
+    found = diagnose(checkpoint, expect=expect, runtime=names)
     code = 1 if found.failures(strict) else 0
     if as_json:
         print_json(found.to_json() | {"exit_code": code})
@@ -47,10 +47,10 @@ def command(
 def _show(found: Diagnosis, strict: bool) -> None:
     if found.expected is not None:
         output.print(f"expected: {found.expected.source}")
-    lengths = sorted({cell.length for finding in found.findings for cell in finding.cells})
+    lengths = sorted({at.length for finding in found.findings for at in finding.by_length})
     rows = table("", ["runtime", "verdict", *map(_short_length, lengths), "max λ error", "m"])
     for finding in found.findings:
-        cells = {cell.length: _cell(cell) for cell in finding.cells}
+        cells = {at.length: _window(at) for at in finding.by_length}
         mark = "" if finding.runtime.name in found.counted else " ·"
         rows.add_row(
             finding.label + mark,
@@ -92,10 +92,10 @@ def _explain(finding: Finding) -> None:
         output.print(f"  {line}")
 
 
-def _cell(cell: Cell) -> str:
-    if cell.window is None:
+def _window(at: RuntimeAtLength) -> str:
+    if at.window is None:
         return "–"
-    return cell.window if cell.as_expected else f"{cell.window}*"
+    return at.window if at.as_expected else f"{at.window}*"
 
 
 def _error(error: float | None) -> str:

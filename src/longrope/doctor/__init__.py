@@ -1,5 +1,5 @@
-"""What each runtime computes from a checkpoint's files, compared with the scaling that it should apply.
+"""The doctor: the RoPE that each runtime computes from a checkpoint's files, against the scaling it should apply.
 
-Nothing is run and no weights are read: config.json or the keys and factor tensors of a GGUF file, and one table of the
-runtimes' rules (`assets/runtimes.json`, each rule with its version and source).
+No runtime is started and no weights are read. The doctor reads config.json, or the keys and factor tensors of a GGUF
+file, and one table of the runtimes' rules (`assets/runtimes.json`, each rule with its version and source).
 """

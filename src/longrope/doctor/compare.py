@@ -1,4 +1,4 @@
-"""What a runtime computes against what it should: a verdict, by how much it differs, why, and what to do."""
+"""The verdict on a runtime: the RoPE that it computes against the expected one, the reasons, and advice."""
 
 from __future__ import annotations
 
@@ -32,40 +32,46 @@ _ATTENTION_REPAIR = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedModel:
-    """What is diagnosed."""
+class Checkpoint:
+    """The facts about a diagnosed checkpoint that go into the findings."""
 
     path: str
     family: str
+    """model_type, or the architecture of a GGUF file."""
     repair: str
-    """How its config.json is mended."""
+    """The advice to repair its config.json."""
     query_scale: float = 1.0
-    """What the weights add to every logit, folded into the queries."""
+    """The factor that an export folded into the queries' weights, which scales every logit."""
 
     @property
-    def places(self) -> dict[str, Any]:
-        """What the table's texts may hold."""
+    def placeholders(self) -> dict[str, Any]:
+        """The values of the placeholders in the table's texts."""
         return {"path": self.path, "family": self.family, "repair": self.repair}
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A runtime at one length: how far from the window that the scaling has there."""
+class RuntimeAtLength:
+    """A runtime at one length, compared with the window that the scaling has there."""
 
     length: int
     window: str | None
     """`short` or `long`; where both are the same `one`, or `plain` if they rescale nothing; None: not served."""
     factor_error: float
-    """Largest |λ/λ_expected − 1| of a rotary pair."""
+    """The largest |λ/λ_expected − 1| of a rotary pair."""
     attention_factor: float
     expected_attention_factor: float
     as_expected: bool
     other_window: bool
-    """Whether it is, exactly, another window of the scaling."""
+    """Whether the runtime applies, exactly, another window of the scaling."""
     other_factors: bool
-    """The same of the factors alone, whatever the attention factor."""
+    """Whether the runtime applies the factors of another window, whatever its attention factor."""
     plain: bool
     """Whether no frequency is rescaled."""
+
+    @property
+    def wrong_attention_factor(self) -> bool:
+        """Whether the length is served with another attention factor than the expected one."""
+        return self.window is not None and _differ(self.attention_factor, self.expected_attention_factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +81,9 @@ class Finding:
     runtime: Runtime
     label: str
     verdict: Verdict
-    cells: Sequence[Cell] = ()
+    by_length: Sequence[RuntimeAtLength] = ()
     factors: dict[str, list[float]] = field(default_factory=dict)
-    """λ per rotary pair, by window, relative to the base of the scaling that is expected."""
+    """λ per rotary pair, by window, relative to the base of the expected scaling."""
     reasons: Sequence[str] = ()
     notes: Sequence[str] = ()
     advice: Sequence[str] = ()
@@ -85,17 +91,17 @@ class Finding:
     @property
     def max_factor_error(self) -> float | None:
         """The largest factor error of all lengths that are served; None where nothing is computed."""
-        served = [cell.factor_error for cell in self.cells if cell.window is not None]
+        served = [at.factor_error for at in self.by_length if at.window is not None]
         return max(served) if served else None
 
     @property
     def attention_factor(self) -> float | None:
         """m at the longest length that is served."""
-        served = [cell.attention_factor for cell in self.cells if cell.window is not None]
+        served = [at.attention_factor for at in self.by_length if at.window is not None]
         return served[-1] if served else None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for `--json`."""
+        """The entry of this runtime in `longrope doctor --json`."""
         return {
             "name": self.runtime.name,
             "label": self.label,
@@ -107,14 +113,14 @@ class Finding:
             "attention_factor": self.attention_factor,
             "lengths": [
                 {
-                    "length": cell.length,
-                    "window": cell.window,
-                    "as_expected": cell.as_expected,
-                    "factor_error": cell.factor_error,
-                    "attention_factor": cell.attention_factor,
-                    "expected_attention_factor": cell.expected_attention_factor,
+                    "length": at.length,
+                    "window": at.window,
+                    "as_expected": at.as_expected,
+                    "factor_error": at.factor_error,
+                    "attention_factor": at.attention_factor,
+                    "expected_attention_factor": at.expected_attention_factor,
                 }
-                for cell in self.cells
+                for at in self.by_length
             ],
             "factors": self.factors,
             "reasons": list(self.reasons),
@@ -123,56 +129,54 @@ class Finding:
         }
 
 
-def compare(runtime: Runtime, found: Behaviour, expected: Expected, loaded: LoadedModel, *, label: str) -> Finding:
-    """The finding on a runtime that computes `found` from `loaded`."""
-    cells = [_cell(length, found, expected, loaded.query_scale) for length in expected.lengths]
-    verdict = _verdict(cells, runtime, found, expected)
-    places = loaded.places | {"switch": found.original_length, "engine": found.engine}
-    places |= {"target": expected.scaling.target_length}
-    wrong_m = any(_wrong_attention(cell) for cell in cells)
+def compare(runtime: Runtime, found: Behaviour, expected: Expected, checkpoint: Checkpoint, *, label: str) -> Finding:
+    """The finding on a runtime that computes `found` from `checkpoint`."""
+    by_length = [_at_length(length, found, expected, checkpoint.query_scale) for length in expected.lengths]
+    verdict = _verdict(by_length, runtime, found, expected)
+    values = checkpoint.placeholders | {"switch": found.original_length, "engine": found.engine}
+    values |= {"target": expected.scaling.target_length}
+    wrong_m = any(at.wrong_attention_factor for at in by_length)
     advice = {"exact": [], "partly": [runtime.advice]}.get(verdict, [runtime.repair])
     if wrong_m and runtime.attention in _ATTENTION_REPAIR and verdict == "differs":
         advice = [_ATTENTION_REPAIR[runtime.attention]]
     notes = []
     if found.windowed and verdict not in FAILURES:
         two = _apart(found.short, found.long)
-        crossing = runtime.crossing_families.get(loaded.family, runtime.crossing)
+        crossing = runtime.crossing_families.get(checkpoint.family, runtime.crossing)
         notes = [crossing] * (two and found.switch in ("forward", "past")) + runtime.notes
     return Finding(
         runtime=runtime,
         label=label,
         verdict=verdict,
-        cells=cells,
+        by_length=by_length,
         factors=_effective_factors(found, expected),
-        reasons=[*found.remarks, *(reason.format(**places) for reason in _reasons(cells, runtime, found, expected))],
-        notes=[note.format(**places) for note in notes if note],
-        advice=[text.format(**places) for text in advice if text],
+        reasons=[
+            *found.remarks,
+            *(reason.format(**values) for reason in _reasons(by_length, runtime, found, expected)),
+        ],
+        notes=[note.format(**values) for note in notes if note],
+        advice=[text.format(**values) for text in advice if text],
     )
 
 
-def refused(runtime: Runtime, why: str, loaded: LoadedModel, *, label: str) -> Finding:
-    """The finding on a runtime that stops with an error."""
-    return Finding(
-        runtime=runtime, label=label, verdict="refused", reasons=[why], advice=[runtime.repair.format(**loaded.places)]
-    )
-
-
-def dropped(runtime: Runtime, why: Sequence[str], loaded: LoadedModel, *, label: str) -> Finding:
-    """The finding on a runtime that drops a scaling of which only the name is left."""
-    return Finding(
-        runtime=runtime, label=label, verdict="dropped", reasons=why, advice=[runtime.repair.format(**loaded.places)]
-    )
+def failed(
+    runtime: Runtime, verdict: Verdict, reasons: Sequence[str], checkpoint: Checkpoint, *, label: str
+) -> Finding:
+    """The finding on a runtime that computes nothing to compare: it refuses the checkpoint, or drops its scaling."""
+    advice = [runtime.repair.format(**checkpoint.placeholders)]
+    return Finding(runtime=runtime, label=label, verdict=verdict, reasons=reasons, advice=advice)
 
 
 def unknown(runtime: Runtime, why: str, *, label: str) -> Finding:
-    """The finding on a runtime of which nothing can be said."""
+    """The finding on a runtime for which the table has no rule, or that nothing can be compared with."""
     return Finding(runtime=runtime, label=label, verdict="unknown", reasons=[why])
 
 
-def _cell(length: int, found: Behaviour, expected: Expected, query_scale: float) -> Cell:
+def _at_length(length: int, found: Behaviour, expected: Expected, query_scale: float) -> RuntimeAtLength:
     wanted, rotation = expected.scaling.window_for(length), found.at(length)
     if rotation is None:
-        return Cell(length, None, math.nan, math.nan, wanted.attention_factor, False, False, False, False)
+        nan = math.nan
+        return RuntimeAtLength(length, None, nan, nan, wanted.attention_factor, False, False, False, False)
     m = rotation.attention_factor * math.sqrt(query_scale)
     turning = [
         window
@@ -181,7 +185,7 @@ def _cell(length: int, found: Behaviour, expected: Expected, query_scale: float)
     ]  # no runtime but ours has start tokens
     matching = [window for window in turning if not _differ(m, window.attention_factor)]
     same = "plain" if rotation.plain else "one"
-    return Cell(
+    return RuntimeAtLength(
         length=length,
         window=found.window(length) if _apart(found.short, found.long) else same,
         factor_error=_factor_error(wanted, rotation, expected),
@@ -202,23 +206,24 @@ def _factor_error(window: Window, rotation: Rotation, expected: Expected) -> flo
     return float(np.abs(wanted / rotation.frequencies - 1.0).max())
 
 
-def _verdict(cells: Sequence[Cell], runtime: Runtime, found: Behaviour, expected: Expected) -> Verdict:
-    if all(cell.as_expected for cell in cells):
+def _verdict(by_length: Sequence[RuntimeAtLength], runtime: Runtime, found: Behaviour, expected: Expected) -> Verdict:
+    if all(at.as_expected for at in by_length):
         return "exact"
-    target = cells[-1]
+    target = by_length[-1]
     scaled = any(factor != 1.0 for factor in expected.scaling.windows[-1].factors)
     if target.plain and scaled:
         return "dropped"
-    # Choosing a window otherwise than by the text's length is a runtime's way. It is a fault where the runtime does
-    # choose by length, where it has another L, or where L' itself is not served as it should be.
+    # A runtime may choose the window otherwise than by the text's length. That is a fault where the runtime does choose
+    # by length, where it has another L, or where L' itself is not served as it should be.
     own_way = found.switch != "forward" and (not found.windowed or found.original_length == expected.switch)
     reaches = target.as_expected or (target.window is None and runtime.engine != "target")
-    if own_way and reaches and all(cell.as_expected or cell.other_window or cell.window is None for cell in cells):
+    if own_way and reaches and all(at.as_expected or at.other_window or at.window is None for at in by_length):
         return "partly"
     return "differs"
 
 
-def _reasons(cells: Sequence[Cell], runtime: Runtime, found: Behaviour, expected: Expected) -> list[str]:
+def _reasons(by_length: Sequence[RuntimeAtLength], runtime: Runtime, found: Behaviour, expected: Expected) -> list[str]:
+    """The differences, one phrase each, with the placeholders of the table's texts."""
     geometry, reasons = expected.scaling.geometry, []
     pairs = found.long.frequencies.size
     if pairs != geometry.pairs:
@@ -231,29 +236,29 @@ def _reasons(cells: Sequence[Cell], runtime: Runtime, found: Behaviour, expected
     with_start = [window.max_length for window in expected.scaling.windows if window.start_tokens]
     if with_start:
         reasons.append(f"has no start tokens (windows to {', '.join(map(str, with_start))})")
-    seen = [cell for cell in cells if cell.window is not None]
+    served = [at for at in by_length if at.window is not None]
     pairs_of_m = {
-        (f"{cell.attention_factor:.5g}", f"{cell.expected_attention_factor:.5g}")
-        for cell in seen
-        if _wrong_attention(cell) and not cell.other_window
+        (f"{at.attention_factor:.5g}", f"{at.expected_attention_factor:.5g}")
+        for at in served
+        if at.wrong_attention_factor and not at.other_window
     }
     says = _ATTENTION_SAYS.get(runtime.attention, "") if found.windowed else ""
     for mine, wanted in sorted(pairs_of_m):
         reasons.append(f"attention factor {mine} instead of {wanted}{says}")
-    others = [cell for cell in seen if cell.other_factors and cell.window != "plain"]
+    others = [at for at in served if at.other_factors and at.window != "plain"]
     for window in (SHORT, LONG, "one"):
-        lengths = [str(cell.length) for cell in others if cell.window == window]
+        lengths = [str(at.length) for at in others if at.window == window]
         if lengths:
             reasons.append(f"{window} window at {_listed(lengths)}: {runtime.switch_says}")
-    unserved = [str(cell.length) for cell in cells if cell.window is None]
+    unserved = [str(at.length) for at in by_length if at.window is None]
     if unserved:
         reasons.append(f"does not serve {_listed(unserved)}: it is started for {{engine}} tokens")
-    wrong = [cell for cell in seen if cell.factor_error > _TOLERANCE and cell not in others]
+    wrong = [at for at in served if at.factor_error > _TOLERANCE and at not in others]
     if wrong and pairs == geometry.pairs:
-        worst = max(cell.factor_error for cell in wrong)
-        at = _listed([str(cell.length) for cell in wrong])
-        says = "no factors are applied" if all(cell.plain for cell in wrong) else "factors differ"
-        reasons.append(f"{says} at {at}: λ off by up to {worst:.2%}")
+        worst = max(at.factor_error for at in wrong)
+        lengths = [str(at.length) for at in wrong]
+        says = "no factors are applied" if all(at.plain for at in wrong) else "factors differ"
+        reasons.append(f"{says} at {_listed(lengths)}: λ off by up to {worst:.2%}")
     return reasons
 
 
@@ -269,10 +274,6 @@ def _effective_factors(found: Behaviour, expected: Expected) -> dict[str, list[f
 
 def _apart(short: Rotation, long: Rotation) -> bool:
     return short.attention_factor != long.attention_factor or not np.array_equal(short.frequencies, long.frequencies)
-
-
-def _wrong_attention(cell: Cell) -> bool:
-    return cell.window is not None and _differ(cell.attention_factor, cell.expected_attention_factor)
 
 
 def _differ(first: float, second: float) -> bool:

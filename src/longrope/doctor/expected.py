@@ -1,17 +1,18 @@
-"""What a checkpoint should compute: its scaling.json, a scaling given by hand, or what its config.json states.
+"""The scaling that a checkpoint should apply: a given one, its scaling.json, or the one that its own files state.
 
-A statement is read leniently, from wherever a file says something: the runtimes are measured against what its author
-meant, not against what one of them makes of it.
+The statement of a config.json is read leniently, from every place where a key may stand: the runtimes are compared with
+the intention of its author, not with the reading of one of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from longrope.checks import whole_number
-from longrope.doctor.config import DICTIONARIES, ORIGINAL, Config
+from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.errors import LongRopeError
 from longrope.export.config import UNIFIED
 from longrope.export.gguf.keys import GgufRope
@@ -28,7 +29,7 @@ class Expected:
     scaling: RopeScaling
     source: str
     stated: bool = False
-    """Whether it is only what config.json itself states."""
+    """Whether it is the statement of the checkpoint's own config.json or GGUF keys."""
 
     @property
     def switch(self) -> int:
@@ -38,61 +39,80 @@ class Expected:
 
     @property
     def lengths(self) -> list[int]:
-        """The lengths to look at: 64, both sides of every switch, and L'."""
+        """The lengths to compare at: 64, both sides of every switch, and L'."""
         target = self.scaling.target_length
         switches = {self.switch} | {window.max_length for window in self.scaling.windows[:-1]}
         around = {switch + step for switch in switches for step in (-1, 0, 1)}
         return sorted(length for length in {64, target} | around if 1 <= length <= target)
 
+    def to_json(self) -> dict[str, Any]:
+        """The entry `expected` of `longrope doctor --json`."""
+        geometry = self.scaling.geometry
+        return {
+            "source": self.source,
+            "rotary_dim": geometry.rotary_dim,
+            "base": geometry.base,
+            "original_length": geometry.original_length,
+            "switch": self.switch,
+            "lengths": self.lengths,
+            "windows": [asdict(window) for window in self.scaling.windows],
+        }
 
-def expected_of_config(config: Config, given: Path | None) -> Expected:
-    """What the checkpoint of `config` should compute; `given` is a scaling.json that goes before the folder's own.
 
-    Raises LongRopeError when that file is no scaling, or one of another model, or when config.json states a scaling
-    that cannot be computed.
+def expected_of_config(config: CheckpointConfig, given: RopeScaling | Path | None) -> Expected:
+    """The scaling that the checkpoint of `config` should apply.
+
+    It is `given`, else the folder's scaling.json, else the scaling that config.json states. Raises LongRopeError when
+    the scaling cannot be read or computed, or is for another rotary dimension (`wrong-geometry`).
     """
-    path = given or config.path / SCALING
-    if given is None and not path.is_file():
+    if given is None and not (config.path / SCALING).is_file():
         return Expected(_stated(config), "config.json (there is no scaling.json)", stated=True)
-    scaling = RopeScaling.load(path)
-    geometry = _geometry(config)
-    if scaling.geometry.rotary_dim != geometry.rotary_dim:
-        raise LongRopeError(
-            f"{path} is for rotary_dim {scaling.geometry.rotary_dim}, this checkpoint has {geometry.rotary_dim}: give"
-            " a scaling of this model with --expect"
-        )
-    if config.record.get("form") == UNIFIED:  # the export gave all lengths the long window, and said so
+    scaling, source = _read(config.path / SCALING if given is None else given)
+    _require_rotary_dim(scaling, source, RopeGeometry.from_config(_merged(config)).rotary_dim, "this checkpoint")
+    if config.record.get("form") == UNIFIED:  # the export gave all lengths the long window, and recorded it
         scaling = replace(scaling, windows=(scaling.windows[-1],))
-    return Expected(scaling, str(path))
+    return Expected(scaling, source)
 
 
-def expected_of_gguf(rope: GgufRope, given: Path | None) -> Expected | None:
-    """What a GGUF file should compute: `given`, the scaling that we wrote into it, a scaling.json beside it, or what
-    its own keys and tensors state. None where these state the type longrope and hold no factors.
+def expected_of_gguf(rope: GgufRope, given: RopeScaling | Path | None) -> Expected | None:
+    """The scaling that a GGUF file should apply; None where it states the type longrope and holds no factors.
 
-    Raises LongRopeError when the scaling is one of another model, or the file states one that cannot be computed.
+    It is `given`, else the scaling that longrope wrote into the file, else the scaling.json beside it, else the one
+    that its own keys and tensors state. Raises LongRopeError when the scaling cannot be read or computed, or is for
+    another rotary dimension (`wrong-geometry`).
     """
     beside = rope.path.parent / SCALING
-    if given is not None:
-        expected = Expected(RopeScaling.load(given), str(given))
-    elif rope.scaling is not None:
-        expected = Expected(rope.scaling, f"the scaling that longrope wrote into {rope.path.name}")
-    elif beside.is_file():
-        expected = Expected(RopeScaling.load(beside), str(beside))
+    if given is None and rope.scaling is not None:
+        scaling, source = rope.scaling, f"the scaling that longrope wrote into {rope.path.name}"
+    elif given is not None or beside.is_file():
+        scaling, source = _read(beside if given is None else given)
     else:
         return _stated_in_gguf(rope)
-    if rope.rotary_dim is not None and expected.scaling.geometry.rotary_dim != rope.rotary_dim:
+    if rope.rotary_dim is not None:
+        _require_rotary_dim(scaling, source, rope.rotary_dim, str(rope.path))
+    return Expected(scaling, source)
+
+
+def _read(given: RopeScaling | Path) -> tuple[RopeScaling, str]:
+    """A scaling and its source, for the table."""
+    return (given, "the given scaling") if isinstance(given, RopeScaling) else (RopeScaling.load(given), str(given))
+
+
+def _require_rotary_dim(scaling: RopeScaling, source: str, rotary_dim: int, checkpoint: str) -> None:
+    if scaling.geometry.rotary_dim != rotary_dim:
         raise LongRopeError(
-            f"{expected.source} is for rotary_dim {expected.scaling.geometry.rotary_dim}, {rope.path} has"
-            f" {rope.rotary_dim}: give a scaling of this model with --expect"
+            f"{source} is for rotary_dim {scaling.geometry.rotary_dim}, {checkpoint} has {rotary_dim}",
+            code="wrong-geometry",
+            hint="give a scaling of this model as `expect`",
         )
-    return expected
 
 
 def _stated_in_gguf(rope: GgufRope) -> Expected | None:
     if rope.rotary_dim is None or rope.context_length is None:
         raise LongRopeError(
-            f"{rope.path} states no rotary dimension or no context length; give its scaling.json with --expect"
+            f"{rope.path} states no rotary dimension or no context length",
+            code="unsupported-gguf",
+            hint="give its scaling as `expect`",
         )
     original = rope.original_context_length or rope.context_length
     geometry = RopeGeometry(rope.rotary_dim, rope.freq_base, original)
@@ -108,10 +128,10 @@ def _stated_in_gguf(rope: GgufRope) -> Expected | None:
     return Expected(scaling, f"what {rope.path.name} itself states", stated=True)
 
 
-def _stated(config: Config) -> RopeScaling:
+def _stated(config: CheckpointConfig) -> RopeScaling:
     merged = _merged(config)
     scaling = scaling_of_config(merged) or RopeScaling.original(RopeGeometry.from_config(merged))
-    # What is folded into the weights is no longer in the config, and the runtimes compute with it all the same.
+    # A factor that is folded into the weights is no longer in the config, and all runtimes compute with it.
     folded = config.query_scale**0.5
     windows = tuple(
         Window(window.max_length, window.factors, window.start_tokens, window.attention_factor * folded)
@@ -120,12 +140,8 @@ def _stated(config: Config) -> RopeScaling:
     return replace(scaling, windows=windows)
 
 
-def _geometry(config: Config) -> RopeGeometry:
-    return RopeGeometry.from_config(_merged(config))
-
-
-def _merged(config: Config) -> SimpleNamespace:
-    """One RoPE dictionary from all that the file says, with what transformers' class fills in."""
+def _merged(config: CheckpointConfig) -> SimpleNamespace:
+    """The config with one RoPE dictionary, merged from all of the file's, and the defaults of transformers' class."""
     given: dict[str, object] = {}
     for name in reversed(DICTIONARIES):  # rope_scaling last: it goes before the other
         value = config.dictionary(name)

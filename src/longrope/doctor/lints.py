@@ -1,6 +1,6 @@
-"""Lints: what in a checkpoint's files is known to go wrong somewhere, with what to do. They change no exit code.
+"""Lints: settings in a checkpoint's files that are known to go wrong in some runtime. They change no exit code.
 
-Every lint is a function of the file alone; whether a runtime is hit by it is in that runtime's finding.
+A lint depends on the file alone; the finding on a runtime says whether that runtime is hit by it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from longrope.doctor.config import DICTIONARIES, ORIGINAL, Config
+from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.doctor.readings import LONGROPE, PHI3_KEYS
 from longrope.export.gguf.keys import CONTEXT_STEP, GgufRope
 
@@ -18,15 +18,17 @@ _ATTENTION_BOUNDS = (0.5, 2.0)  # published configs had 32, the ratio, in its pl
 
 @dataclass(frozen=True, slots=True)
 class Lint:
-    """One finding: a name to look for, what is wrong, and what to do."""
+    """A setting that goes wrong in some runtime."""
 
     name: str
+    """A fixed name to search for."""
     says: str
+    """The fault."""
     advice: str
 
 
-def lint_config(config: Config) -> list[Lint]:
-    """The lints of a config.json with a RoPE scaling; none where no scaling is stated."""
+def lint_config(config: CheckpointConfig) -> list[Lint]:
+    """The lints of a config.json; none where it states no scaling."""
     dictionaries = {name: flat for name in DICTIONARIES if (flat := _entry(config, name))}
     scaled = {name: entry for name, entry in dictionaries.items() if _type(entry) != "default"}
     if not scaled:
@@ -63,7 +65,7 @@ def lint_gguf(rope: GgufRope, target: int) -> list[Lint]:
     return found
 
 
-def _entry(config: Config, name: str) -> dict[str, Any]:
+def _entry(config: CheckpointConfig, name: str) -> dict[str, Any]:
     """The dictionary `name`; where it has one per layer type, that of the scaled type."""
     value = config.dictionary(name)
     inner = [dict(item) for item in value.values() if isinstance(item, Mapping)]
@@ -74,8 +76,8 @@ def _type(entry: Mapping[str, Any]) -> str:
     return str(entry.get("rope_type", entry.get("type", "default")))
 
 
-def _places(config: Config, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
-    """What stands in one place and not in the other, or differently."""
+def _places(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
+    """Lints of keys that stand in one place and not in another, or with other values."""
     is_nested = {name: _is_nested(config.dictionary(name)) for name in entries}
     layers = config.model_class.layers
     for name, nested in is_nested.items():
@@ -96,7 +98,7 @@ def _places(config: Config, entries: Mapping[str, Mapping[str, Any]], fix: str) 
             yield Lint("dictionaries-disagree", says, f"transformers 5 takes rope_scaling; {fix}")
 
 
-def _legacy_places(config: Config, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
+def _legacy_places(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
     if "rope_scaling" not in entries:
         says = "rope_parameters alone: transformers 4, MLX-LM, Ollama and others read rope_scaling and see plain RoPE"
         yield Lint("no-rope-scaling", says, fix)
@@ -117,8 +119,8 @@ def _legacy_places(config: Config, entries: Mapping[str, Mapping[str, Any]], fix
         yield Lint("no-rope-theta", says, fix)
 
 
-def _shape(config: Config, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
-    """Types, list lengths, head dimension."""
+def _shape(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
+    """Lints of types, list lengths and the head dimension."""
     types = {_type(entry) for entry in entries.values()} | {str(entry.get("type", "")) for entry in entries.values()}
     if "su" in types:
         says = "the type is 'su', the old name of longrope, which many runtimes no longer know"

@@ -1,4 +1,4 @@
-"""llama.cpp's rules for the RoPE of a GGUF file: which factors its graph loads, and what it computes from them."""
+"""The RoPE that llama.cpp computes from a GGUF file: the factors that its graph loads, and its frequencies."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from longrope.rope.geometry import FloatArray, RopeGeometry
 
 
 def behaviour(rope: GgufRope, runtime: Runtime, switch: int, target: int) -> Behaviour:
-    """What llama.cpp computes from the file `rope` describes, with a context for `target` tokens (or `switch`).
+    """The RoPE that llama.cpp computes from the file of `rope`, with a context for `target` tokens (or `switch`).
 
-    Raises RefusedError where it cannot load the file, UnknownRuleError where nothing is known about it.
+    Raises RefusedError where llama.cpp cannot load the file, UnknownRuleError where no rule for it is known.
     """
     if rope.rotary_dim is None:
         raise UnknownRuleError("the file does not say how many dimensions rotate")
@@ -47,7 +47,7 @@ _Factors = tuple[float, ...]
 
 
 def _factors(rope: GgufRope) -> tuple[tuple[_Factors, _Factors] | None, list[str]]:
-    """The short and the long factors that the graph uses, None where it uses none."""
+    """The short and the long factors that the graph uses, None where it uses none, and remarks."""
     if rope.architecture not in GRAPHS:
         return None, [f"the graph of {rope.architecture} takes no factors"]
     is_llama = rope.architecture == "llama"

@@ -1,7 +1,7 @@
-"""What a runtime takes from config.json: RoPE type, base, original length, rotary dimension; or why it stops.
+"""How runtimes read config.json: the RoPE type, base, original length and rotary dimension that each takes from it.
 
-Three ways of reading: transformers 5 (and what is built on its config classes: vLLM, SGLang, converters), transformers
-4.57, and runtimes that look into the file themselves, by the places named in the table.
+There are three ways: transformers 5 (and all that is built on its config classes: vLLM, SGLang, converters),
+transformers 4.57, and runtimes that parse the file themselves, by the places named in the table.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrope.checks import positive_number, shown, whole_number
-from longrope.doctor.config import DICTIONARIES, ORIGINAL, Config
+from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.doctor.table import FilesRule, Runtime
 from longrope.rope.geometry import FULL_ATTENTION
 
 LONGROPE = "longrope"
 _WITH_ORIGINAL_LENGTH = (LONGROPE, "yarn", "llama3")  # types for which transformers 5 looks for it
 _DEFAULT_BASE = 10_000.0
-PHI3_KEYS = 3  # the 4.57 classes that insist on three keys are Phi-3's; they know `su` and take `yarn` for longrope
+PHI3_KEYS = 3
+"""Phi-3's classes of 4.57 insist on three keys; they know `su` and take `yarn` for longrope."""
 
 
 class RefusedError(Exception):
-    """The runtime stops with an error of its own; the message says why."""
+    """The runtime stops with an error of its own; the message is the reason."""
 
 
 class UnknownRuleError(Exception):
-    """The table says nothing about this case."""
+    """The table has no rule for this case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """What a runtime takes from a config.json."""
+class RopeReading:
+    """The RoPE settings that a runtime takes from a config.json."""
 
     rope_type: str
     parameters: Mapping[str, Any]
@@ -41,11 +42,11 @@ class Reading:
     """L, where it switches; max_position_embeddings where it finds none."""
     rotary_dim: int
     remarks: tuple[str, ...] = ()
-    """What a reader of the file would not expect."""
+    """Facts that a reader of the file would not expect."""
 
 
-def read(config: Config, runtime: Runtime) -> Reading:
-    """What `runtime` reads. Raises RefusedError where it stops."""
+def read(config: CheckpointConfig, runtime: Runtime) -> RopeReading:
+    """Read `config` as `runtime` does. Raises RefusedError where the runtime stops."""
     if runtime.reads == "transformers-5":
         return read_transformers_5(config, renames_su=runtime.renames_su, nested_elsewhere=runtime.nested_elsewhere)
     if runtime.reads == "transformers-4":
@@ -53,8 +54,10 @@ def read(config: Config, runtime: Runtime) -> Reading:
     return read_files(config, runtime.files_rule(config.family))
 
 
-def read_transformers_5(config: Config, *, renames_su: bool = False, nested_elsewhere: str = "error") -> Reading:
-    """The rules of transformers 5 (`convert_rope_params_to_dict` and `standardize_rope_params`).
+def read_transformers_5(
+    config: CheckpointConfig, *, renames_su: bool = False, nested_elsewhere: str = "error"
+) -> RopeReading:
+    """Read `config` by the rules of transformers 5 (`convert_rope_params_to_dict` and `standardize_rope_params`).
 
     One dictionary counts, rope_scaling before rope_parameters; a top-level original length goes before the one inside.
     """
@@ -89,7 +92,7 @@ def read_transformers_5(config: Config, *, renames_su: bool = False, nested_else
     return _checked(config, rope_type, given, base, original, remarks)
 
 
-def _original_length_5(config: Config, given: Mapping[str, Any]) -> tuple[int, list[str]]:
+def _original_length_5(config: CheckpointConfig, given: Mapping[str, Any]) -> tuple[int, list[str]]:
     inside = given.get(ORIGINAL)
     if config.original_length is not None:
         return config.original_length, []
@@ -104,7 +107,7 @@ def _original_length_5(config: Config, given: Mapping[str, Any]) -> tuple[int, l
     return config.length, [f"without {ORIGINAL}, max_position_embeddings {config.length} is taken: no long window"]
 
 
-def _read_nested_5(config: Config) -> Reading:
+def _read_nested_5(config: CheckpointConfig) -> RopeReading:
     """Gemma 3 and OLMo 3: one dictionary per layer type; rope_scaling is merged into that of full attention."""
     parameters, scaling = config.dictionary("rope_parameters"), config.dictionary("rope_scaling")
     remarks = []
@@ -127,15 +130,15 @@ def _read_nested_5(config: Config) -> Reading:
 
 
 def _checked(
-    config: Config, rope_type: str, given: Mapping[str, Any], base: Any, original: Any, remarks: list[str]
-) -> Reading:
-    """The checks that transformers 5 makes when it builds the config and the rotary module."""
+    config: CheckpointConfig, rope_type: str, given: Mapping[str, Any], base: Any, original: Any, remarks: list[str]
+) -> RopeReading:
+    """The reading, after the checks that transformers 5 makes when it builds the config and the rotary module."""
     if rope_type == LONGROPE:
         require(given, ("short_factor", "long_factor"))
     if rope_type in ("su", "mrope"):
         raise RefusedError(f"{rope_type!r} is no rope_type of {config.family} (KeyError)")
     _require_head_dim(config, rope_type, config.model_class.head_dim)
-    return Reading(
+    return RopeReading(
         rope_type=rope_type,
         parameters=given,
         base=positive_number("rope_theta", base),
@@ -145,14 +148,14 @@ def _checked(
     )
 
 
-def _require_head_dim(config: Config, rope_type: str, default: int | str | None) -> None:
-    """The two types whose functions of transformers read head_dim without a fall-back."""
+def _require_head_dim(config: CheckpointConfig, rope_type: str, default: int | str | None) -> None:
+    """Raise RefusedError for the types whose functions in transformers need a head_dim that the config lacks."""
     if rope_type in (LONGROPE, "yarn") and default == "none" and config.values.get("head_dim") is None:
         raise RefusedError(f"the class {config.family} leaves head_dim None where config.json has none (TypeError)")
 
 
-def read_transformers_4(config: Config) -> Reading:
-    """The rules of transformers 4.57: rope_scaling with rope_theta and the original length at the top level."""
+def read_transformers_4(config: CheckpointConfig) -> RopeReading:
+    """Read `config` as transformers 4.57: rope_scaling, with rope_theta and the original length at the top level."""
     scaling, facts = config.dictionary("rope_scaling"), config.model_class
     if facts.only_5:
         raise RefusedError(f"has no class {config.family}")
@@ -186,7 +189,7 @@ def read_transformers_4(config: Config) -> Reading:
                 " long window never comes"
             )
         original = top if top is not None else facts.original_length
-    return Reading(
+    return RopeReading(
         rope_type=str(rope_type),
         parameters=scaling,
         base=base,
@@ -196,8 +199,8 @@ def read_transformers_4(config: Config) -> Reading:
     )
 
 
-def read_files(config: Config, rule: FilesRule) -> Reading:
-    """What a runtime finds that looks into config.json by itself, in the places that `rule` names."""
+def read_files(config: CheckpointConfig, rule: FilesRule) -> RopeReading:
+    """Read `config` as a runtime that parses config.json itself, in the places that `rule` names."""
     remarks = []
     name = next((name for name in rule.dict if config.dictionary(name)), None)
     given = config.dictionary(name) if name else {}
@@ -221,7 +224,7 @@ def read_files(config: Config, rule: FilesRule) -> Reading:
         remarks.append(f"finds no {ORIGINAL} where it looks and takes {original}")
     if original is None and rope_type == LONGROPE:
         raise RefusedError(f"finds no {ORIGINAL} where it looks ({', '.join(rule.original_length)})")
-    return Reading(
+    return RopeReading(
         rope_type=rope_type,
         parameters=given,
         base=_DEFAULT_BASE if base is None else base,
@@ -231,7 +234,7 @@ def read_files(config: Config, rule: FilesRule) -> Reading:
     )
 
 
-def _base_at(config: Config, place: str) -> float | None:
+def _base_at(config: CheckpointConfig, place: str) -> float | None:
     value = config.base if place == "top" else config.dictionary(place).get("rope_theta")
     return None if value is None else positive_number("rope_theta", value)
 

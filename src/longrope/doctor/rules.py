@@ -1,6 +1,6 @@
-"""From what a runtime reads to what it computes: frequencies, attention factor, and which window at which length.
+"""The RoPE that runtimes compute from config.json: frequencies, attention factor, and the window of each length.
 
-One function for every rule that the table names. The closed forms (yarn, linear, llama3) are those of `longrope.rope`,
+Every rule that the table names has one function. The closed forms (yarn, linear, llama3) are those of `longrope.rope`,
 which equal transformers'; a runtime that deviates from them does so in its attention factor.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from longrope.checks import positive_number
-from longrope.doctor.config import ORIGINAL, Config
-from longrope.doctor.readings import LONGROPE, Reading, RefusedError, UnknownRuleError, read, require
+from longrope.doctor.checkpoint_config import ORIGINAL, CheckpointConfig
+from longrope.doctor.readings import LONGROPE, RefusedError, RopeReading, UnknownRuleError, read, require
 from longrope.doctor.table import Runtime
 from longrope.errors import LongRopeError
 from longrope.export.gguf.keys import CONTEXT_STEP
@@ -26,23 +26,25 @@ SHORT, LONG = "short", "long"
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What a runtime turns by: radians per token, float64 (D,), and what multiplies cosines and sines."""
+    """The rotation of queries and keys in one window."""
 
     frequencies: FloatArray
+    """Radians per token, float64 (D,)."""
     attention_factor: float
+    """m, which multiplies cosines and sines."""
     plain: bool = False
     """Whether the frequencies are base^(-2i/d): no factor other than 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """What a runtime computes from a checkpoint, at every length."""
+    """The RoPE that a runtime computes from a checkpoint, at every length."""
 
     short: Rotation
     long: Rotation
     base: float
     switch: str
-    """The rule that chooses, one of the table's."""
+    """The table's name of the rule that chooses the window."""
     original_length: int
     """L as the runtime reads it."""
     engine: int
@@ -65,13 +67,13 @@ class Behaviour:
         return LONG if is_long[self.switch] else SHORT
 
     def at(self, length: int) -> Rotation | None:
-        """What turns a text of `length` tokens; None where it is not served."""
+        """The rotation of a text of `length` tokens; None where it is not served."""
         window = self.window(length)
         return None if window is None else self.long if window == LONG else self.short
 
 
-def behaviour(config: Config, runtime: Runtime, switch: int, target: int) -> Behaviour:
-    """What `runtime` computes from `config`, started for `target` tokens (or `switch`, as its row says).
+def behaviour(config: CheckpointConfig, runtime: Runtime, switch: int, target: int) -> Behaviour:
+    """The RoPE that `runtime` computes from `config`, started for `target` tokens (or `switch`, as its row says).
 
     Raises RefusedError where the runtime stops with an error, UnknownRuleError where the table has no rule.
     """
@@ -91,7 +93,7 @@ def behaviour(config: Config, runtime: Runtime, switch: int, target: int) -> Beh
     return _behaviour(config, runtime, reading, switch, target)
 
 
-def _behaviour(config: Config, runtime: Runtime, reading: Reading, switch: int, target: int) -> Behaviour:
+def _behaviour(config: CheckpointConfig, runtime: Runtime, reading: RopeReading, switch: int, target: int) -> Behaviour:
     short, long, remarks = _rotations(config, runtime, reading)
     engine, capped = _engine(config, runtime, switch, target)
     return Behaviour(
@@ -106,8 +108,8 @@ def _behaviour(config: Config, runtime: Runtime, reading: Reading, switch: int, 
     )
 
 
-def _engine(config: Config, runtime: Runtime, switch: int, target: int) -> tuple[int, list[str]]:
-    """Tokens that the engine is started for, and why these are fewer than they should be."""
+def _engine(config: CheckpointConfig, runtime: Runtime, switch: int, target: int) -> tuple[int, list[str]]:
+    """The tokens that the engine is started for, and remarks where a limit makes them fewer."""
     wanted = {"target": target, "original": switch, "default": config.original_length or config.length}[runtime.engine]
     caps = {
         "config": ("max_position_embeddings", config.length),
@@ -121,8 +123,10 @@ def _engine(config: Config, runtime: Runtime, switch: int, target: int) -> tuple
     return engine, remarks
 
 
-def _rotations(config: Config, runtime: Runtime, reading: Reading) -> tuple[Rotation, Rotation, list[str]]:
-    """The rotations of the short and of the long window, the same where there is one, and remarks."""
+def _rotations(
+    config: CheckpointConfig, runtime: Runtime, reading: RopeReading
+) -> tuple[Rotation, Rotation, list[str]]:
+    """The rotations of the short and the long window, which are the same where there is one, and remarks."""
     geometry = RopeGeometry(reading.rotary_dim, reading.base, reading.original_length)
     if reading.rope_type == "default":
         plain = Rotation(geometry.inv_freq, 1.0, plain=True)
@@ -135,7 +139,7 @@ def _rotations(config: Config, runtime: Runtime, reading: Reading) -> tuple[Rota
 
 
 def _longrope(
-    config: Config, runtime: Runtime, reading: Reading, geometry: RopeGeometry
+    config: CheckpointConfig, runtime: Runtime, reading: RopeReading, geometry: RopeGeometry
 ) -> tuple[Rotation, Rotation, list[str]]:
     short, long = (_factors(reading.parameters, f"{window}_factor", geometry.pairs) for window in (SHORT, LONG))
     remarks = []
@@ -166,8 +170,8 @@ def _factors(parameters: Mapping[str, Any], name: str, pairs: int) -> FloatArray
         raise RefusedError(str(error)) from error
 
 
-def _attention_factors(config: Config, runtime: Runtime, reading: Reading) -> tuple[float, float]:
-    """m of the short and of the long window, of a `longrope` dictionary."""
+def _attention_factors(config: CheckpointConfig, runtime: Runtime, reading: RopeReading) -> tuple[float, float]:
+    """m of the short and of the long window, from a `longrope` dictionary."""
     given, by_lengths = reading.parameters, _su(reading, config.length / reading.original_length)
     rule = runtime.attention
     if rule == "none":
@@ -192,7 +196,7 @@ def _attention_factors(config: Config, runtime: Runtime, reading: Reading) -> tu
 
 
 def _closed_form(
-    config: Config, runtime: Runtime, reading: Reading, geometry: RopeGeometry
+    config: CheckpointConfig, runtime: Runtime, reading: RopeReading, geometry: RopeGeometry
 ) -> tuple[FloatArray, float]:
     """λ (D,) and m of `linear`, `llama3` and `yarn`."""
     given = reading.parameters
@@ -220,7 +224,7 @@ def _closed_form(
     return factors, _number("attention_factor", stated, m)
 
 
-def _su(reading: Reading, ratio: float) -> float:
+def _su(reading: RopeReading, ratio: float) -> float:
     """√(1 + ln s/ln L) with the L that the runtime reads."""
     geometry = RopeGeometry(reading.rotary_dim, reading.base, reading.original_length)
     return closed.su_attention_factor(geometry, ratio * reading.original_length)

@@ -1,6 +1,7 @@
-"""The table of runtimes: what each reads of a checkpoint and by which rules it computes; `assets/runtimes.json`, typed.
+"""The table of runtimes, `assets/runtimes.json`, typed: by which rules each reads a checkpoint and computes its RoPE.
 
-The rules themselves are in `readings.py` and `rules.py`; here are only their names, with version and source.
+The table holds the names of the rules, each runtime's version and the source of its rules; the rules themselves are
+functions in `readings.py`, `rules.py` and `llamacpp.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SCHEMA = "longrope.runtimes/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesRule:
-    """Where a runtime that reads config.json by itself looks for each value, in its order."""
+    """The places where a runtime that parses config.json itself looks for each value, in its order."""
 
     dict: list[str]
     """Keys of the RoPE dictionary."""
@@ -52,18 +53,18 @@ class Runtime:
     switch: Literal["forward", "past", "engine", "context", "always"]
     switch_says: str
     advice: str
-    """What to do where it applies a window at lengths that are not its own."""
+    """Advice where it applies a window at lengths that are not its own."""
     repair: str = "{repair}"
-    """What to do where it drops, changes or refuses the scaling."""
+    """Advice where it drops, changes or refuses the scaling."""
     types: list[str] = field(default_factory=list)
-    """RoPE types whose rules are known; nothing is said about others."""
+    """The RoPE types whose rules are known; the verdict on others is unknown."""
     attention: Literal["stated", "stated-4", "mscale", "lengths", "none"] = "stated"
     yarn_attention: Literal["stated", "formula"] = "stated"
     yarn_factor: Literal["stated", "lengths"] = "stated"
     engine: Literal["target", "original", "default"] = "target"
     """The length that an engine or context is started with."""
     limits: list[Literal["config", "tokenizer"]] = field(default_factory=list)
-    """What caps the length it serves: max_position_embeddings, the tokenizer's model_max_length."""
+    """The caps of the length it serves: max_position_embeddings, the tokenizer's model_max_length."""
     files: FilesRule | None = None
     files_families: Mapping[str, FilesRule] = field(default_factory=dict)
     needs: list[str] = field(default_factory=list)
@@ -73,11 +74,11 @@ class Runtime:
     otherwise_says: str = ""
     refuses: Mapping[str, str] = field(default_factory=dict)
     nested_elsewhere: Literal["error", "default", "refused"] = "error"
-    """What becomes of a dictionary per layer type in a class that has one RoPE for all."""
+    """The outcome of one dictionary per layer type in a class that has one RoPE for all."""
     renames_su: bool = False
     multiplies: bool = False
     crossing: str = ""
-    """What happens to cached keys when a text grows past the switch."""
+    """The fate of cached keys when a text grows past the switch."""
     crossing_families: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -86,7 +87,7 @@ class Runtime:
         return self.needs if self.files is None else self.files_rule(family).needs
 
     def files_rule(self, family: str) -> FilesRule:
-        """Where this runtime looks for the RoPE of `family`."""
+        """The places where this runtime looks for the RoPE of `family`."""
         rule = self.files_families.get(family, self.files)
         if rule is None:
             raise ValueError(f"the table says nothing about where {self.name} looks in config.json")
@@ -95,19 +96,30 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelClass:
-    """How the transformers class of a model type differs from Llama's, where the RoPE is read."""
+    """The differences of a model type's transformers class from Llama's, where the RoPE is read.
+
+    The suffixes _4 and _5 mark values of transformers 4.57 and 5 alone.
+    """
 
     base: float = 10_000.0
     base_4: float | None = None
     partial: float = 1.0
+    """The share of a head's dimensions that rotates."""
     head_dim: int | Literal["none"] | None = None
+    """The default of head_dim; `none`: the class leaves it None; None: hidden_size/num_attention_heads."""
     head_dim_4: Literal["none"] | None = None
     original_length: int | None = None
+    """The default of the top-level original_max_position_embeddings."""
     layers: Literal["flat", "declared", "nested"] = "flat"
+    """`declared`: it has layer types and one RoPE for all; `nested`: one RoPE per layer type."""
     keys_4: int | None = None
+    """The number of keys that it insists on in rope_scaling."""
     only_5: bool = False
+    """It is missing in transformers 4.57."""
     mscale: bool = False
+    """It reads short_mscale and long_mscale."""
     short_only_5: bool = False
+    """Its rotary module turns by the short factors at every length."""
 
 
 @cache
@@ -122,7 +134,7 @@ def as_of() -> str:
 
 
 def model_class(family: str) -> ModelClass:
-    """The class of a model type; one that is not in the table is taken to be like Llama's."""
+    """The differences of the class of a model type; a model type that is not in the table is taken to be like Llama."""
     return ModelClass(**_file()["classes"].get(family, {}))
 
 

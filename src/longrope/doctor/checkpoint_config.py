@@ -1,6 +1,6 @@
-"""The files of a checkpoint folder that say how its rotary embedding is: config.json, and what goes with it.
+"""The RoPE settings in a checkpoint folder's config.json and tokenizer_config.json, as they stand there.
 
-Nothing here knows a runtime; `readings.py` says what each makes of it.
+Nothing here knows a runtime: `readings.py` holds how each of them reads the settings.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.checks import positive_number, whole_number
+from longrope.checks import positive_number, shown, whole_number
 from longrope.doctor.table import ModelClass, model_class
 from longrope.errors import LongRopeError
 from longrope.models.checkpoint_files import RECORD
+from longrope.run_files import SCALING
 from longrope.storage import read_json
 
 DICTIONARIES = ("rope_scaling", "rope_parameters")
-_LARGEST_HEAD = 2**16  # no model comes near; a damaged file is not given the memory
+_LARGEST_HEAD = 2**16  # a larger number comes from a damaged file, and would take the memory
 ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class CheckpointConfig:
     """The language model's part of a config.json, as it stands in the file."""
 
     path: Path
@@ -33,9 +34,9 @@ class Config:
     length: int
     """max_position_embeddings: L'."""
     tokenizer_length: int | None
-    """model_max_length of tokenizer_config.json, where that limits anything."""
+    """model_max_length of tokenizer_config.json; None where it limits nothing."""
     record: Mapping[str, Any]
-    """What our own export wrote about itself; empty for a checkpoint that is not ours."""
+    """The record that `longrope export` leaves in config.json; empty for other checkpoints."""
 
     @property
     def model_class(self) -> ModelClass:
@@ -44,14 +45,14 @@ class Config:
 
     @property
     def query_scale(self) -> float:
-        """What an export folded into the queries' weights; logits scale with it in every runtime. 1 where nothing."""
+        """The factor that an export folded into the queries' weights, which scales all logits; 1 where none is."""
         return positive_number(f"{RECORD}.query_scale", self.record.get("query_scale", 1.0))
 
     @property
     def repair(self) -> str:
-        """How this config.json is mended: by the command, where it has a scaling.json to be written from."""
+        """The advice to repair this config.json: the command, where there is a scaling.json to write it from."""
         command = f"longrope fix-config {self.path}"
-        return command if (self.path / "scaling.json").is_file() else "edit config.json"
+        return command if (self.path / SCALING).is_file() else "edit config.json"
 
     def dictionary(self, name: str) -> dict[str, Any]:
         """A copy of `rope_scaling` or `rope_parameters`; empty where the file has none."""
@@ -77,7 +78,9 @@ class Config:
         """
         size = self._rotary_dim(parameters)
         if not 2 <= size <= _LARGEST_HEAD:
-            raise LongRopeError(f"expected 2 to {_LARGEST_HEAD} rotary dimensions in {self.path}; found {size}")
+            raise LongRopeError(
+                f"expected 2 to {_LARGEST_HEAD} rotary dimensions in {self.path}; found {size}", code="damaged-file"
+            )
         return size
 
     def _rotary_dim(self, parameters: Mapping[str, Any]) -> int:
@@ -97,27 +100,32 @@ class Config:
         hidden, heads = self.values.get("hidden_size"), self.values.get("num_attention_heads")
         if hidden is None or heads is None:
             raise LongRopeError(
-                f"expected head_dim, or hidden_size and num_attention_heads, in {self.path}/config.json; found neither"
+                f"expected head_dim, or hidden_size and num_attention_heads, in {self.path}/config.json; found neither",
+                code="damaged-file",
             )
         return whole_number("hidden_size", hidden, 2) // whole_number("num_attention_heads", heads, 1)
 
 
-def read_config(folder: Path) -> Config:
-    """Read the folder of a checkpoint. No weights are needed.
+def read_checkpoint_config(folder: Path) -> CheckpointConfig:
+    """Read the settings in the checkpoint folder `folder`.
 
-    Raises LongRopeError when it has no config.json, or one without the lengths of a language model.
+    Raises LongRopeError when it has no config.json (`no-such-model`), or one that is damaged or states no length.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise LongRopeError(f"expected a checkpoint folder with a config.json, found none in {folder}")
+        raise LongRopeError(
+            f"expected a checkpoint folder with a config.json, found none in {folder}", code="no-such-model"
+        )
     whole = read_json(path)
     inner = whole.get("text_config")
     values = inner if isinstance(inner, dict) and "num_hidden_layers" not in whole else whole
     for name in DICTIONARIES:
         if not isinstance(values.get(name), dict | None):
-            raise LongRopeError(f"expected {name} of {path} to be an object or null; found {values[name]!r}"[:300])
+            raise LongRopeError(
+                f"expected {name} of {path} to be an object or null; found {shown(values[name])}", code="damaged-file"
+            )
     record = whole.get(RECORD)
-    return Config(
+    return CheckpointConfig(
         path=folder,
         values=values,
         family=str(values.get("model_type", "unknown")),
