@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from longrope.models import scoring
+from longrope.models import chunked
 from longrope.models.apply import apply_scaling
 from longrope.models.config import LoadOptions
 from longrope.models.loading import load_tokenizer, open_model, sources_or_books
@@ -41,7 +41,7 @@ def resident() -> int:
 
 
 def measure(what: str, model: str, length: int, dtype: str, logits: int) -> None:
-    scoring._LOGITS_BUDGET //= logits
+    chunked.LOGITS_BUDGET //= logits
     loaded = open_model(model, options=LoadOptions(dtype=dtype))
     options = SearchConfig(method="longrope", samples=1)
     texts = prepare_texts(loaded, sources_or_books("tiny", [], "search"), length, options)

@@ -26,7 +26,7 @@ from longrope.costs.flops_bytes import (
 )
 from longrope.costs.model_dims import ModelShape, shape_of
 from longrope.data.samples import SampleOrigin, Samples
-from longrope.models import scoring
+from longrope.models import chunked
 from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.generation.cache import prefill
 from longrope.models.loading import load_model
@@ -35,7 +35,6 @@ from longrope.models.scoring import token_nll
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.objective import PerplexityObjective
 from longrope.standalone.sizes import ForwardPlan, Sizes
-from longrope.train import loss as training_loss
 from longrope.train.loss import chunked_loss
 from tests.costs.live_bytes import LiveBytes
 from tests.models.families import FAMILIES, tiny_model, tokens
@@ -93,7 +92,7 @@ def test_forward_of_the_embedded_model_is_exact() -> None:
 @pytest.mark.parametrize("chunk", [2048, 64])
 def test_gradient_of_the_embedded_model(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first layer's input takes no gradient, and recomputing stops at the last number needed: a little less."""
-    monkeypatch.setattr(scoring, "MLP_CHUNK", chunk)
+    monkeypatch.setattr(chunked, "MLP_CHUNK", chunk)
     monkeypatch.setattr(plan_costs, "MLP_CHUNK", chunk)
     scaled = installed_tiny()
     with counter() as measured:
@@ -159,10 +158,9 @@ def test_the_plan_of_the_standalone_model_agrees() -> None:
 @pytest.fixture(params=[(2**25, 2048), (2**18, 128)], ids=["head", "layers"])
 def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, mlp = request.param
-    monkeypatch.setattr(scoring, "_LOGITS_BUDGET", logits)
-    monkeypatch.setattr(training_loss, "_LOGITS_BUDGET", logits)
+    monkeypatch.setattr(chunked, "LOGITS_BUDGET", logits)
     monkeypatch.setattr(plan_costs, "LOGITS", logits)
-    monkeypatch.setattr(scoring, "MLP_CHUNK", mlp)
+    monkeypatch.setattr(chunked, "MLP_CHUNK", mlp)
     monkeypatch.setattr(plan_costs, "MLP_CHUNK", mlp)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models import scoring
+from longrope.models import chunked
 from longrope.models.apply import apply_scaling, geometry_of
-from longrope.models.scoring import checkpointed_layers, token_nll
+from longrope.models.chunked import checkpointed_layers
+from longrope.models.scoring import token_nll
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import FAMILIES, VOCABULARY, logits, tiny_model, tokens
 
@@ -26,7 +27,7 @@ IDS = tokens(LENGTH, BATCH)
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "MLP_CHUNK", MLP_CHUNK)
+    monkeypatch.setattr(chunked, "MLP_CHUNK", MLP_CHUNK)
 
 
 def plain_nll(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
@@ -76,7 +77,7 @@ def test_equal_with_a_scaling_installed(family: str) -> None:
 @pytest.mark.parametrize("chunk_size", [1, 6, 7, 24, 48, 49, 50, 1000, None])
 @pytest.mark.parametrize("mlp_chunk", [1, 10, 49, 50, 51])
 def test_every_border(chunk_size: int | None, mlp_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "MLP_CHUNK", mlp_chunk)
+    monkeypatch.setattr(chunked, "MLP_CHUNK", mlp_chunk)
     model = tiny_model("llama")
     torch.testing.assert_close(score(model, chunk_size=chunk_size), plain_nll(model, IDS), rtol=0, atol=1e-5)
 
@@ -102,7 +103,7 @@ def test_positions_of_the_caller() -> None:
     [
         (1, 0, "expected at least 2 tokens to score, found 1"),
         (10, 9, "expected at least 11 tokens to score, found 10"),
-        (10, -1, "expected a start of 0 or more, found -1"),
+        (10, -1, "expected a `start` of 0 or more, found -1"),
     ],
 )
 def test_nothing_to_score(length: int, start: int, match: str) -> None:
@@ -191,13 +192,13 @@ def test_the_final_norm_in_pieces() -> None:
 
 
 def test_the_default_chunk_holds_a_bounded_number_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_LOGITS_BUDGET", 5 * BATCH * VOCABULARY)
+    monkeypatch.setattr(chunked, "LOGITS_BUDGET", 5 * BATCH * VOCABULARY)
     model = tiny_model("llama")
     _, made = watch([model.lm_head])
     nll = score(model, chunk_size=None)
     assert max(shape[1] for shape in made) == 5
     torch.testing.assert_close(nll, plain_nll(model, IDS), rtol=0, atol=1e-5)
-    monkeypatch.setattr(scoring, "_LOGITS_BUDGET", 1)
+    monkeypatch.setattr(chunked, "LOGITS_BUDGET", 1)
     torch.testing.assert_close(score(model, chunk_size=None), nll, rtol=0, atol=1e-5)
 
 

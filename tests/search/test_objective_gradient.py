@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import SampleOrigin, Samples
-from longrope.models import scoring
+from longrope.models import chunked
 from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.objective import NeedleObjective, PerplexityObjective
@@ -107,8 +107,8 @@ def test_weights_get_no_gradient_and_keep_their_flags(tmp_path):
 def test_chunks_do_not_change_the_gradient(tmp_path, monkeypatch):
     objective = objective_of("perplexity", "LlamaConfig", tmp_path)
     _, whole = objective.loss_and_gradient(ramp(objective))
-    monkeypatch.setattr(scoring, "MLP_CHUNK", 10)
-    monkeypatch.setattr(scoring, "_LOGITS_BUDGET", 7 * VOCABULARY)
+    monkeypatch.setattr(chunked, "MLP_CHUNK", 10)
+    monkeypatch.setattr(chunked, "LOGITS_BUDGET", 7 * VOCABULARY)
     _, pieces = objective.loss_and_gradient(ramp(objective))
     assert pieces == pytest.approx(whole, rel=1e-4, abs=1e-7)
 

@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling
+from longrope.models.chunked import in_pieces
 from longrope.rope.closed_forms import ntk_aware
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.standalone.llama import as_llama, byte_tokenizer
-from longrope.standalone.model import StandaloneModel, in_pieces
+from longrope.standalone.model import StandaloneModel
 from longrope.standalone.sizes import ForwardPlan, Sizes
 
 BASE, TARGET = 64, 256

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from longrope.costs.model_dims import ModelShape
 from longrope.data.mix import ORIGINAL_WINDOW
+from longrope.models.chunked import MLP_CHUNK
 from longrope.models.generation.cache import PREFILL_CHUNK
-from longrope.models.scoring import MLP_CHUNK
 from longrope.train.config import FinetuneConfig
 
 LOGITS = 2**25

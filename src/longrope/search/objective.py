@@ -21,8 +21,9 @@ from torch import Tensor
 
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import Samples
+from longrope.models.chunked import checkpointed_layers
 from longrope.models.scaled import ScaledModel
-from longrope.models.scoring import checkpointed_layers, token_nll
+from longrope.models.scoring import token_nll
 from longrope.rope.scaling import Window
 
 

@@ -11,7 +11,6 @@ Shapes: B batch, T tokens, E d_model, H heads, C dimensions of a head, D = C/2 r
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -22,13 +21,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longrope.checks import whole_number
 from longrope.errors import LongRopeError
+from longrope.models.chunked import MLP_CHUNK, in_pieces
 from longrope.rope.angles import cos_sin
 from longrope.rope.scaling import RopeScaling
 from longrope.standalone.checkpoint import read_standalone, write_standalone
 from longrope.standalone.sizes import VOCABULARY, ForwardPlan, Sizes
 
 EPSILON = 1e-6  # of the RMS norms
-PIECE = 2048  # positions that projections and MLPs work on at once
 _INIT_STD = 0.02
 # All that never hold a T×T tensor: without them PyTorch would fall back, in silence, on one that does.
 _FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
@@ -56,7 +55,7 @@ class StandaloneModel(nn.Module):
         super().__init__()
         self.sizes = Sizes(d_model, n_heads, num_layers, base_length, rope_base)
         self.scaling = RopeScaling.original(self.sizes.geometry)
-        self.piece = PIECE
+        self.piece = MLP_CHUNK  # positions that projections and MLPs work on at once
         self.embed_tokens = nn.Embedding(VOCABULARY, d_model)
         self.layers = nn.ModuleList(_Layer(self.sizes) for _ in range(num_layers))
         self.norm = nn.RMSNorm(d_model, eps=EPSILON)
@@ -229,22 +228,3 @@ def attend(qkv_BT3HC: Tensor) -> Tensor:
     with sdpa_kernel(_FUSED):
         out_BHTC = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return out_BHTC.transpose(1, 2).flatten(2)
-
-
-def in_pieces(function: Callable[..., Tensor], size: int, *wholes: Tensor) -> Tensor:
-    """`function` of pieces of `size` positions of each of `wholes` (·, T, …), its results put together along T.
-
-    Without a gradient to carry, every piece is written where it belongs: no second copy of the result exists.
-    """
-    pieces = zip(*(torch.split(whole, size, dim=1) for whole in wholes), strict=True)
-    first = function(*next(pieces))
-    length = wholes[0].shape[1]
-    if first.shape[1] == length:
-        return first
-    if first.requires_grad:
-        return torch.cat([first, *(function(*piece) for piece in pieces)], dim=1)
-    out = first.new_empty(first.shape[0], length, *first.shape[2:])
-    out[:, :size] = first
-    for at, piece in enumerate(pieces, start=1):
-        out[:, at * size : (at + 1) * size] = function(*piece)
-    return out

@@ -19,14 +19,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.packing import IGNORED
 from longrope.errors import LongRopeError, one_line
-
-_LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
+from longrope.models.chunked import base_of, checkpointed, head_logits, logits_chunk, replaced_forward
 
 
 class ChunkedLoss:
@@ -41,12 +39,7 @@ class ChunkedLoss:
         self.own = model.forward
         self.fused = fused
         self.head = model.get_output_embeddings()
-        self.base: nn.Module = model.base_model
-        if self.base is model:
-            raise LongRopeError(
-                f"expected a causal language model with a head, found {type(model).__name__} without one",
-                code="no-head",
-            )
+        self.base = base_of(model)
         self.vocabulary: int = model.config.get_text_config().vocab_size
         self.chunk_size = chunk_size
 
@@ -68,10 +61,10 @@ class ChunkedLoss:
     def pieces(self, input_ids: Tensor, position_ids: Tensor, shift_labels: Tensor) -> Iterator[Tensor]:
         """Yields the loss of every target, (B, C) a piece, 0 where it is IGNORED."""
         output = self._base_output(input_ids, position_ids)
-        size = self.chunk_size or max(1, _LOGITS_BUDGET // (input_ids.shape[0] * self.vocabulary))
+        size = self.chunk_size or logits_chunk(self.vocabulary, input_ids.shape[0])
 
         def nll(hidden: Tensor, targets: Tensor) -> Tensor:
-            logits = self._head(output, hidden)
+            logits = head_logits(self.own, self.base, output, hidden)
             logits = logits if logits.dtype == torch.float64 else logits.float()
             losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
             return losses.view_as(targets)
@@ -80,17 +73,10 @@ class ChunkedLoss:
             torch.split(output.last_hidden_state, size, dim=1), torch.split(shift_labels, size, dim=1), strict=True
         )
         for hidden, targets in pieces:
-            yield checkpoint(nll, hidden, targets, use_reentrant=False)
+            yield checkpointed(nll)(hidden, targets)
 
     def _base_output(self, input_ids: Tensor, position_ids: Tensor) -> Any:
         return self.base(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-
-    def _head(self, output: Any, hidden: Tensor) -> Tensor:
-        """Hidden states (B, C, H) -> logits (B, C, V), by the model's own forward around a base that returns them."""
-        given = type(output)(last_hidden_state=hidden)
-        with _replaced(self.base, lambda *_, **__: given):
-            logits: Tensor = self.own(inputs_embeds=hidden, use_cache=False).logits
-        return logits
 
 
 @contextmanager
@@ -99,22 +85,8 @@ def chunked_loss(
 ) -> Iterator[ChunkedLoss]:
     """Make `model(...)` the summed loss of `ChunkedLoss` in the block. Raises LongRopeError where there is no head."""
     loss = ChunkedLoss(model, chunk_size, fused)
-    with _replaced(model, loss):
+    with replaced_forward(model, loss):
         yield loss
-
-
-@contextmanager
-def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Replace `module.forward` on the instance for the length of the block; hooks keep working."""
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            vars(module).pop("forward", None)
-        else:
-            module.forward = own
 
 
 def require_documents_apart(model: PreTrainedModel, batch: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from longrope.errors import LongRopeError
-from longrope.models import scoring
+from longrope.models import chunked
 from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.generation import cache as module
 from longrope.models.generation.cache import fill, new_cache, prefill
@@ -69,7 +69,7 @@ def test_every_continuation_is_that_of_the_whole_text(family: str, chunk_size: i
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 88, 89, 90, 1000])
 def test_every_border(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOGITS_BUDGET", VOCABULARY * 8)
+    monkeypatch.setattr(chunked, "LOGITS_BUDGET", VOCABULARY * 8)
     scaled, window = installed_and_window("llama")
     question = QUESTIONS[-1]
     score = prefill(scaled, TEXT, window, chunk_size=chunk_size).score(question)
@@ -119,7 +119,7 @@ def test_memory_is_bounded_by_the_chunk() -> None:
 def test_a_text_is_read_in_one_pass_without_a_mask(family: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a layer slides, its mask over the whole text would be quadratic: there it is read in chunks."""
     monkeypatch.setattr(module, "PREFILL_CHUNK", 32)
-    monkeypatch.setattr(scoring, "MLP_CHUNK", 40)
+    monkeypatch.setattr(chunked, "MLP_CHUNK", 40)
     scaled, window = installed_and_window(family)
     first = scaled.model.model.layers[0]
     seen: list[tuple[int, bool]] = []

@@ -18,12 +18,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError
+from longrope.models.chunked import logits_chunk
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import run_base
 from longrope.rope.scaling import Window
 
 PREFILL_CHUNK = 2048
-_LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
 
 
 def prefill(scaled: ScaledModel, ids: Tensor, window: Window, *, chunk_size: int | None = None) -> Prefilled:
@@ -75,7 +75,7 @@ class Prefilled:
         self._check(tokens, at_least=1)
         fed = torch.cat([self.last, tokens[:, :-1].to(self.last)], dim=1)
         vocabulary = self.scaled.model.config.get_text_config().vocab_size
-        size = max(1, min(self.chunk_size, _LOGITS_BUDGET // vocabulary))
+        size = min(self.chunk_size, logits_chunk(vocabulary))
         pieces = []
         with self._continued():
             for at in range(0, fed.shape[1], size):

@@ -1,0 +1,163 @@
+"""Pieces of a long text: head, MLPs and norms computed some positions at a time, so that memory stays O(T·hidden).
+
+Scoring, the training loss and the standalone model all compute through this file. Each of these layers treats every
+position alone, so the pieces together are the whole. Attention is not here: its kernels are O(T) already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longrope.errors import LongRopeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
+MLP_CHUNK = 2048  # positions that an MLP or a norm takes at once
+_POSITION_WISE = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
+_Forward = Callable[..., Any]
+
+
+def logits_chunk(vocabulary: int, batch: int = 1) -> int:
+    """Positions of `batch` texts whose logits fit the budget; at least 1."""
+    return max(1, LOGITS_BUDGET // (batch * vocabulary))
+
+
+def in_pieces(function: Callable[..., Tensor], size: int, *wholes: Tensor) -> Tensor:
+    """`function` of pieces of `size` positions of each of `wholes` (·, T, …), its results put together along T."""
+    pieces = zip(*(torch.split(whole, size, dim=1) for whole in wholes), strict=True)
+    return join(function(*next(pieces)), (function(*piece) for piece in pieces), wholes[0].shape[1])
+
+
+def join(first: Tensor, rest: Iterable[Tensor], length: int) -> Tensor:
+    """Pieces along T, the `first` of them as long as all but the last, as one tensor of `length` positions.
+
+    Without a gradient to carry, every piece is written to its place as it comes: no second copy of the result exists.
+    """
+    size = first.shape[1]
+    if size == length:
+        return first
+    if first.requires_grad:
+        return torch.cat([first, *rest], dim=1)
+    out = first.new_empty(first.shape[0], length, *first.shape[2:])
+    out[:, :size] = first
+    for at, piece in enumerate(rest, start=1):
+        out[:, at * size : (at + 1) * size] = piece
+    return out
+
+
+# A transformers model below its head, and the head alone.
+
+
+def base_of(model: PreTrainedModel) -> nn.Module:
+    """The model below the head. Raises LongRopeError when `model` has no head."""
+    base: nn.Module = model.base_model
+    if base is model:
+        raise LongRopeError(
+            f"expected a causal language model with a head, found {type(model).__name__} without one", code="no-head"
+        )
+    return base
+
+
+def head_logits(forward: _Forward, base: nn.Module, output: Any, hidden: Tensor) -> Tensor:
+    """Hidden states (B, C, H) -> logits (B, C, V) by the family's own code: heads tied or not, soft caps, scales.
+
+    `forward` is the model's, which runs around a `base` that returns `hidden`; `output` is what the base returned.
+    """
+    given = type(output)(last_hidden_state=hidden)
+    with replaced_forward(base, lambda *_, **__: given):
+        logits: Tensor = forward(inputs_embeds=hidden, use_cache=False).logits
+    return logits
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: _Forward) -> Iterator[None]:
+    """Replace `module.forward` on the instance for the length of the block; hooks keep working."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = own
+
+
+# MLPs and norms in chunks; layers that are computed again for the backward pass.
+
+
+@contextmanager
+def chunked_modules(base: nn.Module, wrap: Callable[[_Forward], _Forward] = lambda forward: forward) -> Iterator[None]:
+    """Every MLP and norm runs on pieces of the sequence in the block, each piece by `wrap` of its forward."""
+    with ExitStack() as stack:
+        for module in _position_wise_modules(base):
+            if not isinstance(module.forward, _InChunks):  # a block around this one may have done it
+                stack.enter_context(replaced_forward(module, _InChunks(module.forward, MLP_CHUNK, wrap)))
+        yield
+
+
+@contextmanager
+def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Every decoder layer keeps only its input for the backward pass and computes the rest again, its MLP and norms in
+    chunks.
+
+    transformers' own gradient checkpointing works in training mode only, where dropout would be on.
+    """
+    base = base_of(model)
+    with ExitStack() as stack:
+        # A layer that is computed again must take the same steps, so it works in chunks until the block ends. It would
+        # keep the outputs of MLP and norms for all chunks in its backward pass: they are made again, too, chunk by
+        # chunk.
+        stack.enter_context(chunked_modules(base, checkpointed))
+        for layer in _layers(base):
+            stack.enter_context(replaced_forward(layer, checkpointed(layer.forward)))
+        yield
+
+
+def checkpointed(forward: _Forward) -> _Forward:
+    """`forward`, keeping its inputs only and computed again in the backward pass."""
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost module lists: a layer's own lists (of experts, say) are inside it."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _layers(child)
+
+
+def _position_wise_modules(base: nn.Module) -> list[nn.Module]:
+    def alone(name: str, module: nn.Module) -> bool:
+        norm = type(module).__name__.endswith("Norm") and not isinstance(module, nn.GroupNorm)
+        return norm or name.rpartition(".")[2] in _POSITION_WISE
+
+    return [module for name, module in base.named_modules() if alone(name, module)]
+
+
+@dataclass(frozen=True)
+class _InChunks:
+    """`forward`, wrapped, on pieces of `size` positions of its only argument (B, T, H); other arguments stay whole."""
+
+    forward: _Forward
+    size: int
+    wrap: Callable[[_Forward], _Forward]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or args[0].dim() != 3 or args[0].shape[1] <= self.size:
+            return self.forward(*args, **kwargs)
+        hidden: Tensor = args[0]
+        # Contiguous: with more than one row in the batch a piece is not, and some families call view() on it.
+        pieces = (piece.contiguous() for piece in torch.split(hidden, self.size, dim=1))
+        forward = self.wrap(self.forward)
+        first = forward(next(pieces))
+        if not isinstance(first, Tensor):  # a router that returns more than its output: not for chunks
+            return self.forward(hidden)
+        return join(first, (forward(piece) for piece in pieces), hidden.shape[1])
