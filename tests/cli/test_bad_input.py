@@ -190,10 +190,10 @@ def test_no_space_left(checkpoint, texts, tmp_path, limit):
 def test_options(refused, checkpoint, texts, tmp_path):
     assert "--target-length" in refused("search", checkpoint, "-o", tmp_path / "run")
     assert "method" in refused(*search(checkpoint, texts, tmp_path, **{"--method": "magic"}))
-    assert "start tokens" in refused(*search(checkpoint, texts, tmp_path, **{"--start-tokens": "few"}))
-    assert "attention factor" in refused(*search(checkpoint, texts, tmp_path, **{"--attention-factor": "-1"}))
+    assert "--start-tokens" in refused(*search(checkpoint, texts, tmp_path, **{"--start-tokens": "few"}))
+    assert "--attention-factor" in refused(*search(checkpoint, texts, tmp_path, **{"--attention-factor": "-1"}))
     assert "dtype" in refused(*search(checkpoint, texts, tmp_path, **{"--dtype": "int4"}))
     assert "suites" in refused("eval", checkpoint, "--lengths", "64", "--suite", "magic", "--data", texts)
     assert "'magic'" in refused("eval", checkpoint, "--lengths", "64", "--against", "magic", "--data", texts)
     assert "stride" in refused("eval", checkpoint, "--lengths", "64", "--stride", "64", "--data", texts)
-    assert "No such command" in refused("magic")
+    assert 'Unknown command "magic"' in refused("magic")

@@ -131,7 +131,10 @@ def test_refusals(cli, text, scaling, tmp_path):
     for arguments, message in (
         (("--suite", "passkey"), "lengths` from 2"),
         (("--suite", "retention", "--lengths", "256", "--data", text), "leave the lengths out"),
-        (("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "magic"), "expected RULER tasks of niah_single_1"),
+        (
+            ("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "magic"),
+            "expected --ruler-tasks to be 'niah_single_1'",
+        ),
         (("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "qa_1"), "--qa-file"),
         (("--suite", "ruler", "--lengths", "256", "--qa-file", tmp_path / "qa.json"), "cannot read the questions"),
         (("--suite", "ruler", "--lengths", "256", "--threshold", "0"), "threshold"),

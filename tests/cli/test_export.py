@@ -96,10 +96,12 @@ def test_fix_config(cli, model, scaling, tmp_path):
 
 def test_what_is_missing(refused, model, scaling, tmp_path):
     out = ("-o", tmp_path / "out")
-    assert "for the model" in refused("export", model, *out)
-    assert "'gguf'" in refused("export", model, "--scaling", scaling, "--to", "magic", *out)
+    assert "expected --scaling FILE" in refused("export", model, *out)
+    assert "--to to be 'hf', 'hf-unified', 'phi3' or 'gguf'" in refused(
+        "export", model, "--scaling", scaling, "--to", "magic", *out
+    )
     assert "nothing to fold" in refused("export", model, "--to", "gguf", "--fold-attention-factor", *out)
-    assert "goes with" in refused("export", model, "--gguf", scaling, *out)
+    assert "--gguf goes with" in refused("export", model, "--gguf", scaling, *out)
     (tmp_path / "empty").mkdir()
     assert "found neither" in refused("export", tmp_path / "empty", *out)
     assert "config.json; found none" in refused("fix-config", tmp_path / "empty")

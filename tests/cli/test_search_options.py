@@ -8,7 +8,7 @@ from importlib import util
 
 import pytest
 
-from longrope.cli import tensorboard
+from longrope.cli import options
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import RopeScaling
 
@@ -58,19 +58,18 @@ def test_racing_is_off_by_default_and_drops_candidates_where_it_is_on(search, tm
 # --- refusals
 
 WRONG = [
-    (("--racing", "maybe"), "expected --racing on or off, found 'maybe'"),
-    (("--racing", "ON"), "expected --racing on or off, found 'ON'"),
-    (("--racing", "on", "--method", "hybrid"), "racing is an option of the methods longrope, longrope2"),
-    (("--critical-dim", "low"), "Invalid value for '--critical-dim'"),
-    (("--critical-dim", "2.5"), "Invalid value for '--critical-dim'"),
-    (("--critical-dim", -1), "a critical dimension of at least 1, found -1"),
+    (("--racing", "maybe"), "expected --racing"),
+    (("--racing", "on", "--method", "hybrid"), "--racing is a setting of the methods longrope, longrope2"),
+    (("--critical-dim", "low"), "expected --critical-dim"),
+    (("--critical-dim", "2.5"), "expected --critical-dim"),
+    (("--critical-dim", -1), "expected --critical-dim of at least 1, found '-1'"),
     (("--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
-    (("--method", "cma", "--evaluations", 0), "Invalid value for '--evaluations'"),
-    (("--method", "cma", "--evaluations", "many"), "Invalid value for '--evaluations'"),
+    (("--method", "cma", "--evaluations", 0), "expected --evaluations of at least 1"),
+    (("--method", "cma", "--evaluations", "many"), "expected --evaluations"),
     (("--method", "cma", "--evaluations", 10), "at least 11 evaluations"),
     (("--method", "hybrid", "--evaluations", 10, "--no-continuation"), "at least 11 evaluations"),
     (("--method", "hybrid", "--knots", 17, "--no-continuation"), "2 to 16 knots"),
-    (("--method", "simplex"), "hybrid, cma; found 'simplex'"),
+    (("--method", "simplex"), "expected --method"),
 ]
 
 
@@ -96,7 +95,7 @@ def test_refused_by_extend(extend, tmp_path, wrong, says):
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [(("--workers", 0), "Invalid value for '--workers'"), (("--workers", "two"), "Invalid value for '--workers'")],
+    [(("--workers", 0), "--workers"), (("--workers", "two"), "Invalid value for --workers")],
 )
 def test_workers_out_of_range(search, tmp_path, wrong, says):
     check_refused(search(tmp_path / "run", *wrong), tmp_path / "run", says)
@@ -164,7 +163,7 @@ def test_a_log_dir_that_is_a_file(search, tmp_path):
 
 def test_without_tensorboard_nothing_begins(search, tmp_path, monkeypatch):
     real = util.find_spec
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None if name == "tensorboard" else real(name))
+    monkeypatch.setattr(options, "find_spec", lambda name: None if name == "tensorboard" else real(name))
     check_refused(search(tmp_path / "run", "--log-dir", tmp_path / "logs"), tmp_path / "run", "pip install")
     assert not (tmp_path / "logs").exists()
 

@@ -5,25 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from longrope.cli.common import Json, output, print_json, quiet_libraries
+from longrope.cli.common import output, print_json, quiet_libraries
+from longrope.cli.options import Json, verb
 
 
+@verb
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an exported checkpoint.")],
+    folder: Annotated[Path, Parameter(help="The folder of an exported checkpoint.")],
+    /,
+    *,
     scaling: Annotated[
-        Path | None, typer.Option("--scaling", help="The scaling that was exported, where DIR has no scaling.json.")
+        Path | None, Parameter(help="The scaling that was exported, where FOLDER has no scaling.json.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="How it was exported, where config.json does not say it any more.")
+        str | None, Parameter(help="How it was exported, where config.json does not say it any more.")
     ] = None,
-    fold_attention_factor: Annotated[
-        bool, typer.Option("--fold-attention-factor", help="It was exported with --fold-attention-factor.")
-    ] = False,
+    fold_attention_factor: Annotated[bool, Parameter(help="It was exported with --fold-attention-factor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write every key that some runtime reads into config.json again; weights are not touched."""
+    """Write every key that some runtime reads into config.json again.
+
+    Weights are not touched.
+    """
     from longrope.export.fix_config import fix_config
 
     quiet_libraries()

@@ -1,47 +1,74 @@
-"""`longrope <verb>`: the entry point. Errors a user can mend are one line on standard error and exit code 2."""
+"""`longrope <verb>`: the entry point. Errors that a user can mend are one line on standard error and exit code 2.
+
+The options are read by cyclopts. Of the two libraries that read typed models, tyro prints an error as a box of its own
+and ends the process, converts the values of a pydantic model by itself (so `128k` is no length), and imports every verb
+to build its parser. Cyclopts raises its errors, hands the values to pydantic as they were typed, and imports only the
+verb that is run, so that `longrope --help` needs neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Any
 
-import typer
+from cyclopts import App, CycloptsError, Group, Parameter
 
-from longrope.cli import doctor, evaluate, export, extend, finetune, fix_config, inspect, plan, presets, report, search
+from longrope.cli.errors import in_options, options_by_name, usage_error
 from longrope.errors import LongRopeError, one_line
 
-# Typer carries a click of its own and does not export this class.
-_UsageError: type[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_UNEXPECTED = 1
 
-app = typer.Typer(
+
+def _version() -> str:
+    from longrope import __version__
+
+    return f"longrope {__version__}"
+
+
+VERBS = {
+    "inspect": "Show a model's rotary geometry: periods, critical dimensions, the scaling already present.",
+    "plan": "Tokens, FLOPs, memory and hours of search, fine-tuning and evaluation, before they are spent.",
+    "search": "Search rescale factors for a longer window, without training.",
+    "finetune": "Fine-tune a model under a scaling, at one window or at several mixed.",
+    "extend": "Extend a model's window and prove it, by a search alone or by a recipe.",
+    "eval": "Measure a model with and without a scaling: perplexity, retrieval, RULER, short texts.",
+    "export": "Write a checkpoint with the longer window, reload it and prove that it is applied.",
+    "doctor": "Show what each runtime computes from a checkpoint.",
+    "fix-config": "Write every key that some runtime reads into config.json again.",
+    "presets": "List, show or write the published factor tables.",
+    "report": "Write a report on one run, or on several side by side.",
+}
+"""The verbs in the order in which they are used; each is the function `command` of a module of this room."""
+MODULES = {"eval": "evaluate"}
+
+
+def _shown_default(default: Any) -> str | None:
+    """A default as the help shows it; None where there is nothing to show."""
+    if default is None or default is False or default in ("", ()):
+        return None
+    return "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
+
+
+app = App(
     name="longrope",
     help="Extend the context window of a RoPE language model, and prove it.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    version=_version,
+    version_format="plaintext",
+    help_flags=("--help", "-h"),
+    help_format="plaintext",
+    default_parameter=Parameter(negative=(), allow_repeating=True, show_default=_shown_default),
+    group_parameters=Group("Options", sort_key=0),
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    print_error=False,
+    result_action="return_value",
 )
-app.command("inspect")(inspect.command)
-app.command("plan")(plan.command)
-app.command("search")(search.command)
-app.command("finetune")(finetune.command)
-app.command("extend")(extend.command)
-app.command("eval")(evaluate.command)
-app.command("export")(export.command)
-app.command("doctor")(doctor.command)
-app.command("fix-config")(fix_config.command)
-app.command("presets")(presets.command)
-app.command("report")(report.command)
-
-
-@app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    if version:
-        from longrope import __version__
-
-        typer.echo(f"longrope {__version__}")
-        raise typer.Exit()
+for place, (name, text) in enumerate(VERBS.items()):
+    module = MODULES.get(name, name).replace("-", "_")
+    app.command(f"longrope.cli.{module}:command", name=name, help=text, sort_key=place)
+app.register_install_completion_command(help="Install completion for your shell.")
 
 
 def run(arguments: list[str]) -> int:
@@ -49,20 +76,34 @@ def run(arguments: list[str]) -> int:
     if any(not argument.isprintable() for argument in arguments):  # bytes that are no text come in as surrogates
         return _fail("expected printable text as arguments; found one that is not")
     try:
-        result = app(args=arguments or ["--help"], prog_name="longrope", standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
-        result = _INTERRUPTED
-    except (LongRopeError, OSError, MemoryError) as error:
-        return _fail(one_line(error))
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for --help
-            raise
-        return _fail(f"out of memory: try a shorter length, another --dtype or another --device ({one_line(error)})")
-    except _UsageError as error:
-        return _fail(error.format_message())
-    if result == _INTERRUPTED:  # typer returns it for Ctrl-C, and says nothing
+        result = app(arguments or ["--help"])
+    except KeyboardInterrupt:
         print("longrope: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except CycloptsError as error:
+        return _fail(usage_error(error))
+    except (LongRopeError, OSError, MemoryError) as error:
+        return _fail(_with_options(one_line(error), arguments))
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
+            said = one_line(error)
+            return _fail(f"out of memory: try a shorter length, another --dtype or another --device ({said})")
+        return _unexpected(error, arguments)
     return result if isinstance(result, int) else 0
+
+
+def _with_options(text: str, arguments: list[str]) -> str:
+    """`text` with the library's arguments as options of the verb that `arguments` call."""
+    _, apps, _ = app.parse_commands(arguments)
+    return in_options(text, options_by_name(apps[-1].assemble_argument_collection()))
+
+
+def _unexpected(error: Exception, arguments: list[str]) -> int:
+    """Report a fault of the program itself; its traceback with --verbose."""
+    if {"-v", "--verbose"} & set(arguments):
+        traceback.print_exception(error)
+    print(f"longrope: unexpected error: {one_line(error)}; --verbose shows where it happened", file=sys.stderr)
+    return _UNEXPECTED
 
 
 def _fail(message: str) -> int:

@@ -6,45 +6,59 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-from longrope.cli.common import Json, output, print_json, quiet_libraries, table
+from longrope.cli.common import output as console
+from longrope.cli.common import print_json, quiet_libraries
+from longrope.cli.options import Json, output, verb
+from longrope.cli.tables.model import show_presets
 from longrope.errors import LongRopeError
 from longrope.storage import check_output_file
-from longrope.units import format_length, parse_length
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
     from longrope.rope.scaling import RopeScaling
 
 
+@verb
 def command(
-    name: Annotated[str | None, typer.Argument(help="A preset, to write or show alone.")] = None,
-    factors_file: Annotated[
-        Path | None, typer.Option("--from-file", help="Instead of a preset: a factor file (.csv) of the authors' code.")
+    name: Annotated[str | None, Parameter(help="A preset, to write or show alone.")] = None,
+    /,
+    *,
+    from_file: Annotated[
+        Path | None, Parameter(help="Instead of a preset: a factor file (.csv) of the authors' code.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="With --from-file: the model the factors are for.")
-    ] = None,
-    target_length: Annotated[
-        str | None, typer.Option("--target-length", help="With --from-file: L' in tokens.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Write it as a new scaling.json here.")] = None,
+    model: Annotated[str | None, Parameter(help="With --from-file: the model the factors are for.")] = None,
+    target_length: Annotated[str | None, Parameter(metavar="TOKENS", help="With --from-file: L' in tokens.")] = None,
+    output: Annotated[Path | None, output("Write it as a new scaling.json here.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the published factor tables, or show or write one of them, or a factor file of the authors' code."""
-    if factors_file is not None:
-        if name is not None or model is None or target_length is None:
-            raise LongRopeError("--from-file needs --model and --target-length, and no preset's name")
-        _show(_from_file(factors_file, model, parse_length(target_length)), out, as_json)
-        return
-    if name is None:
-        if out is not None:
-            raise LongRopeError("expected the name of a preset to write to -o; found none")
-        _list(as_json)
-        return
-    from longrope.rope.presets import preset
+    """List, show or write the published factor tables, or a factor file of the authors' code."""
+    from longrope.rope.presets import preset, preset_table
 
-    _show(preset(name), out, as_json)
+    if from_file is None and name is None:
+        if output is not None:
+            raise LongRopeError("expected the name of a preset to write to `output`; found none")
+        if as_json:
+            print_json({"presets": [asdict(row) for row in preset_table()]})
+        else:
+            show_presets(preset_table())
+        return
+    if from_file is None:
+        scaling = preset(name or "")
+    elif name is not None or model is None or target_length is None:
+        raise LongRopeError("`from_file` needs `model` and `target_length`, and no preset's name")
+    else:
+        scaling = _from_file(from_file, model, parse_length(target_length))
+    if output is None:
+        print(scaling.to_json(), end="")
+        return
+    check_output_file(output)
+    scaling.save(output)
+    if as_json:
+        print_json({"scaling": str(output)})
+    else:
+        console.print(f"wrote {output}")
 
 
 def _from_file(path: Path, model: str, target_length: int) -> RopeScaling:
@@ -58,38 +72,3 @@ def _from_file(path: Path, model: str, target_length: int) -> RopeScaling:
     # The authors' code applies the su attention factor beside the factors and writes it to no file.
     m = su_attention_factor(geometry, target_length)
     return read_authors_factors(path, geometry, target_length, attention_factor=m)
-
-
-def _show(scaling: RopeScaling, out: Path | None, as_json: bool) -> None:
-    if out is None:
-        typer.echo(scaling.to_json(), nl=False)
-        return
-    check_output_file(out)
-    scaling.save(out)
-    if as_json:
-        print_json({"scaling": str(out)})
-    else:
-        output.print(f"wrote {out}")
-
-
-def _list(as_json: bool) -> None:
-    from longrope.rope.presets import preset_table
-
-    rows = preset_table()
-    if as_json:
-        print_json({"presets": [asdict(row) for row in rows]})
-        return
-    shown = table("", ["name", "model", "L", "L'", "s", "d", "base", "monotone", "role"])
-    for row in rows:
-        shown.add_row(
-            row.name,
-            row.model,
-            format_length(row.original_length),
-            format_length(row.target_length),
-            f"{row.ratio:g}",
-            str(row.rotary_dim),
-            f"{row.base:g}",
-            "yes" if row.monotone else "no",
-            row.role,
-        )
-    output.print(shown)

@@ -1,4 +1,4 @@
-"""The tables that `longrope eval` prints: one per suite, a row per method, a column per length or metric."""
+"""The results of an evaluation: a table for each suite, a row for each method, a column for each length or metric."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from longrope.evaluation.results import EvalRow
 
 
-def show(rows: Sequence[EvalRow]) -> None:
+def show_evaluation(rows: Sequence[EvalRow]) -> None:
     """Print the results; the loss by position, single depths and RULER's single tasks are in the file only."""
     for suite, draw in _SUITES.items():
         own = [row for row in rows if row.suite == suite]

@@ -1,0 +1,1 @@
+"""What verbs print when they are done: one file for each kind of result."""

@@ -1,0 +1,126 @@
+"""Results of the jobs that make something: search, fine-tuning, export, `extend` and recipes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longrope.cli.common import number, output, table
+from longrope.cli.tables.evaluation import show_evaluation
+
+if TYPE_CHECKING:
+    from longrope.export.export import ExportResult
+    from longrope.recipes.extend import Extension
+    from longrope.recipes.run import RecipeResult
+    from longrope.search.run import SearchResult
+    from longrope.train.output import FinetuneResult
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def show_search(result: SearchResult) -> None:
+    """Print what a search found against the baselines."""
+    rows = table(f"Loss on the search samples ({result.objective}, nats per token)", ["method", "loss", "exp(loss)"])
+    for name, loss in sorted(result.baselines.items(), key=lambda item: -item[1]):
+        rows.add_row(name, number(loss, 4), number(_perplexity(loss)))
+    rows.add_row(result.method, number(result.best_loss, 4), number(_perplexity(result.best_loss)), style="bold")
+    output.print(rows)
+    if result.choices is not None:
+        chosen = ", ".join(f"{name} loss alone {dim}" for name, dim in result.choices.chosen.items())
+        output.print(f"real critical dimension: pair {result.critical_dim} ({chosen})")
+    output.print(f"{result.evaluations} evaluations, {result.token_passes:,} token passes")
+    output.print(f"scaling: {result.path}")
+
+
+def show_finetune(result: FinetuneResult) -> None:
+    """Print what a training did and where it lies."""
+    summary = result.summary
+    losses = result.losses
+    parts = ", ".join(f"{part} {tokens:,}" for part, tokens in summary["tokens"].items())
+    output.print(f"{summary['steps']} steps, tokens: {parts}; {summary['identity']['loss']} loss")
+    output.print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f} nats per token (exp {math.exp(min(losses[-1], 700)):.2f})")
+    for loss in summary["not_in_transformers"]:
+        output.print(f"transformers cannot express: {loss}")
+    output.print(f"checkpoint: {result.checkpoint}")
+    output.print(f"scaling:    {result.path}")
+
+
+def show_export(done: ExportResult) -> None:
+    """Print where a checkpoint lies, its proof, what it loses, and how to serve it."""
+    output.print(f"wrote {done.path} from {done.model} and {done.scaling_path}")
+    if check := done.verification:
+        output.print(
+            f"reloaded with transformers: frequencies equal to {check.max_frequency_error:.1e}, "
+            f"logits to {check.max_logit_error_short:.1e} inside and {check.max_logit_error_long:.1e} beyond "
+            "the original window"
+        )
+    for loss in done.unsupported:
+        output.print(f"lost: {loss}")
+    for note in done.notes:
+        output.print(note)
+    for serving in done.servings:
+        for line in serving.lines():
+            output.print(line)
+
+
+def show_extension(extension: Extension, out: Path) -> None:
+    """Print the search, the comparison, the proof, and where everything lies."""
+    show_search(extension.search)
+    output.print()
+    show_evaluation(extension.evaluation.rows)
+    output.print()
+    for proof in extension.proofs:
+        output.print(
+            f"reloaded with plain transformers, last {proof.positions} of {proof.length} tokens: logits within "
+            f"{proof.max_logit_difference:.1e} of the searched model's, same most likely token at "
+            f"{100 * proof.top1_agreement:.2f} % of positions"
+        )
+    for loss in extension.losses:
+        output.print(f"lost: {loss}")
+    output.print()
+    output.print(f"checkpoint: {extension.checkpoint}")
+    output.print(f"scaling:    {extension.search.path}")
+    output.print(f"all of it:  {out}")
+    output.print(f"report:     {extension.report.html}")
+
+
+def show_recipe(result: RecipeResult) -> None:
+    """What every stage came to, what was measured last, and where things lie."""
+    from longrope.evaluation.results import EvalResults
+
+    rows = table("", ["stage", "result", "seconds"])
+    rows.columns[1].justify = "left"
+    measured: Path | None = None
+    for folder, said in result.stages.items():
+        rows.add_row(folder, _outcome(said), f"{said['seconds']:,.0f}")
+        if "evaluation" in said:
+            measured = Path(said["evaluation"])
+    output.print(rows)
+    if measured is not None:
+        output.print()
+        show_evaluation(EvalResults.load(measured).rows)
+    output.print()
+    output.print(f"model:   {result.model}")
+    output.print(f"scaling: {result.path}")
+    if result.report is not None:
+        output.print(f"report:  {result.report}")
+
+
+def _outcome(said: dict[str, Any]) -> str:
+    """One stage's own words as one line."""
+    if "best_loss" in said:
+        held = {name: loss for name, loss in said["baselines"].items() if loss is not None}
+        best = min(held, key=held.__getitem__, default="none")
+        return (
+            f"loss {number(said['best_loss'], 4)} ({best} {number(held.get(best), 4)}), {said['evaluations']} questions"
+        )
+    if "final_loss" in said:
+        return f"loss {said['first_loss']:.4f} -> {said['final_loss']:.4f}, {said['steps']} steps"
+    if "lengths" in said:
+        return ", ".join(
+            f"{row['length']}: {number(row['before'], 4)} -> {number(row['after'], 4)}" for row in said["lengths"]
+        )
+    return str(said.get("checkpoint") or said.get("evaluation"))
