@@ -96,7 +96,7 @@ def test_fix_config(cli, model, scaling, tmp_path):
 
 def test_what_is_missing(refused, model, scaling, tmp_path):
     out = ("-o", tmp_path / "out")
-    assert "expected --scaling FILE" in refused("export", model, *out)
+    assert "expected a --scaling" in refused("export", model, *out)
     assert "--to to be 'hf', 'hf-unified', 'phi3' or 'gguf'" in refused(
         "export", model, "--scaling", scaling, "--to", "magic", *out
     )

@@ -75,7 +75,7 @@ def test_tensorboard_and_trainer_arguments(finetune: Callable[..., Ran], tmp_pat
     [
         (("--mix", "everything"), "expected a mix such as"),
         (("--length", "1k"), "this scaling reaches 256 tokens"),
-        (("--device", "tpu"), '"tpu" for --device'),
+        (("--device", "tpu"), "expected --device cpu or cuda"),
         (("--adapter",), "add --lora RANK"),
         (("--schedule", "step"), "expected --schedule to be"),
         (("--trainer", "no.json"), "cannot read --trainer"),

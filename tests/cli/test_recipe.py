@@ -94,7 +94,7 @@ def test_options_that_a_recipe_has_no_use_for(
 
 
 def test_wrong_recipes(extend: Callable[..., Ran], cli: Callable[..., Ran], checkpoint: Path, tmp_path: Path) -> None:
-    assert "has no setting sample" in refused(extend(({**SEARCH_4, "sample": 1},)))
+    assert "unknown key 'sample'" in refused(extend(({**SEARCH_4, "sample": 1},)))
     assert "stage 1 (evaluate): there is no search before it" in refused(extend((EVALUATE,)))
     assert "there is no recipe 'slow'" in refused(cli("extend", checkpoint, "--recipe", "slow"))
     assert "names no texts to search" in refused(cli("extend", checkpoint, "--recipe", "quick", "-o", tmp_path / "run"))

@@ -58,14 +58,14 @@ def test_racing_is_off_by_default_and_drops_candidates_where_it_is_on(search, tm
 # --- refusals
 
 WRONG = [
-    (("--racing", "maybe"), "expected --racing"),
+    (("--racing", "maybe"), 'Invalid value "maybe" for --racing'),
     (("--racing", "on", "--method", "hybrid"), "--racing is a setting of the methods longrope, longrope2"),
-    (("--critical-dim", "low"), "expected --critical-dim"),
-    (("--critical-dim", "2.5"), "expected --critical-dim"),
+    (("--critical-dim", "low"), "expected a whole number for --critical-dim"),
+    (("--critical-dim", "2.5"), "expected a whole number for --critical-dim"),
     (("--critical-dim", -1), "expected --critical-dim of at least 1, found '-1'"),
     (("--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
     (("--method", "cma", "--evaluations", 0), "expected --evaluations of at least 1"),
-    (("--method", "cma", "--evaluations", "many"), "expected --evaluations"),
+    (("--method", "cma", "--evaluations", "many"), "expected a whole number for --evaluations"),
     (("--method", "cma", "--evaluations", 10), "at least 11 evaluations"),
     (("--method", "hybrid", "--evaluations", 10, "--no-continuation"), "at least 11 evaluations"),
     (("--method", "hybrid", "--knots", 17, "--no-continuation"), "2 to 16 knots"),

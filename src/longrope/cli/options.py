@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 from cyclopts.types import NonNegativeInt
@@ -61,7 +61,7 @@ class Options:
             )
             option = self.names.get(name, f"--{name.replace('_', '-')}")
             is_list = get_origin(info.annotation) is tuple
-            kind: Any = Literal["on", "off"] if name in self.switches else str if is_list else info.annotation
+            kind: Any = str if is_list or name in self.switches else info.annotation
             if name in self.switches:
                 default = "on" if default else "off"
             elif is_list:
@@ -70,6 +70,7 @@ class Options:
             parameter = Parameter(
                 name=option,
                 negative=f"--no-{option.removeprefix('--')}" if default is True else (),
+                choices=("on", "off") if name in self.switches else None,
                 metavar="TOKENS" if name.endswith("length") else None,
             )
             text = self.helps.get(name, info.description or "").replace("`", "")
