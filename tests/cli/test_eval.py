@@ -129,8 +129,8 @@ def test_scalings_against_each_other_on_the_same_samples(cli, scaling, tmp_path)
 
 def test_refusals(cli, text, scaling, tmp_path):
     for arguments, message in (
-        (("--suite", "passkey"), "lengths` from 2"),
-        (("--suite", "retention", "--lengths", "256", "--data", text), "leave the lengths out"),
+        (("--suite", "passkey"), "--lengths from 2"),
+        (("--suite", "retention", "--lengths", "256", "--data", text), "leave the --lengths out"),
         (
             ("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "magic"),
             "expected --ruler-tasks to be 'niah_single_1'",
