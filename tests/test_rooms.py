@@ -76,6 +76,38 @@ def import_faults(path: Path, package: Path) -> list[str]:
     return [f"{path}: room {room} imports {target}, which is not below it" for target in sorted(targets & refused)]
 
 
+def circles(paths: list[Path], package: Path) -> list[list[str]]:
+    """Modules of `package` that import one another in a circle, each circle once: its modules in order of import."""
+    names = {}
+    for path in paths:
+        parts = (package.name, *path.relative_to(package).with_suffix("").parts)
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph: dict[str, list[str]] = {}
+    for name, path in names.items():
+        module = (package.name, *path.relative_to(package).parent.parts)
+        found = imported_modules(ast.parse(path.read_text("utf-8")), module)
+        # `from a import b` names a too; where b is a module, a itself is no more than its folder.
+        graph[name] = sorted(
+            target
+            for target in found & names.keys() - {name, package.name}
+            if not any(other.startswith(f"{target}.") for other in found & names.keys())
+        )
+    seen: set[str] = set()
+    faults = []
+
+    def visit(name: str, way: list[str]) -> None:
+        if name in way:
+            faults.append(way[way.index(name) :])
+        elif name not in seen:
+            seen.add(name)
+            for target in graph[name]:
+                visit(target, [*way, name])
+
+    for name in sorted(graph):
+        visit(name, [])
+    return faults
+
+
 def safety_faults(path: Path) -> list[str]:
     """Uses of pickle, torch.load, os.environ or a shell in `path`, one line each."""
     faults = []
@@ -111,6 +143,11 @@ def test_there_is_something_to_check() -> None:
 
 def test_imports_go_downward() -> None:
     assert [fault for path in sources() for fault in import_faults(path, PACKAGE)] == []
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    inside = [path for path in sources() if path != PACKAGE / "__init__.py"]  # that one offers names of every room
+    assert circles(inside, PACKAGE) == []
 
 
 def test_no_file_is_too_long() -> None:
@@ -165,6 +202,30 @@ def test_an_import_upward_is_found(tmp_path: Path, name: str, text: str, room: s
 )
 def test_an_import_downward_is_no_fault(tmp_path: Path, name: str, text: str) -> None:
     assert import_faults(*wrong_file(tmp_path, name, text)) == []
+
+
+@pytest.mark.parametrize(
+    ("third", "found"),
+    [
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from longrope.rope.a import x\n", True),
+        ("def later():\n    from . import a\n", True),
+        ("import longrope.rope.b\n", True),
+        ("from longrope.rope import other\n", False),
+    ],
+)
+def test_a_circle_is_found(tmp_path: Path, third: str, found: bool) -> None:
+    package = tmp_path / "longrope"
+    (package / "rope").mkdir(parents=True)
+    texts = {
+        "__init__": "",
+        "other": "",
+        "a": "from longrope.rope.b import y\n",
+        "b": "import longrope.rope.c\n",
+        "c": third,
+    }
+    for name, text in texts.items():
+        (package / f"rope/{name}.py").write_text(text, "utf-8")
+    assert bool(circles(sorted(package.rglob("*.py")), package)) == found
 
 
 @pytest.mark.parametrize("name", ["attic/old.py", "assets/code.py", "helpers.py"])

@@ -2,13 +2,18 @@
 
 Two layers, hidden size 64, vocabulary 128, a window of 64 tokens. Freshly initialised weights (0.02) would make
 attention nearly uniform and hide every error of a rotary embedding; here the weights are large enough that they show.
+
+Every commit tests the five `CODE_PATHS`, the slow tier all families: parametrise with `FAMILIES`, or with
+`slow_but_code_paths` of cases that begin with a family.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -67,8 +72,23 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "glm": {"head_dim": 32, "partial_rotary_factor": 0.5},
 }
-FAMILIES = tuple(_OWN)
+ALL_FAMILIES = tuple(_OWN)
+CODE_PATHS = ("llama", "cohere", "gpt_neox", "gemma3_text", "gpt_oss")
+"""Cosines in halves; interleaved; of a part of the head, in blocks whose modules have other names; one RoPE per layer
+type, with norms of queries and keys; cosines of D columns, mixtures of experts and sliding windows."""
 ONE_ROPE_PER_LAYER_TYPE = ("gemma3_text", "olmo3")
+
+
+def slow_but_code_paths(cases: Iterable[Any]) -> list[Any]:
+    """`cases` for parametrize, each a family or a tuple that begins with one: all but CODE_PATHS are marked slow."""
+    marked = []
+    for case in cases:
+        values = case if isinstance(case, tuple) else (case,)
+        marked.append(pytest.param(*values, marks=() if values[0] in CODE_PATHS else pytest.mark.slow))
+    return marked
+
+
+FAMILIES = slow_but_code_paths(ALL_FAMILIES)
 
 
 def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:

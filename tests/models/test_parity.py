@@ -14,7 +14,16 @@ from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window
-from tests.models.families import FAMILIES, ONE_ROPE_PER_LAYER_TYPE, WINDOW, logits, tiny_config, tiny_model, tokens
+from tests.models.families import (
+    ALL_FAMILIES,
+    ONE_ROPE_PER_LAYER_TYPE,
+    WINDOW,
+    logits,
+    slow_but_code_paths,
+    tiny_config,
+    tiny_model,
+    tokens,
+)
 
 RATIO = 4
 TARGET = RATIO * WINDOW
@@ -86,7 +95,8 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 # Phi3Config knows no scaling but longrope.
 @pytest.mark.parametrize(
-    ("family", "kind"), [(name, kind) for name in PARITY for kind in KINDS if name != "phi3" or "longrope" in kind]
+    ("family", "kind"),
+    slow_but_code_paths((name, kind) for name in PARITY for kind in KINDS if name != "phi3" or "longrope" in kind),
 )
 def test_logits_are_those_of_transformers(family: str, kind: str) -> None:
     theirs, ours = carrying(family, kind), tiny_model(family)
@@ -101,7 +111,9 @@ def test_logits_are_those_of_transformers(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [(name, kind) for name in FAMILIES for kind in ("llama3", "longrope") if name != "phi3" or kind == "longrope"],
+    slow_but_code_paths(
+        (name, kind) for name in ALL_FAMILIES for kind in ("llama3", "longrope") if name != "phi3" or kind == "longrope"
+    ),
 )
 def test_a_checkpoint_that_carries_a_scaling(family: str, kind: str) -> None:
     model, plain = carrying(family, kind), tiny_model(family)

@@ -19,7 +19,15 @@ from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.chunked import checkpointed_layers
 from longrope.models.scoring import token_nll
 from longrope.rope.scaling import RopeScaling
-from tests.models.families import FAMILIES, VOCABULARY, logits, tiny_model, tokens
+from tests.models.families import (
+    ALL_FAMILIES,
+    FAMILIES,
+    VOCABULARY,
+    logits,
+    slow_but_code_paths,
+    tiny_model,
+    tokens,
+)
 
 BATCH, LENGTH, CHUNK, MLP_CHUNK = 2, 50, 7, 11
 IDS = tokens(LENGTH, BATCH)
@@ -158,7 +166,9 @@ def watch(modules: list[nn.Module]) -> tuple[list[tuple[int, ...]], list[tuple[i
     return inputs, outputs
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("mixtral", "gpt_oss")])
+@pytest.mark.parametrize(
+    "family", slow_but_code_paths(name for name in ALL_FAMILIES if name not in ("mixtral", "gpt_oss"))
+)
 def test_logits_and_mlps_exist_in_pieces(family: str) -> None:
     model = tiny_model(family)
     down = {"gpt_neox": "dense_4h_to_h", "starcoder2": "c_proj"}.get(family, "down_proj")
