@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a test proves
     from longrope.doctor.diagnose import diagnose as diagnose
     from longrope.evaluation.config import EvalConfig as EvalConfig
+    from longrope.evaluation.perplexity import perplexity as perplexity
+    from longrope.evaluation.run import evaluate as evaluate
     from longrope.export.config import ExportConfig as ExportConfig
     from longrope.export.export import export_checkpoint as export_checkpoint
     from longrope.models.apply import apply_scaling as apply_scaling
@@ -51,6 +53,8 @@ if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a 
 _PUBLIC = {
     "doctor.diagnose": ("diagnose",),
     "evaluation.config": ("EvalConfig",),
+    "evaluation.perplexity": ("perplexity",),
+    "evaluation.run": ("evaluate",),
     "export.config": ("ExportConfig",),
     "export.export": ("export_checkpoint",),
     "models.apply": ("apply_scaling", "remove_scaling", "scaled"),
