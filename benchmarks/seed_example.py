@@ -31,7 +31,7 @@ from longrope.data.sources import read_all
 from longrope.provenance import record
 from longrope.rope.closed_forms import yarn
 from longrope.search.config import SearchConfig
-from longrope.standalone.sizes import ForwardPlan, Sizes
+from longrope.standalone.sizes import ForwardCost, Sizes
 from longrope.storage import write_json_atomic, write_text_atomic
 from longrope.units import format_length, parse_length, parse_lengths
 
@@ -120,7 +120,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     """The plan of the example as the seed writes it, and every run as a table."""
     parts = ["# The seed's example: d_model 512, 8 heads, 6 layers, base length 4,096", ""]
     parts += ["What its forward at 2M tokens takes, from `model.plan(2048 * 1024, batch=2)`:", ""]
-    parts += ["```", str(ForwardPlan(SIZES, SEED_LENGTH, SEED_BATCH)), "```", ""]
+    parts += ["```", str(ForwardCost(SIZES, SEED_LENGTH, SEED_BATCH)), "```", ""]
     parts += [
         "On a CPU the peak is that of the whole process, with Python, torch and transformers, and GFLOP/s are of "
         "processor time: other work may have run on the machine.",
@@ -168,7 +168,7 @@ def main() -> None:
         measure = {"forward": forward, "extend": extend}[arguments.measure]
         print(json.dumps(measure(arguments, parse_length(arguments.lengths))))
         return
-    print(ForwardPlan(SIZES, SEED_LENGTH, SEED_BATCH), flush=True)
+    print(ForwardCost(SIZES, SEED_LENGTH, SEED_BATCH), flush=True)
     path = arguments.out / "seed_example.json"
     runs = json.loads(path.read_text("utf-8"))["runs"] if path.exists() else []
     rows = [in_own_process(arguments, "forward", length) for length in parse_lengths(arguments.lengths)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from longrope.costs.model_dims import shape_of, weightless
 from longrope.costs.plan import CostPlan, CostRow, plan
 from longrope.costs.search_cost import search_work, sized_objectives
 from longrope.errors import LongRopeError
-from longrope.models.loading import open_model
+from longrope.models.loading import load_model, open_model
 from longrope.search.config import METHODS, SearchConfig
 from longrope.search.run import search
 from longrope.search.search_data import prepare_texts
@@ -133,6 +133,7 @@ def test_rates_and_memory() -> None:
     devices = Devices(gpu="h100", mfu=0.5, attention_mfu=0.25)
     assert devices.seconds(Flops(989e12, 0)) == pytest.approx(2)
     assert devices.seconds(Flops(0, 989e12)) == pytest.approx(4)
+    assert Devices(mfu=0.25).chosen_attention_mfu == 0.2
     assert Devices(gpu="h100", tflops=1.0, mfu=1.0).seconds(Flops(1e12, 0)) == 1
     assert Devices(memory=10).holds(USABLE * 10 * GIGA)
     assert not Devices(memory=10).holds(USABLE * 10 * GIGA + 1)
@@ -149,20 +150,23 @@ def test_every_gpu_of_the_table_has_its_source() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    "wrong",
     [
-        ({"gpu": "h1000"}, "expected a GPU of"),
-        ({"count": 0}, "at least 1 GPU"),
-        ({"dtype": "int4"}, "expected a dtype"),
-        ({"mfu": 0.0}, "expected mfu above 0"),
-        ({"attention_mfu": 1.5}, "expected attention_mfu above 0"),
-        ({"tflops": float("nan")}, "positive tflops"),
-        ({"memory": -1.0}, "positive memory"),
+        {"gpu": "h1000"},
+        {"count": 0},
+        {"dtype": "int4"},
+        {"mfu": 0.0},
+        {"attention_mfu": 1.5},
+        {"tflops": float("nan")},
+        {"tflops": float("inf")},
+        {"memory": -1.0},
     ],
 )
-def test_devices_that_cannot_be(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(LongRopeError, match=said):
-        Devices(**given)
+def test_devices_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(LongRopeError) as error:
+        Devices(**wrong)
+    assert error.value.code == "invalid-setting"
+    assert next(iter(wrong)) in str(error.value).lower()
 
 
 # The whole plan.
@@ -191,6 +195,14 @@ def test_a_plan_of_an_8b_model_without_weights(llama3: str) -> None:
     assert not evolution.advice
 
 
+def test_a_loaded_model_is_planned_for_like_its_name() -> None:
+    """A `PreTrainedModel` needs no tokenizer, and keeps its mode."""
+    model = load_model("tiny").train()
+    named, given = (plan(one, 2048, searches=[], trainings=[]).rows for one in ("tiny", model))
+    assert given == named
+    assert model.training
+
+
 def test_the_papers_cost_of_an_evaluation(tmp_path: Path) -> None:
     """LongRoPE: one evaluation at 2,048k tokens takes about 50 minutes on 8 A100, with the 3 samples used there."""
     LlamaConfig(max_position_embeddings=4096).save_pretrained(tmp_path)
@@ -209,7 +221,7 @@ def test_what_does_not_fit_says_what_would(llama3: str) -> None:
 
     row = trained()
     assert not row.fits
-    assert "--offload" in row.advice
+    assert "`offload`" in row.advice
     assert "context parallel over 2 devices" in row.advice
     assert "h200" in row.advice
     assert trained(offload=True).fits
@@ -234,16 +246,19 @@ def test_what_does_not_fit_says_what_would(llama3: str) -> None:
 def test_plans_that_cannot_be(llama3: str, tmp_path: Path) -> None:
     with pytest.raises(LongRopeError, match="above the model's window of 8192"):
         plan(llama3, 8192)
-    with pytest.raises(LongRopeError, match="divides 8"):
+    with pytest.raises(LongRopeError, match="divides 8") as error:
         plan(llama3, 131072, Devices(count=8), context_parallel=3)
+    assert error.value.code == "invalid-setting"
     with pytest.raises(LongRopeError, match=r"no config|config\.json"):
         plan(str(tmp_path), 131072)
 
 
-def test_json_names_everything(llama3: str) -> None:
-    planned = plan(llama3, 16384, searches=[SearchConfig(method="cma")], trainings=[])
+def test_a_plan_is_shown_and_its_json_names_everything(llama3: str, tmp_path: Path) -> None:
+    planned = plan(llama3, "16k", searches=[SearchConfig(method="cma")], trainings=[])
+    assert "8k -> 16k tokens on 1 × h100, bfloat16\nsearch cma " in repr(planned)
+    planned.save(tmp_path / "plan.json")
     found = planned.to_json()
+    assert json.loads((tmp_path / "plan.json").read_text()) == json.loads(json.dumps(found))
     assert found["devices"]["peak_tflops"] == 989
     assert found["rows"][0]["peak_bytes"] == sum(found["rows"][0]["memory"].values())
-    assert replace(planned).to_json() == found
     assert any("assumed, not measured" in line for line in found["assumptions"])

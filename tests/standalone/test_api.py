@@ -1,4 +1,4 @@
-"""LongRoPEModel whole: the seed's example, training, extension, and the checkpoint that the tool's verbs work on."""
+"""LongRoPEModel: the seed's example, training, extension, and the checkpoint that the commands work on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from longrope.models.apply import apply_scaling
 from longrope.search.config import SearchConfig
 from longrope.standalone.training import draw_rows, next_byte_loss
 from tests.checkpoints import words
+from tests.train.runs import Recorded
 
 BASE, TARGET = 64, 256
 SMALL = SearchConfig(method="gradient", steps=1, samples=1, continuation=False)
@@ -110,11 +111,12 @@ def test_the_extension_is_worth_it(trained, extended):
 
 
 def test_extending_repeats_bit_for_bit(trained, books, tmp_path):
-    runs = [trained.extend_context(books, 128, SMALL, out=tmp_path / name) for name in ("a", "b")]
+    runs = [trained.extend_context(books, 128, SMALL, output_dir=tmp_path / name) for name in ("a", "b")]
     assert runs[0].scaling.windows == runs[1].scaling.windows
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"search.jsonl", "scaling.json", "search.json"}
-    with pytest.raises(LongRopeError, match="nothing is overwritten"):
-        trained.extend_context(books, 128, SMALL, out=tmp_path / "a")
+    with pytest.raises(LongRopeError) as error:
+        trained.extend_context(books, 128, SMALL, output_dir=tmp_path / "a")
+    assert error.value.code == "output-exists"
 
 
 def test_an_extended_model_is_extended_again(extended, books):
@@ -123,8 +125,9 @@ def test_an_extended_model_is_extended_again(extended, books):
     assert [window.max_length for window in further.scaling.windows] == [BASE, TARGET, 2 * TARGET]
     ids = held_out(TARGET, 1)
     assert torch.equal(further(ids[:, :TARGET]), extended(ids[:, :TARGET]))
-    with pytest.raises(LongRopeError, match="transformers cannot express this scaling"):
+    with pytest.raises(LongRopeError) as error:
         further.to_hf()
+    assert error.value.code == "not-expressible"
 
 
 def test_an_extended_model_is_fine_tuned_at_its_length(extended, books):
@@ -136,10 +139,15 @@ def test_an_extended_model_is_fine_tuned_at_its_length(extended, books):
 
 
 def test_fit_repeats_bit_for_bit(books):
-    def run(seed: int) -> list[float]:
-        return LongRoPEModel(16, 1, 1, 32).fit(books, steps=5, batch=2, seed=seed)
+    recorded = Recorded()
 
-    assert run(0) == run(0) != run(1)
+    def run(seed: int) -> list[float]:
+        return LongRoPEModel(16, 1, 1, 32).fit(books, steps=5, batch=2, seed=seed, callbacks=recorded)
+
+    first = run(0)
+    assert [(progress.step, progress.loss) for progress in recorded.progress] == list(enumerate(first, start=1))
+    assert recorded.started == [(5, 0)]
+    assert run(0) == first != run(1)
 
 
 def test_a_save_keeps_the_class_and_the_extension(extended, tmp_path):
@@ -188,8 +196,9 @@ def test_the_tools_verbs_take_the_checkpoint(trained, extended, cli, tmp_path):
 def test_a_folder_that_is_in_use_stays(trained, extended, tmp_path):
     (tmp_path / "mine").write_text("x")
     for model in (trained, extended):
-        with pytest.raises(LongRopeError, match="not empty"):
+        with pytest.raises(LongRopeError) as error:
             model.to_hf(tmp_path)
+        assert error.value.code == "output-exists"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -207,14 +216,14 @@ def test_a_long_search_says_so(books):
     ("call", "message"),
     [
         (lambda model, data: model.extend_context(data, BASE), "above the model's window of 64"),
-        (lambda model, data: model.extend_context(data, 0), "target_length must be a whole number"),
+        (lambda model, data: model.extend_context(data, 0), "a length must be a positive whole number"),
         (lambda model, data: model.extend_context(data, 2**20), "need 5 samples of 1048576 consecutive tokens"),
-        (lambda model, data: model.extend_context("text", 128), "documents that load_data"),
-        (lambda model, data: model.extend_context([], 128), "documents that load_data"),
+        (lambda model, data: model.extend_context("nowhere.txt", 128), "no text at 'nowhere.txt'"),
+        (lambda model, data: model.extend_context([], 128), "at least one source of text"),
         (lambda model, data: model.fit(data, length=BASE + 1), "a sequence of 65 is too long"),
         (lambda model, data: model.fit(data, steps=0), "steps must be a whole number"),
         (lambda model, data: model.fit(data, learning_rate=0.0), "learning_rate must be a finite number above 0"),
-        (lambda model, data: model.fit(["text"]), "documents that load_data"),
+        (lambda model, data: model.fit([1]), "expected `data` as a str"),
     ],
 )
 def test_bad_input(trained, books, call, message):
@@ -229,8 +238,9 @@ def test_texts_too_short(tmp_path):
     (tmp_path / "short.txt").write_text("x")
     data = load_data(tmp_path)
     model = LongRoPEModel(16, 1, 1, 32)
-    with pytest.raises(LongRopeError, match="a text of more than 32 bytes"):
-        model.fit(data)
+    with pytest.raises(LongRopeError) as error:
+        model.fit(tmp_path)  # a folder is read as load_data does
+    assert error.value.code == "too-short-text"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one byte tells nothing about training
         with pytest.raises(LongRopeError, match="need 5 samples of 64 consecutive tokens"):
@@ -241,6 +251,7 @@ def test_a_loss_that_is_lost(books):
     model = LongRoPEModel(16, 1, 1, 32)
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("inf")
-    with pytest.raises(LongRopeError, match="the loss became nan at step 1"):
+    with pytest.raises(LongRopeError, match="the loss became nan at step 1") as error:
         model.fit(books, steps=2)
+    assert error.value.code == "not-finite"
     assert not model.training

@@ -18,7 +18,7 @@ from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.standalone.llama import as_llama, byte_tokenizer
 from longrope.standalone.model import StandaloneModel
-from longrope.standalone.sizes import ForwardPlan, Sizes
+from longrope.standalone.sizes import ForwardCost, Sizes
 
 BASE, TARGET = 64, 256
 
@@ -244,7 +244,7 @@ def test_the_plan_counts_what_there_is() -> None:
 
 
 def test_the_plan_of_two_million_tokens() -> None:
-    plan = ForwardPlan(Sizes(512, 8, 6, 4096), 2048 * 1024, batch=2)
+    plan = ForwardCost(Sizes(512, 8, 6, 4096), 2048 * 1024, batch=2)
     assert plan.embedding_numbers * 4 == 2 * 2097152 * 512 * 4
     text = str(plan)
     assert "2 × 2,097,152 tokens (2M)" in text
@@ -252,7 +252,7 @@ def test_the_plan_of_two_million_tokens() -> None:
         assert line in text
     for length, batch in ((0, 1), (4, 0)):
         with pytest.raises(LongRopeError, match="must be a whole number, 1 or more"):
-            ForwardPlan(plan.sizes, length, batch)
+            ForwardCost(plan.sizes, length, batch)
 
 
 _LONG_FORWARD = """

@@ -73,7 +73,7 @@ def command(
             count=gpus,
             dtype=dtype,
             mfu=mfu,
-            attention_mfu=0.8 * mfu if attention_mfu is None else attention_mfu,
+            attention_mfu=attention_mfu,
             tflops=tflops,
             memory=gpu_memory,
         ),

@@ -1,64 +1,65 @@
-"""What a plan is made for: a GPU of the table, how many of them, and which share of its peak rate is reached."""
+"""The devices that a plan is made for: a GPU of the table, how many, and the share of its peak rate that is reached."""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from longrope.costs.flops_bytes import Flops
+from pydantic import Field, model_validator
+
 from longrope.errors import LongRopeError
+from longrope.settings import Settings
+
+if TYPE_CHECKING:
+    from longrope.costs.flops_bytes import Flops
 
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of a number by dtype."""
 USABLE = 0.9
 """The share of a device's memory that is planned with; the rest is the driver's, the kernels' and fragmentation."""
 
 
 @cache
 def gpu_table() -> dict[str, dict[str, Any]]:
-    """GPUs by name: label, memory in 10^9 bytes, peak TFLOP/s by dtype, source."""
+    """GPUs by name: label, memory in 10^9 bytes, peak TFLOP/s by dtype, source of the numbers."""
     text = resources.files("longrope").joinpath("assets", "gpus.json").read_text(encoding="utf-8")
     return {entry["name"]: entry for entry in json.loads(text)["gpus"]}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Devices:
-    """`count` GPUs named in `gpu_table`, their factors in `dtype`.
-
-    `mfu` and `attention_mfu`: the share of the peak rate that matrices and attention reach; assumptions, of the order
-    of what well-kept kernels reach on long texts. `tflops` and `memory` (10^9 bytes) replace those of the table.
-
-    Raises LongRopeError for an unknown name or a number that cannot be.
-    """
+class Devices(Settings):
+    """The devices of a plan, and the rates that are assumed on them."""
 
     gpu: str = "h100"
-    count: int = 1
-    dtype: str = "bfloat16"
-    mfu: float = 0.5
-    attention_mfu: float = 0.4
-    tflops: float | None = field(default=None)
-    memory: float | None = field(default=None)
+    """A GPU of the table: a100-80, h100, h200, b200, l40s, rtx4090, mi300x, cpu, …"""
+    count: int = Field(1, ge=1)
+    """How many of them."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """The dtype of computing."""
+    mfu: float = Field(0.5, gt=0, le=1)
+    """The share of the peak rate that matrices reach; assumed, of the order of well-kept kernels on long texts."""
+    attention_mfu: float | None = Field(None, gt=0, le=1)
+    """The share of the peak rate that attention reaches. Default: 4/5 of that of matrices."""
+    tflops: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Peak TFLOP/s of one device, in place of the table's."""
+    memory: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """GB (10^9 bytes) of one device, in place of the table's."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _known(self) -> Self:
         if self.gpu not in gpu_table():
             raise LongRopeError(
-                f"expected a GPU of {', '.join(gpu_table())}; found {self.gpu!r}: choose one and give --tflops and "
-                "--gpu-memory of yours"
+                f"expected a GPU of {', '.join(gpu_table())}; found {self.gpu!r}",
+                code="invalid-setting",
+                hint="choose one and give `tflops` and `memory` of yours",
             )
-        if self.count < 1:
-            raise LongRopeError(f"expected at least 1 GPU, found {self.count}")
-        if self.dtype not in ITEM_SIZES:
-            raise LongRopeError(f"expected a dtype of {', '.join(ITEM_SIZES)}; found {self.dtype!r}")
-        for name in ("mfu", "attention_mfu"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise LongRopeError(f"expected {name} above 0, up to 1; found {getattr(self, name)}")
-        for name in ("tflops", "memory"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise LongRopeError(f"expected a positive {name}, found {value}")
+        return self
+
+    @property
+    def chosen_attention_mfu(self) -> float:
+        """The share of the peak rate that attention reaches: the given one, or 4/5 of that of matrices."""
+        return 0.8 * self.mfu if self.attention_mfu is None else self.attention_mfu
 
     @property
     def itemsize(self) -> int:
@@ -67,21 +68,29 @@ class Devices:
 
     @property
     def peak_tflops(self) -> float:
-        """Of one device, 10^12 FLOP/s."""
+        """The peak rate of one device, 10^12 FLOP/s."""
         return float(self.tflops or gpu_table()[self.gpu]["tflops"][self.dtype])
 
     @property
     def memory_bytes(self) -> float:
-        """Of one device."""
+        """The memory of one device."""
         return 1e9 * float(self.memory or gpu_table()[self.gpu]["memory"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings with their defaults filled in, and the numbers that follow."""
+        return self.model_dump() | {
+            "attention_mfu": self.chosen_attention_mfu,
+            "peak_tflops": self.peak_tflops,
+            "memory_bytes": self.memory_bytes,
+        }
 
     def holds(self, size: float) -> bool:
         """Whether `size` bytes fit on one device."""
         return size <= USABLE * self.memory_bytes
 
     def seconds(self, flops: Flops) -> float:
-        """On one device."""
-        return (flops.matrices / self.mfu + flops.attention / self.attention_mfu) / (1e12 * self.peak_tflops)
+        """The time of `flops` on one device."""
+        return (flops.matrices / self.mfu + flops.attention / self.chosen_attention_mfu) / (1e12 * self.peak_tflops)
 
     def larger(self, size: float) -> list[str]:
         """The GPUs of the table that hold `size` bytes, smallest first."""

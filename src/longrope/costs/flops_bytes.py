@@ -1,12 +1,12 @@
-"""FLOPs and bytes of what longrope does with a model, from its shape. Pure arithmetic; tests compare it with torch.
+"""FLOPs and peak bytes of scoring, gradients, training and reading, from a model's shape. Pure arithmetic.
 
-FLOPs: a multiplication and an addition are two. Matrices are counted apart from attention, whose rate differs. Norms,
+A multiplication and an addition are two FLOPs. Matrices are counted apart from attention, whose rate differs. Norms,
 rotations and the softmax are left out. Attention counts the pairs that are attended to: the causal half, inside the
 window where it slides. torch's `FlopCounterMode` counts the whole square of a flash kernel, twice as much.
 
 Bytes are the peak on one device of one text at a time with a flash or memory-efficient attention kernel, which makes no
 T×T matrix. Notation: T tokens, a bytes a number, H hidden, q, k, v, o numbers of queries, keys, values and attention's
-output of a token, M `mlp_width`, V vocabulary, N layers.
+output of a token, M `mlp_width`, V vocabulary, N layers. The tests compare both with torch.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from dataclasses import dataclass
 
 from longrope.costs.model_dims import ModelShape
 from longrope.data.mix import ORIGINAL_WINDOW
-from longrope.models.chunked import MLP_CHUNK
+from longrope.models.chunked import MLP_CHUNK, logits_chunk
 from longrope.models.generation.cache import PREFILL_CHUNK
 from longrope.train.config import FinetuneConfig
 
-LOGITS = 2**25
-"""Numbers in one piece of logits, in scoring and in training."""
 STATE_BYTES = 16
-"""A trained weight: itself 4, its gradient 4, AdamW's two moments 8 (float32)."""
+"""Bytes of a trained weight: itself 4, its gradient 4, AdamW's two moments 8 (float32)."""
 _FLASH_BACKWARD = 2.5
-"""Of a flash attention's forward: its two products computed as five (scores again, and dV, dP, dQ, dK)."""
+"""FLOPs of a flash attention's backward over those of its forward: 5 products (scores again, dV, dP, dQ, dK) for 2."""
 
 Bytes = dict[str, float]
-"""Bytes by what takes them; they add up to the peak."""
+"""Bytes by purpose; they add up to the peak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class Flops:
 
 
 def forward_flops(shape: ModelShape, length: int, scored: int | None = None) -> Flops:
-    """One text of `length` tokens; the head runs for `scored` positions (default: all)."""
+    """A forward of one text of `length` tokens; the head runs for `scored` positions (default: all)."""
     head = shape.head_weights * (length if scored is None else scored)
     matrices = 2 * (shape.active_weights * length + head)
     per_pair = 2 * (shape.queries + shape.heads_output)
@@ -57,7 +55,7 @@ def forward_flops(shape: ModelShape, length: int, scored: int | None = None) -> 
 
 
 def gradient_flops(shape: ModelShape, length: int, scored: int | None = None) -> Flops:
-    """Loss and gradient in the factors: forward, forward again (checkpoints), and gradients of inputs, not of weights.
+    """Loss and gradient by the factors: forward, forward again (checkpoints), and gradients of inputs, not of weights.
 
     3 forwards of matrices; of attention 2 and a backward, 4.5. In a text of several pieces of 2,048 tokens, an MLP is
     computed once more for its backward pass, without its last matrix: 2/3 of it where it is gated, else less.
@@ -68,27 +66,27 @@ def gradient_flops(shape: ModelShape, length: int, scored: int | None = None) ->
 
 
 def training_flops(shape: ModelShape, length: int, document: int | None = None) -> Flops:
-    """A row of training: forward, forward again, and gradients of inputs and weights, 4 forwards of matrices; of
-    attention as `gradient_flops`.
+    """A row of training: forward, forward again, and gradients of inputs and weights.
 
-    Attention stays inside documents of `document` tokens (default: the row is one).
+    4 forwards of matrices; of attention as in `gradient_flops`. Attention stays inside documents of
+    `document` tokens (default: the row is one).
     """
     size = min(document or length, length)
     once = forward_flops(shape, size) * (length / size)
     return Flops(4 * once.matrices, (2 + _FLASH_BACKWARD) * once.attention)
 
 
-def run_flops(shape: ModelShape, settings: FinetuneConfig, original_length: int) -> Flops:
+def run_flops(shape: ModelShape, config: FinetuneConfig, original_length: int) -> Flops:
     """All rows of a fine-tuning; those of the original window hold documents of `original_length` tokens."""
-    rows, flops = settings.steps * settings.rows_per_step, Flops()
-    for part, share in settings.shares.items():
-        document = original_length if part in ORIGINAL_WINDOW else settings.length
-        flops += training_flops(shape, settings.length, document) * (rows * share)
+    rows, flops = config.steps * config.rows_per_step, Flops()
+    for part, share in config.shares.items():
+        document = original_length if part in ORIGINAL_WINDOW else config.length
+        flops += training_flops(shape, config.length, document) * (rows * share)
     return flops
 
 
 def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
-    """`models/scoring.token_nll`: every loss of one text, without gradients.
+    """The bytes of `token_nll`: every loss of one text, without gradients.
 
     The larger of a layer and of a piece of the head: the hidden states, and 8 bytes a number of a piece of logits.
     """
@@ -100,7 +98,7 @@ def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
 
 
 def _layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
-    """A layer without gradients, its norms and its MLP in pieces.
+    """The bytes of a layer without gradients, its norms and its MLP in pieces.
 
     At its rotation it holds a·T·(3H + q + k + v) numbers (inputs of the model, of the layer, normed) and
     a·T·max(3q, q + 3k) of the rotation; at a norm in float32 a·T·3H and a piece of 8·2048·H, in its MLP a·T·4H and a
@@ -116,7 +114,7 @@ def _layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
 
 
 def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
-    """`objectives/sampled.loss_and_gradient`: weights get no gradient, layers are computed again.
+    """The bytes of an objective's `loss_and_gradient`: weights get no gradient, layers are computed again.
 
     a·T·(N + 3)·H of layer inputs and gradients, and the larger of a layer and of the head. A layer computed again holds
     a·T·(3q + o + 3k + v), and a piece of its MLP with its gradients, a·2048·2·M, or of a norm in float32, 28·2048·H;
@@ -133,7 +131,7 @@ def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
 
 
 def reading_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
-    """`models/cache.prefill`: keys and values of all layers, and a layer at work on the whole text.
+    """The bytes of `prefill`: keys and values of all layers, and a layer at work on the whole text.
 
     Where layers attend to a sliding window, a chunk of 2,048 tokens is at work: it holds its layer's keys and values
     once more (they are extended by copying), repeated for every head where heads share them, and its mask against all
@@ -161,7 +159,7 @@ def training_bytes(
     offload: bool = False,
     itemsize: int = 2,
 ) -> Bytes:
-    """A training step: AdamW with float32 states sharded over `gpus` (FSDP2), computed in bfloat16 (`itemsize` 2).
+    """The bytes of a training step: AdamW with float32 states sharded over `gpus` (FSDP2), bfloat16 compute (`itemsize`).
 
     16 bytes for each weight over the GPUs; what is gathered for computing: two layers (one at work, one on its way),
     their gradients, and what is outside the layers. Every layer keeps its input (two with `offload`); the layer
@@ -185,9 +183,9 @@ def training_bytes(
 
 def _piece(shape: ModelShape, length: int) -> int:
     """Numbers in one piece of the logits of a text."""
-    return min(length, max(1, LOGITS // shape.vocabulary)) * shape.vocabulary
+    return min(length, logits_chunk(shape.vocabulary)) * shape.vocabulary
 
 
 def _angle_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
-    """Cosines and sines of every position, and token ids and positions."""
+    """The bytes of cosines and sines of every position, of token ids and positions."""
     return length * (2 * shape.rotary_dim * itemsize + 16)

@@ -1,4 +1,4 @@
-"""What a model is made of, as far as its costs go: from the config alone, built without weights on the meta device."""
+"""The sizes of a model that decide its costs, from its config alone: it is built without weights on the meta device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FULL = "full_attention"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Sizes that decide FLOPs and bytes; all counts are numbers, not bytes.
+    """The sizes of a model that decide FLOPs and bytes; all counts are numbers, not bytes.
 
     `parameters`: all of them, tied ones once. `layer_parameters`: those of the largest layer. `active_weights`: matrix
     weights below the head that a token is multiplied with (of a mixture of experts, the chosen ones). `head_weights`:
@@ -66,7 +66,7 @@ class ModelShape:
 
 
 def weightless(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a config, on the meta device: every module and parameter, none of the numbers.
+    """The model of a config on the meta device: every module and parameter, without the numbers.
 
     Raises LongRopeError when there is no such config, or transformers makes no causal language model with a head of it.
     """
@@ -76,7 +76,9 @@ def weightless(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config that transformers cannot build raises many kinds
-        raise LongRopeError(f"cannot build the model of {name} from its config: {one_line(error)}") from error
+        raise LongRopeError(
+            f"cannot build the model of {name} from its config: {one_line(error)}", code="no-such-model"
+        ) from error
     return model
 
 
@@ -84,7 +86,9 @@ def shape_of(name: str, model: PreTrainedModel) -> ModelShape:
     """The shape of a model, weightless or not. Raises LongRopeError where it has no head, or no list of layers."""
     head: Any = model.get_output_embeddings()
     if head is None or model.base_model is model:
-        raise LongRopeError(f"expected a causal language model with a head, found {type(model).__name__} without one")
+        raise LongRopeError(
+            f"expected a causal language model with a head, found {type(model).__name__} without one", code="no-head"
+        )
     text = text_config(model.config)
     heads, queries, keys, values = _attention_sizes(text)
     decoder: Any = model.get_decoder()  # of a multimodal model the part that reads text
@@ -124,7 +128,9 @@ def _layers(base: nn.Module) -> list[nn.Module]:
 
     collect(base)
     if not lists:
-        raise LongRopeError(f"{type(base).__name__} has no list of layers: its costs cannot be planned")
+        raise LongRopeError(
+            f"{type(base).__name__} has no list of layers: its costs cannot be planned", code="unknown-layers"
+        )
     longest = max(lists, key=len)
     return list(longest)
 

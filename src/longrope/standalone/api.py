@@ -1,4 +1,4 @@
-"""`longrope.LongRoPEModel`: the standalone model with all it takes to train, extend and export it.
+"""`longrope.LongRoPEModel`: the standalone model with its training, its extension and its export.
 
     from longrope import LongRoPEModel, load_data
 
@@ -7,14 +7,14 @@
     model.fit(data, steps=2000)
     model = model.extend_context(data, 16384)
 
-The model itself is `models/standalone.py`. Its search is the tool's own, on a Llama with the same weights.
+The network itself is in `model.py`. The search is that of every model, on a Llama with the same weights.
 """
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from longrope.checks import whole_number
+from longrope.callbacks import Callbacks, SearchProgress
 from longrope.data.documents import Document
-from longrope.data.sources import read_all
-from longrope.errors import LongRopeError
+from longrope.data.sources import TextData, as_sources, read_all
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
 from longrope.models.config import LoadOptions
@@ -33,16 +32,14 @@ from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from longrope.search.config import SearchConfig
-from longrope.search.loop import Progress
 from longrope.search.run import search
-from longrope.standalone import training as standalone_fit
 from longrope.standalone.llama import as_llama, byte_tokenizer, write_llama
 from longrope.standalone.model import StandaloneModel
 from longrope.standalone.sizes import VOCABULARY
-from longrope.standalone.training import Bytes, next_byte_loss
-from longrope.units import format_length
+from longrope.standalone.training import Bytes, fit, next_byte_loss
+from longrope.units import format_length, parse_length
 
-_LONG_FORWARD = 1e15  # FLOPs of one text: beyond, a search is no matter of minutes, and says so
+_LONG_FORWARD = 1e15  # FLOPs of one text: beyond, a search takes more than minutes, and warns
 
 
 def load_data(path: Path | str) -> list[Document]:
@@ -53,8 +50,8 @@ def load_data(path: Path | str) -> list[Document]:
     return read_all([path])
 
 
-def default_budget(geometry: RopeGeometry) -> SearchConfig:
-    """What `extend_context` spends when it is told nothing else: 12 gradient steps for each doubling, on 2 texts."""
+def default_search(geometry: RopeGeometry) -> SearchConfig:
+    """The default search of `extend_context`: 12 gradient steps for each doubling of the window, on 2 texts."""
     knots = 8 if geometry.pairs >= 8 else 0  # 0: every pair
     return SearchConfig(method="gradient", steps=12, samples=2, knots=knots)
 
@@ -64,71 +61,81 @@ class LongRoPEModel(StandaloneModel):
 
     def fit(
         self,
-        data: Sequence[Document],
+        data: TextData,
         *,
         steps: int = 1000,
         batch: int = 16,
         length: int | None = None,
         learning_rate: float = 1e-3,
         seed: int = 0,
-        on_progress: Callable[[int, float], None] = lambda *_: None,
+        callbacks: Callbacks | None = None,
     ) -> list[float]:
         """Train on next-byte prediction: `steps` of AdamW, each on `batch` random rows of `length` bytes of `data`.
 
-        `length` is the base length by default; any length that the scaling reaches fine-tunes its window. The learning
-        rate warms up over a twentieth of the steps and falls by a cosine to a tenth. `on_progress` gets the step, from
-        1, and its loss. Returns the loss of every step in nats per byte. The model is in eval mode afterwards.
+        `data`: documents from `load_data`, or files and folders. `length` is the base length by default; any length
+        that the scaling reaches fine-tunes its window. The learning rate warms up over a twentieth of the steps and
+        falls by a cosine to a tenth. Returns the loss of every step in nats per byte. The model is in eval mode
+        afterwards.
 
         Raises LongRopeError for settings that cannot be, for texts that are too short, and when the loss is no longer
         finite: the weights are then those of the last good step.
         """
-        return standalone_fit.fit(
+        return fit(
             self,
-            [_bytes(document) for document in _documents(data)],
+            [_bytes(document) for document in read_all(as_sources(data))],
             length=self.sizes.base_length if length is None else length,
             steps=steps,
             batch=batch,
             learning_rate=learning_rate,
             seed=seed,
-            on_progress=on_progress,
+            callbacks=callbacks or Callbacks(),
         )
 
     def extend_context(
         self,
-        data: Sequence[Document],
-        target_length: int,
-        options: SearchConfig | None = None,
+        data: TextData,
+        target_length: int | str,
+        config: SearchConfig | None = None,
         *,
-        out: Path | str | None = None,
-        on_progress: Callable[[Progress], None] = lambda _: None,
+        output_dir: Path | str | None = None,
+        callbacks: Callbacks | None = None,
     ) -> Self:
         """Search rescale factors for `target_length` tokens on `data`; returns a copy of this model under them.
 
-        The search is that of `longrope search`, on the bytes of the texts. `options` are its method and its budget,
-        by default a short gradient search (`default_budget`); `out` is a new folder for its log and its result. Up to
-        the window that this model has, the rescale factors stay as they are.
+        The search is that of `longrope search`, on the bytes of the texts. `config`: its method and its budget, by
+        default a short gradient search (`default_search`). `output_dir`: a new folder for its log and its result. Up
+        to the window that this model has, the rescale factors stay as they are.
 
-        Warns when the model predicts the text no better than the frequencies of its bytes do: it is untrained, and
-        factors found for it mean little. Warns, too, when scoring one text takes more than 1e15 FLOPs.
+        Warns when the model predicts the text no better than the frequencies of its bytes do: the model is untrained,
+        and factors found for it mean little. Warns, too, when scoring one text takes more than 1e15 FLOPs.
 
         Raises LongRopeError when `target_length` is not above the model's window or `data` is too short for it.
         """
-        documents = _documents(data)
-        target_length = whole_number("target_length", target_length, 1)
-        loaded = self._subject()
+        documents, target_length = read_all(as_sources(data)), parse_length(target_length)
+        loaded = self._as_loaded()
         require_longer(loaded, target_length)
-        options = options or default_budget(loaded.geometry)
+        config, callbacks = config or default_search(loaded.geometry), callbacks or Callbacks()
         self._warn(documents, target_length)
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "search" if out is None else Path(out)
-            found = search(loaded, target_length, documents, folder, options, on_progress=on_progress)
+            folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
+            found = search(
+                loaded,
+                target_length,
+                documents,
+                folder,
+                config,
+                on_progress=lambda told: callbacks.on_search_progress(
+                    SearchProgress(told.evaluations, told.best_loss, told.replayed)
+                ),
+            )
         return self.with_scaling(found.scaling)
 
     def to_hf(self, folder: Path | str | None = None, *, allow_lossy: bool = False) -> PreTrainedModel:
         """A LlamaForCausalLM with the same logits, in eval mode; with `folder`, the checkpoint stays there.
 
-        The checkpoint has a tokenizer of bytes, so that every verb of the tool works on it. That of an extended model
-        is `longrope export`'s, with its proof. transformers computes angles in float32, so logits agree to rounding.
+        The checkpoint has a tokenizer of bytes, so that every function and command works on it. That of an extended
+        model is written and proved as `export_checkpoint` does. transformers computes angles in float32, so logits
+        agree to rounding.
 
         Raises LongRopeError when transformers cannot express the scaling (start tokens, more than two windows) and
         `allow_lossy` is not set, or when the folder has anything in it.
@@ -147,8 +154,8 @@ class LongRoPEModel(StandaloneModel):
     def _extended(self) -> bool:
         return self.scaling.windows != RopeScaling.original(self.sizes.geometry).windows
 
-    def _subject(self) -> LoadedModel:
-        """This model as the tool's verbs see one: a Llama under its original RoPE, and the scaling that it has."""
+    def _as_loaded(self) -> LoadedModel:
+        """The model as a search takes it: a Llama under its original RoPE, and the scaling that it has."""
         return LoadedModel(
             name=type(self).__name__,
             model=as_llama(self),
@@ -172,7 +179,7 @@ class LongRoPEModel(StandaloneModel):
         if flops > _LONG_FORWARD:
             warnings.warn(
                 f"the search scores dozens of texts of {format_length(target_length)} tokens, {flops:.1e} FLOPs each; "
-                "plan() says what they are made of, SearchOptions bounds their number",
+                "plan() shows their cost, SearchConfig bounds their number",
                 stacklevel=3,
             )
 
@@ -187,13 +194,6 @@ def _entropy(texts: Sequence[Bytes]) -> float:
     counts = np.sum([np.bincount(text, minlength=VOCABULARY) for text in texts], axis=0)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
-
-
-def _documents(data: Sequence[Document]) -> list[Document]:
-    documents = [] if isinstance(data, str) else list(data)
-    if not documents or not all(isinstance(document, Document) for document in documents):
-        raise LongRopeError("expected the documents that load_data(path) returns; found something else")
-    return documents
 
 
 def _bytes(document: Document) -> Bytes:

@@ -22,7 +22,7 @@ SCHEMA = "longrope.standalone/1"
 
 
 def write_standalone(folder: Path, sizes: Sizes, scaling: RopeScaling, tensors: Mapping[str, Tensor]) -> None:
-    """Write a model to the new folder `folder`, the description last: a folder without it is no model.
+    """Write a model to the new folder `folder`, the description last: a folder without a description is no model.
 
     Raises LongRopeError when the folder has anything in it or cannot be written.
     """
@@ -33,7 +33,9 @@ def write_standalone(folder: Path, sizes: Sizes, scaling: RopeScaling, tensors: 
         partial.replace(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise LongRopeError(f"cannot write {folder / WEIGHTS}: {one_line(error)}") from error
+        raise LongRopeError(
+            f"cannot write {folder / WEIGHTS}: {one_line(error)}", code="output-not-writable"
+        ) from error
     description = {"schema": SCHEMA, "sizes": asdict(sizes), "scaling": json.loads(scaling.to_json()), **record()}
     write_json_atomic(folder / DESCRIPTION, description)
 
@@ -45,22 +47,34 @@ def read_standalone(folder: Path) -> tuple[Sizes, RopeScaling, dict[str, Tensor]
         text = path.read_bytes().decode("utf-8")
         description = json.loads(text)
     except OSError as error:
-        raise LongRopeError(f"no saved LongRoPEModel in {folder}: cannot read {path}: {error.strerror}") from error
+        raise LongRopeError(
+            f"no saved LongRoPEModel in {folder}: cannot read {path}: {error.strerror}", code="no-such-model"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise LongRopeError(f"expected JSON in {path}, found something else: {one_line(error)}") from error
+        raise LongRopeError(
+            f"expected JSON in {path}, found something else: {one_line(error)}", code="damaged-file"
+        ) from error
     found = description.get("schema") if isinstance(description, dict) else None
     if found != SCHEMA:
-        raise LongRopeError(f"expected a saved LongRoPEModel with schema {SCHEMA!r} in {path}; found {found!r}")
+        raise LongRopeError(
+            f"expected a saved LongRoPEModel with schema {SCHEMA!r} in {path}; found {found!r}", code="damaged-file"
+        )
     try:
         sizes = Sizes(**description["sizes"])
         scaling = RopeScaling.from_json(json.dumps(description["scaling"]), f"the scaling in {path}")
         scaling.check_fits(sizes.geometry)
     except (KeyError, TypeError) as error:
-        raise LongRopeError(f"expected sizes and a scaling in {path}; found others: {one_line(error)}") from error
+        raise LongRopeError(
+            f"expected sizes and a scaling in {path}; found others: {one_line(error)}", code="damaged-file"
+        ) from error
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise LongRopeError(f"cannot read the weights {folder / WEIGHTS}: {one_line(error)}") from error
+        raise LongRopeError(
+            f"cannot read the weights {folder / WEIGHTS}: {one_line(error)}", code="damaged-file"
+        ) from error
     if kinds := sorted({str(tensor.dtype) for tensor in tensors.values() if not tensor.is_floating_point()}):
-        raise LongRopeError(f"expected floating-point weights in {folder / WEIGHTS}; found {', '.join(kinds)}")
+        raise LongRopeError(
+            f"expected floating-point weights in {folder / WEIGHTS}; found {', '.join(kinds)}", code="damaged-file"
+        )
     return sizes, scaling, tensors

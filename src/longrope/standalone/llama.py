@@ -62,11 +62,13 @@ def write_llama(model: StandaloneModel, folder: Path) -> None:
         byte_tokenizer(model.sizes.base_length).save_pretrained(folder)
         llama_config(model).to_json_file(folder / "config.json")
     except (OSError, SafetensorError) as error:
-        raise LongRopeError(f"cannot write the checkpoint to {folder}: {one_line(error)}") from error
+        raise LongRopeError(
+            f"cannot write the checkpoint to {folder}: {one_line(error)}", code="output-not-writable"
+        ) from error
 
 
 def byte_tokenizer(model_max_length: int) -> PreTrainedTokenizerFast:
-    """Text as its UTF-8 bytes, id = byte; no BOS, no EOS, no merges."""
+    """A tokenizer whose tokens are the UTF-8 bytes of the text, id = byte; no BOS, no EOS, no merges."""
     vocabulary = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

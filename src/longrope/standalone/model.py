@@ -1,9 +1,9 @@
-"""The standalone model: a small decoder-only transformer whose rotary embedding is a `RopeScaling`. All of it is here.
+"""The standalone model: a small decoder-only transformer whose rotary embedding is a `RopeScaling`.
 
 Pre-norm RMSNorm, rotary causal attention, SwiGLU, no biases: Llama's arithmetic and its names of weights, so that
-`standalone_llama.py` gives the same logits in transformers. It takes embeddings or bytes. Memory is O(T): attention
-runs in a fused kernel, everything else in pieces of the sequence, and outside training nothing is kept for a backward
-pass. Training and the search are in `pipeline/standalone.py`, whose subclass is `longrope.LongRoPEModel`.
+`llama.py` gives the same logits in transformers. The model takes embeddings or bytes. Memory is O(T): attention runs in
+a fused kernel, everything else in pieces of the sequence, and outside training nothing is kept for a backward pass.
+Training and the search are in `api.py`, whose subclass is `longrope.LongRoPEModel`.
 
 Shapes: B batch, T tokens, E d_model, H heads, C dimensions of a head, D = C/2 rotary pairs.
 """
@@ -25,11 +25,11 @@ from longrope.models.chunked import MLP_CHUNK, in_pieces
 from longrope.rope.angles import cos_sin
 from longrope.rope.scaling import RopeScaling
 from longrope.standalone.checkpoint import read_standalone, write_standalone
-from longrope.standalone.sizes import VOCABULARY, ForwardPlan, Sizes
+from longrope.standalone.sizes import VOCABULARY, ForwardCost, Sizes
 
 EPSILON = 1e-6  # of the RMS norms
 _INIT_STD = 0.02
-# All that never hold a T×T tensor: without them PyTorch would fall back, in silence, on one that does.
+# The kernels that never hold a T×T tensor: PyTorch would otherwise fall back in silence on one that does.
 _FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
@@ -37,7 +37,7 @@ class StandaloneModel(nn.Module):
     """A causal transformer over (B, T, d_model) embeddings, or over bytes, with a scaled rotary embedding.
 
     Weights are drawn from `seed` alone. `scaling` starts as the original RoPE: one window of `base_length` tokens. A
-    forward takes the smallest window that holds its T. The model is born in eval mode.
+    forward takes the smallest window that holds its T. A new model is in eval mode.
 
     Raises LongRopeError for sizes that make no model.
     """
@@ -84,9 +84,9 @@ class StandaloneModel(nn.Module):
         return in_pieces(head, self.piece, hidden_BTE)
 
     def train(self, mode: bool = True) -> Self:
-        """As usual; and weights take gradients in training mode alone.
+        """Set the mode; weights take gradients in training mode only.
 
-        A forward in eval mode then keeps no activations, though its caller wrote no `no_grad`.
+        A forward in eval mode so keeps no activations, even without `torch.no_grad`.
         """
         super().train(mode)
         return self.requires_grad_(mode)
@@ -98,9 +98,9 @@ class StandaloneModel(nn.Module):
         extended.scaling = scaling
         return extended
 
-    def plan(self, length: int, batch: int = 1) -> ForwardPlan:
-        """FLOPs and bytes of a forward of `batch` rows of `length` tokens; `print` shows them as a table."""
-        return ForwardPlan(self.sizes, length, batch)
+    def plan(self, length: int, batch: int = 1) -> ForwardCost:
+        """FLOPs and bytes of a forward of `batch` rows of `length` tokens; printed, they are a table."""
+        return ForwardCost(self.sizes, length, batch)
 
     def save(self, folder: Path | str) -> None:
         """Write the model to a new folder: `model.safetensors`, and sizes and scaling as `standalone.json`.
@@ -120,17 +120,17 @@ class StandaloneModel(nn.Module):
             name = sorted(set(expected.items()) ^ set(found.items()))[0][0]
             raise LongRopeError(
                 f"the weights in {folder} are not those of its sizes: {name} should have shape "
-                f"{expected.get(name, 'none')}, found {found.get(name, 'none')}"
+                f"{expected.get(name, 'none')}, found {found.get(name, 'none')}",
+                code="damaged-file",
             )
         model.load_state_dict(tensors, assign=True)
         model.scaling = scaling
         return model
 
     def _draw_weights(self, seed: int) -> None:
-        """Normal weights of 0.02; those that write to the residual stream smaller, by their number (GPT-2)."""
-        generator = torch.Generator("cpu").manual_seed(
-            whole_number("seed", seed, 0)
-        )  # one seed, one model, on any device
+        """Normal weights of deviation 0.02; smaller where they write to the residual stream (GPT-2)."""
+        # On the CPU: one seed gives one model, on any device.
+        generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed, 0))
         writers = ("o_proj.weight", "down_proj.weight")
         with torch.no_grad():
             for name, weight in self.named_parameters():
@@ -147,16 +147,19 @@ class StandaloneModel(nn.Module):
         if not shaped or inputs.numel() == 0:
             raise LongRopeError(
                 f"expected embeddings (batch, T, {self.sizes.d_model}) or token ids (batch, T); found {inputs.dtype} "
-                f"{tuple(inputs.shape)}"
+                f"{tuple(inputs.shape)}",
+                code="wrong-inputs",
             )
         if inputs.device != weight.device or not (is_ids or inputs.dtype == weight.dtype):
             raise LongRopeError(
                 f"expected inputs like the model, {weight.dtype} on {weight.device}; found {inputs.dtype} on "
-                f"{inputs.device}"
+                f"{inputs.device}",
+                code="wrong-inputs",
             )
         if is_ids and not 0 <= int(inputs.min()) <= int(inputs.max()) < VOCABULARY:
             raise LongRopeError(
-                f"token ids are bytes, 0 to {VOCABULARY - 1}; found {int(inputs.min())} to {int(inputs.max())}"
+                f"token ids are bytes, 0 to {VOCABULARY - 1}; found {int(inputs.min())} to {int(inputs.max())}",
+                code="wrong-inputs",
             )
         return is_ids
 

@@ -1,4 +1,4 @@
-"""The sizes of a standalone LongRoPEModel, and its plan: what a forward costs before it is run. Pure arithmetic."""
+"""The sizes of a LongRoPEModel, and what a forward costs before it is run. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MLP_MULTIPLE = 64
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What makes the model; every other size follows. Raises LongRopeError, naming the field, for one that cannot be.
+    """The sizes that a model is made from; every other size follows. Raises LongRopeError, naming the field at fault.
 
     A head takes d_model / n_heads dimensions, all of them rotary, so that quotient must be whole and even.
     """
@@ -32,11 +32,15 @@ class Sizes:
         for field in fields(self)[:4]:
             object.__setattr__(self, field.name, whole_number(field.name, getattr(self, field.name), 1))
         if self.d_model % self.n_heads:
-            raise LongRopeError(f"d_model must be a multiple of n_heads; found {self.d_model} and {self.n_heads}")
+            raise LongRopeError(
+                f"d_model must be a multiple of n_heads; found {self.d_model} and {self.n_heads}",
+                code="invalid-setting",
+            )
         if self.head_dim % 2:
             raise LongRopeError(
                 f"d_model / n_heads must be even, a rotary pair is two dimensions; found {self.d_model} / "
-                f"{self.n_heads} = {self.head_dim}"
+                f"{self.n_heads} = {self.head_dim}",
+                code="invalid-setting",
             )
         object.__setattr__(self, "rope_base", self.geometry.base)  # checked there, and a float
 
@@ -66,11 +70,11 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardPlan:
-    """FLOPs and bytes of one inference forward of `batch` rows of `length` tokens, embeddings in, hidden states out.
+class ForwardCost:
+    """The cost of one inference forward of `batch` rows of `length` tokens, embeddings in, hidden states out.
 
     A multiplication and an addition are two FLOPs; norms, rotations and the softmax are left out, attention counts the
-    causal half. `str` gives all of it as a table, in float32 and in bfloat16.
+    causal half. `str` is a table of all of it, in float32 and in bfloat16.
     """
 
     sizes: Sizes
@@ -83,12 +87,12 @@ class ForwardPlan:
 
     @property
     def matrix_flops(self) -> int:
-        """Of the projections and MLPs: 2 for each weight and token."""
+        """FLOPs of the projections and MLPs: 2 for each weight and token."""
         return 2 * self.batch * self.length * self.sizes.num_layers * self.sizes.layer_weights
 
     @property
     def attention_flops(self) -> int:
-        """Of q·kᵀ and its product with v: 2·d_model for each of the T²/2 pairs of positions, twice."""
+        """FLOPs of q·kᵀ and its product with v: 2·d_model for each of the T²/2 pairs of positions, twice."""
         return 2 * self.batch * self.length**2 * self.sizes.d_model * self.sizes.num_layers
 
     @property
@@ -101,7 +105,7 @@ class ForwardPlan:
         return self.batch * self.length * self.sizes.d_model
 
     def peak_bytes(self, itemsize: int) -> int:
-        """Weights, angles, and inside a layer: input, residual, queries, keys, values and attention's output.
+        """Bytes of weights, angles, and inside a layer: input, residual, queries, keys, values and attention's output.
 
         The pieces that projections and MLPs work on come on top; they do not grow with T.
         """

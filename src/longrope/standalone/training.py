@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longrope.callbacks import Callbacks, TrainProgress
 from longrope.checks import positive_number, whole_number
 from longrope.errors import LongRopeError
 from longrope.standalone.model import StandaloneModel
@@ -37,11 +39,12 @@ def fit(
     batch: int,
     learning_rate: float,
     seed: int,
-    on_progress: Callable[[int, float], None],
+    callbacks: Callbacks,
 ) -> list[float]:
-    """Take `steps` steps, each on `batch` rows of `length` bytes to predict; returns their losses (LongRoPEModel.fit).
+    """Train on `batch` rows of `length` bytes to predict in each of `steps` steps; returns the loss of every step.
 
-    Raises LongRopeError for settings that cannot be, for texts that are too short, and when the loss is not finite.
+    The learning rate warms up linearly over a twentieth of the steps, then falls by a cosine to a tenth. Raises
+    LongRopeError for settings that cannot be, for texts that are too short, and when the loss is not finite.
     """
     length, steps = whole_number("length", length, 1), whole_number("steps", steps, 1)
     batch, seed = whole_number("batch", batch, 1), whole_number("seed", seed, 0)
@@ -49,26 +52,33 @@ def fit(
     model.scaling.window_for(length)
     long_enough = [text for text in texts if len(text) > length]
     if not long_enough:
-        raise LongRopeError(f"expected a text of more than {length} bytes to train on; found none")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95))
+        raise LongRopeError(
+            f"expected a text of more than {length} bytes to train on; found none", code="too-short-text"
+        )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95))
     rng = np.random.default_rng(seed)
     losses: list[float] = []
     model.train()
+    callbacks.on_train_start(steps, 0)
+    began = time.monotonic()
     try:
         for step in range(1, steps + 1):
             loss = next_byte_loss(model, draw_rows(long_enough, length + 1, batch, rng))
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise LongRopeError(
-                    f"the loss became {losses[-1]} at step {step}; train with a learning rate below {peak:g}"
+                    f"the loss became {losses[-1]} at step {step}",
+                    code="not-finite",
+                    hint=f"train with a `learning_rate` below {peak:g}",
                 )
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = peak * _rate(step, steps)
-            optimiser.step()
-            on_progress(step, losses[-1])
+            optimizer.step()
+            rate = step * batch * length / max(time.monotonic() - began, 1e-9)
+            callbacks.on_train_progress(TrainProgress(step, losses[-1], rate))
     finally:
         model.zero_grad()
         model.eval()
@@ -76,7 +86,7 @@ def fit(
 
 
 def draw_rows(texts: Sequence[Bytes], length: int, count: int, rng: np.random.Generator) -> Tensor:
-    """`count` rows of `length` consecutive bytes, int64: every place in `texts` is as likely as any other."""
+    """Draw `count` rows of `length` consecutive bytes, int64 (B, length), from all places of `texts` alike."""
     ends = np.cumsum([len(text) - length + 1 for text in texts])
     rows = np.empty((count, length), dtype=np.int64)
     for row, place in zip(rows, rng.integers(ends[-1], size=count), strict=True):
@@ -87,7 +97,7 @@ def draw_rows(texts: Sequence[Bytes], length: int, count: int, rng: np.random.Ge
 
 
 def _rate(step: int, steps: int) -> float:
-    """The share of the learning rate at `step` (from 1): a linear warm-up, then a cosine from 1 to a tenth."""
+    """The share of the peak learning rate at `step`, from 1."""
     warm_up = max(1, round(_WARM_UP * steps))
     if step <= warm_up:
         return step / warm_up

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def show_costs(planned: CostPlan) -> None:
     """Print a plan: a table, what does not fit, and the assumptions."""
-    from longrope.costs.plan import gigabytes
+    from longrope.costs.advice import gigabytes
 
     shape, devices = planned.shape, planned.devices
     active = shape.active_weights + shape.head_weights

@@ -1,0 +1,111 @@
+"""The words of a cost plan: what it assumes, and, where something does not fit, what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from longrope.costs.devices import USABLE, Devices, gpu_table
+from longrope.costs.flops_bytes import Bytes
+from longrope.costs.model_dims import ModelShape
+from longrope.units import format_length
+
+_MOST_GPUS = 4096
+
+
+def search_advice(size: Callable[[int, int], Bytes], length: int, devices: Devices) -> str:
+    """What fits in place of a search or evaluation that does not: the model and a whole text are on one device.
+
+    `size`: bytes by length and itemsize.
+    """
+    ways = []
+    if devices.itemsize > 2 and devices.holds(sum(size(length, 2).values())):
+        ways.append("`dtype` bfloat16")
+    if larger := devices.larger(sum(size(length, devices.itemsize).values())):
+        ways.append(f"a GPU such as {' or '.join(larger[:2])}")
+    shorter = length // 2
+    while shorter >= 1024 and not devices.holds(sum(size(shorter, devices.itemsize).values())):
+        shorter //= 2
+    if shorter >= 1024:
+        ways.append(f"texts of {format_length(shorter)} tokens on this one")
+    why = "a replica is not split over devices, so more of them do not help"
+    return f"{_needs(size(length, devices.itemsize), devices)}; {why}; what fits: {', '.join(ways) or 'nothing here'}"
+
+
+def training_advice(
+    size: Callable[[int, bool, int], Bytes], devices: Devices, offload: bool, context_parallel: int
+) -> str:
+    """What fits in place of a training that does not.
+
+    `size`: bytes by number of GPUs, offload, and devices that share a row.
+    """
+
+    def fits(gpus: int, offload: bool, shared: int) -> bool:
+        return devices.holds(sum(size(gpus, offload, shared).values()))
+
+    def sharing(gpus: int, offload: bool) -> int | None:
+        """The fewest devices sharing a row with which it fits."""
+        choices = (shared for shared in range(1, gpus + 1) if gpus % shared == 0 and shared >= context_parallel)
+        return next((shared for shared in choices if fits(gpus, offload, shared)), None)
+
+    count, ways = devices.count, []
+    if not offload and fits(count, True, context_parallel):
+        ways.append("`offload`")
+    if shared := sharing(count, offload):
+        ways.append(f"context parallel over {shared} devices")
+    elif not offload and (shared := sharing(count, True)):
+        ways.append(f"`offload` and context parallel over {shared} devices")
+    gpus = count * 2
+    while gpus <= _MOST_GPUS and not fits(gpus, offload, context_parallel):
+        gpus *= 2
+    if gpus <= _MOST_GPUS:
+        ways.append(f"{gpus} GPUs (FSDP)")
+    elif not ways:
+        gpus = count * 2
+        while gpus <= _MOST_GPUS and not sharing(gpus, True):
+            gpus *= 2
+        if gpus <= _MOST_GPUS:
+            ways.append(f"{gpus} GPUs with `offload` and context parallel over {sharing(gpus, True)} of them")
+    if larger := devices.larger(sum(size(count, offload, context_parallel).values())):
+        ways.append(f"a GPU such as {' or '.join(larger[:2])}")
+    needed = _needs(size(count, offload, context_parallel), devices)
+    return f"{needed}; what fits: {', '.join(ways) or 'nothing here; a shorter length, or LoRA'}"
+
+
+def _needs(size: Bytes, devices: Devices) -> str:
+    total = sum(size.values())
+    parts = ", ".join(f"{name} {gigabytes(taken)}" for name, taken in size.items() if taken >= 0.005 * total)
+    there = gigabytes(USABLE * devices.memory_bytes)
+    return f"needs {gigabytes(total)} GB on a device ({parts}), {there} GB are there"
+
+
+def gigabytes(size: float) -> str:
+    """10^9 bytes: `1,160.3`, `24.2`, `0.0031`."""
+    return f"{size / 1e9:,.1f}" if size >= 1e8 else f"{size / 1e9:.2g}"
+
+
+def assumptions(shape: ModelShape, devices: Devices, config: Any) -> tuple[str, ...]:
+    """Everything that decides the numbers of a plan and was not counted, one line each."""
+    gpu = gpu_table()[devices.gpu]
+    source = "given" if devices.tflops else gpu["source"]
+    lines = [
+        f"{devices.count} × {gpu['label']}: {devices.peak_tflops:g} TFLOP/s in {devices.dtype} ({source}), "
+        f"{devices.memory_bytes / 1e9:g} GB, of which {USABLE:.0%} are planned with",
+        f"rate: {devices.mfu:.0%} of the peak for matrices, {devices.chosen_attention_mfu:.0%} for attention; "
+        "assumed, not measured: take yours from a short run",
+        "attention counts the causal half and, where it slides, its window; its kernel makes no T×T matrix "
+        "(flash or memory-efficient)",
+        "search: one replica of the model on each device; evaluations at most, without patience or racing; a gradient "
+        "counts 3 forwards of matrices and 4.5 of attention; baselines included",
+        "fine-tuning: AdamW, 16 bytes of float32 states for each weight, sharded over all devices (FSDP2), bfloat16 "
+        "compute, layers computed again, loss in chunks; 4 forwards of matrices and 4.5 of attention; communication "
+        "hidden behind compute; documents of the original window are taken as L tokens, others as the whole row",
+        "evaluation: one method on one device; answers of a few tokens are left out",
+    ]
+    if any(reach is not None for reach in shape.reaches):
+        lines.append("layers that slide: with sdpa attention they cost as much as full ones, and a mask of T×T bytes")
+    if shape.experts:
+        lines.append("mixture of experts: FLOPs of the chosen experts, memory of all")
+    if getattr(config, "quantization_config", None):
+        lines.append("the checkpoint is quantised: memory is planned for its weights unquantised")
+    return tuple(lines)
