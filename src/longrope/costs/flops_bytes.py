@@ -159,7 +159,7 @@ def training_bytes(
     offload: bool = False,
     itemsize: int = 2,
 ) -> Bytes:
-    """The bytes of a training step: AdamW with float32 states sharded over `gpus` (FSDP2), bfloat16 compute (`itemsize`).
+    """The bytes of a training step: AdamW with float32 states sharded over `gpus` (FSDP2), computed in bfloat16.
 
     16 bytes for each weight over the GPUs; what is gathered for computing: two layers (one at work, one on its way),
     their gradients, and what is outside the layers. Every layer keeps its input (two with `offload`); the layer
