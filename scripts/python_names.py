@@ -18,7 +18,7 @@ TABLE = re.compile(r"(?<=<!-- names -->\n).*?(?=<!-- /names -->)", re.DOTALL)
 def summary(value: object) -> str:
     """The first sentence of a docstring, on one line."""
     paragraph = (inspect.getdoc(value) or "").partition("\n\n")[0]
-    return re.split(r"(?<=\.)\s", " ".join(paragraph.split()), maxsplit=1)[0].replace("|", "\\|")
+    return re.split(r"(?<=\.)(?<!et al\.)\s", " ".join(paragraph.split()), maxsplit=1)[0].replace("|", "\\|")
 
 
 def table() -> str:

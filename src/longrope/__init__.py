@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a test proves
+    from longrope.costs.plan import plan as plan
     from longrope.doctor.diagnose import diagnose as diagnose
     from longrope.evaluation.config import EvalConfig as EvalConfig
     from longrope.evaluation.perplexity import perplexity as perplexity
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a 
     __version__: str
 
 _PUBLIC = {
+    "costs.plan": ("plan",),
     "doctor.diagnose": ("diagnose",),
     "evaluation.config": ("EvalConfig",),
     "evaluation.perplexity": ("perplexity",),

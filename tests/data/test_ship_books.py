@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "src/longrope/assets/books"
 BOOKS = json.loads((FOLDER / "books.json").read_text("utf-8"))["books"]
 
