@@ -128,19 +128,20 @@ def test_scaling_validation(windows: tuple[Window, ...], message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rotary_dim": 96}, "is for rotary_dim 128; this model has rotary_dim 96: use"),
-        ({"base": 500000.0}, "is for base 10000; this model has base 500000: use"),
-        ({"original_length": 8192}, "is for original_length 4096; this model has original_length 8192: use"),
+        ({"rotary_dim": 96}, "is for rotary_dim 128; this model has rotary_dim 96"),
+        ({"base": 500000.0}, "is for base 10000; this model has base 500000"),
+        ({"original_length": 8192}, "is for original_length 4096; this model has original_length 8192"),
         (
             {"rotary_dim": 64, "base": 1e6},
-            "is for rotary_dim 128, base 10000; this model has rotary_dim 64, base 1000000: use",
+            "is for rotary_dim 128, base 10000; this model has rotary_dim 64, base 1000000",
         ),
     ],
 )
 def test_check_fits(changes: dict[str, Any], message: str) -> None:
     scaling = RopeScaling.single(LLAMA2_7B, 8192, closed.pi(LLAMA2_7B, 8192))
     scaling.check_fits(RopeGeometry(rotary_dim=128, base=10000, original_length=4096))
-    with pytest.raises(LongRopeError, match=message):
+    with pytest.raises(LongRopeError, match=message) as error:
         scaling.check_fits(dataclasses.replace(LLAMA2_7B, **changes))
+    assert error.value.code == "wrong-geometry"
     with pytest.raises(LongRopeError, match="this model has rotary_dim 96, original_length 2048"):
         scaling.check_fits(PHI3_MINI)

@@ -125,7 +125,8 @@ def _scaled_layer_type(model: PreTrainedModel) -> str | None:
     if FULL_ATTENTION not in types:
         raise LongRopeError(
             f"{type(model).__name__} has one RoPE per layer type ({', '.join(types)}), none for {FULL_ATTENTION}; "
-            "only full-attention layers can be scaled"
+            "only full-attention layers can be scaled",
+            code="not-rope",
         )
     return FULL_ATTENTION
 

@@ -89,11 +89,12 @@ def probe_layout(module: nn.Module, geometry: RopeGeometry, layer_type: str | No
             exact, _ = module(torch.zeros(1, 8, 1, dtype=torch.float32, device=device), positions, *arguments)
     except Exception as error:  # a foreign module may raise anything; what it said is passed on
         raise LongRopeError(
-            f"cannot scale {name}: it does not map (x, position_ids) to (cos, sin): {one_line(error)}"
+            f"cannot scale {name}: it does not map (x, position_ids) to (cos, sin): {one_line(error)}", code="not-rope"
         ) from error
     if cos.is_complex() or cos.shape != sin.shape or cos.shape[:-1] != positions.shape:
         raise LongRopeError(
-            f"cannot scale {name}: expected cos and sin of shape (1, 8, {2 * pairs}), found {tuple(cos.shape)}"
+            f"cannot scale {name}: expected cos and sin of shape (1, 8, {2 * pairs}), found {tuple(cos.shape)}",
+            code="not-rope",
         )
     casts = cos.dtype == torch.bfloat16
     width = exact.shape[-1]
@@ -101,10 +102,13 @@ def probe_layout(module: nn.Module, geometry: RopeGeometry, layer_type: str | No
         return Layout.PAIRS, casts
     if width != 2 * pairs:
         raise LongRopeError(
-            f"cannot scale {name}: its config says {pairs} rotary pairs, but it gives {width} columns, not {2 * pairs}"
+            f"cannot scale {name}: its config says {pairs} rotary pairs, but it gives {width} columns, not {2 * pairs}",
+            code="not-rope",
         )
     if torch.equal(exact[..., :pairs], exact[..., pairs:]):
         return Layout.HALVES, casts
     if torch.equal(exact[..., 0::2], exact[..., 1::2]):
         return Layout.INTERLEAVED, casts
-    raise LongRopeError(f"cannot scale {name}: its cosines are laid out neither in halves nor interleaved")
+    raise LongRopeError(
+        f"cannot scale {name}: its cosines are laid out neither in halves nor interleaved", code="not-rope"
+    )

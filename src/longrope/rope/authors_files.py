@@ -32,10 +32,14 @@ def read_authors_factors(
     try:
         lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise LongRopeError(f"expected a text file of rescale factors, found a binary file at {path}") from error
+        raise LongRopeError(
+            f"expected a text file of rescale factors, found a binary file at {path}", code="damaged-file"
+        ) from error
     rows = [[_number(path, number, cell) for cell in line.split(",")] for number, line in enumerate(lines, 1) if line]
     if not rows:
-        raise LongRopeError(f"expected {geometry.pairs} rescale factors in {path}, found an empty file")
+        raise LongRopeError(
+            f"expected {geometry.pairs} rescale factors in {path}, found an empty file", code="damaged-file"
+        )
     if any(len(row) > 1 for row in rows):
         factors, start_tokens = _from_rows(path, rows, geometry.pairs), 0
     else:
@@ -44,7 +48,7 @@ def read_authors_factors(
         try:
             positive_number("every factor", factor)
         except LongRopeError as error:
-            raise LongRopeError(f"{path}: {error}") from error
+            raise LongRopeError(f"{path}: {error}", code="damaged-file") from error
     provenance = {"origin": "factor file of the authors' code", "file": Path(path).name, "sha256": sha256_bytes(data)}
     return RopeScaling.single(geometry, target_length, factors, start_tokens, attention_factor, provenance)
 
@@ -54,27 +58,33 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise LongRopeError(f"cannot read the factor file {path}: {error.strerror}") from error
+        raise LongRopeError(f"cannot read the factor file {path}: {error.strerror}", code="missing-data") from error
     if len(data) > _MAX_BYTES:
-        raise LongRopeError(f"expected a file of rescale factors, a few KB; found more than 16 MB at {path}")
+        raise LongRopeError(
+            f"expected a file of rescale factors, a few KB; found more than 16 MB at {path}", code="damaged-file"
+        )
     return data
 
 
 def _number(path: Path | str, line: int, cell: str) -> float:
     cell = cell.strip()
     if not _NUMBER.fullmatch(cell):
-        raise LongRopeError(f"expected a number in line {line} of {path}, found {shown(cell)}")
+        raise LongRopeError(f"expected a number in line {line} of {path}, found {shown(cell)}", code="damaged-file")
     return float(cell)
 
 
 def _from_rows(path: Path | str, rows: list[list[float]], pairs: int) -> list[float]:
     for number, row in enumerate(rows, 1):
         if len(row) != pairs:
-            raise LongRopeError(f"expected {pairs} factors in every row of {path}, found {len(row)} in row {number}")
+            raise LongRopeError(
+                f"expected {pairs} factors in every row of {path}, found {len(row)} in row {number}",
+                code="damaged-file",
+            )
         if row != rows[0]:
             raise LongRopeError(
                 f"expected equal rows in {path}, found row {number} different from row 1: factors per layer are not"
-                " supported"
+                " supported",
+                code="damaged-file",
             )
     return rows[0]
 
@@ -85,11 +95,13 @@ def _from_column(path: Path | str, values: list[float], pairs: int) -> tuple[lis
     if len(values) != pairs + 1:
         raise LongRopeError(
             f"expected {pairs} rescale factors in {path}, or start tokens and {pairs} factors;"
-            f" found {len(values)} numbers"
+            f" found {len(values)} numbers",
+            code="damaged-file",
         )
     first, *factors = values
     if not first.is_integer():
         raise LongRopeError(
-            f"expected a whole number of start tokens in line 1 of the {len(values)} lines of {path}, found {first:g}"
+            f"expected a whole number of start tokens in line 1 of the {len(values)} lines of {path}, found {first:g}",
+            code="damaged-file",
         )
     return factors, whole_number(f"start tokens in {path}", int(first), 0)

@@ -2,7 +2,7 @@
 
 Every function takes a geometry and a target length and returns λ, float64 (D,): the angle of pair i at position n
 becomes n·θ_i/λ_i, so 1 extrapolates and s = L'/L interpolates linearly. A target length is in tokens and need not be
-whole (a checkpoint may state a ratio instead). Correct means: the frequencies of transformers' own functions.
+whole (a checkpoint may state a ratio instead). Tests compare the frequencies with transformers' own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def ntk_critical(geometry: RopeGeometry, target_length: float, critical_dim: int
     critical = _critical_dim(geometry, geometry.critical_dim() if critical_dim is None else critical_dim)
     exponent = np.arange(geometry.pairs) / critical
     if exponent[-1] * math.log(ratio) > math.log(sys.float_info.max):
-        raise LongRopeError(f"critical_dim {critical} is too low for a ratio of {ratio:g}: the last factors overflow")
+        raise LongRopeError(
+            f"critical_dim {critical} is too low for a ratio of {ratio:g}: the last factors overflow",
+            code="invalid-setting",
+        )
     return np.asarray(ratio**exponent, dtype=np.float64)
 
 
@@ -77,7 +80,9 @@ def yarn(
     ratio = _ratio(geometry, target_length)
     fast, slow = positive_number("beta_fast", beta_fast), positive_number("beta_slow", beta_slow)
     if fast < slow:
-        raise LongRopeError(f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}")
+        raise LongRopeError(
+            f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}", code="invalid-setting"
+        )
 
     low, high = (pair_that_turns(geometry, turns, geometry.original_length) for turns in (fast, slow))
     if truncate:
@@ -90,9 +95,9 @@ def yarn(
 
 
 def pair_that_turns(geometry: RopeGeometry, turns: float, length: float) -> float:
-    """Where among the pairs, as a real number, one turns `turns` times in `length` tokens.
+    """The pair, as a real number, that turns `turns` times in `length` tokens: D·log_base(length/(2π·turns)).
 
-    It is D·log_base(length/(2π·turns)): below 0, or beyond the last pair, where none does.
+    Below 0, or beyond the last pair, where no pair does.
     """
     return geometry.rotary_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(geometry.base))
 
@@ -121,7 +126,9 @@ def llama3(
         positive_number("high_freq_factor", high_freq_factor),
     )
     if low >= high:
-        raise LongRopeError(f"low_freq_factor must be below high_freq_factor; found {low:g} and {high:g}")
+        raise LongRopeError(
+            f"low_freq_factor must be below high_freq_factor; found {low:g} and {high:g}", code="invalid-setting"
+        )
     turns = geometry.original_length / geometry.periods
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return np.asarray(1.0 / ((1.0 - smooth) / ratio + smooth), dtype=np.float64)
@@ -161,12 +168,15 @@ def _ratio(geometry: RopeGeometry, target_length: float) -> float:
     if target < geometry.original_length:
         raise LongRopeError(
             f"target_length must not be below the original window of {geometry.original_length} tokens;"
-            f" found {target:g}"
+            f" found {target:g}",
+            code="invalid-setting",
         )
     return target / geometry.original_length
 
 
 def _critical_dim(geometry: RopeGeometry, critical_dim: int) -> int:
     if whole_number("critical_dim", critical_dim, 1) > geometry.pairs:
-        raise LongRopeError(f"critical_dim must be a pair index, 1 to {geometry.pairs}; found {critical_dim}")
+        raise LongRopeError(
+            f"critical_dim must be a pair index, 1 to {geometry.pairs}; found {critical_dim}", code="invalid-setting"
+        )
     return int(critical_dim)

@@ -1,7 +1,8 @@
-"""What the rotary embedding of one model is before any scaling: rotary dimension, base and original context window.
+"""The rotary embedding of a model before any scaling: rotary dimension, base and original context window.
 
 `RopeGeometry` is the mathematics; the rest of the file reads it from a transformers configuration, whose attributes
-are looked up by name: nothing here imports transformers. What a checkpoint already scales is in `hf_config.py`.
+are looked up by name: nothing here imports transformers. The scaling that a configuration states is read in
+`hf_config.py`.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ class RopeGeometry:
         """Check every field and store plain Python numbers, whatever came in (NumPy, a base written as an integer)."""
         rotary_dim = whole_number("rotary_dim", self.rotary_dim, 2)
         if rotary_dim % 2:
-            raise LongRopeError(f"rotary_dim must be even, one rotary pair is two dimensions; found {rotary_dim}")
+            raise LongRopeError(
+                f"rotary_dim must be even, one rotary pair is two dimensions; found {rotary_dim}",
+                code="invalid-geometry",
+            )
         base = positive_number("base", self.base)
         if base <= 1:
-            raise LongRopeError(f"base must be above 1; found {base:g}")
+            raise LongRopeError(f"base must be above 1; found {base:g}", code="invalid-geometry")
         object.__setattr__(self, "rotary_dim", rotary_dim)
         object.__setattr__(self, "base", base)
         object.__setattr__(self, "original_length", whole_number("original_length", self.original_length, 2))
@@ -93,7 +97,8 @@ class RopeGeometry:
         if parameters["rope_type"] in _OTHER_FREQUENCIES:
             raise LongRopeError(
                 f"expected rotary frequencies base^(-2i/d), found rope_type {parameters['rope_type']!r} in"
-                f" {_described(config)}, which has others; this model cannot be scaled"
+                f" {_described(config)}, which has others; this model cannot be scaled",
+                code="not-rope",
             )
         if original_length is None:
             original_length = _original_length(config, parameters)
@@ -137,7 +142,8 @@ def rope_parameters_of(config: Any, layer_type: str | None = None) -> dict[str, 
         if chosen not in nested:
             raise LongRopeError(
                 f"expected a layer type with a RoPE, one of {', '.join(nested)}; found {chosen!r} in"
-                f" {_described(config)}"
+                f" {_described(config)}",
+                code="not-rope",
             )
         raw = raw[chosen]
     parameters = {str(key): value for key, value in raw.items() if value is not None}
@@ -147,7 +153,8 @@ def rope_parameters_of(config: Any, layer_type: str | None = None) -> dict[str, 
     if theta is None or _stated(config, "alibi"):
         raise LongRopeError(
             f"expected a model with rotary position embeddings (RoPE), found {_described(config)} without; it cannot"
-            " be extended by rescaling"
+            " be extended by rescaling",
+            code="not-rope",
         )
     parameters |= {"rope_type": _RENAMED_TYPES.get(rope_type, rope_type), "rope_theta": theta}
     names = ("partial_rotary_factor", "rotary_pct", "rope_pct")
@@ -167,7 +174,9 @@ def _raw_parameters(config: Any) -> Mapping[str, Any]:
     # rope_scaling first: transformers takes it where both are present. On its own objects one is an alias of the other.
     raw = _stated(config, "rope_scaling") or _stated(config, "rope_parameters") or {}
     if not isinstance(raw, Mapping):
-        raise LongRopeError(f"expected the RoPE parameters of {_described(config)} as a dict, found {shown(raw)}")
+        raise LongRopeError(
+            f"expected the RoPE parameters of {_described(config)} as a dict, found {shown(raw)}", code="invalid-config"
+        )
     return raw
 
 
@@ -180,7 +189,8 @@ def _rotary_dim(config: Any, parameters: Mapping[str, Any]) -> int:
         hidden, heads = _stated(config, "hidden_size"), _stated(config, "num_attention_heads")
         if hidden is None or heads is None:
             raise LongRopeError(
-                f"expected head_dim, or hidden_size and num_attention_heads, in {_described(config)}; found neither"
+                f"expected head_dim, or hidden_size and num_attention_heads, in {_described(config)}; found neither",
+                code="invalid-config",
             )
         head_dim = whole_number("hidden_size", hidden, 2) // whole_number("num_attention_heads", heads, 1)
     factor = positive_number("partial_rotary_factor", parameters.get("partial_rotary_factor", 1.0))
@@ -192,7 +202,8 @@ def _original_length(config: Any, parameters: Mapping[str, Any]) -> int:
     original = parameters.get("original_max_position_embeddings")
     if original is None and window is None:
         raise LongRopeError(
-            f"expected max_position_embeddings in {_described(config)}, found none; give the original length"
+            f"expected max_position_embeddings in {_described(config)}, found none; give the original length",
+            code="invalid-config",
         )
     # Phi3Config fills in 4096 where nothing was said: without a scaling, an original length above the window is no
     # statement about this model.
@@ -209,7 +220,8 @@ def _stated(config: Any, name: str) -> Any:
     except RuntimeError as error:  # AmbiguousGlobalPerLayerAttributeError of transformers (gemma4)
         raise LongRopeError(
             f"expected one {name} for all layers, found one per layer in {_described(config)}; this model cannot be"
-            " scaled"
+            " scaled",
+            code="not-rope",
         ) from error
 
 

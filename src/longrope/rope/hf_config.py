@@ -36,13 +36,13 @@ _Parameters = Mapping[str, Any]
 
 
 def scaling_of_config(config: Any, layer_type: str | None = None) -> RopeScaling | None:
-    """What the configuration `config` of a checkpoint scales already, or None where it is the original RoPE.
+    """The scaling that the configuration `config` of a checkpoint states, or None for the original RoPE.
 
     `linear`, `yarn`, `llama3` and hunyuan's fixed-alpha NTK give one window, `longrope` (and its old name `su`) two:
     the short factors up to L, the long ones beyond. The last window reaches `max_position_embeddings`, or factor·L
     where that is not above L. `dynamic` gives None: transformers changes nothing at or below
-    `max_position_embeddings`, which is L here, and its factors beyond depend on the length at hand, which no fixed
-    window can say; `CLOSED_FORMS["dynamic-ntk"]` is that baseline. `layer_type` is as in `rope_parameters_of`.
+    `max_position_embeddings`, which is L here, and its factors beyond depend on the length of the text, so no window
+    has them; `CLOSED_FORMS["dynamic-ntk"]` is that baseline. `layer_type` is as in `rope_parameters_of`.
 
     Raises LongRopeError when the RoPE type is unknown or its parameters are missing or wrong.
     """
@@ -57,7 +57,8 @@ def scaling_of_config(config: Any, layer_type: str | None = None) -> RopeScaling
     if rope_type not in _WINDOWS:
         raise LongRopeError(
             f"expected a rope_type of default, dynamic, {', '.join(_WINDOWS)}; found {shown(rope_type)}, which is not"
-            " known"
+            " known",
+            code="unknown-rope-type",
         )
     scaling = RopeScaling(geometry, _WINDOWS[rope_type](config, geometry, parameters), _provenance(parameters))
     return None if all(window.is_identity for window in scaling.windows) else scaling
@@ -115,7 +116,8 @@ def _longrope(config: Any, geometry: RopeGeometry, parameters: _Parameters) -> t
     if long.max_length <= geometry.original_length:
         raise LongRopeError(
             f"expected max_position_embeddings or factor to reach beyond the original {geometry.original_length}"
-            f" tokens; found a longrope scaling that ends at {long.max_length}"
+            f" tokens; found a longrope scaling that ends at {long.max_length}",
+            code="invalid-config",
         )
     return Window(geometry.original_length, short_factor, attention_factor=short_m), long
 
@@ -140,7 +142,8 @@ def _window(config: Any, geometry: RopeGeometry, factor: float, factors: Any, at
 def _required(parameters: _Parameters, name: str) -> Any:
     if parameters.get(name) is None:
         raise LongRopeError(
-            f"expected {name} among the RoPE parameters of type {parameters['rope_type']!r}; found none"
+            f"expected {name} among the RoPE parameters of type {parameters['rope_type']!r}; found none",
+            code="invalid-config",
         )
     return parameters[name]
 
@@ -170,7 +173,7 @@ _FLAT_BESIDE_NESTED = ("gemma3_text", "olmo3")
 
 
 def unsupported_by_transformers(scaling: RopeScaling) -> list[str]:
-    """What transformers' `longrope` cannot express of `scaling`, one phrase each; empty when it can express all.
+    """The parts of `scaling` that transformers' `longrope` cannot express, one phrase each; empty where it can.
 
     It has two regimes, short up to one length and long beyond, one list of factors each, one attention factor for both,
     and no start tokens.
@@ -203,7 +206,8 @@ def transformers_scaling(scaling: RopeScaling) -> RopeScaling:
     if long.max_length <= original:
         raise LongRopeError(
             f"expected a scaling that reaches beyond the original window of {original} tokens; this one ends at "
-            f"{long.max_length}"
+            f"{long.max_length}",
+            code="not-expressible",
         )
     switch = short.max_length if len(scaling.windows) > 1 else original
     m = long.attention_factor
@@ -212,7 +216,7 @@ def transformers_scaling(scaling: RopeScaling) -> RopeScaling:
 
 
 def forced_attention_factor(expressed: RopeScaling) -> float:
-    """`su` of the two lengths in config.json: what vLLM, SGLang, MLX and ExLlamaV3 compute where nothing else is said.
+    """The attention factor that vLLM, SGLang, MLX and ExLlamaV3 compute from the two lengths in config.json.
 
     √(1 + ln(L'/L0)/ln L0), where L0 is the first window's length, at which runtimes switch.
     """
@@ -238,7 +242,8 @@ def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> d
     section = out if text is config else out.get("text_config")
     if not isinstance(section, dict):
         raise LongRopeError(
-            f"expected the language model's config under text_config in {config.model_type}; found none"
+            f"expected the language model's config under text_config in {config.model_type}; found none",
+            code="invalid-config",
         )
     for key in ("rope_scaling", "rope_parameters"):
         section.pop(key, None)
@@ -264,7 +269,7 @@ def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> d
 
 
 def _entry(config: Any, scaling: RopeScaling) -> dict[str, Any]:
-    """The RoPE dictionary with everything that some runtime reads."""
+    """The RoPE dictionary with every key that some runtime reads."""
     short, long = scaling.windows
     entry: dict[str, Any] = {
         "rope_type": "longrope",
@@ -285,7 +290,7 @@ def _entry(config: Any, scaling: RopeScaling) -> dict[str, Any]:
 
 
 def _legacy(family: str, entry: dict[str, Any], forced: bool) -> dict[str, Any]:
-    """What transformers 4 and its readers look for beside `rope_parameters`, under the family's own names."""
+    """The keys that transformers 4 and its readers look for beside `rope_parameters`, under the family's own names."""
     three = family in THREE_KEYS and forced  # the attention factor is computed from the lengths there
     scaling = {key: entry[key] for key in ("type", "short_factor", "long_factor")} if three else dict(entry)
     legacy: dict[str, Any] = {"rope_theta": entry["rope_theta"], "rope_scaling": scaling}

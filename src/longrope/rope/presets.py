@@ -21,7 +21,7 @@ from longrope.rope.scaling import RopeScaling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresetRow:
-    """What a listing says of one preset; lengths in tokens."""
+    """One preset in a listing; lengths in tokens."""
 
     name: str
     model: str
@@ -84,7 +84,7 @@ def preset(name: str) -> RopeScaling:
             if close
             else f"there are {len(tables)}, from {min(tables)} to {max(tables)}"
         )
-        raise LongRopeError(f"expected the name of a preset, found {name!r}: {hint}")
+        raise LongRopeError(f"expected the name of a preset, found {name!r}: {hint}", code="unknown-preset")
     table = tables[name]
     geometry = RopeGeometry(
         rotary_dim=table["head_dim"], base=table["rope_theta"], original_length=table["original_length"]

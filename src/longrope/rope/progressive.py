@@ -1,14 +1,14 @@
 """Closed-form factors of a second extension: a model trained to L_ft under factors λ, stretched on to L' > L_ft.
 
-LongRoPE (2402.13753, §3.3) fine-tunes to 256k and interpolates a second time, to 2048k, without training; its ablation
-of that second step compares the search with PI and YaRN applied to the fine-tuned model. These are those forms, and the
-NTK ones beside them. A pair of the fine-tuned model turns with the period λ_i·T_i, and what it has seen is L_ft tokens:
-what the forms of `factors.py` say of T_i and L holds of these. Every result is relative to the *original* RoPE, as all
-factors are: s₂ = L'/L_ft multiplies λ, it does not replace it.
+LongRoPE (arXiv:2402.13753, §3.3) fine-tunes to 256k and interpolates a second time, to 2048k, without training; its
+ablation of that second step compares the search with PI and YaRN applied to the fine-tuned model. These are those
+forms, and NTK's. They are the forms of `closed_forms.py` with the fine-tuned model's periods λ_i·T_i in place of T_i
+and its training length L_ft in place of L. Every result is relative to the *original* RoPE, as all factors are:
+s₂ = L'/L_ft multiplies λ, it does not replace it.
 
-Every function takes a geometry, the carried factors λ (D,), L_ft and L' in tokens, and returns float64 (D,),
-non-decreasing: carried factors that are not, are raised to their predecessors' first. With λ = 1 and L_ft = L they are
-the forms of `factors.py`, bit for bit. All raise LongRopeError when L' < L_ft or λ are not D positive numbers.
+Every function takes a geometry, the trained factors λ (D,), L_ft and L' in tokens, and returns float64 (D,),
+non-decreasing: a trained factor below its predecessor is raised to it first. With λ = 1 and L_ft = L the results are
+those of `closed_forms.py`, bit for bit. All raise LongRopeError when L' < L_ft or λ are not D positive numbers.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ from longrope.rope.scaling import RopeScaling, Window
 Factors = Sequence[float] | FloatArray
 
 
-def second_pi(geometry: RopeGeometry, carried: Factors, trained_length: float, target_length: float) -> FloatArray:
+def second_pi(
+    geometry: RopeGeometry, trained_factors: Factors, trained_length: float, target_length: float
+) -> FloatArray:
     """Position interpolation of the fine-tuned model: λ_i·s₂."""
-    factors, ratio = _checked(geometry, carried, trained_length, target_length)
+    factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
     return factors * ratio
 
 
-def second_ntk(geometry: RopeGeometry, carried: Factors, trained_length: float, target_length: float) -> FloatArray:
+def second_ntk(
+    geometry: RopeGeometry, trained_factors: Factors, trained_length: float, target_length: float
+) -> FloatArray:
     """NTK-aware scaling of the fine-tuned model: λ_i·s₂^(2i/(d-2)), nothing at the first pair, s₂ at the last."""
-    factors, ratio = _checked(geometry, carried, trained_length, target_length)
+    factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
     exponent = 2 * np.arange(geometry.pairs) / max(geometry.rotary_dim - 2, 1)
     return np.asarray(factors * ratio**exponent, dtype=np.float64)
 
 
 def second_ntk_critical(
-    geometry: RopeGeometry, carried: Factors, trained_length: float, target_length: float
+    geometry: RopeGeometry, trained_factors: Factors, trained_length: float, target_length: float
 ) -> FloatArray:
     """NTK by the critical dimension of the fine-tuned model: λ_i·s₂^(i/d_c), s₂ at d_c, more beyond.
 
@@ -50,19 +54,20 @@ def second_ntk_critical(
     (LongRoPE2 Eq. 7, for the rescaled periods). At least 1: the first pair is never interpolated. Raises LongRopeError
     when it is so low that a factor overflows, too.
     """
-    factors, ratio = _checked(geometry, carried, trained_length, target_length)
+    factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
     critical = max(math.ceil(_pair_of(geometry, factors, trained_length, 1.0)), 1)
     if (geometry.pairs - 1) / critical * math.log(ratio) + math.log(factors[-1]) > math.log(sys.float_info.max):
         raise LongRopeError(
             f"only {critical} pairs finish a turn in {trained_length:g} tokens: the last factors overflow for a "
-            f"further ratio of {ratio:g}"
+            f"further ratio of {ratio:g}",
+            code="invalid-setting",
         )
     return np.asarray(factors * ratio ** (np.arange(geometry.pairs) / critical), dtype=np.float64)
 
 
 def second_yarn(
     geometry: RopeGeometry,
-    carried: Factors,
+    trained_factors: Factors,
     trained_length: float,
     target_length: float,
     beta_fast: float = 32.0,
@@ -71,13 +76,15 @@ def second_yarn(
     """YaRN of the fine-tuned model: pairs that turn more than `beta_fast` times in L_ft keep λ_i, slow ones get λ_i·s₂.
 
     Turns are those of the rescaled pair, L_ft/(λ_i·T_i). Between the pair that turns `beta_fast` times and the one that
-    turns `beta_slow` times, 1/λ goes linearly in i from the first to the second, as in `factors.yarn`. Raises
+    turns `beta_slow` times, 1/λ goes linearly in i from the first to the second, as in `closed_forms.yarn`. Raises
     LongRopeError when beta_fast < beta_slow, too.
     """
-    factors, ratio = _checked(geometry, carried, trained_length, target_length)
+    factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
     fast, slow = positive_number("beta_fast", beta_fast), positive_number("beta_slow", beta_slow)
     if fast < slow:
-        raise LongRopeError(f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}")
+        raise LongRopeError(
+            f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}", code="invalid-setting"
+        )
     low, high = (_pair_of(geometry, factors, trained_length, turns) for turns in (fast, slow))
     shares = ramp(geometry, math.floor(low), math.ceil(high))
     return np.asarray(factors * (1.0 / (shares / ratio + (1.0 - shares))), dtype=np.float64)
@@ -94,52 +101,58 @@ SECOND_FORMS: dict[str, SecondForm] = {
 """Every second form by name: (geometry, λ (D,), L_ft, L') -> factors (D,)."""
 
 
-def continued_attention_factor(carried: float, trained_length: float, target_length: float) -> float:
-    """m·(0.1·ln s₂ + 1): what YaRN (Peng et al. 2023, §3.4) adds to a model that was trained under m; m where s₂ ≤ 1.
+def continued_attention_factor(attention_factor: float, trained_length: float, target_length: float) -> float:
+    """m·(0.1·ln s₂ + 1): YaRN's attention factor (Peng et al. 2023, §3.4) for a model trained under m; m where s₂ ≤ 1.
 
     Beyond L_ft a query meets s₂ times as many keys; without this the model finds nothing among them (docs/results.md).
     """
     ratio = positive_number("target_length", target_length) / positive_number("trained_length", trained_length)
-    return positive_number("attention_factor", carried) * (0.1 * math.log(ratio) + 1.0 if ratio > 1 else 1.0)
+    return positive_number("attention_factor", attention_factor) * (0.1 * math.log(ratio) + 1.0 if ratio > 1 else 1.0)
 
 
-def second_window(name: str, carried: RopeScaling, target_length: int) -> Window:
-    """The last window of `carried` stretched to `target_length` by a second form, with its attention factor, which
-    `second-yarn` continues.
+def second_window(name: str, checkpoint_scaling: RopeScaling, target_length: int) -> Window:
+    """The last window of `checkpoint_scaling` stretched to `target_length` by the second form `name`.
 
-    Raises LongRopeError for an unknown name, or a `target_length` that is not beyond the reach.
+    It keeps its attention factor, which `second-yarn` continues. Raises LongRopeError for an unknown name, or a
+    `target_length` that is not beyond the last window.
     """
     if name not in SECOND_FORMS:
-        raise LongRopeError(f"expected one of {', '.join(SECOND_FORMS)} to compare with, found {name!r}")
-    last, reach = carried.windows[-1], carried.target_length
-    if target_length <= reach:
         raise LongRopeError(
-            f"{name} stretches what the checkpoint carries beyond its {reach} tokens; found a target of {target_length}"
+            f"expected one of {', '.join(SECOND_FORMS)} to compare with, found {name!r}", code="invalid-setting"
         )
-    factors = SECOND_FORMS[name](carried.geometry, last.factors, reach, target_length)
+    last, trained = checkpoint_scaling.windows[-1], checkpoint_scaling.target_length
+    if target_length <= trained:
+        raise LongRopeError(
+            f"expected a target beyond the checkpoint's {trained} tokens for {name}, found {target_length}",
+            code="invalid-setting",
+        )
+    factors = SECOND_FORMS[name](checkpoint_scaling.geometry, last.factors, trained, target_length)
     factor = last.attention_factor
     if name == "second-yarn":
-        factor = continued_attention_factor(factor, reach, target_length)
+        factor = continued_attention_factor(factor, trained, target_length)
     return Window(target_length, tuple(factors.tolist()), attention_factor=factor)
 
 
 def _checked(
-    geometry: RopeGeometry, carried: Factors, trained_length: float, target_length: float
+    geometry: RopeGeometry, trained_factors: Factors, trained_length: float, target_length: float
 ) -> tuple[FloatArray, float]:
     """λ as a non-decreasing array, and s₂ = L'/L_ft, at least 1."""
-    factors = np.asarray(carried, dtype=np.float64)
+    factors = np.asarray(trained_factors, dtype=np.float64)
     if factors.shape != (geometry.pairs,) or not (np.isfinite(factors) & (factors > 0)).all():
-        raise LongRopeError(f"carried factors must be {geometry.pairs} positive numbers, one per rotary pair")
+        raise LongRopeError(
+            f"trained factors must be {geometry.pairs} positive numbers, one per rotary pair", code="invalid-setting"
+        )
     trained, target = positive_number("trained_length", trained_length), positive_number("target_length", target_length)
     if target < trained:
         raise LongRopeError(
-            f"target_length must not be below the {trained:g} tokens that the model was trained for; found {target:g}"
+            f"target_length must not be below the {trained:g} tokens that the model was trained for; found {target:g}",
+            code="invalid-setting",
         )
     return np.maximum.accumulate(factors), target / trained
 
 
 def _pair_of(geometry: RopeGeometry, factors: FloatArray, length: float, turns: float) -> float:
-    """Where among the pairs, as a real number, one of period λ_i·T_i turns `turns` times in `length` tokens.
+    """The pair, as a real number, whose period λ_i·T_i fits `turns` times into `length` tokens.
 
     Pair i under λ_i turns as an unscaled pair u_i = i + D·log_base(λ_i) would; between the pairs, u is linear in i, and
     beyond the first and the last it goes on with their factors.

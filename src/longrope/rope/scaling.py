@@ -45,7 +45,10 @@ class Window:
         given: Any = self.factors
         values = given.tolist() if hasattr(given, "tolist") else given
         if not isinstance(values, list | tuple) or not values:
-            raise LongRopeError(f"factors must be a sequence of numbers, one per rotary pair; found {shown(given)}")
+            raise LongRopeError(
+                f"factors must be a sequence of numbers, one per rotary pair; found {shown(given)}",
+                code="invalid-scaling",
+            )
         factors = tuple(positive_number(f"factors[{index}]", value) for index, value in enumerate(values))
         object.__setattr__(self, "max_length", whole_number("max_length", self.max_length, 1))
         object.__setattr__(self, "factors", factors)
@@ -54,12 +57,14 @@ class Window:
         if max(self.max_length, self.start_tokens) > MAX_POSITION:
             raise LongRopeError(
                 f"max_length and start_tokens must be at most {MAX_POSITION}; "
-                f"found {self.max_length}, {self.start_tokens}"
+                f"found {self.max_length}, {self.start_tokens}",
+                code="invalid-scaling",
             )
         if not _FACTOR_BOUNDS[0] <= min(factors) <= max(factors) <= _FACTOR_BOUNDS[1]:
             raise LongRopeError(
                 f"factors must lie in [{_FACTOR_BOUNDS[0]:g}, {_FACTOR_BOUNDS[1]:g}]; found {min(factors):g} to "
-                f"{max(factors):g}"
+                f"{max(factors):g}",
+                code="invalid-scaling",
             )
         object.__setattr__(self, "attention_factor", positive_number("attention_factor", self.attention_factor))
 
@@ -95,16 +100,19 @@ class RopeScaling:
         """Check the windows against the geometry and each other, and that the provenance is a JSON object."""
         windows = tuple(self.windows)
         if not windows:
-            raise LongRopeError("windows must hold at least one window; found none")
+            raise LongRopeError("windows must hold at least one window; found none", code="invalid-scaling")
         for index, window in enumerate(windows):
             if len(window.factors) != self.geometry.pairs:
                 raise LongRopeError(
                     f"windows[{index}].factors must hold {self.geometry.pairs} factors for rotary_dim"
-                    f" {self.geometry.rotary_dim}; found {len(window.factors)}"
+                    f" {self.geometry.rotary_dim}; found {len(window.factors)}",
+                    code="invalid-scaling",
                 )
         lengths = [window.max_length for window in windows]
         if any(later <= earlier for earlier, later in pairwise(lengths)):
-            raise LongRopeError(f"windows must have strictly increasing max_length; found {lengths}")
+            raise LongRopeError(
+                f"windows must have strictly increasing max_length; found {lengths}", code="invalid-scaling"
+            )
         object.__setattr__(self, "windows", windows)
         object.__setattr__(self, "provenance", _json_object(self.provenance))
 
@@ -146,7 +154,8 @@ class RopeScaling:
         if long.max_length <= geometry.original_length:
             raise LongRopeError(
                 f"target_length must be above the original window of {geometry.original_length} tokens;"
-                f" found {long.max_length}"
+                f" found {long.max_length}",
+                code="invalid-setting",
             )
         short = Window(geometry.original_length, (1.0,) * geometry.pairs, 0, attention_factor)
         return cls(geometry, (short, long), provenance or {})
@@ -171,7 +180,10 @@ class RopeScaling:
         for window in self.windows:
             if length <= window.max_length:
                 return window
-        raise LongRopeError(f"this scaling reaches {self.target_length} tokens; a sequence of {length} is too long")
+        raise LongRopeError(
+            f"this scaling reaches {self.target_length} tokens; a sequence of {length} is too long",
+            code="beyond-the-scaling",
+        )
 
     def with_window(self, window: Window) -> RopeScaling:
         """The same scaling with `window` among its windows, in place of the one of the same `max_length`."""
@@ -188,7 +200,9 @@ class RopeScaling:
                 for one in (self.geometry, geometry)
             )
             raise LongRopeError(
-                f"the scaling is for {ours}; this model has {theirs}: use a scaling made for this model"
+                f"the scaling is for {ours}; this model has {theirs}",
+                code="wrong-geometry",
+                hint="use a scaling made for this model",
             )
 
     def with_provenance(self, **more: Any) -> RopeScaling:
@@ -226,32 +240,34 @@ class RopeScaling:
         try:
             document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
         except LongRopeError as error:
-            raise LongRopeError(f"{source}: {error}") from error
+            raise LongRopeError(f"{source}: {error}", code="damaged-file") from error
         except (ValueError, RecursionError) as error:
-            raise LongRopeError(f"{source} is not a scaling: expected JSON, found {_reason(error)}") from error
+            raise LongRopeError(
+                f"{source} is not a scaling: expected JSON, found {_reason(error)}", code="damaged-file"
+            ) from error
         try:
             return cls._from_document(document)
         except LongRopeError as error:
-            raise LongRopeError(f"{source}: {error}") from error
+            raise LongRopeError(f"{source}: {error}", code="damaged-file") from error
 
     @classmethod
     def _from_document(cls, document: Any) -> RopeScaling:
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
             found = f"schema {shown(schema)}" if schema is not None else "JSON without it"
-            raise LongRopeError(f"expected a scaling with schema {SCHEMA!r}; found {found}")
+            raise LongRopeError(f"expected a scaling with schema {SCHEMA!r}; found {found}", code="damaged-file")
         _expect_keys(
             "the scaling", document, {"schema", "rotary_dim", "base", "original_length", "windows", "provenance"}
         )
         if not isinstance(document["windows"], list):
-            raise LongRopeError(f"windows must be a list; found {shown(document['windows'])}")
+            raise LongRopeError(f"windows must be a list; found {shown(document['windows'])}", code="damaged-file")
         windows = []
         for index, window in enumerate(document["windows"]):
             _expect_keys(f"windows[{index}]", window, {"max_length", "factors", "start_tokens", "attention_factor"})
             try:
                 windows.append(Window(**window))
             except LongRopeError as error:
-                raise LongRopeError(f"windows[{index}].{error}") from error
+                raise LongRopeError(f"windows[{index}].{error}", code="invalid-scaling") from error
         geometry = RopeGeometry(**{key: document[key] for key in ("rotary_dim", "base", "original_length")})
         return cls(geometry, tuple(windows), document["provenance"])
 
@@ -291,34 +307,40 @@ def _as_tuple(factors: Iterable[float]) -> tuple[float, ...]:
 def _json_object(value: Any) -> dict[str, Any]:
     """A copy of `value` as JSON gives it back (tuples become lists), so that what is saved equals what is loaded."""
     if not isinstance(value, dict):
-        raise LongRopeError(f"provenance must be a JSON object; found {shown(value)}")
+        raise LongRopeError(f"provenance must be a JSON object; found {shown(value)}", code="damaged-file")
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise LongRopeError(f"provenance must be a JSON object; found {_reason(error)}") from error
+        raise LongRopeError(f"provenance must be a JSON object; found {_reason(error)}", code="damaged-file") from error
     copy: dict[str, Any] = json.loads(text)
     return copy
 
 
 def _expect_keys(where: str, value: Any, expected: set[str]) -> None:
     if not isinstance(value, dict):
-        raise LongRopeError(f"{where} must be a JSON object; found {shown(value)}")
+        raise LongRopeError(f"{where} must be a JSON object; found {shown(value)}", code="damaged-file")
     if missing := sorted(expected - value.keys()):
-        raise LongRopeError(f"{where} lacks {', '.join(missing)}")
+        raise LongRopeError(f"{where} lacks {', '.join(missing)}", code="damaged-file")
     if unknown := sorted(value.keys() - expected):
-        raise LongRopeError(f"{where} has unknown keys: {shown(', '.join(unknown))}; expected only those of {SCHEMA!r}")
+        raise LongRopeError(
+            f"{where} has unknown keys: {shown(', '.join(unknown))}; expected only those of {SCHEMA!r}",
+            code="damaged-file",
+        )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        raise LongRopeError(f"expected every key once; found one twice among {shown(sorted(key for key, _ in pairs))}")
+        raise LongRopeError(
+            f"expected every key once; found one twice among {shown(sorted(key for key, _ in pairs))}",
+            code="damaged-file",
+        )
     return unique
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise LongRopeError(f"expected finite numbers; found {name}")
+    raise LongRopeError(f"expected finite numbers; found {name}", code="damaged-file")
 
 
 def _reason(error: Exception) -> str:

@@ -37,7 +37,9 @@ def prefill(scaled: ScaledModel, ids: Tensor, window: Window, *, chunk_size: int
     values.
     """
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
-        raise LongRopeError(f"expected token ids of one text, shape (1, T), found {tuple(ids.shape)}")
+        raise LongRopeError(
+            f"expected token ids of one text, shape (1, T), found {tuple(ids.shape)}", code="invalid-setting"
+        )
     cache = new_cache(scaled.model)
     text, chunk = ids[:, :-1], PREFILL_CHUNK if chunk_size is None else chunk_size
     if chunk_size is None and text.shape[1] and not any(layer.is_sliding for layer in cache.layers):
@@ -114,7 +116,8 @@ class Prefilled:
         if tokens.dim() != 2 or tokens.shape[0] != 1 or tokens.shape[1] < at_least:
             raise LongRopeError(
                 f"expected the tokens of one continuation, shape (1, n) with n of at least {at_least}, "
-                f"found {tuple(tokens.shape)}"
+                f"found {tuple(tokens.shape)}",
+                code="invalid-setting",
             )
 
     @contextmanager
@@ -162,7 +165,8 @@ def check_cache(cache: Any, purpose: str) -> None:
         offloaded = ", offloaded" if getattr(cache, "offloading", False) else ""
         raise LongRopeError(
             f"expected a dynamic cache of keys and values for {purpose}, found {type(cache).__name__}"
-            f" of {', '.join(sorted(kinds)) or 'no layers'}{offloaded}"
+            f" of {', '.join(sorted(kinds)) or 'no layers'}{offloaded}",
+            code="cannot-generate",
         )
 
 
@@ -184,7 +188,7 @@ def fill(
     Raises LongRopeError for a chunk size below 1, or a model that does not use the cache.
     """
     if chunk_size < 1:
-        raise LongRopeError(f"expected a prefill chunk of at least 1 token, found {chunk_size}")
+        raise LongRopeError(f"expected a prefill chunk of at least 1 token, found {chunk_size}", code="invalid-setting")
     model, count = scaled.model, ids.shape[1]
     past = int(cache.get_seq_length())
     if position_ids is None:
@@ -204,4 +208,7 @@ def fill(
 
 def _check_filled(cache: DynamicCache, length: int, model: PreTrainedModel) -> None:
     if int(cache.get_seq_length()) != length:
-        raise LongRopeError(f"{type(model).__name__} keeps no keys in the cache it is given; it cannot be continued")
+        raise LongRopeError(
+            f"{type(model).__name__} keeps no keys in the cache it is given; it cannot be continued",
+            code="cannot-generate",
+        )

@@ -131,18 +131,25 @@ class CacheHook(MethodHook):
             if not whole or inputs_embeds is not None or not is_plain(cache) or self._numbers_replaced:
                 return self._own(input_ids, next_sequence_length, given)
         if position_ids is None or position_ids.dim() != 2:
-            raise LongRopeError("expected position_ids of shape (batch, tokens): windows are chosen by position")
+            raise LongRopeError(
+                "expected position_ids of shape (batch, tokens): windows are chosen by position", code="invalid-setting"
+            )
         window = window_of_rows(self.scaled, (position_ids.max(dim=-1).values + 1).tolist())
         if cache is None:  # every forward is of the whole text
             return self._own(input_ids, next_sequence_length, given)
         check_cache(cache, "generation across windows")
         if inputs_embeds is not None:
-            raise LongRopeError("expected input_ids, found inputs_embeds: a cache is filled again from tokens")
+            raise LongRopeError(
+                "expected input_ids, found inputs_embeds: a cache is filled again from tokens", code="text-only"
+            )
 
         total = position_ids.shape[1]
         new = total - past  # tokens that the cache does not hold
         if new < 1:
-            raise LongRopeError(f"expected new tokens after the {past} that the cache holds, found {total} in all")
+            raise LongRopeError(
+                f"expected new tokens after the {past} that the cache holds, found {total} in all",
+                code="invalid-setting",
+            )
         held: Window | None = getattr(cache, _MARK, None if several else window)
         if past and (held is None or not same_keys(held, window)):
             past = self._change_window(cache, held, window, position_ids[:, :past], whole=input_ids.shape[1] == total)
@@ -196,7 +203,9 @@ class CacheHook(MethodHook):
         """Bring into the cache what it lacks of the text, but for the `last` tokens."""
         content = [name for name, value in given.items() if isinstance(value, Tensor) and name not in _OF_TOKENS]
         if content:
-            raise LongRopeError(f"expected text only, found {', '.join(content)}: a cache is filled from tokens")
+            raise LongRopeError(
+                f"expected text only, found {', '.join(content)}: a cache is filled from tokens", code="text-only"
+            )
         positions, mask = given["position_ids"], given["attention_mask"]
         end, past = positions.shape[1] - last, int(cache.get_seq_length())
         device = self.scaled.model.device

@@ -110,7 +110,8 @@ def _probe(scaled: ScaledModel) -> tuple[Pairing | None, ...]:
         if not fitting:
             raise LongRopeError(
                 f"cannot turn the cached keys of layer {index} of {type(scaled.model).__name__}: it does not rotate"
-                " pairs of dimensions of the keys it caches; use switch='recompute'"
+                " pairs of dimensions of the keys it caches; use switch='recompute'",
+                code="cannot-rerotate",
             )
         pairings.append(fitting[0])
     return tuple(pairings)
