@@ -143,7 +143,7 @@ def test_refusals(cli, text, scaling, tmp_path):
         (("--lengths", "256", "--against", "none.json", "--data", text), "cannot read the scaling none.json"),
         (("--lengths", "256", "--against", "checkpoint", "--data", text), "carries no scaling"),
         (("--lengths", "256", "--scaling", scaling, "--against", str(scaling)), "compared with itself"),
-        (("--lengths", "256", "--suite", "passkey", "--resume"), "only a run with an output"),
+        (("--lengths", "256", "--suite", "passkey", "--resume"), "give its -o"),
         (("--lengths", "256", "--suite", "passkey", "--resume", "-o", tmp_path / "a.json"), "to resume; start without"),
         (("--lengths", "256", "--suite", "passkey", "--original", tmp_path / "none"), "no model folder"),
     ):
