@@ -5,23 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from longrope.cli.common import print_json
-from longrope.cli.options import Json, split_names, verb
+from longrope.cli.options import Json, option
 from longrope.cli.tables.doctor import show_diagnosis
+from longrope.cli.verb import split_names, verb
 
 
 @verb
 def command(
-    checkpoint: Annotated[Path, Parameter(help="A checkpoint folder or a GGUF file.")],
+    checkpoint: Annotated[Path, option("A checkpoint folder or a GGUF file.")],
     /,
     *,
-    expect: Annotated[
-        Path | None, Parameter(help="The scaling.json it should apply. Default: the one beside it.")
-    ] = None,
-    runtime: Annotated[str, Parameter(metavar="A,B,…", help="Only these count and are shown; or 'all'.")] = "",
-    strict: Annotated[bool, Parameter(help="Exit code 1 also where a window is applied at another's lengths.")] = False,
+    expect: Annotated[Path | None, option("The scaling.json it should apply. Default: the one beside it.")] = None,
+    runtime: Annotated[str, option("Only these count and are shown; or 'all'.", metavar="A,B,…")] = "",
+    strict: Annotated[bool, option("Exit code 1 also where a window is applied at another's lengths.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show what each runtime computes from a checkpoint.

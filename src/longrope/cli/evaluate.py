@@ -5,48 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
+from longrope.cli import options as given
 from longrope.cli.common import messages, print_json, quiet_libraries
-from longrope.cli.options import Data, Json, Load, Model, Options, Seed, output, split_names, verb
 from longrope.cli.progress import progress
 from longrope.cli.tables.evaluation import show_evaluation
+from longrope.cli.verb import Options, split_names, verb
 from longrope.evaluation.config import EvalConfig
-
-LENGTHS = "Context lengths in tokens: 256,512,1k. None for retention and open-llm, which measure in L."
-SUITES = "Any of perplexity, passkey, needle, ruler, retention, open-llm: with commas."
-BASELINES = (
-    "What to compare with: any of none, pi, ntk, ntk-critical, dynamic-ntk, yarn, checkpoint (the scaling it carries), "
-    "second-pi, second-ntk, second-ntk-critical, second-yarn (that one stretched further), original (the model before "
-    "it was extended), other-scaling.json."
-)
-ORIGINAL = "The model before it was trained, for 'original' and retention. Default: MODEL."
-ALLOW_SEEN = "Measure on documents that the search or training has seen; the results say so."
 
 
 @verb
 def command(
-    model: Model,
+    model: given.Model,
     /,
     *,
-    lengths: Annotated[str, Parameter(metavar="N,N,…", help=LENGTHS)] = "",
-    suites: Annotated[str, Parameter(name="--suite", metavar="A,B,…", help=SUITES)] = "perplexity",
-    data: Data = None,
-    scaling: Annotated[Path | None, Parameter(help="A scaling.json; without it, the model as it is.")] = None,
-    baselines: Annotated[str, Parameter(name="--against", metavar="A,B,…", help=BASELINES)] = "",
-    target_length: Annotated[
-        str | None, Parameter(metavar="TOKENS", help="L' of the closed forms. Default: the scaling's.")
-    ] = None,
-    original: Annotated[str | None, Parameter(help=ORIGINAL)] = None,
-    allow_seen: Annotated[bool, Parameter(help=ALLOW_SEEN)] = False,
-    seed: Seed = 0,
+    lengths: given.Lengths = "",
+    suites: given.Suites = "perplexity",
+    data: given.Data = None,
+    scaling: given.OwnScaling = None,
+    baselines: given.Baselines = "",
+    target_length: given.ClosedFormLength = None,
+    original: given.Original = None,
+    allow_seen: given.AllowSeen = False,
+    seed: given.Seed = 0,
     config: Annotated[EvalConfig, Options("Suites")],
-    load: Load,
-    output: Annotated[Path | None, output("Write the results as a new JSON file here.")] = None,
-    resume: Annotated[
-        bool, Parameter(help="Go on with a run that was stopped: its -o NAME.json left NAME.cells.jsonl.")
-    ] = False,
-    as_json: Json = False,
+    load: given.Load,
+    output: Annotated[Path | None, given.out("Write the results as a new JSON file here.")] = None,
+    resume: given.ResumeCells = False,
+    as_json: given.Json = False,
 ) -> None:
     """Measure a model with and without a scaling: perplexity, retrieval, RULER, short texts."""
     from longrope.evaluation.run import evaluate, log_path
@@ -73,7 +58,4 @@ def command(
         )
     for warning in result.settings.get("warnings", []):
         messages.print(f"longrope: warning: {warning}")
-    if as_json:
-        print_json(result.to_json())
-    else:
-        show_evaluation(result.rows)
+    print_json(result.to_json()) if as_json else show_evaluation(result.rows)

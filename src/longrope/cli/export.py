@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from longrope.cli.common import print_json, quiet_libraries
-from longrope.cli.options import ConfigOnly, Json, Options, output, verb
+from longrope.cli.options import ConfigOnly, Json, option, out
 from longrope.cli.tables.runs import show_export
+from longrope.cli.verb import Options, verb
 from longrope.export.config import ExportConfig
 
 MODEL = "The folder of a search, finetune or extend run, or a model (folder or name) with --scaling."
@@ -17,11 +16,11 @@ MODEL = "The folder of a search, finetune or extend run, or a model (folder or n
 
 @verb
 def command(
-    model: Annotated[str, Parameter(help=MODEL)],
+    model: Annotated[str, option(MODEL)],
     /,
     *,
-    output_dir: Annotated[Path, output("A new folder for the checkpoint; for gguf a new file.")],
-    scaling: Annotated[Path | None, Parameter(help="The scaling.json to apply; a run folder brings its own.")] = None,
+    output_dir: Annotated[Path, out("A new folder for the checkpoint; for gguf a new file.")],
+    scaling: Annotated[Path | None, option("The scaling.json to apply; a run folder brings its own.")] = None,
     config: Annotated[ExportConfig, Options("Checkpoint", names={"target": "--to"})],
     load: ConfigOnly,
     as_json: Json = False,

@@ -5,24 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from longrope.cli.common import output, print_json, quiet_libraries
-from longrope.cli.options import Json, verb
+from longrope.cli.options import Json, option
+from longrope.cli.verb import verb
 
 
 @verb
 def command(
-    folder: Annotated[Path, Parameter(help="The folder of an exported checkpoint.")],
+    folder: Annotated[Path, option("The folder of an exported checkpoint.")],
     /,
     *,
-    scaling: Annotated[
-        Path | None, Parameter(help="The scaling that was exported, where FOLDER has no scaling.json.")
-    ] = None,
-    to: Annotated[
-        str | None, Parameter(help="How it was exported, where config.json does not say it any more.")
-    ] = None,
-    fold_attention_factor: Annotated[bool, Parameter(help="It was exported with --fold-attention-factor.")] = False,
+    scaling: Annotated[Path | None, option("The scaling that was exported, where FOLDER has no scaling.json.")] = None,
+    to: Annotated[str | None, option("How it was exported, where config.json does not say it any more.")] = None,
+    fold_attention_factor: Annotated[bool, option("It was exported with --fold-attention-factor.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write every key that some runtime reads into config.json again.

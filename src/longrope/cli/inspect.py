@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from longrope.cli.common import print_json, quiet_libraries
-from longrope.cli.options import ConfigOnly, Json, Model, verb
+from longrope.cli.options import ConfigOnly, Json, Model
 from longrope.cli.tables.model import show_inspection
+from longrope.cli.verb import verb
 
 
 @verb

@@ -1,130 +1,32 @@
-"""Options of the command line: those that several verbs share, and how a configuration becomes options.
+"""The options of the verbs beside their configurations: name, help and group, each written once.
 
-A verb is a function under `@verb`. Its parameter `config: Annotated[SearchConfig, Options("Search")]` becomes one
-option for each setting of `SearchConfig`: name, type, help and default are written in the configuration alone. The verb
-receives the finished `SearchConfig`.
+The options of a configuration are made from its settings (`verb.py`).
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
-from cyclopts.types import NonNegativeInt
-from pydantic import BaseModel, Field, create_model, model_validator
+from cyclopts.types import NonNegativeInt, PositiveInt
 
-from longrope.cli.common import set_verbosity
+from longrope.cli.verb import OUTPUT, Options
 from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
-from longrope.settings import Settings
-
-OUTPUT = Group("Output", sort_key=9)
+from longrope.train.config import LoraConfig
 
 
-@dataclass(frozen=True)
-class Options:
-    """Turns the settings of a configuration into the options of one group of the help.
-
-    `of`: the configuration, where the verb's parameter is a dict: the verb then receives what was given, as text.
-    `only`, `without`: the settings that become options. `names`: options that are not called like their setting.
-    `defaults`: defaults of this verb that differ, `helps`: help that differs. `switches`: bools given as on or off.
-    """
-
-    group: str
-    of: type[Settings] | None = None
-    only: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    names: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    helps: Mapping[str, str] = field(default_factory=dict)
-    switches: tuple[str, ...] = ()
-    place: int = 1
-
-    def read(self, hint: Any) -> tuple[Any, Callable[..., Any], bool]:
-        """The type that cyclopts reads for a parameter annotated `hint`, the function that makes the parameter's value
-        of the given options, and whether one of them must be given."""
-        config: type[Settings] = self.of or hint
-        make: Callable[..., Any] = dict if self.of else config
-        fields: dict[str, Any] = {}
-        for name, info in config.model_fields.items():
-            if name in self.without or (self.only and name not in self.only):
-                continue
-            default = self.defaults.get(
-                name, ... if info.is_required() else info.get_default(call_default_factory=True)
-            )
-            option = self.names.get(name, f"--{name.replace('_', '-')}")
-            is_list = get_origin(info.annotation) is tuple
-            kind: Any = str if is_list or name in self.switches else info.annotation
-            if name in self.switches:
-                default = "on" if default else "off"
-            elif is_list:
-                default = ",".join(map(str, default))
-            kind = kind if default is not None else kind | None
-            parameter = Parameter(
-                name=option,
-                negative=f"--no-{option.removeprefix('--')}" if default is True else (),
-                choices=("on", "off") if name in self.switches else None,
-                metavar="TOKENS" if name.endswith("length") else None,
-            )
-            text = self.helps.get(name, info.description or "").replace("`", "")
-            if self.defaults.get(name) is not None:
-                text = text.partition(" Default:")[0]
-            fields[name] = (Annotated[kind, parameter], Field(default, description=" ".join(text.split())))
-        lists = [name for name in fields if get_origin(config.model_fields[name].annotation) is tuple]
-
-        def made(_view: type[BaseModel], given: dict[str, Any], _handler: Any) -> Any:
-            parts = {name: split_names(given[name]) for name in lists if name in given}
-            return make(**given | parts)
-
-        wrap: Any = model_validator(mode="wrap")
-        view = create_model(config.__name__, __validators__={"made": wrap(classmethod(made))}, **fields)
-        required = any(info.is_required() for info in view.model_fields.values())
-        group = Group(self.group, sort_key=self.place)
-        return Annotated[view, Parameter(name="*", group=group)], make, required
+def option(help: str, *names: str, **given: Any) -> Parameter:
+    """An option with its help; `names` where it is not called like the verb's parameter."""
+    return Parameter(name=names or None, help=" ".join(help.split()), **given)
 
 
-def verb(function: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Make `function` a verb: configurations among its parameters become options, and --verbose and --quiet are added.
-
-    The function's first line is the verb's help. It returns the exit code, or None for 0.
-    """
-    hints = get_type_hints(function, include_extras=True)
-    makers: dict[str, Callable[..., Any]] = {}
-    parameters = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        hint, default = hints[name], parameter.default
-        for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, Options):
-                hint, makers[name], required = mark.read(get_args(hint)[0])
-                default = inspect.Parameter.empty if required else None
-        parameters.append(parameter.replace(annotation=hint, default=default))
-    for name, hint in (("verbose", Verbose), ("quiet", Quiet)):
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint))
-
-    @functools.wraps(function)
-    def command(*values: Any, verbose: bool = False, quiet: bool = False, **named: Any) -> int | None:
-        set_verbosity(verbose, quiet)
-        for name, make in makers.items():
-            if named.get(name) is None:
-                named[name] = make()
-        return function(*values, **named)
-
-    del command.__wrapped__  # cyclopts reads what is set here
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return command
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """The parts of a comma-separated list."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def out(help: str) -> Parameter:
+    """The option -o of a verb."""
+    return option(help, "-o", "--output")
 
 
 def _needs_tensorboard(_kind: Any, log_dir: Path | None) -> None:
@@ -137,43 +39,112 @@ def _needs_tensorboard(_kind: Any, log_dir: Path | None) -> None:
         )
 
 
-Model = Annotated[
-    str, Parameter(help="A model folder, the folder of a run, a hub name (owner/model), 'tiny' or 'tiny-512x'.")
-]
+# Shared by several verbs.
+
+Model = Annotated[str, option("A model folder, the folder of a run, a hub name (owner/model), 'tiny' or 'tiny-512x'.")]
 Data = Annotated[
     list[str] | None,
-    Parameter(
-        name="--data",
+    option(
+        "Text: .txt(.gz|.xz), a folder, .jsonl, .parquet, book:NAME or hf:NAME. May be repeated.",
         metavar="TEXT",
-        negative=(),
-        help="Text: .txt(.gz|.xz), a folder, .jsonl, .parquet, book:NAME or hf:NAME. May be repeated.",
     ),
 ]
-TargetLength = Annotated[str, Parameter(metavar="TOKENS", help="The new window L' in tokens: 4096, 128k, 2M.")]
-Resume = Annotated[bool, Parameter(help="Continue the interrupted run in the output folder.")]
-Seed = Annotated[NonNegativeInt, Parameter(help="Seed of everything random.")]
-LogDir = Annotated[
-    Path | None, Parameter(help="Write TensorBoard scalars to this folder.", validator=_needs_tensorboard)
-]
+TargetLength = Annotated[str, option("The new window L' in tokens: 4096, 128k, 2M.", metavar="TOKENS")]
+Scaling = Annotated[Path | None, option("The scaling.json to apply; a run folder brings its own.")]
+Resume = Annotated[bool, option("Continue the interrupted run in the output folder.")]
+Seed = Annotated[NonNegativeInt, option("Seed of everything random.")]
+LogDir = Annotated[Path | None, option("Write TensorBoard scalars to this folder.", validator=_needs_tensorboard)]
 Json = Annotated[
-    bool,
-    Parameter(name="--json", group=OUTPUT, help="Print one JSON object on standard output and nothing else there."),
+    bool, option("Print one JSON object on standard output and nothing else there.", "--json", group=OUTPUT)
 ]
-Verbose = Annotated[
-    bool,
-    Parameter(name=("--verbose", "-v"), group=OUTPUT, help="Log each step, and the traceback of an unexpected error."),
-]
-Quiet = Annotated[bool, Parameter(name=("--quiet", "-q"), group=OUTPUT, help="No progress and no remarks.")]
-
 LOADING = "Loading the model"
 Load = Annotated[LoadOptions, Options(LOADING, place=5)]
 ConfigOnly = Annotated[LoadOptions, Options(LOADING, only=("original_length", "trust_remote_code"), place=5)]
 """For verbs that read a model's config and no weights."""
 
+# search
 
-def output(help: str) -> Parameter:
-    """The option -o of a verb."""
-    return Parameter(name=("-o", "--output"), help=help)
+Workers = Annotated[PositiveInt | None, option("Search in so many Ray processes, one model replica each.")]
+RayAddress = Annotated[str | None, option("The Ray cluster to search on: auto, or HOST:PORT.")]
+
+# eval
+
+Lengths = Annotated[
+    str,
+    option(
+        "Context lengths in tokens: 256,512,1k. None for retention and open-llm, which measure in L.", metavar="N,N,…"
+    ),
+]
+Suites = Annotated[
+    str,
+    option("Any of perplexity, passkey, needle, ruler, retention, open-llm: with commas.", "--suite", metavar="A,B,…"),
+]
+Baselines = Annotated[
+    str,
+    option(
+        """What to compare with: any of none, pi, ntk, ntk-critical, dynamic-ntk, yarn, checkpoint (the scaling it
+        carries), second-pi, second-ntk, second-ntk-critical, second-yarn (that one stretched further), original (the
+        model before it was extended), other-scaling.json.""",
+        "--against",
+        metavar="A,B,…",
+    ),
+]
+OwnScaling = Annotated[Path | None, option("A scaling.json; without it, the model as it is.")]
+ClosedFormLength = Annotated[str | None, option("L' of the closed forms. Default: the scaling's.", metavar="TOKENS")]
+Original = Annotated[
+    str | None, option("The model before it was trained, for 'original' and retention. Default: MODEL.")
+]
+AllowSeen = Annotated[bool, option("Measure on documents that the search or training has seen; the results say so.")]
+ResumeCells = Annotated[bool, option("Go on with a run that was stopped: its -o NAME.json left NAME.cells.jsonl.")]
+
+# finetune
+
+TrainedScaling = Annotated[Path, option("The scaling.json of a search.")]
+Rank = Annotated[PositiveInt | None, option("Train updates of this rank, embeddings and norms.", metavar="RANK")]
+Alpha = Annotated[float, option("LoRA's alpha: updates are scaled by alpha / rank.")]
+Adapter = Annotated[bool, option("LoRA: leave adapter/ for peft instead of merged weights.")]
+Trainer = Annotated[
+    Path | None,
+    option("JSON with further TrainingArguments: fsdp, deepspeed, parallelism_config, …", metavar="FILE"),
+]
+TrainLoad = Annotated[
+    LoadOptions,
+    Options(LOADING, helps={"device": "cpu or cuda; more GPUs: torchrun --no-python longrope finetune …"}, place=5),
+]
+
+# extend
+
+_RECIPE, _COMPARISON = Group("A recipe", sort_key=1), Group("Comparison", sort_key=2)
+OptionalModel = Annotated[
+    str | None, option("A model folder, a hub name, or 'tiny'. Default: tiny, or the recipe's own.")
+]
+Recipe = Annotated[
+    str | None,
+    option(
+        """longrope, longrope2, quick, or a YAML file: its stages in place of a search alone. The same command goes on
+        with a run that was stopped.""",
+        group=_RECIPE,
+    ),
+]
+DryRun = Annotated[bool, option("Check the recipe, print its plan, stop.", group=_RECIPE)]
+OptionalLength = Annotated[str | None, option("L'. Default: 8 L.", metavar="TOKENS")]
+AllowLossy = Annotated[bool, option("Export even what the runtime cannot express.")]
+EvalData = Annotated[list[str] | None, option("Other text to compare on.", metavar="TEXT", group=_COMPARISON)]
+EvalLengths = Annotated[
+    str | None, option("Context lengths. Default: L, 2L, … L'.", "--lengths", metavar="N,N,…", group=_COMPARISON)
+]
+EvalSamples = Annotated[PositiveInt | None, option("Held-out texts per length. Default: 10.", group=_COMPARISON)]
+
+# plan
+
+_SEARCHES = Group("Searches", sort_key=2)
+TRAINING = "Fine-tuning of your own in place of the papers'"
+Methods = Annotated[
+    list[str] | None, option("Only this method. May be repeated. Default: all.", metavar="METHOD", group=_SEARCHES)
+]
+Objective = Annotated[str | None, option("perplexity or needle.", group=_SEARCHES)]
+Samples = Annotated[PositiveInt | None, option("Texts that are scored.", group=_SEARCHES)]
+ContextParallel = Annotated[PositiveInt, option("Devices that share a training row.", group=TRAINING)]
 
 
 def json_object(name: str, path: Path | None) -> dict[str, Any]:
@@ -189,3 +160,12 @@ def json_object(name: str, path: Path | None) -> dict[str, Any]:
             f"expected a JSON object in `{name}` {path}, found {type(value).__name__}", code="damaged-file"
         )
     return value
+
+
+def lora_config(rank: int | None, alpha: float, adapter: bool) -> LoraConfig | None:
+    """The settings of LoRA; None where all weights are trained."""
+    if rank is not None:
+        return LoraConfig(rank=rank, alpha=alpha, merge=not adapter)
+    if adapter:
+        raise LongRopeError("`adapter` leaves what `lora` trains", code="invalid-setting", hint="add `lora=RANK`")
+    return None

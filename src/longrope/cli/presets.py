@@ -6,12 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
-
 from longrope.cli.common import output as console
 from longrope.cli.common import print_json, quiet_libraries
-from longrope.cli.options import Json, output, verb
+from longrope.cli.options import Json, option, out
 from longrope.cli.tables.model import show_presets
+from longrope.cli.verb import verb
 from longrope.errors import LongRopeError
 from longrope.storage import check_output_file
 from longrope.units import parse_length
@@ -22,15 +21,13 @@ if TYPE_CHECKING:
 
 @verb
 def command(
-    name: Annotated[str | None, Parameter(help="A preset, to write or show alone.")] = None,
+    name: Annotated[str | None, option("A preset, to write or show alone.")] = None,
     /,
     *,
-    from_file: Annotated[
-        Path | None, Parameter(help="Instead of a preset: a factor file (.csv) of the authors' code.")
-    ] = None,
-    model: Annotated[str | None, Parameter(help="With --from-file: the model the factors are for.")] = None,
-    target_length: Annotated[str | None, Parameter(metavar="TOKENS", help="With --from-file: L' in tokens.")] = None,
-    output: Annotated[Path | None, output("Write it as a new scaling.json here.")] = None,
+    from_file: Annotated[Path | None, option("Instead of a preset: a factor file (.csv) of the authors' code.")] = None,
+    model: Annotated[str | None, option("With --from-file: the model the factors are for.")] = None,
+    target_length: Annotated[str | None, option("With --from-file: L' in tokens.", metavar="TOKENS")] = None,
+    output: Annotated[Path | None, out("Write it as a new scaling.json here.")] = None,
     as_json: Json = False,
 ) -> None:
     """List, show or write the published factor tables, or a factor file of the authors' code."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from longrope.cli.common import output as console
 from longrope.cli.common import print_json
-from longrope.cli.options import Json, output, verb
+from longrope.cli.options import Json, option, out
+from longrope.cli.verb import verb
 from longrope.storage import check_output_file
 
 RUNS = "Folders of search or extend runs, and evaluation files; an evaluation joins the run it measured."
@@ -18,11 +17,11 @@ FIGURES = "A new folder for the figures as PNG and SVG. Default: NAME_figures/ b
 
 @verb
 def command(
-    runs: Annotated[list[Path], Parameter(help=RUNS)],
+    runs: Annotated[list[Path], option(RUNS)],
     /,
     *,
-    output: Annotated[Path, output("The new HTML file.")] = Path("report.html"),
-    figures: Annotated[Path | None, Parameter(help=FIGURES)] = None,
+    output: Annotated[Path, out("The new HTML file.")] = Path("report.html"),
+    figures: Annotated[Path | None, option(FIGURES)] = None,
     as_json: Json = False,
 ) -> None:
     """Write a report on one run, or on several side by side: one HTML file, and its figures as PNG and SVG."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-from cyclopts.types import PositiveInt
-
 from longrope.cli.common import print_json, quiet_libraries
-from longrope.cli.options import Data, Json, Load, LogDir, Model, Options, Resume, TargetLength, output, verb
+from longrope.cli.options import Data, Json, Load, LogDir, Model, RayAddress, Resume, TargetLength, Workers, out
 from longrope.cli.progress import progress, scalars_in
 from longrope.cli.tables.runs import show_search
+from longrope.cli.verb import Options, verb
 from longrope.search.config import SearchConfig
 from longrope.storage import check_output_folder
 from longrope.units import parse_length
@@ -23,14 +21,12 @@ def command(
     /,
     *,
     target_length: TargetLength,
-    output_dir: Annotated[Path, output("A new folder for scaling.json, the log and the summary.")],
+    output_dir: Annotated[Path, out("A new folder for scaling.json, the log and the summary.")],
     data: Data = None,
     config: Annotated[SearchConfig, Options("Search", switches=("racing",))],
     load: Load,
-    workers: Annotated[
-        PositiveInt | None, Parameter(help="Search in so many Ray processes, one model replica each.")
-    ] = None,
-    ray_address: Annotated[str | None, Parameter(help="The Ray cluster to search on: auto, or HOST:PORT.")] = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     resume: Resume = False,
     log_dir: LogDir = None,
     as_json: Json = False,
@@ -57,7 +53,4 @@ def command(
             on_start=shown.on_search_start,
             on_progress=shown.on_search_progress,
         )
-    if as_json:
-        print_json(result.to_json())
-    else:
-        show_search(result)
+    print_json(result.to_json()) if as_json else show_search(result)

@@ -16,11 +16,10 @@ from longrope.units import format_length
 def run(
     model: str | None,
     name: str,
-    out: Path,
+    output_dir: Path,
     loading: LoadOptions,
-    *,
-    data: list[str] | None,
-    eval_data: list[str] | None,
+    data: list[str],
+    eval_data: list[str],
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -45,9 +44,9 @@ def run(
         loading = loading.replace(original_length=original_length)
     loaded = open_model(model, options=loading)
     recipe = load_recipe(name, loaded.geometry.original_length)
-    recipe = recipe.with_data(tuple(data or ()), tuple(eval_data or ()))
+    recipe = recipe.with_data(tuple(data), tuple(eval_data))
     planned = steps(recipe, loaded.geometry.original_length, loaded.context_length)
-    folder = RunFolder.of(out, loaded, recipe, planned)
+    folder = RunFolder.of(output_dir, loaded, recipe, planned)
     folder.check()
     finished = [step.folder in folder.finished() for step in planned]
     costs = recipe_costs(loaded, planned, measure_rates(loaded))
@@ -71,7 +70,7 @@ def run(
             on_evaluation_start=shown.on_eval_start,
             on_evaluation_sample=shown.on_eval_step,
         )
-        result = run_recipe(loaded, recipe, out, listener)
+        result = run_recipe(loaded, recipe, output_dir, listener)
     if as_json:
         print_json(result.to_json())
     else:

@@ -1,0 +1,77 @@
+"""`longrope extend MODEL` without a recipe: inspect, search, compare, export, prove, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from longrope.cli.common import output, print_json, quiet_libraries
+from longrope.cli.progress import progress, scalars_in
+from longrope.cli.tables.model import show_inspection
+from longrope.cli.tables.runs import show_extension
+from longrope.models.config import LoadOptions
+from longrope.search.config import EVOLUTION, SearchConfig
+from longrope.storage import check_output_folder
+from longrope.units import parse_length, parse_lengths
+
+DEMONSTRATION = {"samples": 3, "population": 32, "iterations": 20}
+"""The budget of the search; the last two are evolution's."""
+
+
+def run(
+    model: str | None,
+    output_dir: Path,
+    search: dict[str, Any],
+    load: LoadOptions,
+    *,
+    target_length: str | None,
+    lengths: str | None,
+    eval_samples: int | None,
+    data: list[str] | None,
+    eval_data: list[str] | None,
+    allow_lossy: bool,
+    resume: bool,
+    log_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """`search`: the settings of the search that were given."""
+    length = parse_length(target_length) if target_length else None
+    if not resume:
+        check_output_folder(output_dir)
+    from longrope.models.checkpoint_files import EMBEDDED
+    from longrope.models.inspect import inspect_model
+    from longrope.models.loading import open_model
+    from longrope.recipes.extend import Listener, extend, summary
+
+    quiet_libraries()
+    evolves = search.get("method", "longrope") in EVOLUTION
+    budget = DEMONSTRATION if evolves else {"samples": DEMONSTRATION["samples"]}
+    config = SearchConfig(**budget | search)
+    model = model or EMBEDDED
+    found = inspect_model(model, original_length=load.original_length, trust_remote_code=load.trust_remote_code)
+    if not as_json:
+        show_inspection(found)
+        output.print()
+    loaded = open_model(model, options=load)
+    with scalars_in(log_dir) as scalars, progress(lambda shown: shown.after_search(output_dir), scalars) as shown:
+        extension = extend(
+            loaded,
+            length or 8 * loaded.geometry.original_length,
+            output_dir,
+            search_data=data or [],
+            evaluation_data=eval_data or [],
+            lengths=parse_lengths(lengths) if lengths else None,
+            evaluation_samples=10 if eval_samples is None else eval_samples,
+            options=config,
+            allow_lossy=allow_lossy,
+            resume=resume,
+            listener=Listener(
+                on_stage=shown.on_stage,
+                on_search_start=shown.on_search_start,
+                on_search_progress=shown.on_search_progress,
+                on_evaluation_start=shown.on_eval_start,
+                on_evaluation_sample=shown.on_eval_step,
+            ),
+        )
+        scalars.measured(extension.evaluation.rows)
+    print_json(summary(extension)) if as_json else show_extension(extension, output_dir)
