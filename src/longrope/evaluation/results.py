@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,7 +10,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.provenance import record
-from longrope.storage import json_ready, write_json_atomic
+from longrope.storage import json_ready, read_json, write_json_atomic
 
 SCHEMA = "longrope.eval/1"
 HEADLINES = {
@@ -69,15 +68,8 @@ class EvalResults:
         Raises LongRopeError, with the path, for a file that is not of this schema or lacks the settings it was measured
         with: a number that cannot be repeated is no result.
         """
-        try:
-            document = json.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise LongRopeError(f"cannot read the evaluation {path}: {error.strerror}", code="missing-file") from error
-        except (ValueError, RecursionError) as error:
-            raise LongRopeError(
-                f"{path} is no evaluation: expected JSON, found something else", code="damaged-file"
-            ) from error
-        schema = document.get("schema") if isinstance(document, dict) else None
+        document = read_json(Path(path))
+        schema = document.get("schema")
         if schema != SCHEMA:
             raise LongRopeError(
                 f"{path}: expected an evaluation of schema {SCHEMA!r}, found {schema!r}", code="other-schema"
