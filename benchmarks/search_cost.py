@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,12 @@ from longrope.provenance import record
 from longrope.rope.closed_forms import CLOSED_FORMS, yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import SearchConfig
-from longrope.search.evaluator import Answer, CandidateSearch, Question, SerialEvaluator
-from longrope.search.evolution import Evolution, EvolutionSettings
-from longrope.search.gradient import GradientSearch
+from longrope.search.evaluator import EvalRequest, EvalResult, LoggedEvaluator, SerialEvaluator, distinct
+from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
 from longrope.search.log import SearchLog
-from longrope.search.loop import Conversation, Search, distinct, run_search
-from longrope.search.methods import Plan, plan
+from longrope.search.methods import PreparedSearch, build, identity
 from longrope.search.objective import PerplexityObjective
-from longrope.search.search_data import prepare_texts
+from longrope.search.search_data import objectives_over, prepare_texts
 from longrope.storage import json_ready, write_json_atomic
 
 SAMPLES = 3  # texts that a candidate is scored on
@@ -65,36 +64,23 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 class Recorder:
-    """A search that notes its best window so far, and the token passes spent until then."""
+    """Counts the token passes of a search, and notes each new best window with those spent until then."""
 
-    def __init__(self, search: Search, evaluator: SerialEvaluator) -> None:
-        self._search, self._evaluator = search, evaluator
+    def __init__(self, evaluate: LoggedEvaluator, evaluator: SerialEvaluator) -> None:
+        self._evaluate, self._evaluator = evaluate, evaluator
         self._known: set[Hashable] = set()
         self.token_passes, self.evaluations = 0, 0
         self.trace: list[tuple[int, Window]] = []
 
-    @property
-    def done(self) -> bool:
-        return self._search.done
+    def __call__(self, requests: Sequence[EvalRequest]) -> list[EvalResult]:
+        results = self._evaluate(requests)
+        self.token_passes += sum(map(self._evaluator.token_passes, distinct(requests, self._known)))
+        self.evaluations += len(requests)
+        return results
 
-    @property
-    def best(self) -> tuple[Window, float]:
-        return self._search.best
-
-    @property
-    def incumbent(self) -> tuple[Window, float] | None:
-        return self._search.incumbent
-
-    def ask(self) -> list[Question]:
-        self._asked = self._search.ask()
-        return self._asked
-
-    def tell(self, answers: Sequence[Answer]) -> None:
-        self._search.tell(answers)
-        self.token_passes += sum(map(self._evaluator.token_passes, distinct(self._asked, self._known)))
-        self.evaluations += len(self._asked)
-        if self._search.incumbent is not None and (not self.trace or self.trace[-1][1] != self._search.incumbent[0]):
-            self.trace.append((self.token_passes, self._search.incumbent[0]))
+    def on_best(self, window: Window, loss: float) -> None:
+        if not self.trace or self.trace[-1][1] != window:
+            self.trace.append((self.token_passes, window))
 
 
 def run_cell(loaded: LoadedModel, objective: str, ratio: int, method: str, seed: int, out: Path) -> dict[str, Any]:
@@ -104,22 +90,24 @@ def run_cell(loaded: LoadedModel, objective: str, ratio: int, method: str, seed:
     texts = prepare_texts(loaded, sources_or_books(loaded.name, [], "search"), target, options)
     scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     try:
-        planned = plan(loaded, scaled, texts, target, options)
+        objectives = objectives_over(scaled, texts)
+        prepared = build(loaded, objectives, target, options)
+        header = identity(prepared, loaded, texts, target, options)
+        header |= {"benchmark": method, "dtype": str(loaded.model.dtype)}
         if method == "released":
-            planned = _released(loaded, planned, target, seed)
+            prepared = _released(loaded, prepared, target, seed)
         if method == "gradient, only continued":
-            planned = _only_continued(planned)
-        evaluator = SerialEvaluator(planned.objectives)
-        recorder = Recorder(planned.search, evaluator)
+            prepared = _only_continued(prepared)
+        evaluator = SerialEvaluator(objectives)
         path = out / "search.jsonl"
-        identity = planned.identity | {"benchmark": method, "dtype": str(loaded.model.dtype)}
         out.mkdir(parents=True, exist_ok=True)
         began = time.time()
-        with (SearchLog.resume if path.exists() else SearchLog.create)(path, identity) as log:
-            run_search(recorder, Conversation(evaluator, log))
+        with (SearchLog.resume if path.exists() else SearchLog.create)(path, header) as log:
+            recorder = Recorder(LoggedEvaluator(evaluator, log), evaluator)
+            outcome = prepared.run(recorder, on_best=recorder.on_best)
         seconds = time.time() - began
-        window, loss = recorder.best
-        searched = planned.objectives["search", target]
+        window, loss = outcome.window, outcome.loss
+        searched = objectives["search", target]
         trace = [[passes, searched.loss(point)] for passes, point in _thinned(recorder.trace, target)]
         return {
             "objective": objective,
@@ -131,7 +119,7 @@ def run_cell(loaded: LoadedModel, objective: str, ratio: int, method: str, seed:
             "token_passes": recorder.token_passes,
             "seconds": seconds,
             "trace": trace,
-            "chosen_seeds": getattr(planned.search, "chosen_seeds", []),
+            "chosen_seeds": list(outcome.chosen_seeds),
             "window": {"factors": window.factors, "attention_factor": window.attention_factor},
             "held_out": held_out(loaded, scaled, window),
         }
@@ -148,7 +136,7 @@ def closed_form_cell(loaded: LoadedModel, objective: str, ratio: int, name: str,
     window = Window(target, tuple(factors.tolist()), 0, attention_factor)
     scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     try:
-        objectives = plan(loaded, scaled, texts, target, options).objectives
+        objectives = objectives_over(scaled, texts)
         return {
             "objective": objective,
             "ratio": ratio,
@@ -161,26 +149,25 @@ def closed_form_cell(loaded: LoadedModel, objective: str, ratio: int, name: str,
         remove_scaling(loaded.model)
 
 
-def _released(loaded: LoadedModel, planned: Plan, target: int, seed: int) -> Plan:
-    """The plan with the released code's space and only seed."""
+def _released(loaded: LoadedModel, prepared: PreparedSearch, target: int, seed: int) -> PreparedSearch:
+    """The search with the released code's space and only seed."""
     geometry = loaded.geometry
     space = ReleasedSpace(target / geometry.original_length)
-    attention_factor = planned.identity["attention_factor"]
-    search = CandidateSearch(
-        Evolution(space, [space.snap(yarn(geometry, target))], EvolutionSettings(seed=seed)),
-        lambda candidate: candidate.window(target, attention_factor),
+    optimizer = Evolution(space, [space.snap(yarn(geometry, target))], EvolutionSettings(seed=seed))
+    run = partial(
+        evolution_search,
+        optimizer=optimizer,
+        to_window=lambda candidate: candidate.window(target, prepared.attention_factor),
     )
-    return replace(planned, search=search)
+    return replace(prepared, run=run)
 
 
-def _only_continued(planned: Plan) -> Plan:
-    """The plan without a race against closed forms in any stage but the first."""
-    search = planned.search
-    assert isinstance(search, GradientSearch)
-    first, *later = search.stages
+def _only_continued(prepared: PreparedSearch) -> PreparedSearch:
+    """The search without closed forms among the seeds of any stage but the first."""
+    assert isinstance(prepared.run, partial)
+    first, *later = prepared.run.keywords["stages"]
     bare = [replace(stage, seeds={}) for stage in later]
-    made = GradientSearch([first, *bare], search.geometry, search.settings, planned.identity["attention_factor"])
-    return replace(planned, search=made)
+    return replace(prepared, run=partial(prepared.run, stages=[first, *bare]))
 
 
 def _thinned(trace: Sequence[tuple[int, Window]], target: int, points: int = 24) -> list[tuple[int, Window]]:

@@ -63,7 +63,7 @@ WRONG = [
     (("--critical-dim", "low"), "expected a whole number for --critical-dim"),
     (("--critical-dim", "2.5"), "expected a whole number for --critical-dim"),
     (("--critical-dim", -1), "expected --critical-dim of at least 1, found '-1'"),
-    (("--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
+    (("--critical-dim", 16), "--critical-dim from 1 to 15, found 16"),
     (("--method", "cma", "--evaluations", 0), "expected --evaluations of at least 1"),
     (("--method", "cma", "--evaluations", "many"), "expected a whole number for --evaluations"),
     (("--method", "cma", "--evaluations", 10), "at least 11 evaluations"),

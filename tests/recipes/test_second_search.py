@@ -23,12 +23,11 @@ from longrope.rope.geometry import RopeGeometry
 from longrope.rope.progressive import SECOND_FORMS, second_pi, second_yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import SearchConfig
-from longrope.search.evaluator import CandidateSearch
 from longrope.search.evolution import Evolution
-from longrope.search.initial import baselines, checkpoint_seeds, evolution_seeds
-from longrope.search.methods import Plan, plan, raced_seeds
+from longrope.search.initial import baselines, checkpoint_seeds, evolution_seeds, knot_seeds
+from longrope.search.methods import PreparedSearch, build
 from longrope.search.run import search
-from longrope.search.search_data import prepare_texts
+from longrope.search.search_data import objectives_over, prepare_texts
 from longrope.search.spaces import SearchSpace
 from tests.checkpoints import WINDOW
 from tests.recipes.recipes import SEARCH_4, SEARCH_8, SEARCH_16, TRAIN_4, recipe
@@ -48,18 +47,20 @@ def tuned(loaded: LoadedModel) -> LoadedModel:
 
 
 @pytest.fixture
-def second(tuned: LoadedModel, scaled: ScaledModel, source: list[str]) -> Callable[..., Plan]:
-    def make(**options: Any) -> Plan:
+def second(tuned: LoadedModel, scaled: ScaledModel, source: list[str]) -> Callable[..., PreparedSearch]:
+    def make(**options: Any) -> PreparedSearch:
         chosen = SearchConfig(samples=1, **options)
-        return plan(tuned, scaled, prepare_texts(tuned, source, TARGET, chosen), TARGET, chosen)
+        objectives = objectives_over(scaled, prepare_texts(tuned, source, TARGET, chosen))
+        return build(tuned, objectives, TARGET, chosen)
 
     return make
 
 
-def test_what_algorithm_1_starts_from(tuned: LoadedModel, loaded: LoadedModel, second: Callable[..., Plan]) -> None:
-    planned = second(population=16)
-    assert isinstance(planned.search, CandidateSearch)
-    evolution = planned.search.optimiser
+def test_what_algorithm_1_starts_from(
+    tuned: LoadedModel, loaded: LoadedModel, second: Callable[..., PreparedSearch]
+) -> None:
+    planned: Any = second(population=16)
+    evolution = planned.run.keywords["optimizer"]
     assert isinstance(evolution, Evolution)
     # Table 4's bounds, relative to the original RoPE.
     assert evolution.space == SearchSpace(pairs=16, upper=1.25 * TARGET / WINDOW)
@@ -70,16 +71,16 @@ def test_what_algorithm_1_starts_from(tuned: LoadedModel, loaded: LoadedModel, s
     expected += [second_yarn(loaded.geometry, carried.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
     expected = expected[::-1] + [CLOSED_FORMS[name](loaded.geometry, TARGET)[0] for name in FIRST]
     assert [seed.tolist() for seed in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
-    asked = [question.window.factors for question in planned.search.ask()]
+    asked = [candidate.factors for candidate in evolution.ask()]
     seeds = list(dict.fromkeys(evolution.space.snap(factors).factors for factors in expected))
     assert asked[: len(seeds)] == seeds
     assert len(seeds) >= 7
-    assert {question.window.attention_factor for question in planned.search.ask()} == {M}
+    assert planned.attention_factor == M
     assert [one.tolist() for one in evolution_seeds(loaded, TARGET)] == [one.tolist() for one in expected[-3:]]
 
 
 def test_the_races_start_from_them_too(tuned: LoadedModel, loaded: LoadedModel) -> None:
-    before, now = raced_seeds(loaded, TARGET), raced_seeds(tuned, TARGET)
+    before, now = knot_seeds(loaded, TARGET), knot_seeds(tuned, TARGET)
     assert list(now) == [*before, "checkpoint", *SECOND, *KEEPING]
     assert {name: factors.tolist() for name, factors in checkpoint_seeds(tuned, TARGET).items()} == {
         name: now[name].tolist() for name in ("checkpoint", *SECOND, *KEEPING)
@@ -88,9 +89,9 @@ def test_the_races_start_from_them_too(tuned: LoadedModel, loaded: LoadedModel) 
 
 
 @pytest.mark.parametrize("method", ["gradient", "hybrid", "cma"])
-def test_searches_on_knots_race_them(second: Callable[..., Plan], method: str) -> None:
+def test_searches_on_knots_race_them(second: Callable[..., PreparedSearch], method: str) -> None:
     planned: Any = second(method=method)
-    stages = planned.search.stages if method != "cma" else [planned.search.stage]
+    stages = planned.run.keywords["stages"] if method != "cma" else [planned.run.keywords["stage"]]
     assert [stage.length for stage in stages] == [TARGET]
     assert list(stages[-1].seeds)[-7:] == ["checkpoint", *SECOND, *KEEPING]
 

@@ -15,9 +15,7 @@ from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.evaluator import Answer
-from longrope.search.log import Evaluation as LogLine
-from longrope.search.log import SearchLog
+from longrope.search.log import LogRow, SearchLog
 from longrope.storage import sha256_text, write_json_atomic
 
 GEOMETRY = RopeGeometry(rotary_dim=64, base=10_000.0, original_length=256)
@@ -71,7 +69,7 @@ def write_log(path: Path, rows: Sequence[tuple[dict[str, Any], float, bool]], ob
     with SearchLog.create(path, header) as log:
         lines = [({"baseline": name}, loss, False) for name, loss in baselines.items()] + list(rows)
         for index, (row, loss, gradient) in enumerate(lines):
-            log.append(LogLine(index, index // 8, row, Answer(loss, (0.1, 0.2) if gradient else None)))
+            log.append(LogRow(index, index // 8, row, loss, (0.1, 0.2) if gradient else None))
 
 
 def evolution() -> list[tuple[dict[str, Any], float, bool]]:

@@ -1,4 +1,4 @@
-"""What Ray workers are told in tests: to answer as a tiny Llama or cheaply, to wait, to complain, or to die.
+"""What Ray workers are told in tests: to result as a tiny Llama or cheaply, to wait, to complain, or to die.
 
 Workers import it by its full name.
 """
@@ -17,7 +17,7 @@ import torch
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
-from longrope.search.evaluator import Answer, Question, SerialEvaluator
+from longrope.search.evaluator import EvalRequest, EvalResult, SerialEvaluator
 from longrope.search.objective import PerplexityObjective
 from tests.evaluation.tiny import random_samples, tiny_scaled
 from tests.search.targets import GEOMETRY, TARGET_LENGTH, distance
@@ -37,52 +37,51 @@ def serial() -> SerialEvaluator:
 
 
 class Obedient:
-    """Does what a question's row says, and answers with a cheap loss or a number about its process."""
+    """Does what a request's row says, and results with a cheap loss or a number about its process."""
 
-    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        for question in questions:
-            do, *arguments = question.row.get("do", ["pause", 0.03])
-            yield getattr(self, do)(question, *arguments)
+    def __call__(self, requests: Sequence[EvalRequest]) -> Iterator[EvalResult]:
+        for request in requests:
+            do, *arguments = request.row.get("do", ["pause", 0.03])
+            yield getattr(self, do)(request, *arguments)
 
-    def pause(self, question: Question, seconds: float) -> Answer:
+    def pause(self, request: EvalRequest, seconds: float) -> EvalResult:
         time.sleep(seconds)
-        return Answer(distance(question.window))
+        return EvalResult(distance(request.window))
 
-    def model(self, question: Question) -> Answer:
-        (answer,) = serial().evaluate([question])
-        return answer
+    def model(self, request: EvalRequest) -> EvalResult:
+        return serial().result(request)
 
-    def pid(self, question: Question, seconds: float) -> Answer:
+    def pid(self, request: EvalRequest, seconds: float) -> EvalResult:
         time.sleep(seconds)
-        return Answer(float(os.getpid()))
+        return EvalResult(float(os.getpid()))
 
-    def threads(self, question: Question) -> Answer:
-        return Answer(float(torch.get_num_threads()))
+    def threads(self, request: EvalRequest) -> EvalResult:
+        return EvalResult(float(torch.get_num_threads()))
 
-    def wait(self, question: Question, path: str) -> Answer:
+    def wait(self, request: EvalRequest, path: str) -> EvalResult:
         deadline = time.monotonic() + 60
         while not Path(path).exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        return Answer(distance(question.window))
+        return EvalResult(distance(request.window))
 
-    def die(self, question: Question, folder: str, times: int) -> Answer:
+    def die(self, request: EvalRequest, folder: str, times: int) -> EvalResult:
         """The first `times` processes that are asked leave their number in `folder` and are killed."""
         if len(list(Path(folder).iterdir())) < times:
             (Path(folder) / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return Answer(distance(question.window))
+        return EvalResult(distance(request.window))
 
-    def complain(self, question: Question, kind: str) -> Answer:
+    def complain(self, request: EvalRequest, kind: str) -> EvalResult:
         raise {"user": LongRopeError, "bug": ZeroDivisionError}[kind](f"{kind} error")
 
 
-def ask(*do: object, window: Window = WINDOW, **more: Any) -> Question:
-    return Question(window, {"do": list(do)}, **more)
+def ask(*do: object, window: Window = WINDOW, **more: Any) -> EvalRequest:
+    return EvalRequest(window, {"do": list(do)}, **more)
 
 
-def losses(evaluator: Any, questions: Sequence[Question]) -> list[float]:
-    return [answer.loss for answer in evaluator.evaluate(questions)]
+def losses(evaluator: Any, requests: Sequence[EvalRequest]) -> list[float]:
+    return [result.loss for result in evaluator(requests)]
 
 
 @dataclass

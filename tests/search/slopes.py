@@ -1,24 +1,25 @@
-"""Searches by dialogue without a model: a smooth loss with a known minimum, its derivative, and who answers by it."""
+"""Search methods without a model: a smooth loss with a known minimum, its derivative, and searches on it."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
 
+from longrope.callbacks import Callbacks
+from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import ntk_aware, pi, yarn
 from longrope.rope.scaling import Window
-from longrope.search.dialogue import DialogueSearch, Stage
-from longrope.search.evaluator import Answer, Question
-from longrope.search.gradient import GradientSearch, GradientSettings
-from longrope.search.knots import FactorsAround, phase_scale
+from longrope.search.evaluator import EvalRequest, EvalResult, LoggedEvaluator, SearchOutcome
+from longrope.search.gradient import GradientSettings, Stage, gradient_search
+from longrope.search.knots import KnotParametrisation, phase_scale
 from longrope.search.log import SearchLog, read_log
-from longrope.search.loop import Conversation, Search, run_search
 from tests.search.targets import GEOMETRY, HEADER, TARGET_LENGTH
 
 ORIGINAL, SAMPLES = GEOMETRY.original_length, 4
@@ -28,11 +29,14 @@ SEEDS = {
     "ntk": ntk_aware(GEOMETRY, TARGET_LENGTH),
 }
 STAGE = Stage(length=TARGET_LENGTH, seeds=SEEDS, samples=SAMPLES)
-EASY = FactorsAround(SEEDS["ntk"], phase_scale(GEOMETRY), 8).factors(np.array([0.4, 0.3, 0.6, 0.5, 0.6, 0.4, 0.4, 0.5]))
+EASY = KnotParametrisation(SEEDS["ntk"], phase_scale(GEOMETRY), 8).factors(
+    np.array([0.4, 0.3, 0.6, 0.5, 0.6, 0.4, 0.4, 0.5])
+)
 """An optimum that 8 knots around NTK can express."""
 
-Reply = Callable[[Question], Answer]
-_S = TypeVar("_S", bound=Search)
+Reply = Callable[[EvalRequest], EvalResult]
+Search = Callable[..., SearchOutcome]
+"""A method with all its arguments but `evaluate` and `on_best`."""
 
 
 class Quadratic:
@@ -43,76 +47,119 @@ class Quadratic:
         offsets = noise * np.random.default_rng(0).standard_normal((SAMPLES, len(optimum)))
         self.offsets = offsets - offsets.mean(axis=0)  # the mean of all samples has its minimum at `optimum`
 
-    def __call__(self, question: Question) -> Answer:
-        samples = range(SAMPLES) if question.samples is None else question.samples
-        goal = self.goal + (self.offsets[list(samples)].mean(axis=0) if question.split == "search" else 0.0)
-        factors = np.array(question.window.factors)
+    def __call__(self, request: EvalRequest) -> EvalResult:
+        samples = range(SAMPLES) if request.samples is None else request.samples
+        goal = self.goal + (self.offsets[list(samples)].mean(axis=0) if request.split == "search" else 0.0)
+        factors = np.array(request.window.factors)
         away = np.log(factors) - goal
-        far = math.log(question.window.attention_factor) - self.attention_goal
-        gradient = (*(2 * away / factors / len(away)).tolist(), 2 * far / question.window.attention_factor)
-        return Answer(float(np.mean(away**2) + far**2), gradient if question.gradient else None)
+        far = math.log(request.window.attention_factor) - self.attention_goal
+        gradient = (*(2 * away / factors / len(away)).tolist(), 2 * far / request.window.attention_factor)
+        return EvalResult(float(np.mean(away**2) + far**2), gradient if request.gradient else None)
 
 
 class ReplyEvaluator:
-    """Answers by a function of the question; Ctrl-C instead of an answer after `stop_after` of them."""
+    """Results by a function of the request; Ctrl-C instead of a result after `stop_after` of them."""
 
     def __init__(self, reply: Reply, stop_after: int | None = None) -> None:
-        self.reply, self.stop_after, self.asked = reply, stop_after, 0
+        self.reply, self.stop_after, self.computed = reply, stop_after, 0
 
-    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        for question in questions:
-            if self.asked == self.stop_after:
+    def __call__(self, requests: Sequence[EvalRequest]) -> Iterator[EvalResult]:
+        for request in requests:
+            if self.computed == self.stop_after:
                 raise KeyboardInterrupt
-            self.asked += 1
-            yield self.reply(question)
+            self.computed += 1
+            yield self.reply(request)
 
 
-def search_of(*stages: Stage, attention_factor: float = 1.0, **settings: object) -> GradientSearch:
-    return GradientSearch(stages or (STAGE,), GEOMETRY, GradientSettings(**settings), attention_factor)  # type: ignore[arg-type]
+def search_of(*stages: Stage, attention_factor: float = 1.0, **settings: object) -> Search:
+    """A gradient search."""
+    return partial(
+        gradient_search,
+        stages=stages or (STAGE,),
+        geometry=GEOMETRY,
+        settings=GradientSettings(**settings),  # type: ignore[arg-type]
+        attention_factor=attention_factor,
+    )
 
 
-def complete(search: DialogueSearch, reply: Reply) -> list[tuple[Question, Answer]]:
-    """Run `search` to its end without a log. Everything it asked, and the answers."""
-    said: list[tuple[Question, Answer]] = []
-    while not search.done:
-        questions = search.ask()
-        answers = [reply(question) for question in questions]
-        said += zip(questions, answers, strict=True)
-        search.tell(answers)
-    return said
+@dataclass
+class Ran:
+    """A search that ran to its end: its requests with their results, the sizes of its batches, every best reported."""
+
+    said: list[tuple[EvalRequest, EvalResult]] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    bests: list[tuple[Window, float]] = field(default_factory=list)
+    outcome: SearchOutcome | None = None
+    error: LongRopeError | None = None
+
+    @property
+    def best(self) -> tuple[Window, float]:
+        """The result and its loss. Raises the error that the search ended with."""
+        if self.error is not None:
+            raise self.error
+        assert self.outcome is not None
+        return self.outcome.window, self.outcome.loss
+
+    @property
+    def incumbent(self) -> tuple[Window, float] | None:
+        return self.bests[-1] if self.bests else None
+
+    @property
+    def chosen_seeds(self) -> list[str]:
+        assert self.outcome is not None
+        return list(self.outcome.chosen_seeds)
 
 
-def logged(path: Path, search: _S, evaluator: ReplyEvaluator, *, resume: bool = False) -> _S:
+def complete(search: Search, reply: Reply) -> Ran:
+    """Run `search` to its end without a log."""
+    ran = Ran()
+
+    def evaluate(requests: Sequence[EvalRequest]) -> list[EvalResult]:
+        results = [reply(request) for request in requests]
+        ran.said += zip(requests, results, strict=True)
+        ran.batches.append(len(requests))
+        return results
+
+    try:
+        ran.outcome = search(evaluate, on_best=lambda *best: ran.bests.append(best))
+    except LongRopeError as error:
+        ran.error = error
+    return ran
+
+
+def logged(
+    path: Path, search: Search, evaluator: ReplyEvaluator, *, resume: bool = False, callbacks: Callbacks | None = None
+) -> SearchOutcome:
     """Run `search` to its end with its log at `path`."""
     with (SearchLog.resume if resume else SearchLog.create)(path, HEADER) as log:
-        conversation = Conversation(evaluator, log)
-        run_search(search, conversation)
-        conversation.finish()
-    return search
+        evaluate = LoggedEvaluator(evaluator, log)
+        with evaluate.search(callbacks or Callbacks()):
+            outcome = search(evaluate, on_best=evaluate.report_best)
+        evaluate.finish()
+    return outcome
 
 
 def check_stops_anywhere(folder: Path, make: Callable[[], Search], reply: Reply) -> None:
-    """Ctrl-C after 0, 1, 2, … answers: when resumed, the same log byte for byte, the same end, nothing asked twice."""
+    """Ctrl-C after 0, 1, 2, … results: when resumed, the same bytes of the log, the same end, nothing twice."""
     whole = ReplyEvaluator(reply)
     expected = logged(folder / "whole", make(), whole)
     log = (folder / "whole").read_bytes()
-    rows = [row.row for row in read_log(folder / "whole")[1]]
-    assert len({json.dumps(row, sort_keys=True) for row in rows}) <= whole.asked <= len(rows)
-    for stop in range(whole.asked):
+    rows = [row.request for row in read_log(folder / "whole")[1]]
+    assert len({json.dumps(row, sort_keys=True) for row in rows}) <= whole.computed <= len(rows)
+    for stop in range(whole.computed):
         path = folder / f"{stop}"
         with pytest.raises(KeyboardInterrupt):
             logged(path, make(), ReplyEvaluator(reply, stop))
         assert log.startswith(path.read_bytes())
         resumed = ReplyEvaluator(reply)
-        search = logged(path, make(), resumed, resume=True)
+        assert logged(path, make(), resumed, resume=True) == expected
         assert path.read_bytes() == log
-        assert resumed.asked == whole.asked - stop
-        assert (search.best, search.incumbent) == (expected.best, expected.incumbent)
+        assert resumed.computed == whole.computed - stop
 
 
 def error_of(window: Window, optimum: np.ndarray) -> float:
     return float(np.mean((np.log(window.factors) - np.log(optimum)) ** 2))
 
 
-def validations(said: list[tuple[Question, Answer]]) -> list[tuple[Question, Answer]]:
-    return [(question, answer) for question, answer in said if question.split == "validation"]
+def validations(said: list[tuple[EvalRequest, EvalResult]]) -> list[tuple[EvalRequest, EvalResult]]:
+    return [(request, result) for request, result in said if request.split == "validation"]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from longrope.callbacks import Callbacks, SearchProgress
 from longrope.rope.closed_forms import ntk_aware, pi, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.evaluator import Answer, CandidateSearch, Question
-from longrope.search.evolution import Evolution, EvolutionSettings
-from longrope.search.log import Evaluation, SearchLog
-from longrope.search.loop import Conversation, Progress, run_search
+from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach, LoggedEvaluator
+from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
+from longrope.search.log import LogRow, SearchLog
 from longrope.search.spaces import START_TOKENS, Candidate, SearchSpace
 
 GEOMETRY = RopeGeometry(rotary_dim=64, base=10_000.0, original_length=256)
@@ -42,14 +42,24 @@ class FunctionEvaluator:
     """Losses by a function of the window; Ctrl-C instead of the loss after `stop_after` of them."""
 
     def __init__(self, loss: Callable[[Window], float] = distance, stop_after: int | None = None) -> None:
-        self.loss, self.stop_after, self.asked = loss, stop_after, 0
+        self.loss, self.stop_after, self.computed = loss, stop_after, 0
 
-    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        for question in questions:
-            if self.asked == self.stop_after:
+    def __call__(self, requests: Sequence[EvalRequest]) -> Iterator[EvalResult]:
+        for request in requests:
+            if self.computed == self.stop_after:
                 raise KeyboardInterrupt
-            self.asked += 1
-            yield Answer(self.loss(question.window))
+            self.computed += 1
+            yield EvalResult(self.loss(request.window))
+
+
+class Shown(Callbacks):
+    """Keeps the progress of a search."""
+
+    def __init__(self) -> None:
+        self.progress: list[SearchProgress] = []
+
+    def on_search_progress(self, progress: SearchProgress) -> None:
+        self.progress.append(progress)
 
 
 def to_window(candidate: Candidate) -> Window:
@@ -60,38 +70,38 @@ def evolve(
     path: Path,
     *,
     resume: bool = False,
-    evaluator: FunctionEvaluator | None = None,
+    evaluator: EvaluateEach | None = None,
     settings: EvolutionSettings = SETTINGS,
     header: dict[str, object] = HEADER,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    callbacks: Callbacks | None = None,
 ) -> tuple[Evolution, int]:
-    """The small search with its log at `path`: the optimiser at its end, and the evaluations it counted."""
-    optimiser = Evolution(SPACE, SEEDS, settings)
+    """The small search with its log at `path`: the optimizer at its end, and the evaluations it counted."""
+    optimizer = Evolution(SPACE, SEEDS, settings)
     with (SearchLog.resume if resume else SearchLog.create)(path, header) as log:
-        search = CandidateSearch(optimiser, to_window)
-        conversation = Conversation(evaluator or FunctionEvaluator(), log)
-        questions = run_search(search, conversation, on_progress)
-        conversation.finish()
-    return optimiser, len(questions)
+        evaluate = LoggedEvaluator(evaluator or FunctionEvaluator(), log)
+        with evaluate.search(callbacks or Callbacks()) as requests:
+            evolution_search(evaluate, optimizer, to_window, on_best=evaluate.report_best)
+        evaluate.finish()
+    return optimizer, len(requests)
 
 
-def candidate_of(row: Evaluation) -> Candidate:
+def candidate_of(row: LogRow) -> Candidate:
     """The candidate that a line of the log records."""
-    return Candidate(tuple(row.row["steps"]), row.row["start_tokens"])
+    return Candidate(tuple(row.request["steps"]), row.request["start_tokens"])
 
 
-def evaluation(index: int, generation: int, candidate: Candidate, loss: float) -> Evaluation:
+def log_row(index: int, generation: int, candidate: Candidate, loss: float) -> LogRow:
     """A line of the log for `candidate`."""
-    return Evaluation(index, generation, candidate.to_row(), Answer(loss))
+    return LogRow(index, generation, candidate.to_row(), loss)
 
 
-def complete(optimiser: Evolution, loss: Callable[[Candidate], float]) -> list[Candidate]:
-    """Run `optimiser` to its end without a log. Every candidate it asked, in order."""
+def complete(optimizer: Evolution, loss: Callable[[Candidate], float]) -> list[Candidate]:
+    """Run `optimizer` to its end without a log. Every candidate it asked, in order."""
     asked: list[Candidate] = []
-    while not optimiser.done:
-        generation = optimiser.ask()
+    while not optimizer.done:
+        generation = optimizer.ask()
         asked += generation
-        optimiser.tell([loss(candidate) for candidate in generation])
+        optimizer.tell([loss(candidate) for candidate in generation])
     return asked
 
 

@@ -1,4 +1,4 @@
-"""What a search can be told: what is refused, and what named values mean."""
+"""The settings of a search: which are refused, and the numbers that named values stand for."""
 
 from __future__ import annotations
 
@@ -11,43 +11,41 @@ from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
 from longrope.search.config import SearchConfig, attention_factor_of, start_tokens_of
 
+OTHER_METHOD = "setting-of-another-method"
+
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "code", "says"),
     [
-        ({"method": "annealing"}, "method of longrope, longrope2, gradient, hybrid, cma; found 'annealing'"),
-        ({"objective": "accuracy"}, "objective of perplexity, needle; found 'accuracy'"),
-        (
-            {"method": "longrope2", "start_tokens": "search"},
-            "start tokens is an option of the methods longrope, gradient, hybrid, cma; found search with 'longrope2'",
-        ),
-        ({"method": "gradient", "start_tokens": "four"}, "'search' or a number of tokens, found 'four'"),
-        (
-            {"method": "hybrid", "racing": True},
-            "racing is an option of .*; found True with 'hybrid'",
-        ),
-        ({"method": "gradient", "population": 4}, "population is an option of .*; found 4 with 'gradient'"),
-        ({"method": "cma", "iterations": 3}, "found 3 with 'cma'"),
-        ({"method": "longrope2", "max_factor": 4.0}, "max factor is an option of"),
-        ({"knots": 5}, "knots is an option of"),
-        ({"steps": 5}, "steps is an option of"),
-        ({"method": "cma", "learning_rate": 1.0}, "learning rate is an option of"),
-        ({"method": "cma", "continuation": False}, "continuation is an option of"),
-        ({"learn_attention_factor": True}, "learn attention factor is an option of"),
-        ({"method": "gradient", "evaluations": 5}, "evaluations is an option of"),
-        ({"needle_depth": "start"}, "a needle depth is for the objective needle; found 'perplexity'"),
-        ({"samples": 0}, "samples of at least 1, found 0"),
-        ({"seed": -1}, "seed of at least 0, found -1"),
-        ({"max_factor": 0.5}, r"a largest λ from 1 to 1e\+09, found 0.5"),
-        ({"method": "gradient", "max_factor": 1e10}, r"from 1 to 1e\+09, found 10000000000.0"),
-        ({"max_factor": math.nan}, "found nan"),
-        ({"critical_dim": 0}, "a critical dimension of at least 1, found 0"),
-        ({"critical_dim": -3}, "found -3"),
+        ({"method": "annealing"}, "invalid-setting", "`method` to be 'longrope', .* or 'cma'; found 'annealing'"),
+        ({"objective": "accuracy"}, "invalid-setting", "`objective` to be 'perplexity' or 'needle'; found 'accuracy'"),
+        ({"method": "longrope2", "start_tokens": "search"}, OTHER_METHOD, "gradient, hybrid, cma; found search"),
+        ({"method": "gradient", "start_tokens": "four"}, "invalid-setting", "'search' or a number of tokens"),
+        ({"method": "hybrid", "racing": True}, OTHER_METHOD, "`racing` .*; found True with 'hybrid'"),
+        ({"method": "gradient", "population": 4}, OTHER_METHOD, "`population` .*; found 4 with 'gradient'"),
+        ({"method": "cma", "iterations": 3}, OTHER_METHOD, "found 3 with 'cma'"),
+        ({"method": "longrope2", "max_factor": 4.0}, OTHER_METHOD, "`max_factor`"),
+        ({"knots": 5}, OTHER_METHOD, "`knots`"),
+        ({"steps": 5}, OTHER_METHOD, "`steps`"),
+        ({"method": "cma", "learning_rate": 1.0}, OTHER_METHOD, "`learning_rate`"),
+        ({"method": "cma", "continuation": False}, OTHER_METHOD, "`continuation`"),
+        ({"learn_attention_factor": True}, OTHER_METHOD, "`learn_attention_factor`"),
+        ({"method": "gradient", "evaluations": 5}, OTHER_METHOD, "`evaluations`"),
+        ({"needle_depth": "start"}, OTHER_METHOD, "`needle_depth` is for the objective needle; found 'perplexity'"),
+        ({"samples": 0}, "invalid-setting", "`samples` of at least 1, found 0"),
+        ({"seed": -1}, "invalid-setting", "`seed` of at least 0, found -1"),
+        ({"max_factor": 0.5}, "invalid-setting", "`max_factor` of at least 1, found 0.5"),
+        ({"method": "gradient", "max_factor": 1e10}, "invalid-setting", r"`max_factor` of at most 1e\+09"),
+        ({"max_factor": math.nan}, "invalid-setting", "found nan"),
+        ({"critical_dim": 0}, "invalid-setting", "`critical_dim` of at least 1, found 0"),
+        ({"method": "hybrid", "evaluations": 0}, "invalid-setting", "`evaluations` of at least 1, found 0"),
+        ({"tempo": 1}, "invalid-setting", "`tempo`"),
     ],
 )
-def test_options_that_make_no_search_are_refused(wrong: dict[str, Any], says: str) -> None:
+def test_settings_that_make_no_search_are_refused(wrong: dict[str, Any], code: str, says: str) -> None:
     with pytest.raises(LongRopeError, match=says) as error:
         SearchConfig(**wrong)
+    assert error.value.code == code
     assert "\n" not in str(error.value)
 
 

@@ -1,11 +1,10 @@
-"""Which d_rcd was found, what each objective would have chosen, and the closed forms with it."""
+"""The critical dimension of a search, the one that each objective would have chosen, and the closed forms with it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,11 @@ from longrope.rope.closed_forms import ntk_critical, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 from longrope.search.config import SearchConfig
-from longrope.search.critical_dim import Choices, choices, forms_with_critical_dim
-from longrope.search.evaluator import OTHER, Answer, Question
-from longrope.search.log import SearchLog
-from longrope.search.loop import Conversation, run_search
-from longrope.search.methods import Plan
+from longrope.search.critical_dim import CriticalDims, critical_dim_by_objective, forms_with_critical_dim
+from longrope.search.evaluator import OTHER, EvalRequest, EvalResult, SearchOutcome
+from tests.search.conftest import Planned
 from tests.search.lengths import NEEDLE_LENGTH
-from tests.search.slopes import Reply, ReplyEvaluator
+from tests.search.slopes import Reply, complete
 
 PHI3 = RopeGeometry(rotary_dim=96, base=10_000.0, original_length=2048)
 
@@ -35,36 +32,34 @@ def critical_dim_of(window: Window) -> int:
 def preferring(search: int, other: int, bad: tuple[tuple[str, int], ...] = ()) -> Reply:
     """Losses by d_rcd: the search's are lowest at `search`, the other objective's at `other`; `bad` ones are NaN."""
 
-    def reply(question: Question) -> Answer:
-        dim = critical_dim_of(question.window)
-        if (question.split, dim) in bad:
-            return Answer(math.nan)
-        best, level = (other, 5.0) if question.split == OTHER else (search, 1.0)
-        return Answer(level + abs(dim - best) + 0.01 * question.window.factors[-1])
+    def reply(request: EvalRequest) -> EvalResult:
+        dim = critical_dim_of(request.window)
+        if (request.split, dim) in bad:
+            return EvalResult(math.nan)
+        best, level = (other, 5.0) if request.split == OTHER else (search, 1.0)
+        return EvalResult(level + abs(dim - best) + 0.01 * request.window.factors[-1])
 
     return reply
 
 
+Chosen = tuple[CriticalDims | None, list[EvalRequest], SearchOutcome]
+
+
 @pytest.fixture
-def chosen(planned: Callable[..., Plan], tmp_path: Path) -> Callable[..., tuple[Choices | None, list[Question], Plan]]:
-    """`chosen(reply, method=…)`: the choices of a search that `reply` answers, and what was asked for them."""
+def chosen(planned: Callable[..., Planned]) -> Callable[..., Chosen]:
+    """`chosen(reply, method=…)`: the critical dimensions of a search on `reply`, their requests, and its outcome."""
 
-    def run(reply: Reply, **options: Any) -> tuple[Choices | None, list[Question], Plan]:
-        made = planned(**options)
-        others: list[Question] = []
+    def run(reply: Reply, **config: Any) -> Chosen:
+        ran = complete(planned(**config).prepared.run, reply)
+        assert ran.outcome is not None
+        assert all(request.split != OTHER for request, _ in ran.said)
+        others: list[EvalRequest] = []
 
-        def record(question: Question) -> Answer:
-            if question.split == OTHER:
-                others.append(question)
-            return reply(question)
+        def evaluate(requests: Sequence[EvalRequest]) -> list[EvalResult]:
+            others.extend(requests)
+            return [reply(request) for request in requests]
 
-        with SearchLog.create(tmp_path / "log", {"seed": 0}) as log:
-            conversation = Conversation(ReplyEvaluator(record), log)
-            run_search(made.search, conversation)
-            assert not others
-            found = choices(conversation, made, SearchConfig(**options))
-            conversation.finish()
-        return found, others, made
+        return critical_dim_by_objective(evaluate, ran.outcome, SearchConfig(**config)), others, ran.outcome
 
     return run
 
@@ -77,31 +72,35 @@ FIRST = {"method": "longrope2", "population": 20, "iterations": 0, "samples": 2}
 def test_each_objective_chooses_among_the_best_of_each_dimension(
     chosen: Callable[..., Any], racing: bool, objective: str | None
 ) -> None:
-    found, others, made = chosen(preferring(4, 2), **FIRST, objective=objective, racing=racing)
+    found, others, outcome = chosen(preferring(4, 2), **FIRST, objective=objective, racing=racing)
     names = ("perplexity", "needle") if objective else ("needle", "perplexity")
     assert found.critical_dim == 4
     assert found.chosen == {names[0]: 4, names[1]: 2}
-    # One question for each d_rcd, about its best candidate: the one with the smallest last factor here.
+    # One request for each d_rcd, about its best candidate: the one with the smallest last factor here.
     best = {}
-    for candidate, loss in made.search.optimiser.ranked:
+    for candidate, loss in outcome.ranked:
         best.setdefault(candidate.critical_dim, (candidate, loss))
     assert sorted(best) == [1, 2, 3, 4, 5]
     expected = [
-        (made.search.to_window(candidate), candidate.to_row() | {"split": OTHER}) for candidate, _ in best.values()
+        (
+            candidate.window(NEEDLE_LENGTH, outcome.window.attention_factor),
+            candidate.to_row() | {"split": OTHER},
+        )
+        for candidate, _ in best.values()
     ]
-    assert [(question.window, question.row) for question in others] == expected
-    assert all((question.samples, question.gradient) == (None, False) for question in others)
+    assert [(request.window, request.row) for request in others] == expected
+    assert all((request.samples, request.gradient) == (None, False) for request in others)
     assert list(found.losses) == [1, 2, 3, 4, 5]
     for dim, (candidate, loss) in best.items():
-        least = min(other.factors[-1] for other, _ in made.search.optimiser.ranked if other.critical_dim == dim)
+        least = min(other.factors[-1] for other, _ in outcome.ranked if other.critical_dim == dim)
         assert candidate.factors[-1] == least
         assert found.losses[dim] == {names[0]: loss, names[1]: pytest.approx(5 + abs(dim - 2) + 0.01 * least)}
 
 
 def test_the_dimension_of_a_whole_search_is_that_of_its_result(chosen: Callable[..., Any]) -> None:
-    found, others, made = chosen(preferring(3, 5), **FIRST | {"iterations": 6})
-    assert found.critical_dim == made.search.best_candidate[0].critical_dim == 3
-    assert {question.row["critical_dim"] for question in others} == set(found.losses)
+    found, others, outcome = chosen(preferring(3, 5), **FIRST | {"iterations": 6})
+    assert found.critical_dim == outcome.ranked[0][0].critical_dim == 3
+    assert {request.row["critical_dim"] for request in others} == set(found.losses)
 
 
 def test_json(chosen: Callable[..., Any]) -> None:
@@ -139,7 +138,7 @@ def test_a_given_dimension_is_the_only_choice(chosen: Callable[..., Any]) -> Non
 @pytest.mark.parametrize("critical_dim", [None, 3])
 def test_other_methods_choose_none(chosen: Callable[..., Any], method: str, critical_dim: int | None) -> None:
     options = {"population": 6, "iterations": 1} if method == "longrope" else {"evaluations": 11}
-    found, others, _ = chosen(lambda _: Answer(1.0), method=method, samples=1, critical_dim=critical_dim, **options)
+    found, others, _ = chosen(lambda _: EvalResult(1.0), method=method, samples=1, critical_dim=critical_dim, **options)
     assert found is None
     assert not others
 

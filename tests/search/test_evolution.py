@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.search.evaluator import CandidateSearch
-from longrope.search.evolution import Evolution, EvolutionSettings
+from longrope.search.evaluator import EvalRequest, EvalResult
+from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
 from longrope.search.spaces import Candidate, SearchSpace
-from tests.search.targets import SEEDS, SETTINGS, SPACE, TARGET_LENGTH, complete, distance
+from tests.search.slopes import complete as complete_search
+from tests.search.targets import SEEDS, SETTINGS, SPACE, TARGET_LENGTH, complete, distance, to_window
 
 
 def loss_of(candidate: Candidate) -> float:
@@ -42,14 +44,14 @@ class Recorder:
 @pytest.fixture(scope="module")
 def paper_run() -> tuple[Evolution, list[Candidate]]:
     """A search with the paper's settings on the cheap loss, and every candidate it asked."""
-    optimiser = Evolution(SPACE, SEEDS, EvolutionSettings(seed=1))
-    return optimiser, complete(optimiser, loss_of)
+    optimizer = Evolution(SPACE, SEEDS, EvolutionSettings(seed=1))
+    return optimizer, complete(optimizer, loss_of)
 
 
 def test_paper_defaults_evaluate_1344_candidates(paper_run: tuple[Evolution, list[Candidate]]) -> None:
-    optimiser, asked = paper_run
-    assert len(asked) == 64 + 40 * 32 == optimiser.settings.evaluations == 1344
-    assert optimiser.settings == EvolutionSettings.for_population(64, seed=1)
+    optimizer, asked = paper_run
+    assert len(asked) == 64 + 40 * 32 == optimizer.settings.evaluations == 1344
+    assert optimizer.settings == EvolutionSettings.for_population(64, seed=1)
 
 
 def test_no_candidate_is_evaluated_twice(paper_run: tuple[Evolution, list[Candidate]]) -> None:
@@ -66,8 +68,8 @@ def test_candidates_are_not_repeated_where_children_often_coincide() -> None:
 
 
 def test_finds_the_minimum_better_than_seeds_and_random_search(paper_run: tuple[Evolution, list[Candidate]]) -> None:
-    optimiser, asked = paper_run
-    best, loss = optimiser.incumbent
+    optimizer, asked = paper_run
+    best, loss = optimizer.incumbent
     assert loss == loss_of(best) == min(map(loss_of, asked))
     rng = np.random.default_rng(1)
     # Random search with as many evaluations: anywhere in the space, and mutations of the seeds only.
@@ -99,12 +101,12 @@ def test_equal_seeds_count_once() -> None:
 def test_children_have_parents_among_the_top_k_of_all_told() -> None:
     recorder = Recorder()
     settings = EvolutionSettings(population=24, mutations=20, crossovers=20, iterations=6, top_k=5, seed=2)
-    optimiser = Evolution(recorder.space, SEEDS, settings)
+    optimizer = Evolution(recorder.space, SEEDS, settings)
     told: list[tuple[float, Candidate]] = []
-    while not optimiser.done:
+    while not optimizer.done:
         recorder.mutated.clear()
         recorder.crossed.clear()
-        generation = optimiser.ask()
+        generation = optimizer.ask()
         if told:
             top = {candidate for _, candidate in sorted(told, key=lambda pair: pair[0])[:5]}
             assert set(recorder.mutated) <= top
@@ -114,25 +116,25 @@ def test_children_have_parents_among_the_top_k_of_all_told() -> None:
             assert len(recorder.mutated) >= 20
             assert len(recorder.crossed) >= 20
         told += [(loss_of(candidate), candidate) for candidate in generation]
-        optimiser.tell([loss_of(candidate) for candidate in generation])
+        optimizer.tell([loss_of(candidate) for candidate in generation])
 
 
 @pytest.mark.parametrize(("mutations", "crossovers"), [(0, 6), (6, 0), (5, 1)])
 def test_children_are_split_as_asked(mutations: int, crossovers: int) -> None:
     recorder = Recorder()
-    optimiser = Evolution(
+    optimizer = Evolution(
         recorder.space, SEEDS, EvolutionSettings(population=12, mutations=mutations, crossovers=crossovers, top_k=12)
     )
-    optimiser.tell([loss_of(candidate) for candidate in optimiser.ask()])
+    optimizer.tell([loss_of(candidate) for candidate in optimizer.ask()])
     recorder.mutated.clear()
-    assert len(optimiser.ask()) == 6
+    assert len(optimizer.ask()) == 6
     assert (len(recorder.mutated) > 0, len(recorder.crossed) > 0) == (mutations > 0, crossovers > 0)
 
 
 def test_one_parent_alone_is_mutated() -> None:
-    optimiser = Evolution(SPACE, SEEDS[:1], EvolutionSettings(population=1, top_k=1, mutations=2, crossovers=2))
-    optimiser.tell([1.0] * len(optimiser.ask()))
-    assert len(optimiser.ask()) == 4
+    optimizer = Evolution(SPACE, SEEDS[:1], EvolutionSettings(population=1, top_k=1, mutations=2, crossovers=2))
+    optimizer.tell([1.0] * len(optimizer.ask()))
+    assert len(optimizer.ask()) == 4
 
 
 def test_same_seed_same_questions_other_seed_others() -> None:
@@ -150,8 +152,8 @@ def test_questions_depend_on_the_losses_and_on_nothing_else() -> None:
     for _ in range(3):
         generation = quiet.ask()
         assert curious.ask() == curious.ask() == generation
-        for optimiser in (quiet, curious):
-            optimiser.tell([loss_of(candidate) for candidate in generation])
+        for optimizer in (quiet, curious):
+            optimizer.tell([loss_of(candidate) for candidate in generation])
         other.tell([-loss_of(candidate) for candidate in other.ask()])
         assert curious.incumbent == quiet.incumbent
         assert not curious.done
@@ -159,55 +161,76 @@ def test_questions_depend_on_the_losses_and_on_nothing_else() -> None:
 
 
 def test_what_ask_returns_is_the_callers() -> None:
-    optimiser = Evolution(SPACE, SEEDS, SETTINGS)
-    optimiser.ask().clear()
-    assert len(optimiser.ask()) == SETTINGS.population
+    optimizer = Evolution(SPACE, SEEDS, SETTINGS)
+    optimizer.ask().clear()
+    assert len(optimizer.ask()) == SETTINGS.population
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_losses_that_are_no_numbers_are_worst(bad: float) -> None:
     recorder = Recorder()
     settings = EvolutionSettings(population=8, mutations=8, crossovers=8, iterations=3, top_k=4)
-    optimiser = Evolution(recorder.space, SEEDS, settings)
-    generation = optimiser.ask()
-    optimiser.tell([bad, bad, 5.0, 4.0, bad, 3.0, 6.0, bad])
-    assert optimiser.incumbent == (generation[5], 3.0)
+    optimizer = Evolution(recorder.space, SEEDS, settings)
+    generation = optimizer.ask()
+    optimizer.tell([bad, bad, 5.0, 4.0, bad, 3.0, 6.0, bad])
+    assert optimizer.incumbent == (generation[5], 3.0)
     recorder.mutated.clear()
-    optimiser.ask()
+    optimizer.ask()
     assert set(recorder.mutated) <= {generation[index] for index in (2, 3, 5, 6)}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_no_finite_loss_at_all_is_an_error_of_best(bad: float) -> None:
-    optimiser = Evolution(SPACE, SEEDS, SETTINGS)
-    asked = complete(optimiser, lambda _: bad)
+    optimizer = Evolution(SPACE, SEEDS, SETTINGS)
+    asked = complete(optimizer, lambda _: bad)
     assert len(asked) == SETTINGS.evaluations
-    assert optimiser.incumbent is None
-    with pytest.raises(LongRopeError, match="no candidate had a finite loss"):
-        _ = CandidateSearch(optimiser, lambda candidate: candidate.window(8, 1.0)).best
+    assert optimizer.incumbent is None
+    ran = complete_search(
+        partial(evolution_search, optimizer=Evolution(SPACE, SEEDS, SETTINGS), to_window=to_window),
+        lambda _: EvalResult(bad),
+    )
+    assert len(ran.said) == SETTINGS.evaluations
+    assert not ran.bests
+    assert ran.error is not None
+    assert ran.error.code == "not-finite"
 
 
-def test_best_before_anything_is_told_is_an_error() -> None:
-    optimiser = Evolution(SPACE, SEEDS, SETTINGS)
-    optimiser.ask()
-    assert optimiser.incumbent is None
-    with pytest.raises(LongRopeError, match="no candidate had a finite loss"):
-        _ = CandidateSearch(optimiser, lambda candidate: candidate.window(8, 1.0)).best
+def test_the_search_evaluates_what_the_optimizer_asks() -> None:
+    """A batch for each generation, in its order; the best so far is reported after each."""
+    optimizer, expected = Evolution(SPACE, SEEDS, SETTINGS), Evolution(SPACE, SEEDS, SETTINGS)
+    assert expected.incumbent is None
+    ran = complete_search(
+        partial(evolution_search, optimizer=optimizer, to_window=to_window),
+        lambda request: EvalResult(distance(request.window)),
+    )
+    asked, bests = [], []
+    while not expected.done:
+        generation = expected.ask()
+        asked += [EvalRequest(to_window(candidate), candidate.to_row()) for candidate in generation]
+        expected.tell([loss_of(candidate) for candidate in generation])
+        assert expected.incumbent is not None
+        bests.append((to_window(expected.incumbent[0]), expected.incumbent[1]))
+    assert [request for request, _ in ran.said] == asked
+    assert ran.batches == [8, 6, 6, 6, 6]
+    assert ran.bests == bests
+    assert ran.best == bests[-1]
+    assert ran.outcome is not None
+    assert list(ran.outcome.ranked) == expected.ranked
 
 
 def test_of_equal_losses_the_first_asked_is_best() -> None:
-    optimiser = Evolution(SPACE, SEEDS, SETTINGS)
-    complete(optimiser, lambda _: 1.0)
-    assert optimiser.incumbent == (SEEDS[0], 1.0)
+    optimizer = Evolution(SPACE, SEEDS, SETTINGS)
+    complete(optimizer, lambda _: 1.0)
+    assert optimizer.incumbent == (SEEDS[0], 1.0)
 
 
 def generations(loss: Callable[[int], float], patience: int | None) -> int:
     """Generations told, P₀ included, when the best of generation g is `loss(g)`."""
     settings = EvolutionSettings(population=4, mutations=2, crossovers=2, iterations=9, top_k=2, patience=patience)
-    optimiser = Evolution(SPACE, SEEDS, settings)
-    while not optimiser.done:
-        optimiser.tell([loss(optimiser.iteration)] * len(optimiser.ask()))
-    return optimiser.iteration
+    optimizer = Evolution(SPACE, SEEDS, settings)
+    while not optimizer.done:
+        optimizer.tell([loss(optimizer.iteration)] * len(optimizer.ask()))
+    return optimizer.iteration
 
 
 def test_patience_counts_iterations_without_a_better_candidate() -> None:
@@ -222,18 +245,18 @@ def test_patience_counts_iterations_without_a_better_candidate() -> None:
 
 def test_an_exhausted_space_ends_the_search() -> None:
     space = SearchSpace(pairs=2, upper=1.04)  # 15 monotone vectors
-    optimiser = Evolution(space, [space.snap([1.0, 1.0])], EvolutionSettings(population=4, top_k=15))
-    asked = complete(optimiser, lambda candidate: float(sum(candidate.steps)))
+    optimizer = Evolution(space, [space.snap([1.0, 1.0])], EvolutionSettings(population=4, top_k=15))
+    asked = complete(optimizer, lambda candidate: float(sum(candidate.steps)))
     assert len(set(asked)) == len(asked) <= 15
     assert len(asked) >= 12
-    assert optimiser.incumbent[0] == Candidate((100, 100))
+    assert optimizer.incumbent[0] == Candidate((100, 100))
 
 
 def test_a_space_of_one_point_ends_after_it() -> None:
     space = SearchSpace(pairs=3, upper=1.0)
-    optimiser = Evolution(space, [space.snap([1.0] * 3)], EvolutionSettings())
-    assert complete(optimiser, lambda _: 2.0) == [Candidate((100, 100, 100))]
-    assert optimiser.incumbent == (Candidate((100, 100, 100)), 2.0)
+    optimizer = Evolution(space, [space.snap([1.0] * 3)], EvolutionSettings())
+    assert complete(optimizer, lambda _: 2.0) == [Candidate((100, 100, 100))]
+    assert optimizer.incumbent == (Candidate((100, 100, 100)), 2.0)
 
 
 def test_no_iterations_is_the_first_generation_only() -> None:
@@ -243,18 +266,18 @@ def test_no_iterations_is_the_first_generation_only() -> None:
 
 @pytest.mark.parametrize("count", [0, 7, 9])
 def test_tell_of_another_count_is_refused(count: int) -> None:
-    optimiser = Evolution(SPACE, SEEDS, SETTINGS)
-    generation = optimiser.ask()
+    optimizer = Evolution(SPACE, SEEDS, SETTINGS)
+    generation = optimizer.ask()
     with pytest.raises(ValueError, match=f"expected 8 losses .* found {count}"):
-        optimiser.tell([1.0] * count)
-    assert optimiser.ask() == generation  # nothing was taken
-    optimiser.tell([1.0] * 8)
+        optimizer.tell([1.0] * count)
+    assert optimizer.ask() == generation  # nothing was taken
+    optimizer.tell([1.0] * 8)
 
 
 def test_tell_before_ask_is_refused() -> None:
-    optimiser = Evolution(SPACE, SEEDS, SETTINGS)
+    optimizer = Evolution(SPACE, SEEDS, SETTINGS)
     with pytest.raises(ValueError, match="losses for the generation asked"):
-        optimiser.tell([1.0])
+        optimizer.tell([1.0])
 
 
 def test_no_seeds_is_refused() -> None:
@@ -281,6 +304,7 @@ def test_no_seeds_is_refused() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(LongRopeError, match=says) as error:
         EvolutionSettings(**wrong)  # type: ignore[arg-type]
+    assert error.value.code == "invalid-setting"
     assert "\n" not in str(error.value)
 
 

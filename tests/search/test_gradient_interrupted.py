@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
-from longrope.search.dialogue import Stage
-from longrope.search.evaluator import Answer, Question
-from longrope.search.gradient import GradientSearch
+from longrope.search.evaluator import EvalRequest, EvalResult
+from longrope.search.gradient import Stage
 from longrope.search.log import read_log
 from tests.search.slopes import (
     EASY,
@@ -25,6 +23,7 @@ from tests.search.slopes import (
     Quadratic,
     Reply,
     ReplyEvaluator,
+    Search,
     check_stops_anywhere,
     complete,
     error_of,
@@ -38,24 +37,24 @@ from tests.search.targets import GEOMETRY
 
 
 def broken_at(kind: str, bad: float, every: int) -> Reply:
-    """`Quadratic`, but every n-th answer of a kind has a loss, a factor's derivative or that of m that is no number."""
+    """`Quadratic`, but every n-th result of a kind has a loss, a factor's derivative or that of m that is no number."""
     count, inner = 0, Quadratic()
 
-    def reply(question: Question) -> Answer:
+    def reply(request: EvalRequest) -> EvalResult:
         nonlocal count
-        answer = inner(question)
-        if question.gradient != (kind != "validation") or (kind == "validation" and question.split == "search"):
-            return answer
+        result = inner(request)
+        if request.gradient != (kind != "validation") or (kind == "validation" and request.split == "search"):
+            return result
         count += 1
         if count % every:
-            return answer
+            return result
         if kind in ("loss", "validation"):
-            return replace(answer, loss=bad)
-        assert answer.gradient is not None
+            return replace(result, loss=bad)
+        assert result.gradient is not None
         at = 3 if kind == "factor" else -1
-        gradient = list(answer.gradient)
+        gradient = list(result.gradient)
         gradient[at] = bad
-        return replace(answer, gradient=tuple(gradient))
+        return replace(result, gradient=tuple(gradient))
 
     return reply
 
@@ -63,12 +62,12 @@ def broken_at(kind: str, bad: float, every: int) -> Reply:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("kind", "every"), [("loss", 8), ("factor", 8), ("attention", 8), ("validation", 2)])
 def test_what_is_no_number_is_survived(kind: str, every: int, bad: float) -> None:
-    search = search_of(learn_attention_factor=True)
-    said = complete(search, broken_at(kind, bad, every))
-    window, loss = search.best
+    ran = complete(search_of(learn_attention_factor=True), broken_at(kind, bad, every))
+    said = ran.said
+    window, loss = ran.best
     assert math.isfinite(loss)
-    assert all(np.isfinite(question.window.factors).all() for question, _ in said)
-    finite = [(answer.loss, question.window) for question, answer in validations(said) if math.isfinite(answer.loss)]
+    assert all(np.isfinite(request.window.factors).all() for request, _ in said)
+    finite = [(result.loss, request.window) for request, result in validations(said) if math.isfinite(result.loss)]
     assert window == min(finite, key=lambda pair: pair[0])[1]
     assert error_of(window, EASY) < 0.5 * error_of(validations(said)[0][0].window, EASY)
 
@@ -77,55 +76,43 @@ def test_a_step_that_breaks_goes_back_to_the_best_point_with_half_the_step() -> 
     """Adam begins anew there, so that its first step has the full length of the halved rate."""
     count = 0
 
-    def reply(question: Question) -> Answer:
+    def reply(request: EvalRequest) -> EvalResult:
         nonlocal count
-        if not question.gradient:
-            return Answer(1.0)
+        if not request.gradient:
+            return EvalResult(1.0)
         count += 1
-        slope = math.nan if count == 5 else 1.0 / question.window.attention_factor
-        return Answer(1.0, (*[0.0] * GEOMETRY.pairs, slope))
+        slope = math.nan if count == 5 else 1.0 / request.window.attention_factor
+        return EvalResult(1.0, (*[0.0] * GEOMETRY.pairs, slope))
 
-    said = complete(search_of(steps=8, patience=99, learn_attention_factor=True, learning_rate=0.1), reply)
-    logs = [math.log(question.window.attention_factor) for question, _ in said if question.gradient]
+    said = complete(search_of(steps=8, patience=99, learn_attention_factor=True, learning_rate=0.1), reply).said
+    logs = [math.log(request.window.attention_factor) for request, _ in said if request.gradient]
     assert len(logs) == 8
     assert logs[5] == 0.0  # the start: nothing was validated as better
     rate = 0.5 * 0.2 * 0.1 * (0.55 + 0.45 * np.cos(math.pi * np.array([5, 6]) / 8))
     np.testing.assert_allclose(-np.diff(logs[5:]), rate, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nothing_finite_at_all_is_an_error_of_best(bad: float) -> None:
-    search = search_of()
-    said = complete(search, lambda _: Answer(bad, (bad,) * (GEOMETRY.pairs + 1)))
-    assert all(np.isfinite(question.window.factors).all() for question, _ in said)
-    with pytest.raises(LongRopeError, match="no factors had a finite loss") as error:
-        _ = search.best
-    assert "\n" not in str(error.value)
-
-
 def test_a_seed_that_is_no_number_loses_its_race() -> None:
-    def reply(question: Question) -> Answer:
-        nearest = min(SEEDS, key=lambda name: error_of(question.window, SEEDS[name]))
-        return Answer(math.nan) if nearest == "yarn" and question.samples == (0, 1) else Quadratic()(question)
+    def reply(request: EvalRequest) -> EvalResult:
+        nearest = min(SEEDS, key=lambda name: error_of(request.window, SEEDS[name]))
+        return EvalResult(math.nan) if nearest == "yarn" and request.samples == (0, 1) else Quadratic()(request)
 
-    search, usual = search_of(steps=1), search_of(steps=1)
-    complete(search, reply)
-    complete(usual, Quadratic())
-    assert (usual.chosen_seeds, search.chosen_seeds) == (["yarn"], ["ntk"])
+    ran, usual = complete(search_of(steps=1), reply), complete(search_of(steps=1), Quadratic())
+    assert (usual.chosen_seeds, ran.chosen_seeds) == (["yarn"], ["ntk"])
 
 
-# --- a conversation that can be stopped
+# --- a search that can be stopped
 
 
 def test_same_seed_same_questions_other_seed_others() -> None:
     def rows(seed: int) -> str:
-        return json.dumps([question.row for question, _ in complete(search_of(seed=seed), Quadratic())])
+        return json.dumps([request.row for request, _ in complete(search_of(seed=seed), Quadratic()).said])
 
     assert rows(0) == rows(0)
     assert len({rows(seed) for seed in range(4)}) > 2
 
 
-def descent() -> GradientSearch:
+def descent() -> Search:
     """A small search over two stages."""
     stages = [
         Stage(
@@ -138,14 +125,14 @@ def descent() -> GradientSearch:
     return search_of(*stages, steps=6, validate_every=2, knots=5, learn_attention_factor=True)
 
 
-def broken(question: Question) -> Answer:
-    """`Quadratic`, but NaN and infinite in a third of the gradients and losses, by the question alone."""
-    answer, kind = Quadratic()(question), round(sum(question.window.factors) * 1e6) % 6
-    if answer.gradient is None:
-        return replace(answer, loss=math.nan) if kind == 0 and question.split == "validation" else answer
+def broken(request: EvalRequest) -> EvalResult:
+    """`Quadratic`, but NaN and infinite in a third of the gradients and losses, by the request alone."""
+    result, kind = Quadratic()(request), round(sum(request.window.factors) * 1e6) % 6
+    if result.gradient is None:
+        return replace(result, loss=math.nan) if kind == 0 and request.split == "validation" else result
     if kind == 1:
-        return Answer(math.inf, (math.nan, *answer.gradient[1:-1], -math.inf))
-    return Answer(answer.loss, (math.nan, *answer.gradient[1:])) if kind == 2 else answer
+        return EvalResult(math.inf, (math.nan, *result.gradient[1:-1], -math.inf))
+    return EvalResult(result.loss, (math.nan, *result.gradient[1:])) if kind == 2 else result
 
 
 @pytest.mark.parametrize("reply", [Quadratic(), broken], ids=["smooth", "broken"])
@@ -156,11 +143,11 @@ def test_stopped_after_any_question_and_resumed(tmp_path: Path, reply: Reply) ->
     assert (b'"nan"' in log) == (reply is broken)
 
 
-def test_the_log_is_what_was_asked_and_told(tmp_path: Path) -> None:
+def test_the_log_holds_requests_and_results(tmp_path: Path) -> None:
     reply = Quadratic()
     logged(tmp_path / "log", descent(), ReplyEvaluator(reply))
     for entry in read_log(tmp_path / "log")[1]:
-        row, gradient = entry.row, entry.answer.gradient is not None
+        row, gradient = entry.request, entry.gradient is not None
         samples = None if row["samples"] is None else tuple(row["samples"])
         window = Window(row["length"], tuple(row["factors"]), 0, row["attention_factor"])
-        assert reply(Question(window, {}, row["split"], samples, gradient)) == entry.answer
+        assert reply(EvalRequest(window, {}, row["split"], samples, gradient)) == EvalResult(entry.loss, entry.gradient)

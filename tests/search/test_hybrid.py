@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,9 @@ from hypothesis import strategies as st
 
 from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
-from longrope.search.cma import CMASettings, HybridSearch
-from longrope.search.dialogue import Stage, both_splits, joint, loss_of
-from longrope.search.evaluator import SEARCH, VALIDATION, Answer, Question
-from longrope.search.gradient import GradientSearch, GradientSettings
+from longrope.search.cma import CMASettings, hybrid_search
+from longrope.search.evaluator import SEARCH, VALIDATION, EvalRequest, EvalResult, both_splits, loss_request, mean_loss
+from longrope.search.gradient import GradientSettings, Stage, gradient_search
 from tests.search.slopes import (
     EASY,
     ORIGINAL,
@@ -24,7 +25,9 @@ from tests.search.slopes import (
     SEEDS,
     STAGE,
     Quadratic,
+    Ran,
     Reply,
+    Search,
     check_stops_anywhere,
     complete,
     validations,
@@ -37,26 +40,27 @@ POLISH = CMASettings(evaluations=60, sigma=0.3, knots=8)
 
 def both(
     reply: Reply, *stages: Stage, descent: GradientSettings = DESCENT, polish: CMASettings = POLISH
-) -> tuple[GradientSearch, HybridSearch, list[tuple[Question, Answer]], int]:
-    """The gradient search alone and polished, all that the second was told, and where its polish begins."""
-    alone, hybrid = (
-        GradientSearch(stages or (STAGE,), GEOMETRY, descent, 1.1),
-        HybridSearch(stages or (STAGE,), GEOMETRY, descent, polish, 1.1),
-    )
-    first, said = complete(alone, reply), complete(hybrid, reply)
-    start = len(first) - 1
-    # The same up to the gradient's result; alone it asks the search loss of that one last, polished first.
-    assert said[: start + 1] == first
-    return alone, hybrid, said, start
+) -> tuple[Ran, Ran, list[tuple[EvalRequest, EvalResult]], int]:
+    """The gradient search alone and polished, all evaluations of the second, and where its polish begins."""
+    alone = complete(partial(gradient_search, stages=stages or (STAGE,), **common(descent)), reply)
+    hybrid = complete(partial(hybrid_search, stages=stages or (STAGE,), polish=polish, **common(descent)), reply)
+    start = len(alone.said) - 1
+    # The same up to the gradient's result; alone it evaluates the search loss of that last, polished first.
+    assert hybrid.said[: start + 1] == alone.said
+    return alone, hybrid, hybrid.said, start
 
 
-def joint_loss(reply: Reply, window: Window) -> float:
-    return joint([reply(question) for question in both_splits(window)])
+def common(descent: GradientSettings) -> dict[str, Any]:
+    return {"geometry": GEOMETRY, "settings": descent, "attention_factor": 1.1}
+
+
+def mean_loss_of(reply: Reply, window: Window) -> float:
+    return mean_loss([reply(request) for request in both_splits(window)])
 
 
 def splits(goals: dict[str, np.ndarray]) -> Reply:
     """`Quadratic` with an optimum for each split."""
-    return lambda question: Quadratic(goals[question.split])(question)
+    return lambda request: Quadratic(goals[request.split])(request)
 
 
 def toward(share: float) -> np.ndarray:
@@ -70,18 +74,18 @@ def test_a_polish_that_helps_is_the_result() -> None:
     window, loss = hybrid.best
     assert (window, loss) != alone.best
     assert loss < 0.75 * alone.best[1]
-    candidates = [(answer.loss, question.window) for question, answer in said[start + 1 :] if question.split == SEARCH]
+    candidates = [(result.loss, request.window) for request, result in said[start + 1 :] if request.split == SEARCH]
     assert (loss, window) == min(candidates[:-1], key=lambda pair: pair[0])
-    assert hybrid.incumbent == (window, joint_loss(reply, window))
+    assert hybrid.incumbent == (window, mean_loss_of(reply, window))
 
 
 def test_a_polish_that_overfits_is_left() -> None:
     """Validation soon loses more than the search gains; the gradient stopped there, CMA-ES goes on."""
     searched = splits({SEARCH: EASY, VALIDATION: toward(0.2)})
 
-    def reply(question: Question) -> Answer:
-        answer = searched(question)
-        return answer if question.split == SEARCH else replace(answer, loss=20.0 * answer.loss)
+    def reply(request: EvalRequest) -> EvalResult:
+        result = searched(request)
+        return result if request.split == SEARCH else replace(result, loss=20.0 * result.loss)
 
     stage = replace(STAGE, seeds={"yarn": SEEDS["yarn"]})
     descent = replace(DESCENT, steps=36, patience=18)
@@ -99,35 +103,34 @@ def test_never_worse_than_the_gradient_on_both_splits(share: float, seed: int, o
     goal = np.maximum(toward(share) * np.exp(offset * np.linspace(0.0, 0.1, GEOMETRY.pairs)), 1.0)
     reply = splits({SEARCH: EASY, VALIDATION: goal})
     alone, hybrid, _, _ = both(reply, descent=replace(DESCENT, seed=seed), polish=replace(POLISH, seed=seed))
-    before, after = (joint_loss(reply, search.best[0]) for search in (alone, hybrid))
+    before, after = (mean_loss_of(reply, ran.best[0]) for ran in (alone, hybrid))
     assert after <= before
     assert hybrid.incumbent == (hybrid.best[0], after)
-    assert hybrid.best[1] == reply(loss_of(hybrid.best[0], SEARCH)).loss
+    assert hybrid.best[1] == reply(loss_request(hybrid.best[0], SEARCH)).loss
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("split", [SEARCH, VALIDATION])
 def test_a_polish_without_numbers_is_left(bad: float, split: str) -> None:
-    """Every answer of a split from the polish on is none."""
+    """Every result of a split from the polish on is none."""
     alone, _, _, start = both(Quadratic())
     count = 0
 
-    def reply(question: Question) -> Answer:
+    def reply(request: EvalRequest) -> EvalResult:
         nonlocal count
         count += 1
         after = count > start + 1  # the gradient's own result keeps its loss
-        broken = after and question.split == split and question.window != alone.best[0]
-        return Answer(bad) if broken else Quadratic()(question)
+        broken = after and request.split == split and request.window != alone.best[0]
+        return EvalResult(bad) if broken else Quadratic()(request)
 
-    hybrid = HybridSearch([STAGE], GEOMETRY, DESCENT, POLISH, 1.1)
-    complete(hybrid, reply)
+    hybrid = complete(partial(hybrid_search, stages=[STAGE], polish=POLISH, **common(DESCENT)), reply)
     assert hybrid.best == alone.best
     assert hybrid.incumbent == alone.incumbent
 
 
 def test_where_no_candidate_is_better_nothing_more_is_validated() -> None:
-    _, hybrid, said, start = both(lambda question: replace(Quadratic()(question), loss=1.0))
-    assert [question.split for question, _ in said[start:]] == [SEARCH] * (len(said) - start)
+    _, hybrid, said, start = both(lambda request: replace(Quadratic()(request), loss=1.0))
+    assert [request.split for request, _ in said[start:]] == [SEARCH] * (len(said) - start)
     assert hybrid.best == (said[start][0].window, 1.0)
 
 
@@ -138,11 +141,11 @@ def test_it_polishes_what_the_last_stage_left() -> None:
     ]
     descent = replace(DESCENT, learn_attention_factor=True)
     alone, hybrid, said, start = both(Quadratic(attention_factor=1.3), *stages, descent=descent)
-    polished = [question for question, _ in said[start:]]
+    polished = [request for request, _ in said[start:]]
     assert len(polished) == 1 + 60 + 4 + 1  # the start, six generations of 10, two windows on both splits, the result
     assert polished[0].window == alone.best[0]
-    assert {question.window.max_length for question in polished} == {TARGET_LENGTH}
-    assert {question.window.attention_factor for question in polished} == {alone.best[0].attention_factor}
+    assert {request.window.max_length for request in polished} == {TARGET_LENGTH}
+    assert {request.window.attention_factor for request in polished} == {alone.best[0].attention_factor}
     assert alone.best[0].attention_factor != 1.1
     assert hybrid.best[0].attention_factor == alone.best[0].attention_factor
 
@@ -151,9 +154,9 @@ def test_it_keeps_a_seed_that_nothing_improves() -> None:
     """The gradient ends with YaRN itself; so does the polish, which begins with it."""
     seed = SEEDS["yarn"]
 
-    def reply(question: Question) -> Answer:
-        error = float(np.abs(np.log(question.window.factors) - np.log(seed)).max())
-        return replace(Quadratic()(question), loss=error)
+    def reply(request: EvalRequest) -> EvalResult:
+        error = float(np.abs(np.log(request.window.factors) - np.log(seed)).max())
+        return replace(Quadratic()(request), loss=error)
 
     two = {"descent": replace(DESCENT, knots=2), "polish": replace(POLISH, knots=2)}
     _, hybrid, said, start = both(reply, replace(STAGE, seeds={"yarn": seed}), **two)
@@ -172,14 +175,15 @@ def test_stopped_after_any_question_and_resumed(tmp_path: Path, broken: bool) ->
         for k in (4, 8)
     ]
 
-    def reply(question: Question) -> Answer:
-        answer = Quadratic()(question)
-        kind = round(sum(question.window.factors) * 1e6) % 5
-        return replace(answer, loss=math.nan) if broken and kind == 0 and question.samples is None else answer
+    def reply(request: EvalRequest) -> EvalResult:
+        result = Quadratic()(request)
+        kind = round(sum(request.window.factors) * 1e6) % 5
+        return replace(result, loss=math.nan) if broken and kind == 0 and request.samples is None else result
 
-    def make() -> HybridSearch:
+    def make() -> Search:
         descent = replace(DESCENT, steps=3, knots=3, learn_attention_factor=True)
-        return HybridSearch(stages, GEOMETRY, descent, replace(POLISH, knots=3, evaluations=14))
+        polish = replace(POLISH, knots=3, evaluations=14)
+        return partial(hybrid_search, stages=stages, geometry=GEOMETRY, settings=descent, polish=polish)
 
     check_stops_anywhere(tmp_path, make, reply)
     assert (b'"nan"' in (tmp_path / "whole").read_bytes()) == broken

@@ -1,4 +1,4 @@
-"""What identifies a search: whatever changes what it asks or what is reported, and nothing else."""
+"""The identity of a search changes with everything that changes its evaluations or its report, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from longrope.models.loading import LoadedModel
 from longrope.models.scaled import ScaledModel
 from longrope.search.config import EVOLUTION, SearchConfig
-from longrope.search.methods import Plan, plan
 from longrope.search.search_data import prepare_texts
+from tests.search.conftest import Planned, planned_over
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("longrope", {"method": "longrope2", "objective": "perplexity"}),
@@ -69,7 +69,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("method", "change"), CHANGES)
 def test_identity_changes_with_whatever_changes_the_search(
-    planned: Callable[..., Plan], method: str, change: dict[str, Any]
+    planned: Callable[..., Planned], method: str, change: dict[str, Any]
 ) -> None:
     few = {"population": 8, "iterations": 2} if method in EVOLUTION else {}
     options = {"method": method, "samples": 2} | few
@@ -79,16 +79,16 @@ def test_identity_changes_with_whatever_changes_the_search(
 
 
 def test_identity_changes_with_length_texts_and_model(
-    planned: Callable[..., Plan], loaded: LoadedModel, scaled: ScaledModel, texts: Path
+    planned: Callable[..., Planned], loaded: LoadedModel, scaled: ScaledModel, texts: Path
 ) -> None:
     options = SearchConfig(samples=2)
     before = planned(256, samples=2).identity
     assert planned(512, samples=2).identity != before
     other = prepare_texts(loaded, [str(texts / "other.txt")], 256, options)
-    assert plan(loaded, scaled, other, 256, options).identity != before
+    assert planned_over(loaded, scaled, other, 256, options).identity != before
     # Another base leaves texts, settings and stages of a gradient search as they are.
     chosen = SearchConfig(method="gradient", samples=1)
     found = prepare_texts(loaded, [str(texts / "search.txt")], 256, chosen)
     rebased = replace(loaded, geometry=replace(loaded.geometry, base=20_000.0))
-    identities = [plan(one, scaled, found, 256, chosen).identity for one in (loaded, rebased)]
+    identities = [planned_over(one, scaled, found, 256, chosen).identity for one in (loaded, rebased)]
     assert identities[0] != identities[1]

@@ -14,15 +14,15 @@ from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.knots import LARGEST, FactorsAround, admissible, nearest_monotone, phase_scale
+from longrope.search.knots import LARGEST, KnotParametrisation, nearest_monotone, phase_scale, project
 from tests.search.targets import GEOMETRY, TARGET_LENGTH
 
 SEED = ntk_aware(GEOMETRY, TARGET_LENGTH)
 REAL = RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192)
 
 
-def around(seed: np.ndarray = SEED, knots: int | None = None, geometry: RopeGeometry = GEOMETRY) -> FactorsAround:
-    return FactorsAround(seed, phase_scale(geometry), geometry.pairs if knots is None else knots)
+def around(seed: np.ndarray = SEED, knots: int | None = None, geometry: RopeGeometry = GEOMETRY) -> KnotParametrisation:
+    return KnotParametrisation(seed, phase_scale(geometry), geometry.pairs if knots is None else knots)
 
 
 # --- the scale
@@ -118,9 +118,9 @@ def test_numbers_however_large_end_where_windows_do(size: float) -> None:
 def test_factors_outside_come_in_first() -> None:
     """Not monotone, below 1, and beyond what a window holds."""
     outside = np.array([0.3, 1.5, 1.2, 7.0, 2e9, 1.0])
-    assert admissible(outside).tolist() == [1.0, 1.5, 1.5, 7.0, LARGEST, LARGEST]
-    space = FactorsAround(outside, np.ones(6), 6)
-    assert space.factors(np.zeros(6)).tolist() == space.origin.tolist() == admissible(outside).tolist()
+    assert project(outside).tolist() == [1.0, 1.5, 1.5, 7.0, LARGEST, LARGEST]
+    space = KnotParametrisation(outside, np.ones(6), 6)
+    assert space.factors(np.zeros(6)).tolist() == space.origin.tolist() == project(outside).tolist()
 
 
 @given(seed=st.integers(0, 2**32 - 1), spread=st.floats(0.0, 2.0))
@@ -152,7 +152,7 @@ def test_pull_back_is_the_derivative(knots: int) -> None:
 
     for numbers in (np.full(knots, 0.05), 0.05 + 0.005 * rng.standard_normal(knots)):
         factors = space.factors(numbers)
-        gradient = space.pull_back(factors, 2 * weights * (np.log(factors) - goal) / factors)
+        gradient = space.vjp(factors, 2 * weights * (np.log(factors) - goal) / factors)
         sides = np.array([[loss(numbers + sign * 1e-5 * unit) for sign in (1, -1)] for unit in np.eye(knots)])
         np.testing.assert_allclose(gradient, (sides[:, 0] - sides[:, 1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
@@ -160,20 +160,20 @@ def test_pull_back_is_the_derivative(knots: int) -> None:
 @pytest.mark.parametrize(("pairs", "knots"), [(32, 1), (32, 33), (2, 1)])
 def test_knots_that_the_pairs_do_not_have_are_refused(pairs: int, knots: int) -> None:
     with pytest.raises(LongRopeError, match=f"2 to {pairs} knots for {pairs} rotary pairs, found {knots}") as error:
-        FactorsAround(np.ones(pairs), np.ones(pairs), knots)
+        KnotParametrisation(np.ones(pairs), np.ones(pairs), knots)
     assert "\n" not in str(error.value)
 
 
 def test_one_pair_is_nothing_to_search_between() -> None:
     with pytest.raises(LongRopeError, match="at least 2 rotary pairs to search between, found 1"):
-        FactorsAround(np.ones(1), np.ones(1), 1)
+        KnotParametrisation(np.ones(1), np.ones(1), 1)
 
 
 @given(u=st.lists(st.floats(-5, 5), min_size=8, max_size=8), largest=st.floats(1.0, 20.0))
 def test_no_factor_is_larger_than_the_bound(u: list[float], largest: float) -> None:
     """The seed's neither; what lies below the bound is what it is without one."""
     seed, scale = np.geomspace(1, 16, 8), np.full(8, 0.5)
-    bounded, free = FactorsAround(seed, scale, 8, largest), FactorsAround(seed, scale, 8)
+    bounded, free = KnotParametrisation(seed, scale, 8, largest), KnotParametrisation(seed, scale, 8)
     factors = bounded.factors(np.array(u))
     assert (np.diff(factors) >= 0).all()
     assert factors.min() >= 1

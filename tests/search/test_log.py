@@ -12,9 +12,9 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.search.log import SCHEMA, SearchLog, read_log
 from longrope.search.spaces import Candidate
-from tests.search.targets import HEADER, evaluation, evolve
+from tests.search.targets import HEADER, evolve, log_row
 
-ROWS = [evaluation(index, index // 2, Candidate((100, 100 + index), 4), 3.0 + index / 7) for index in range(4)]
+ROWS = [log_row(index, index // 2, Candidate((100, 100 + index), 4), 3.0 + index / 7) for index in range(4)]
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def log_path(tmp_path: Path) -> Path:
     return path
 
 
-def refused(path: Path, header: dict[str, object] = HEADER) -> str:
+def refused(path: Path, header: dict[str, object] = HEADER, code: str = "damaged-file") -> str:
     """The one-line message that resuming `path` ends with; the file is untouched."""
     before = path.read_bytes()
     with pytest.raises(LongRopeError) as error:
@@ -35,6 +35,7 @@ def refused(path: Path, header: dict[str, object] = HEADER) -> str:
     assert path.read_bytes() == before
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+    assert error.value.code == code
     return str(error.value)
 
 
@@ -49,7 +50,7 @@ def test_every_line_is_plain_json(log_path: Path) -> None:
         raise AssertionError(name)
 
     with SearchLog.resume(log_path, HEADER) as log:
-        log.append(evaluation(4, 2, Candidate((100, 200)), math.nan))
+        log.append(log_row(4, 2, Candidate((100, 200)), math.nan))
     lines = log_path.read_text().splitlines()
     assert len(lines) == 6
     for line in lines:
@@ -60,43 +61,46 @@ def test_every_line_is_plain_json(log_path: Path) -> None:
 @pytest.mark.parametrize("loss", [0.1 + 0.2, 1e-320, 12345.678901234567, math.nan, math.inf, -math.inf])
 def test_losses_come_back_bit_for_bit(tmp_path: Path, loss: float) -> None:
     with SearchLog.create(tmp_path / "log", {}) as log:
-        log.append(evaluation(0, 0, Candidate((100,)), loss))
+        log.append(log_row(0, 0, Candidate((100,)), loss))
     _, rows = read_log(tmp_path / "log")
-    assert math.isnan(rows[0].answer.loss) if math.isnan(loss) else rows[0].answer.loss == loss
+    assert math.isnan(rows[0].loss) if math.isnan(loss) else rows[0].loss == loss
 
 
 def test_lines_reach_the_file_as_they_are_appended(tmp_path: Path) -> None:
     with SearchLog.create(tmp_path / "log", HEADER) as log:
         for row in ROWS:
             log.append(row)
-            assert read_log(tmp_path / "log")[1] == log.evaluations == ROWS[: row.index + 1]
+            assert read_log(tmp_path / "log")[1] == log.rows == ROWS[: row.index + 1]
 
 
 def test_resume_appends_and_keeps_the_bytes(log_path: Path) -> None:
     before = log_path.read_bytes()
     with SearchLog.resume(log_path, HEADER) as log:
-        assert log.evaluations == ROWS
-        log.append(evaluation(4, 2, Candidate((100, 200)), 2.0))
+        assert log.rows == ROWS
+        log.append(log_row(4, 2, Candidate((100, 200)), 2.0))
     assert log_path.read_bytes().startswith(before)
     assert len(read_log(log_path)[1]) == 5
 
 
 def test_create_over_a_log_is_refused(log_path: Path) -> None:
     before = log_path.read_bytes()
-    with pytest.raises(LongRopeError, match=r"exists: add --resume to continue it, or choose another -o"):
+    with pytest.raises(LongRopeError, match="exists; continue it with `resume=True`") as error:
         SearchLog.create(log_path, HEADER)
+    assert error.value.code == "output-exists"
     assert log_path.read_bytes() == before
 
 
 def test_no_log_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"there is no search log at .* start without --resume"):
+    with pytest.raises(LongRopeError) as error:
         SearchLog.resume(tmp_path / "none.jsonl", HEADER)
+    assert error.value.code == "not-resumable"
     assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"cannot write the search log .*No such file or directory"):
+    with pytest.raises(LongRopeError, match="No such file or directory") as error:
         SearchLog.create(tmp_path / "none" / "log", HEADER)
+    assert error.value.code == "output-not-writable"
 
 
 @pytest.mark.parametrize(
@@ -104,14 +108,14 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
     [("samples_sha256", "cd" * 32), ("target_length", 4096), ("settings", {"seed": 6, "population": 8}), ("new", 1)],
 )
 def test_another_search_is_refused_by_the_name_of_what_differs(log_path: Path, key: str, value: object) -> None:
-    message = refused(log_path, HEADER | {key: value})
+    message = refused(log_path, HEADER | {key: value}, "other-run")
     assert f"is the log of another search: {key} differ (log: {key} = " in message
     assert len(message) < 400
 
 
 def test_all_that_differs_is_named(log_path: Path) -> None:
     assert "samples_sha256, target_length differ" in refused(
-        log_path, HEADER | {"target_length": 1, "samples_sha256": ""}
+        log_path, HEADER | {"target_length": 1, "samples_sha256": ""}, "other-run"
     )
 
 
@@ -119,14 +123,18 @@ def test_versions_and_machine_may_differ(tmp_path: Path) -> None:
     with SearchLog.create(tmp_path / "log", HEADER | {"record": {"versions": 1}}):
         pass
     with SearchLog.resume(tmp_path / "log", HEADER | {"record": {"versions": 2}}) as log:
-        assert log.evaluations == []
+        assert log.rows == []
 
 
 def test_header_values_are_compared_as_json_gives_them(tmp_path: Path) -> None:
     header = {"seeds": ((1, 2), (3,)), "upper": 0.1 + 0.2}
     with SearchLog.create(tmp_path / "log", header):
         pass
-    SearchLog.resume(tmp_path / "log", header).close()
+    with SearchLog.resume(tmp_path / "log", header):
+        pass
+    with pytest.raises(LongRopeError) as error:
+        SearchLog.resume(tmp_path / "log", header | {"seeds": ((1, 2), (4,))})
+    assert error.value.code == "other-run"
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
@@ -139,13 +147,13 @@ def test_a_cut_off_last_line_is_named_and_kept(log_path: Path, cut: int) -> None
     text = log_path.read_text()
     log_path.write_text(text[: text.rindex("\n") + 1])
     with SearchLog.resume(log_path, HEADER) as log:
-        assert log.evaluations == ROWS[:3]
+        assert log.rows == ROWS[:3]
 
 
 @pytest.mark.parametrize("size", [0, 1, 40])
 def test_a_log_without_a_whole_first_line_is_nothing_to_resume(log_path: Path, size: int) -> None:
     log_path.write_bytes(log_path.read_bytes()[:size])
-    assert "ends before its first line does, so there is nothing to resume: start anew" in refused(log_path)
+    assert "ends before its first line does, so there is nothing to resume; start anew" in refused(log_path)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +214,9 @@ def test_binary_files_are_refused(log_path: Path) -> None:
 
 
 def test_a_folder_is_no_log(tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"cannot write the search log .*directory"):
+    with pytest.raises(LongRopeError, match="directory") as error:
         SearchLog.resume(tmp_path, HEADER)
+    assert error.value.code == "output-not-writable"
 
 
 class FullDisk:
@@ -227,15 +236,16 @@ class FullDisk:
 @pytest.mark.parametrize("room", [0, 1, 50, 81])
 def test_no_space_left_keeps_the_log_valid(log_path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = log_path.read_bytes()
-    row = evaluation(4, 2, Candidate((100, 200)), 2.0)
+    row = log_row(4, 2, Candidate((100, 200)), 2.0)
     assert room < len(row.to_json() + "\n")
     with SearchLog.resume(log_path, HEADER) as log:
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", FullDisk(room))
-            with pytest.raises(LongRopeError, match=r"No space left .* is valid .* --resume") as error:
+            with pytest.raises(LongRopeError, match=r"No space left .* is valid .* `resume=True`") as error:
                 log.append(row)
+        assert error.value.code == "output-not-writable"
         assert "\n" not in str(error.value)
-        assert log.evaluations == ROWS
+        assert log.rows == ROWS
         assert log_path.read_bytes() == before
         log.append(row)  # there is room again
     assert read_log(log_path)[1] == [*ROWS, row]
@@ -246,7 +256,7 @@ def test_no_space_for_the_header_leaves_no_log(tmp_path: Path, room: int, monkey
     """An empty log could be neither resumed nor created again."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", FullDisk(room))
-        with pytest.raises(LongRopeError, match=r"No space left .* nothing was kept, make room and start again"):
+        with pytest.raises(LongRopeError, match=r"No space left .* nothing was kept"):
             SearchLog.create(tmp_path / "log", HEADER)
     assert list(tmp_path.iterdir()) == []
     SearchLog.create(tmp_path / "log", HEADER).close()
@@ -272,7 +282,7 @@ def test_ctrl_c_within_a_line_leaves_whole_lines(log_path: Path, monkeypatch: py
     with SearchLog.resume(log_path, HEADER) as log, monkeypatch.context() as patch:
         patch.setattr(os, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            log.append(evaluation(4, 2, Candidate((100, 200)), 2.0))
+            log.append(log_row(4, 2, Candidate((100, 200)), 2.0))
     assert log_path.read_bytes() == before
 
 
@@ -285,7 +295,7 @@ def test_a_search_that_runs_out_of_space_goes_on_to_the_same_end(
         path = tmp_path / str(room)
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", FullDisk(room))
-            with pytest.raises(LongRopeError, match="continue with --resume"):
+            with pytest.raises(LongRopeError, match="continue with `resume=True`"):
                 evolve(path)
         assert whole.startswith(path.read_bytes())
         evolve(path, resume=True)
@@ -297,8 +307,9 @@ def test_an_unwritable_log_is_refused(log_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(LongRopeError, match=r"cannot write the search log .*: Permission denied"):
+    with pytest.raises(LongRopeError, match="Permission denied") as error:
         SearchLog(log_path, new=False)
+    assert error.value.code == "output-not-writable"
 
 
 def test_a_second_process_is_refused(log_path: Path) -> None:

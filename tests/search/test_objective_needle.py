@@ -1,4 +1,4 @@
-"""Only the answer's tokens are scored: the loss equals that of a plain forward on them, and on nothing else."""
+"""Only the result's tokens are scored: the loss equals that of a plain forward on them, and on nothing else."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ WINDOW = Window(LENGTH, tuple(torch.linspace(1, 3, 16).tolist()))
 def test_loss_is_that_of_the_answers(objective):
     total = 0.0
     with objective.scaled.using(WINDOW) as model, torch.no_grad():
-        for row, answer in zip(objective.samples.ids, ANSWERS, strict=True):
+        for row, result in zip(objective.samples.ids, ANSWERS, strict=True):
             logits = model(row[None, :-1]).logits[0]
-            total += float(F.cross_entropy(logits[-answer:], row[-answer:], reduction="sum"))
+            total += float(F.cross_entropy(logits[-result:], row[-result:], reduction="sum"))
     assert objective.loss(WINDOW) == pytest.approx(total / sum(ANSWERS), rel=1e-5)
     assert objective.token_passes == 2 * LENGTH
 
 
 @pytest.mark.parametrize("row", [0, 1])
 def test_only_labels_of_the_answer_count(objective, row, monkeypatch):
-    """Labels are changed behind the model's back, its input stays: only an answer's label may move the loss."""
+    """Labels are changed behind the model's back, its input stays: only an result's label may move the loss."""
     before = objective.loss(WINDOW)
     real = scoring.F.cross_entropy
     ids = objective.samples.ids[row]

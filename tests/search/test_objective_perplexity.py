@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longrope.rope.scaling import Window
-from longrope.search.evaluator import Answer, Question, SerialEvaluator
+from longrope.search.evaluator import EvalRequest, EvalResult, SerialEvaluator
 from longrope.search.objective import PerplexityObjective
 from tests.evaluation.tiny import GEOMETRY, nll_by_hand, plain, ramp, random_samples, scaled_by_hand, tiny_scaled
 
@@ -91,18 +91,18 @@ def test_token_passes_are_the_tokens_of_all_samples() -> None:
 def test_serial_evaluator_answers_in_order_as_soon_as_it_knows() -> None:
     windows = [IDENTITY, ramp(64), ramp(64, 2.0)]
     evaluator = SerialEvaluator({("search", 64): OBJECTIVE})
-    questions = [Question(window, {}) for window in windows]
-    answers = evaluator.evaluate(questions)
-    assert next(answers) == Answer(OBJECTIVE.loss(IDENTITY))
-    assert [evaluator.token_passes(question) for question in questions] == [3 * 64] * 3
-    assert [answer.loss for answer in answers] == [OBJECTIVE.loss(window) for window in windows[1:]]
+    requests = [EvalRequest(window, {}) for window in windows]
+    results = evaluator(requests)
+    assert next(results) == EvalResult(OBJECTIVE.loss(IDENTITY))
+    assert [evaluator.token_passes(request) for request in requests] == [3 * 64] * 3
+    assert [result.loss for result in results] == [OBJECTIVE.loss(window) for window in windows[1:]]
 
 
 def test_serial_evaluator_chooses_samples_and_gradients() -> None:
     evaluator = SerialEvaluator({("search", 64): OBJECTIVE})
-    question = Question(ramp(64), {}, samples=(2,), gradient=True)
-    (answer,) = evaluator.evaluate([question])
-    assert answer.loss == pytest.approx(OBJECTIVE.loss(ramp(64), [2]), rel=1e-6)
-    assert answer.gradient is not None
-    assert len(answer.gradient) == GEOMETRY.pairs + 1
-    assert evaluator.token_passes(question) == 3 * 64  # one sample: a forward and a backward that counts 2
+    request = EvalRequest(ramp(64), {}, samples=(2,), gradient=True)
+    (result,) = evaluator([request])
+    assert result.loss == pytest.approx(OBJECTIVE.loss(ramp(64), [2]), rel=1e-6)
+    assert result.gradient is not None
+    assert len(result.gradient) == GEOMETRY.pairs + 1
+    assert evaluator.token_passes(request) == 3 * 64  # one sample: a forward and a backward that counts 2

@@ -1,10 +1,9 @@
-"""Racing: which candidates are dropped after which sample, what the optimiser is told, and that the best stay."""
+"""Racing: which candidates are dropped after which text, the losses that Algorithm 1 gets, and that the best stay."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,62 +11,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrope.rope.scaling import Window
-from longrope.search.evaluator import Answer
-from longrope.search.racing import RacedSearch
-from tests.search.slopes import SAMPLES
-
-TOKENS = (100,) * SAMPLES
-
-
-@dataclass(frozen=True)
-class Named:
-    """A candidate that is only its number."""
-
-    number: int
-
-    def to_row(self) -> dict[str, int]:
-        return {"number": self.number}
-
-
-class Generations:
-    """An optimiser that asks so many candidates a generation and notes what it is told."""
-
-    def __init__(self, *sizes: int) -> None:
-        numbers = iter(range(sum(sizes)))
-        self.waiting = [[Named(next(numbers)) for _ in range(size)] for size in sizes]
-        self.told: list[list[float]] = []
-        self.incumbent = None
-
-    @property
-    def done(self) -> bool:
-        return not self.waiting
-
-    def ask(self) -> list[Named]:
-        return list(self.waiting[0])
-
-    def tell(self, losses: Sequence[float]) -> None:
-        assert len(losses) == len(self.waiting.pop(0))
-        self.told.append(list(losses))
+from longrope.search.evaluator import EvalRequest, EvalResult
+from longrope.search.racing import Racing
 
 
 def raced(
     losses: Sequence[Sequence[float]], *sizes: int, keep: int, tokens: Sequence[int] | None = None
 ) -> tuple[list[list[float]], list[list[int]]]:
-    """What generations of so many `sizes` are told, and on which samples each candidate was scored.
+    """The losses of generations of so many `sizes`, and the samples that each candidate was scored on.
 
     `losses` (candidates, samples), in the order of asking.
     """
-    optimiser = Generations(*sizes)
-    search = RacedSearch(optimiser, lambda _: Window(8, (1.0,)), tokens or (1,) * len(losses[0]), keep)
+    racing = Racing(tokens or (1,) * len(losses[0]), keep)
     asked: list[list[int]] = [[] for _ in losses]
-    while not search.done:
-        answers = []
-        for question in search.ask():
-            (sample,) = question.samples or ()
-            asked[question.row["number"]].append(sample)
-            answers.append(Answer(losses[question.row["number"]][sample]))
-        search.tell(answers)
-    return optimiser.told, asked
+
+    def evaluate(requests: Sequence[EvalRequest]) -> list[EvalResult]:
+        results = []
+        for request in requests:
+            (sample,) = request.samples or ()
+            assert request.row == {"number": request.row["number"], "samples": [sample]}
+            asked[request.row["number"]].append(sample)
+            results.append(EvalResult(losses[request.row["number"]][sample]))
+        return results
+
+    numbers = iter(range(sum(sizes)))
+    told = []
+    for size in sizes:
+        generation = [EvalRequest(Window(8, (1.0,)), {"number": next(numbers)}) for _ in range(size)]
+        told.append(racing.losses(evaluate, generation))
+    return told, asked
 
 
 # --- who is dropped
@@ -260,3 +232,10 @@ def test_whatever_the_losses_are(losses: list[list[float]], data: st.DataObject,
             for sample in range(samples)
         ):
             assert len(places) == samples  # nobody was better on any sample
+
+
+def test_a_generation_of_nobody_is_one_batch() -> None:
+    """An evolution whose space is exhausted ends with one: the log counts its batches."""
+    batches = []
+    assert Racing((1, 1, 1), 2).losses(lambda requests: batches.append(list(requests)) or [], []) == []
+    assert batches == [[]]

@@ -1,4 +1,4 @@
-"""Two real Ray workers on the CPU: the answers of one process, bit for bit, whoever dies meanwhile."""
+"""Two real Ray workers on the CPU: the results of one process, bit for bit, whoever dies meanwhile."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from longrope.callbacks import Callbacks, SearchProgress
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
 from longrope.search import ray_evaluator
+from longrope.search.evaluator import LoggedEvaluator
 from longrope.search.log import SearchLog, read_log
-from longrope.search.loop import Conversation, Progress
 from longrope.search.ray_evaluator import RayEvaluator, ray_session
 from tests.evaluation.tiny import ramp
 from tests.search.ray_targets import WINDOW, Obedient, Unmakeable, ask, losses, serial
@@ -54,17 +55,17 @@ def workers() -> Iterator[RayEvaluator]:
 
 
 def test_bit_for_bit_the_answers_of_one_process(workers: RayEvaluator) -> None:
-    questions = []
+    requests = []
     for number in range(12):
         length = (48, 96)[number % 2]
         split = "validation" if number == 4 else "search"
         window = ramp(length, ratio=2.0 + number / 7, attention_factor=1.0 + number / 50)
         samples = None if number % 3 else (number % 2, 0)
-        questions.append(ask("model", window=window, split=split, samples=samples, gradient=number % 4 == 1))
-    expected = list(serial().evaluate(questions))
-    assert sum(answer.gradient is not None for answer in expected) == 3
-    assert len({answer.loss for answer in expected}) == 12
-    assert list(workers.evaluate(questions)) == expected
+        requests.append(ask("model", window=window, split=split, samples=samples, gradient=number % 4 == 1))
+    expected = list(serial()(requests))
+    assert sum(result.gradient is not None for result in expected) == 3
+    assert len({result.loss for result in expected}) == 12
+    assert list(workers(requests)) == expected
 
 
 def test_workers_share_the_questions(workers: RayEvaluator) -> None:
@@ -76,47 +77,48 @@ def test_workers_share_the_questions(workers: RayEvaluator) -> None:
 def test_answers_come_in_the_order_asked_each_as_soon_as_its_turn_comes(workers: RayEvaluator, tmp_path: Path) -> None:
     windows = [Window(TARGET_LENGTH, (1.0 + number,) * GEOMETRY.pairs) for number in range(6)]
     gates = [tmp_path / "first", tmp_path / "last"]
-    questions = [ask("pause", 0.0, window=window) for window in windows]
-    questions[0], questions[5] = (
+    requests = [ask("pause", 0.0, window=window) for window in windows]
+    requests[0], requests[5] = (
         ask("wait", str(gate), window=windows[at]) for gate, at in zip(gates, (0, 5), strict=True)
     )
-    answers = workers.evaluate(questions)
+    results = workers(requests)
     gates[0].touch()
-    first = [next(answers).loss for _ in range(5)]  # and the last is still being answered
+    first = [next(results).loss for _ in range(5)]  # and the last is still being answered
     gates[1].touch()
-    assert [*first, *(answer.loss for answer in answers)] == [distance(window) for window in windows]
+    assert [*first, *(result.loss for result in results)] == [distance(window) for window in windows]
 
 
 def test_a_slow_first_question_does_not_change_the_order(workers: RayEvaluator) -> None:
     windows = [Window(TARGET_LENGTH, (1.0 + number,) * GEOMETRY.pairs) for number in range(6)]
-    questions = [ask("pause", 0.0 if number else 0.5, window=window) for number, window in enumerate(windows)]
-    assert losses(workers, questions) == [distance(window) for window in windows]
+    requests = [ask("pause", 0.0 if number else 0.5, window=window) for number, window in enumerate(windows)]
+    assert losses(workers, requests) == [distance(window) for window in windows]
 
 
 def test_questions_given_up_leave_no_trace(workers: RayEvaluator) -> None:
     other = Window(TARGET_LENGTH, (3.0,) * GEOMETRY.pairs)
-    answers = workers.evaluate([ask("pause", 0.2)] * 5)
-    next(answers)
-    answers.close()
+    results = workers([ask("pause", 0.2)] * 5)
+    next(results)
+    results.close()
     assert losses(workers, [ask("pause", 0.0, window=other)] * 3) == [distance(other)] * 3
 
 
 def test_no_questions(workers: RayEvaluator) -> None:
-    assert list(workers.evaluate([])) == []
+    assert list(workers([])) == []
 
 
 def test_a_search_with_a_worker_killed_in_mid_run(workers: RayEvaluator, tmp_path: Path) -> None:
-    """The log of one process, byte for byte, and the best of it; progress follows each answer."""
+    """The log of one process, byte for byte, and the best of it; progress follows each result."""
     expected, count = evolve(tmp_path / "whole")
     victim, other = both(workers)
     seen: list[int] = []
 
-    def kill(progress: Progress) -> None:
-        seen.append(progress.evaluations)
-        if progress.evaluations == 10:
-            os.kill(int(victim), signal.SIGKILL)
+    class Kill(Callbacks):
+        def on_search_progress(self, progress: SearchProgress) -> None:
+            seen.append(progress.evaluations)
+            if progress.evaluations == 10:
+                os.kill(int(victim), signal.SIGKILL)
 
-    found = evolve(tmp_path / "log", evaluator=workers, on_progress=kill)  # type: ignore[arg-type]
+    found = evolve(tmp_path / "log", evaluator=workers, callbacks=Kill())
     assert (found[0].incumbent, found[1]) == (expected.incumbent, count)
     assert (tmp_path / "log").read_bytes() == (tmp_path / "whole").read_bytes()
     assert seen == list(range(1, count + 1))
@@ -133,29 +135,29 @@ def test_a_question_that_always_kills_its_worker(
     deaths, path = tmp_path / "deaths", tmp_path / "log"
     deaths.mkdir()
     doing = [("pause", 0.5), ("pause", 0.0), ("die", str(deaths), 2), ("pause", 0.0)]
-    questions = [ask(*do, samples=(place,)) for place, do in enumerate(doing)]
+    requests = [ask(*do, samples=(place,)) for place, do in enumerate(doing)]
     with (
         SearchLog.create(path, {"seed": 0}) as log,
-        pytest.raises(LongRopeError, match="died 2 times on the same question; the usual cause") as error,
+        pytest.raises(LongRopeError, match="died 2 times on the same request; the usual cause") as error,
     ):
-        list(Conversation(workers, log).answers(questions))
+        LoggedEvaluator(workers, log)(requests)
     assert "\n" not in str(error.value)
     assert len(list(deaths.iterdir())) == 2
     _, rows = read_log(path)
-    assert [row.row for row in rows] == [question.row for question in questions[:2]]
+    assert [row.request for row in rows] == [request.row for request in requests[:2]]
     with SearchLog.resume(path, {"seed": 0}) as log:
-        answers = [answer.loss for answer, _ in Conversation(workers, log).answers(questions)]
-    assert answers == [distance(WINDOW)] * 4
+        results = [result.loss for result in LoggedEvaluator(workers, log)(requests)]
+    assert results == [distance(WINDOW)] * 4
 
 
 @pytest.mark.parametrize(("kind", "error"), [("user", LongRopeError), ("bug", ZeroDivisionError)])
 def test_what_an_evaluation_raises_is_raised_in_its_turn(
     workers: RayEvaluator, kind: str, error: type[Exception]
 ) -> None:
-    answers = workers.evaluate([ask("pause", 0.2), ask("complain", kind), ask("pause", 0.0)])
-    assert next(answers).loss == distance(WINDOW)
+    results = workers([ask("pause", 0.2), ask("complain", kind), ask("pause", 0.0)])
+    assert next(results).loss == distance(WINDOW)
     with pytest.raises(error, match=f"^{kind} error$"):
-        next(answers)
+        next(results)
     assert losses(workers, [ask("pause", 0.0)]) == [distance(WINDOW)]  # the worker lives
 
 

@@ -1,4 +1,4 @@
-"""Replicas in Ray workers answer as the model here, bit for bit, and refuse to be another one."""
+"""Replicas in Ray workers result as the model here, bit for bit, and refuse to be another one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from longrope.callbacks import Callbacks, SearchProgress
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.config import LoadOptions
@@ -18,12 +19,11 @@ from longrope.models.loading import LoadedModel, fingerprint, open_model
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search import ray_evaluator as workers
 from longrope.search.config import SearchConfig
-from longrope.search.evaluator import Question, SerialEvaluator
+from longrope.search.evaluator import EvalRequest, EvaluateEach, LoggedEvaluator, SearchOutcome, SerialEvaluator
 from longrope.search.log import SearchLog
-from longrope.search.loop import Conversation, Progress, run_search
-from longrope.search.methods import plan
 from longrope.search.ray_evaluator import RayEvaluator, Recipe, numerics, ray_evaluator, ray_session
-from longrope.search.search_data import Texts, prepare_texts
+from longrope.search.search_data import Texts, objectives_over, prepare_texts
+from tests.search.conftest import planned_over
 
 ray = pytest.importorskip("ray")
 
@@ -43,19 +43,21 @@ def loaded(checkpoint: Path) -> LoadedModel:
     return open_model(str(checkpoint))
 
 
-def search_into(
-    path: Path, loaded: LoadedModel, texts: Texts, evaluator: RayEvaluator | None = None
-) -> tuple[Window, float]:
-    """The best of a small evolution under a log at `path`, answered here or by `evaluator`, which loses a worker."""
-    planned = plan(loaded, apply_scaling(loaded.model, RopeScaling.original(loaded.geometry)), texts, TARGET, EVOLUTION)
+def search_into(path: Path, loaded: LoadedModel, texts: Texts, evaluator: RayEvaluator | None = None) -> SearchOutcome:
+    """A small evolution under a log at `path`, computed here or by `evaluator`, which loses a worker."""
+    handle = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
+    planned = planned_over(loaded, handle, texts, TARGET, EVOLUTION)
 
-    def kill(progress: Progress) -> None:
-        if evaluator is not None and progress.evaluations == 1:
-            ray.kill(next(iter(evaluator._busy.values())))
+    class Kill(Callbacks):
+        def on_search_progress(self, progress: SearchProgress) -> None:
+            if evaluator is not None and progress.evaluations == 1:
+                ray.kill(next(iter(evaluator._busy.values())))
 
+    each: EvaluateEach = evaluator or SerialEvaluator(planned.objectives)
     with SearchLog.create(path, planned.identity) as log:
-        run_search(planned.search, Conversation(evaluator or SerialEvaluator(planned.objectives), log), kill)
-    return planned.search.best
+        evaluate = LoggedEvaluator(each, log)
+        with evaluate.search(Kill()):
+            return planned.prepared.run(evaluate, on_best=evaluate.report_best)
 
 
 def test_a_search_by_two_workers_one_of_them_killed(loaded: LoadedModel, texts: Path, tmp_path: Path) -> None:
@@ -81,13 +83,13 @@ def test_the_command_line(cli: Callable[..., Any], checkpoint: Path, texts: Path
     assert {**json.loads(header), "record": None} == {**json.loads(expected), "record": None}
 
 
-def questions() -> list[Question]:
+def requests() -> list[EvalRequest]:
     """Losses and gradients, on both splits, all samples and some."""
     window = Window(TARGET, tuple(torch.linspace(1, 9, 16, dtype=torch.float64).tolist()), 0, 1.2)
     return [
-        Question(window, {}),
-        Question(window, {}, "validation", (1,)),
-        Question(window, {}, samples=(0,), gradient=True),
+        EvalRequest(window, {}),
+        EvalRequest(window, {}, "validation", (1,)),
+        EvalRequest(window, {}, samples=(0,), gradient=True),
     ]
 
 
@@ -99,11 +101,11 @@ def test_needles_and_gradients(
     loaded = replace(loaded, name=checkpoint.name)
     drawn = prepare_texts(loaded, [str(texts / "search.txt")], TARGET, NEEDLES)
     scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
-    expected = list(SerialEvaluator(plan(loaded, scaled, drawn, TARGET, NEEDLES).objectives).evaluate(questions()))
+    expected = list(SerialEvaluator(objectives_over(scaled, drawn))(requests()))
     with ray_evaluator(loaded, drawn, workers=1) as evaluator:
-        assert list(evaluator.evaluate(questions())) == expected
+        assert list(evaluator(requests())) == expected
     assert expected[2].gradient is not None
-    assert len({answer.loss for answer in expected}) == 3
+    assert len({result.loss for result in expected}) == 3
 
 
 def recipe_of(loaded: LoadedModel, **more: Any) -> Recipe:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from longrope.callbacks import Callbacks, SearchProgress
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel
@@ -21,8 +22,8 @@ from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import SearchConfig
 from longrope.search.initial import baselines, evolution_seeds
 from longrope.search.objective import PerplexityObjective, SampledObjective
-from longrope.search.recover import Listener, Recovered, Recovery, recover
-from longrope.search.run import search_window
+from longrope.search.recover import RecoveredLength, RecoveryResult, recover, recover_scaling
+from longrope.search.run import search
 from longrope.search.search_data import prepare_texts
 from tests.checkpoints import WINDOW
 from tests.search.extended import REACH, TRAINED, M, carried_by, extended_from
@@ -38,12 +39,12 @@ def extended(loaded: LoadedModel) -> LoadedModel:
 @pytest.fixture(scope="module")
 def recovered(
     extended: LoadedModel, source: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Recovery, Path]:
+) -> tuple[RecoveryResult, Path]:
     out = tmp_path_factory.mktemp("recover") / "run"
     return recover(extended, [2 * WINDOW, WINDOW], source, out, FEW), out
 
 
-def test_what_a_recovery_leaves(recovered: tuple[Recovery, Path], extended: LoadedModel) -> None:
+def test_what_a_recovery_leaves(recovered: tuple[RecoveryResult, Path], extended: LoadedModel) -> None:
     found, out = recovered
     assert sorted(path.name for path in out.iterdir()) == ["128", "64", "recover.json", "scaling.json"]
     assert [row.length for row in found.rows] == [WINDOW, 2 * WINDOW]
@@ -62,7 +63,7 @@ def test_what_a_recovery_leaves(recovered: tuple[Recovery, Path], extended: Load
 
 
 def test_the_losses_are_those_of_the_windows(
-    recovered: tuple[Recovery, Path], extended: LoadedModel, source: list[str]
+    recovered: tuple[RecoveryResult, Path], extended: LoadedModel, source: list[str]
 ) -> None:
     """Asked again of the model, on the same samples."""
     found, _ = recovered
@@ -82,7 +83,7 @@ def test_the_losses_are_those_of_the_windows(
         remove_scaling(extended.model)
 
 
-def test_each_length_is_an_ordinary_search(recovered: tuple[Recovery, Path]) -> None:
+def test_each_length_is_an_ordinary_search(recovered: tuple[RecoveryResult, Path]) -> None:
     found, out = recovered
     for row in found.rows:
         summary = json.loads((out / str(row.length) / "search.json").read_text())
@@ -117,7 +118,7 @@ def test_what_it_is_held_against(extended: LoadedModel) -> None:
 
 
 def test_the_attention_factor_is_the_carried_one_or_1(
-    recovered: tuple[Recovery, Path], extended: LoadedModel, source: list[str], tmp_path: Path
+    recovered: tuple[RecoveryResult, Path], extended: LoadedModel, source: list[str], tmp_path: Path
 ) -> None:
     """A random model does not like its logits doubled: 1 is found, and only where none was asked for."""
     found, out = recovered
@@ -189,28 +190,34 @@ def test_the_default_bound_is_that_of_the_window_a_length_falls_into(
 
 @pytest.mark.parametrize("stop_at", [3, 20])
 def test_a_recovery_that_was_stopped_comes_to_the_same_end(
-    recovered: tuple[Recovery, Path], extended: LoadedModel, source: list[str], tmp_path: Path, stop_at: int
+    recovered: tuple[RecoveryResult, Path], extended: LoadedModel, source: list[str], tmp_path: Path, stop_at: int
 ) -> None:
-    count, lengths = 0, []
+    class Stop(Callbacks):
+        def __init__(self) -> None:
+            self.count, self.lengths = 0, []
 
-    def stop(_: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == stop_at:
-            raise KeyboardInterrupt
+        def on_recover_length(self, length: int) -> None:
+            self.lengths.append(length)
 
+        def on_search_progress(self, progress: SearchProgress) -> None:
+            self.count += 1
+            if self.count == stop_at:
+                raise KeyboardInterrupt
+
+    stop = Stop()
     arguments: tuple[Any, ...] = ([WINDOW, 2 * WINDOW], source, tmp_path / "run", FEW)
     with pytest.raises(KeyboardInterrupt):
-        recover(extended, *arguments, listener=Listener(on_length=lengths.append, on_progress=stop))
-    assert lengths == [WINDOW, 2 * WINDOW][: 1 if stop_at == 3 else 2]
-    with pytest.raises(LongRopeError, match="not empty"):
+        recover(extended, *arguments, callbacks=stop)
+    assert stop.lengths == [WINDOW, 2 * WINDOW][: 1 if stop_at == 3 else 2]
+    with pytest.raises(LongRopeError) as error:
         recover(extended, *arguments)
+    assert error.value.code == "output-exists"
     resumed = recover(extended, *arguments, resume=True)
     assert (resumed.rows, resumed.scaling.windows) == (recovered[0].rows, recovered[0].scaling.windows)
 
 
 def test_a_finished_one_is_read_again(
-    recovered: tuple[Recovery, Path], extended: LoadedModel, source: list[str], tmp_path: Path
+    recovered: tuple[RecoveryResult, Path], extended: LoadedModel, source: list[str], tmp_path: Path
 ) -> None:
     found, out = recovered
     written = (out / "recover.json").stat().st_mtime_ns
@@ -220,8 +227,9 @@ def test_a_finished_one_is_read_again(
         with pytest.raises(LongRopeError, match="is another one, of windows of 64, 128 tokens"):
             recover(extended, lengths, source, out, FEW, resume=True)
     shutil.copytree(out, tmp_path / "other")
-    with pytest.raises(LongRopeError, match="another search"):
+    with pytest.raises(LongRopeError) as error:
         recover(extended, [WINDOW, 2 * WINDOW], source, tmp_path / "other", FEW, max_factor=2.0, resume=True)
+    assert error.value.code == "other-run"
 
 
 def test_the_model_is_left_as_it_was(extended: LoadedModel, source: list[str], tmp_path: Path) -> None:
@@ -231,42 +239,58 @@ def test_the_model_is_left_as_it_was(extended: LoadedModel, source: list[str], t
     assert torch.equal(extended.model(input_ids=ids).logits, before)
 
 
+def test_the_front_door(
+    recovered: tuple[RecoveryResult, Path], extended: LoadedModel, source: list[str], tmp_path: Path
+) -> None:
+    """Lengths as text, one source alone, a path as text: the same scaling."""
+    lengths = [str(WINDOW), 2 * WINDOW]
+    found = recover_scaling(extended, lengths=lengths, data=source[0], config=FEW, output_dir=str(tmp_path / "run"))
+    assert found.windows == recovered[0].scaling.windows
+
+
 # --- what is refused
 
 
 def test_what_is_refused(extended: LoadedModel, loaded: LoadedModel, source: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
 
-    def says(pattern: str, call: Callable[[], object]) -> None:
+    def says(code: str, pattern: str, call: Callable[[], object]) -> None:
         with pytest.raises(LongRopeError, match=pattern) as error:
             call()
+        assert error.value.code == code
         assert "\n" not in str(error.value)
         assert not out.exists()
 
-    says("carries no scaling", lambda: recover(loaded, [WINDOW], source, out))
+    says("invalid-setting", "carries no scaling", lambda: recover(loaded, [WINDOW], source, out))
     for lengths, found in (([], "none"), ([WINDOW - 1, 2 * WINDOW], "63, 128"), ([REACH], "4096")):
         says(
-            f"from 64 tokens on and below the model's reach of 4096, found {found}",
+            "invalid-setting",
+            f"from 64 tokens on .* 4096, found {found}",
             lambda lengths=lengths: recover(extended, lengths, source, out),  # type: ignore[misc]
         )
-    says(r"largest λ from 1 to 1e\+09, found 0.5", lambda: recover(extended, [WINDOW], source, out, max_factor=0.5))
+    says(
+        "invalid-setting",
+        "max_factor.* of at least 1, found 0.5",
+        lambda: recover(extended, [WINDOW], source, out, max_factor=0.5),
+    )
     for method in ("longrope2", "gradient", "hybrid", "cma"):
         options = SearchConfig(method=method)
         says(
-            "a recovery searches by the method longrope only",
+            "setting-of-another-method",
+            "the method longrope only",
             lambda options=options: recover(extended, [64], source, out, options),
         )  # type: ignore[misc]
-    says("there is no recovery in", lambda: recover(extended, [WINDOW], source, out, resume=True))
+    says("not-resumable", "no recovery in", lambda: recover(extended, [WINDOW], source, out, resume=True))
 
 
 def test_rows_are_whole() -> None:
-    row = Recovered(64, 2.0, 3.0, 4.0, 2.5, True)
+    row = RecoveredLength(64, 2.0, 3.0, 4.0, 2.5, True)
     assert (row.after, replace(row, stored=False).after) == (2.5, 3.0)
 
 
-def test_a_window_of_an_unextended_model_can_be_searched(
+def test_a_recovery_search_also_goes_beyond_the_context_length(
     loaded: LoadedModel, source: list[str], tmp_path: Path
 ) -> None:
-    """`search_window` has no opinion on the reach."""
-    found = search_window(loaded, 2 * WINDOW, source, tmp_path / "run", FEW.replace(population=2, iterations=0))
+    few = FEW.replace(population=2, iterations=0)
+    found = search(loaded, 2 * WINDOW, source, tmp_path / "run", few, recovery=True)
     assert [window.max_length for window in found.scaling.windows] == [WINDOW, 2 * WINDOW]

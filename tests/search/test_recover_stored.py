@@ -34,7 +34,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch, found: dict[int, tuple[float, fl
         baselines = {"checkpoint": before, "none": 9.0}
         return SimpleNamespace(baselines=baselines, best_loss=after, scaling=scaling)
 
-    monkeypatch.setattr(module, "search_window", ends)
+    monkeypatch.setattr(module, "search", ends)
 
 
 @pytest.mark.parametrize(

@@ -173,8 +173,9 @@ def test_longrope2_also_has_texts_of_the_other_objective(
 def test_needles_do_not_fit_everywhere(loaded: LoadedModel, source: list[str]) -> None:
     """A stage too short for the needle's parts is an error that says how long they are."""
     says = r"needle samples longer than .* found a length of 128, the first of the stages of 128, 256, 512 tokens"
-    with pytest.raises(LongRopeError, match=says):
+    with pytest.raises(LongRopeError, match=says) as error:
         prepare_texts(loaded, source, NEEDLE_LENGTH, SearchConfig(method="gradient", objective="needle"))
+    assert "continuation=False" in error.value.hint
 
 
 @pytest.mark.parametrize(

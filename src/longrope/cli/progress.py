@@ -70,7 +70,7 @@ class Display(Callbacks):
         log.info("search of at most %d evaluations; %s", evaluations, line)
         self._restart("search", evaluations)
 
-    def on_search_progress(self, progress: SearchProgress | Any) -> None:
+    def on_search_progress(self, progress: SearchProgress) -> None:
         self._scalars.on_search_progress(progress)
         note = f"best loss {progress.best_loss:.4f}{self._baseline}"
         self.best = f"interrupted after {progress.evaluations} evaluations; {note}"
@@ -136,7 +136,7 @@ class Scalars(Callbacks):
             for step in (0, evaluations):
                 self._add(f"baseline/{name}", loss, step)
 
-    def on_search_progress(self, progress: SearchProgress | Any) -> None:
+    def on_search_progress(self, progress: SearchProgress) -> None:
         self._add("search/best_loss", progress.best_loss, progress.evaluations)
 
     def measured(self, rows: Sequence[EvalRow]) -> None:

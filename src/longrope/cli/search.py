@@ -50,7 +50,6 @@ def command(
             resume=resume,
             workers=workers,
             ray_address=ray_address,
-            on_start=shown.on_search_start,
-            on_progress=shown.on_search_progress,
+            callbacks=shown,
         )
     print_json(result.to_json()) if as_json else show_search(result)

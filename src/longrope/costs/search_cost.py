@@ -1,12 +1,13 @@
-"""What a search will ask, without a model: the search itself is run against answers that always get better.
+"""The evaluations of a search, without a model: the search itself runs on losses that always get better.
 
-No candidate is dropped then and no patience ends it, so the questions are the most that it can ask.
+No candidate is dropped then and no patience ends it, so these are the most evaluations that it can make.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +18,11 @@ from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
 from longrope.costs.model_dims import ModelShape
 from longrope.models.loading import LoadedModel
 from longrope.search.config import SearchConfig
-from longrope.search.evaluator import OTHER, SEARCH, VALIDATION, Answer, CandidateSearch, Question, SerialEvaluator
-from longrope.search.evolution import Evolution
+from longrope.search.evaluator import OTHER, SEARCH, VALIDATION, EvalRequest, EvalResult, SerialEvaluator, distinct
 from longrope.search.initial import baselines
-from longrope.search.loop import distinct
 from longrope.search.methods import build
 from longrope.search.objective import SampledObjective
-from longrope.search.search_data import FAR, VALIDATION_SAMPLES, stage_lengths
-from longrope.search.spaces import CriticalSpace
+from longrope.search.search_data import VALIDATION_SAMPLES, samples_of, stage_lengths
 
 
 class _Sized(SampledObjective):
@@ -104,55 +102,44 @@ class _Costs:
 
 
 def search_work(loaded: LoadedModel, target_length: int, options: SearchConfig) -> SearchWork:
-    """What the search of `options` asks of a model with the geometry and existing scaling of `loaded`."""
+    """The evaluations of a search by `options` of a model with the geometry and checkpoint scaling of `loaded`."""
     objectives = sized_objectives(loaded.context_length, target_length, options)
-    search, _, _, _ = build(loaded, objectives, target_length, options)
+    prepared = build(loaded, objectives, target_length, options)
     evaluator = SerialEvaluator(objectives)
-    rounds, questions, passes, loss = [], 0, 0, 0.0
-    known: set[Hashable] = set()
-    gradient = (1.0,) * (loaded.geometry.pairs + 1)
+    batches: list[list[EvalRequest]] = []
+    gradient, losses = (1.0,) * (loaded.geometry.pairs + 1), itertools.count(-1.0, -1.0)
 
-    def work(question: Question) -> Work:
-        objective = objectives[question.split, question.window.max_length]
-        rows = objective.count if question.samples is None else len(question.samples)
-        return rows, objective.length, question.gradient
+    def evaluate(requests: Sequence[EvalRequest]) -> list[EvalResult]:
+        batches.append(list(requests))
+        return [EvalResult(next(losses), gradient if request.gradient else None) for request in requests]
 
-    while not search.done:
-        asked = search.ask()
-        rounds.append([work(question) for question in asked])
-        questions += len(asked)
-        passes += sum(map(evaluator.token_passes, distinct(asked, known)))
-        answers = []
-        for question in asked:
-            loss -= 1.0
-            answers.append(Answer(loss, gradient if question.gradient else None))
-        search.tell(answers)
+    def work(request: EvalRequest) -> Work:
+        objective = objectives[request.split, request.window.max_length]
+        rows = objective.count if request.samples is None else len(request.samples)
+        return rows, objective.length, request.gradient
+
+    prepared.run(evaluate)
+    requests = [request for batch in batches for request in batch]
     scored = objectives[SEARCH, target_length].count
     compared = len(baselines(loaded, target_length))
     extra: list[list[Work]] = [[(scored, target_length, False)] * compared]
-    if isinstance(search, CandidateSearch) and isinstance(search.optimiser, Evolution):
-        space = search.optimiser.space
-        if isinstance(space, CriticalSpace):  # the best of each d_rcd by the other objective
-            other = objectives[OTHER, target_length].count
-            extra.append([(other, target_length, False)] * (space.last - space.first + 1))
-    return SearchWork(rounds, extra, questions, passes)
+    if options.method == "longrope2":  # the best of each d_rcd by the other objective
+        space, other = prepared.settings["space"], objectives[OTHER, target_length].count
+        extra.append([(other, target_length, False)] * (space["last"] - space["first"] + 1))
+    passes = sum(map(evaluator.token_passes, distinct(requests)))
+    return SearchWork([list(map(work, batch)) for batch in batches], extra, len(requests), passes)
 
 
 def sized_objectives(
-    reach: int, target_length: int, options: SearchConfig
+    context_length: int, target_length: int, options: SearchConfig
 ) -> Mapping[tuple[str, int], SampledObjective]:
-    """The counts and lengths of the texts that `texts.prepare_texts` draws."""
-
-    def count(objective: str) -> int:
-        default = 10 if objective == "needle" else 3 if target_length > FAR else 5
-        return default if options.samples is None else options.samples
-
-    searched = count(options.chosen_objective)
+    """The counts and lengths of the texts that `search_data.prepare_texts` draws."""
+    searched = samples_of(options, options.chosen_objective, target_length)
     if options.by_gradient:
-        lengths = stage_lengths(reach, target_length, options.continuation)
+        lengths = stage_lengths(context_length, target_length, options.continuation)
         splits = {SEARCH: searched, VALIDATION: VALIDATION_SAMPLES}
         return {(split, length): _Sized(rows, length) for length in lengths for split, rows in splits.items()}
     counts = {SEARCH: searched}
     if options.method == "longrope2":
-        counts[OTHER] = count(options.other_objective)
+        counts[OTHER] = samples_of(options, options.other_objective, target_length)
     return {(split, target_length): _Sized(rows, target_length) for split, rows in counts.items()}

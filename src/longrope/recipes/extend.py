@@ -7,7 +7,7 @@ The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longrope.callbacks import Callbacks
+from longrope.callbacks import Callbacks, SearchProgress
 from longrope.data.samples import require_disjoint
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
@@ -39,7 +39,6 @@ from longrope.rope.scaling import RopeScaling
 from longrope.run_files import CHECKPOINT as CHECKPOINT_DIR
 from longrope.run_files import EVALUATION, EXTENSION, REPORT
 from longrope.search.config import SearchConfig
-from longrope.search.loop import Progress
 from longrope.search.run import SearchResult, search
 from longrope.storage import json_ready, write_json_atomic
 from longrope.units import doubling_lengths
@@ -66,9 +65,22 @@ class Listener:
 
     on_stage: Callable[[str], None] = lambda _: None
     on_search_start: Callable[[int, dict[str, float]], None] = lambda *_: None
-    on_search_progress: Callable[[Progress], None] = lambda _: None
+    on_search_progress: Callable[[SearchProgress], None] = lambda _: None
     on_evaluation_start: Callable[[int], None] = lambda _: None
     on_evaluation_sample: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class _SearchCallbacks(Callbacks):
+    """A search's progress for a listener."""
+
+    listener: Listener
+
+    def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
+        self.listener.on_search_start(evaluations, dict(baselines))
+
+    def on_search_progress(self, progress: SearchProgress) -> None:
+        self.listener.on_search_progress(progress)
 
 
 @dataclass(frozen=True)
@@ -126,8 +138,7 @@ def extend(
         out,
         options,
         resume=resume,
-        on_start=listener.on_search_start,
-        on_progress=listener.on_search_progress,
+        callbacks=_SearchCallbacks(listener),
     )
     # What was saved is what is measured and exported: resuming does not save the scaling again.
     found = replace(found, scaling=RopeScaling.load(found.path))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from longrope.callbacks import Callbacks, TrainProgress
+from longrope.callbacks import Callbacks, SearchProgress, TrainProgress
 from longrope.evaluation.run import evaluate, log_path
 from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes.check import stage_sources
@@ -32,8 +32,6 @@ from longrope.run_files import (
     SEARCH_SUMMARY,
     TRAINER,
 )
-from longrope.search.loop import Progress
-from longrope.search.recover import Listener as RecoveryListener
 from longrope.search.recover import recover
 from longrope.search.run import search
 
@@ -47,7 +45,7 @@ class Listener:
 
     on_step: Callable[[int, Step, bool], None] = lambda *_: None
     on_search_start: Callable[[int, dict[str, float]], None] = lambda *_: None
-    on_search_progress: Callable[[Progress], None] = lambda _: None
+    on_search_progress: Callable[[SearchProgress], None] = lambda _: None
     on_training_start: Callable[[int, int], None] = lambda *_: None
     on_training_progress: Callable[[Any], None] = lambda _: None
     on_evaluation_start: Callable[[int], None] = lambda _: None
@@ -65,6 +63,19 @@ class _TrainingCallbacks(Callbacks):
 
     def on_train_progress(self, progress: TrainProgress) -> None:
         self.listener.on_training_progress(progress)
+
+
+@dataclass(frozen=True)
+class _SearchCallbacks(Callbacks):
+    """A search's progress for a listener."""
+
+    listener: Listener
+
+    def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
+        self.listener.on_search_start(evaluations, dict(baselines))
+
+    def on_search_progress(self, progress: SearchProgress) -> None:
+        self.listener.on_search_progress(progress)
 
 
 @dataclass(frozen=True)
@@ -123,8 +134,7 @@ class Stages:
             stage.settings,
             resume=_begun_search(folder),
             workers=stage.workers,
-            on_start=self.listener.on_search_start,
-            on_progress=self.listener.on_search_progress,
+            callbacks=_SearchCallbacks(self.listener),
         )
         return found.to_json()
 
@@ -171,9 +181,7 @@ class Stages:
             stage.settings,
             resume=_kept(folder, any(begun)),
             workers=stage.workers,
-            listener=RecoveryListener(
-                on_start=self.listener.on_search_start, on_progress=self.listener.on_search_progress
-            ),
+            callbacks=_SearchCallbacks(self.listener),
         )
         return recovered.to_json()
 

@@ -78,7 +78,7 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
 
     Raises LongRopeError when the log is missing or damaged.
     """
-    header, evaluations = read_log(path)
+    header, logged = read_log(path)
     target = int(header["target_length"])
     texts = _texts(provenance.get("data"))
     baselines: dict[str, float] = {}
@@ -86,10 +86,10 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
     partial: dict[str, list[float]] = {}
     asked = passes = 0
     known: set[str] = set()  # a question that was asked before was not computed again
-    for entry in evaluations:
-        row, answer = dict(entry.row), entry.answer
+    for entry in logged:
+        row = dict(entry.request)
         if "baseline" in row:
-            baselines[str(row["baseline"])] = answer.loss
+            baselines[str(row["baseline"])] = entry.loss
             continue
         split, length, samples = row.get("split", SEARCH), int(row.get("length", target)), row.pop("samples", None)
         if split == OTHER:  # asked when the search was over
@@ -97,15 +97,15 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
         count = texts.get((split, length), 0)
         rows = count if samples is None else len(samples)
         asked += 1
-        question = f"{json.dumps(entry.row)} {answer.gradient is None}"
+        question = f"{json.dumps(entry.request)} {entry.gradient is None}"
         if question not in known:
             known.add(question)
-            passes += rows * length * (1 if answer.gradient is None else 3)
-        loss: float | None = answer.loss
+            passes += rows * length * (1 if entry.gradient is None else 3)
+        loss: float | None = entry.loss
         if samples is not None:  # a raced candidate is scored text by text
             scored = partial.setdefault(json.dumps(row), [])
-            scored += [answer.loss] * rows
-            complete = len(scored) == count and answer.gradient is None
+            scored += [entry.loss] * rows
+            complete = len(scored) == count and entry.gradient is None
             loss = math.fsum(scored) / count if complete else None
         if loss is not None:
             series.setdefault((split, length), []).append(Point(asked, passes, loss))

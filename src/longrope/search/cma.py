@@ -1,6 +1,7 @@
-"""CMA-ES around a seed, alone or after the gradient search. The optimiser is the `cmaes` package.
+"""CMA-ES around a seed, alone (`cma_search`) or after the gradient search (`hybrid_search`).
 
-CMA-ES needs no gradient, and leaves a bad basin where a gradient stays in it; it costs more. Knows no model.
+The optimizer is the `cmaes` package (Hansen, 1604.00772). CMA-ES needs no gradient, and leaves a bad basin where a
+gradient stays in it; it costs more. Knows no model.
 """
 
 from __future__ import annotations
@@ -15,21 +16,30 @@ from cmaes import CMA
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.dialogue import (
-    Bounds,
-    Dialogue,
-    DialogueSearch,
-    Stage,
-    best_start_tokens,
+from longrope.search.evaluator import (
+    SEARCH,
+    Evaluate,
+    OnBest,
+    SearchOutcome,
     both_splits,
-    joint,
-    loss_of,
-    race,
+    ignore,
+    loss_request,
+    mean_loss,
     rank,
 )
-from longrope.search.evaluator import SEARCH
-from longrope.search.gradient import GradientSearch, GradientSettings
-from longrope.search.knots import FactorsAround, Vector, check_knots, phase_scale
+from longrope.search.gradient import (
+    Bounds,
+    GradientSettings,
+    Stage,
+    best_start_tokens,
+    checked,
+    descend_stages,
+    finished,
+    pick_best_seed,
+)
+from longrope.search.knots import KnotParametrisation, Vector, check_knots, phase_scale
+
+_WORST = 1e300  # NaN and infinity, for CMA-ES: it subtracts losses, and infinity less infinity is NaN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,127 +60,119 @@ class CMASettings:
     def __post_init__(self) -> None:
         for name, least in (("evaluations", 1), ("race_samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise LongRopeError(f"{name} must be at least {least}; found {getattr(self, name)}")
+                raise LongRopeError(
+                    f"{name} must be at least {least}; found {getattr(self, name)}", code="invalid-setting"
+                )
         if self.seed >= 2**32:
-            raise LongRopeError(f"CMA-ES takes seeds up to {2**32 - 1}; found {self.seed}")
+            raise LongRopeError(f"CMA-ES takes seeds up to {2**32 - 1}; found {self.seed}", code="invalid-setting")
         if not 0.0 < self.sigma < math.inf:
-            raise LongRopeError(f"the step size of CMA-ES must be positive; found {self.sigma}")
+            raise LongRopeError(f"the step size of CMA-ES must be positive; found {self.sigma}", code="invalid-setting")
         if self.patience is not None and self.patience < 1:
-            raise LongRopeError(f"patience must be at least 1 generation; found {self.patience}")
+            raise LongRopeError(
+                f"patience must be at least 1 generation; found {self.patience}", code="invalid-setting"
+            )
+
+    def knots_of(self, pairs: int) -> int:
+        """K. Raises LongRopeError where the pairs have fewer, or the evaluations are less than a generation."""
+        knots = check_knots(pairs, pairs if self.knots is None else self.knots)
+        generation = 4 + math.floor(3 * math.log(knots))
+        if self.evaluations < generation:
+            raise LongRopeError(
+                f"expected at least {generation} evaluations, a generation of CMA-ES on {knots} knots; "
+                f"found {self.evaluations}",
+                code="invalid-setting",
+            )
+        return knots
 
 
-_WORST = 1e300  # what is no number, for CMA-ES: it subtracts losses, and infinity less infinity is no number
+def cma_search(
+    evaluate: Evaluate,
+    stage: Stage,
+    geometry: RopeGeometry,
+    settings: CMASettings,
+    attention_factor: float = 1.0,
+    bounds: Bounds | None = None,
+    on_best: OnBest = ignore,
+) -> SearchOutcome:
+    """CMA-ES around the best seed of `stage`, then the best start tokens.
 
+    Raises LongRopeError where no loss was finite.
 
-class _Evolve(DialogueSearch):
-    """What both searches share: generations of CMA-ES around a start, scored on all search samples."""
-
-    bounds: Bounds
-
-    def _evolve(
-        self, space: FactorsAround, length: int, attention_factor: float, settings: CMASettings
-    ) -> Dialogue[tuple[Window, float]]:
-        """The best window and its search loss; the seed of `space`, as it is, is a candidate too."""
-        optimiser = CMA(mean=np.zeros(space.knots), sigma=settings.sigma, seed=settings.seed)
-
-        def window(factors: Vector) -> Window:
-            return self.bounds.window(length, factors, attention_factor)
-
-        start = window(space.seed if space.seed.max() <= space.largest else space.origin)
-        (answer,) = yield [loss_of(start, SEARCH)]
-        best = start, rank(answer.loss)
-        self._found(best)
-        stale = 0
-        for _ in range(settings.evaluations // optimiser.population_size):
-            points = [optimiser.ask() for _ in range(optimiser.population_size)]
-            windows = [window(space.factors(point)) for point in points]
-            answers = yield [loss_of(candidate, SEARCH) for candidate in windows]
-            losses = [rank(answer.loss) for answer in answers]
-            optimiser.tell([(point, min(loss, _WORST)) for point, loss in zip(points, losses, strict=True)])
-            at = int(np.argmin(losses))
-            stale = 0 if losses[at] < best[1] else stale + 1
-            if losses[at] < best[1]:
-                best = windows[at], losses[at]
-                self._found(best)
-            if optimiser.should_stop() or (settings.patience is not None and stale >= settings.patience):
-                break
-        return best
-
-    def _found(self, best: tuple[Window, float]) -> None:
-        """Called with the start and every better candidate."""
-
-
-def _checked_knots(settings: CMASettings, pairs: int) -> int:
-    """K. Raises LongRopeError where the pairs do not have so many, or the evaluations are no generation."""
-    knots = pairs if settings.knots is None else settings.knots
-    check_knots(pairs, knots)
-    generation = 4 + math.floor(3 * math.log(knots))
-    if settings.evaluations < generation:
-        raise LongRopeError(
-            f"expected at least {generation} evaluations, a generation of CMA-ES on {knots} knots; "
-            f"found {settings.evaluations}"
+    `on_best` gets the start, then every better candidate, with the search loss.
+    """
+    bounds = bounds or Bounds()
+    knots = settings.knots_of(geometry.pairs)
+    name = pick_best_seed(evaluate, stage, stage.seeds, attention_factor, settings.race_samples, bounds)
+    seed = np.asarray(stage.seeds[name], dtype=np.float64)
+    space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest)
+    window, loss = evolve(evaluate, space, stage.length, attention_factor, settings, bounds, on_best)
+    if len(bounds.start_tokens) > 1:
+        window, loss = best_start_tokens(
+            evaluate, window, bounds.start_tokens, lambda tried: [loss_request(tried, SEARCH)]
         )
-    return knots
+        on_best(window, loss)
+    return checked(SearchOutcome(window, loss, (name,)))
 
 
-class CMASearch(_Evolve):
-    """Seeds are raced, CMA-ES starts from the best. `incumbent`: the best candidate and its search loss."""
+def hybrid_search(
+    evaluate: Evaluate,
+    stages: Sequence[Stage],
+    geometry: RopeGeometry,
+    settings: GradientSettings,
+    polish: CMASettings,
+    attention_factor: float = 1.0,
+    bounds: Bounds | None = None,
+    on_best: OnBest = ignore,
+) -> SearchOutcome:
+    """The gradient search, and its result polished by a short CMA-ES; the better of both by `mean_loss`.
 
-    def __init__(
-        self,
-        stage: Stage,
-        geometry: RopeGeometry,
-        settings: CMASettings,
-        attention_factor: float = 1.0,
-        bounds: Bounds | None = None,
-    ) -> None:
-        self.bounds = bounds or Bounds()
-        self.stage, self.geometry, self.settings = stage, geometry, settings
-        self.attention_factor = attention_factor
-        self.knots = _checked_knots(settings, geometry.pairs)
-        super().__init__()
-
-    def _run(self) -> Dialogue[tuple[Window, float]]:
-        stage, settings = self.stage, self.settings
-        name = yield from race(stage, stage.seeds, self.attention_factor, settings.race_samples, self.bounds)
-        self.chosen_seeds.append(name)
-        seed = np.asarray(stage.seeds[name], dtype=np.float64)
-        space = FactorsAround(seed, phase_scale(self.geometry), self.knots, self.bounds.largest)
-        best = yield from self._evolve(space, stage.length, self.attention_factor, settings)
-        if len(self.bounds.start_tokens) == 1:
-            return best
-        best = yield from best_start_tokens(best[0], self.bounds.start_tokens, lambda w: [loss_of(w, SEARCH)])
-        self._found(best)
-        return best
-
-    def _found(self, best: tuple[Window, float]) -> None:
-        self.incumbent = best
-
-
-class HybridSearch(GradientSearch, _Evolve):
-    """The gradient search, and its result polished by a short CMA-ES; the better of both by `joint`."""
-
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        geometry: RopeGeometry,
-        settings: GradientSettings,
-        polish: CMASettings,
-        attention_factor: float = 1.0,
-        bounds: Bounds | None = None,
-    ) -> None:
-        self.polish, self.polish_knots = polish, _checked_knots(polish, geometry.pairs)
-        super().__init__(stages, geometry, settings, attention_factor, bounds)
-
-    def _polished(self, window: Window) -> Dialogue[Window]:
-        seed = np.asarray(window.factors)
-        space = FactorsAround(seed, phase_scale(self.geometry), self.polish_knots, self.bounds.largest)
-        polished, _ = yield from self._evolve(space, window.max_length, window.attention_factor, self.polish)
-        if polished == window:
-            return window
-        before = joint((yield both_splits(window)))
-        after = joint((yield both_splits(polished)))
+    Raises LongRopeError where no loss was finite.
+    """
+    bounds = bounds or Bounds()
+    knots = polish.knots_of(geometry.pairs)
+    window, chosen = descend_stages(evaluate, stages, geometry, settings, attention_factor, bounds, on_best)
+    space = KnotParametrisation(np.asarray(window.factors), phase_scale(geometry), knots, bounds.largest)
+    polished, _ = evolve(evaluate, space, window.max_length, window.attention_factor, polish, bounds)
+    if polished != window:
+        before = mean_loss(evaluate(both_splits(window)))
+        after = mean_loss(evaluate(both_splits(polished)))
         if after < before:
-            self.incumbent = polished, after
-            return polished
-        return window
+            window = polished
+            on_best(window, after)
+    return finished(evaluate, window, chosen, bounds, on_best)
+
+
+def evolve(
+    evaluate: Evaluate,
+    space: KnotParametrisation,
+    length: int,
+    attention_factor: float,
+    settings: CMASettings,
+    bounds: Bounds,
+    on_best: OnBest = ignore,
+) -> tuple[Window, float]:
+    """Generations of CMA-ES around the seed of `space`, scored on all search samples: the best window and its loss.
+
+    The seed as it is, monotone or not, is a candidate too.
+    """
+    optimizer = CMA(mean=np.zeros(space.knots), sigma=settings.sigma, seed=settings.seed)
+
+    def window_of(factors: Vector) -> Window:
+        return bounds.window(length, factors, attention_factor)
+
+    best = window_of(space.seed if space.seed.max() <= space.largest else space.origin)
+    (result,) = evaluate([loss_request(best, SEARCH)])
+    best_loss, stale = rank(result.loss), 0
+    on_best(best, best_loss)
+    for _ in range(settings.evaluations // optimizer.population_size):
+        points = [optimizer.ask() for _ in range(optimizer.population_size)]
+        windows = [window_of(space.factors(point)) for point in points]
+        losses = [rank(result.loss) for result in evaluate([loss_request(window, SEARCH) for window in windows])]
+        optimizer.tell([(point, min(loss, _WORST)) for point, loss in zip(points, losses, strict=True)])
+        at, stale = int(np.argmin(losses)), stale + 1
+        if losses[at] < best_loss:
+            best, best_loss, stale = windows[at], losses[at], 0
+            on_best(best, best_loss)
+        if optimizer.should_stop() or (settings.patience is not None and stale >= settings.patience):
+            break
+    return best, best_loss

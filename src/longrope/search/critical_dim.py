@@ -1,6 +1,7 @@
-"""What LongRoPE2's search chose, and what plain perplexity would have chosen in place of needles (2502.20082, §3.2).
+"""The critical dimension that LongRoPE2's search found, and the one that plain perplexity would have chosen in place of
+needles (2502.20082, §3.2).
 
-For every d_rcd the best candidate that the search found is scored by the other objective too.
+For every d_rcd the best candidate of the search is scored by the other objective too.
 """
 
 from __future__ import annotations
@@ -12,16 +13,12 @@ from longrope.rope.closed_forms import ntk_critical, yarn, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 from longrope.search.config import SearchConfig
-from longrope.search.dialogue import rank
-from longrope.search.evaluator import OTHER, CandidateSearch, Question
-from longrope.search.evolution import Evolution
-from longrope.search.loop import Conversation
-from longrope.search.methods import Plan
+from longrope.search.evaluator import OTHER, EvalRequest, Evaluate, SearchOutcome, rank
 from longrope.search.spaces import CriticalCandidate
 
 
 @dataclass(frozen=True)
-class Choices:
+class CriticalDims:
     """`critical_dim`: d_rcd of the result.
 
     `losses`: for each d_rcd that was searched, by objective, the losses of its best candidate in nats per token.
@@ -37,28 +34,34 @@ class Choices:
         return {"losses": rows, "chosen_by": self.chosen}
 
 
-def choices(conversation: Conversation, planned: Plan, options: SearchConfig) -> Choices | None:
-    """Ask the other objective about the best candidate of each d_rcd; None where candidates have none."""
-    search = planned.search
-    if not isinstance(search, CandidateSearch) or not isinstance(search.best_candidate[0], CriticalCandidate):
-        return None
-    optimiser = search.optimiser
-    assert isinstance(optimiser, Evolution)
+def critical_dim_by_objective(evaluate: Evaluate, outcome: SearchOutcome, config: SearchConfig) -> CriticalDims | None:
+    """The critical dimensions of a finished search: evaluates the best candidate of each d_rcd by the other objective.
+
+    None where the candidates of the method have no critical dimension.
+    """
     best: dict[int, tuple[CriticalCandidate, float]] = {}
-    for candidate, loss in optimiser.ranked:
+    for candidate, loss in outcome.ranked:
+        if not isinstance(candidate, CriticalCandidate):
+            return None
         best.setdefault(candidate.critical_dim, (candidate, loss))
-    questions = [
-        Question(search.to_window(candidate), candidate.to_row() | {"split": OTHER}, OTHER)
-        for candidate, _ in best.values()
-    ]
-    answers = [answer for answer, _ in conversation.answers(questions)]
-    names = (options.chosen_objective, options.other_objective)
+    if not best:
+        return None
+    found = outcome.window
+    results = evaluate(
+        [
+            EvalRequest(
+                candidate.window(found.max_length, found.attention_factor), candidate.to_row() | {"split": OTHER}, OTHER
+            )
+            for candidate, _ in best.values()
+        ]
+    )
+    names = (config.chosen_objective, config.other_objective)
     losses = {
-        dim: dict(zip(names, (loss, answer.loss), strict=True))
-        for (dim, (_, loss)), answer in zip(best.items(), answers, strict=True)
+        dim: dict(zip(names, (loss, result.loss), strict=True))
+        for (dim, (_, loss)), result in zip(best.items(), results, strict=True)
     }
     chosen = {name: min(losses, key=lambda dim: rank(losses[dim][name])) for name in names}
-    return Choices(search.best_candidate[0].critical_dim, dict(sorted(losses.items())), chosen)
+    return CriticalDims(outcome.ranked[0][0].critical_dim, dict(sorted(losses.items())), chosen)
 
 
 def forms_with_critical_dim(geometry: RopeGeometry, target_length: int, critical_dim: int) -> dict[str, Window]:

@@ -1,16 +1,22 @@
-"""Questions, answers, and who answers: windows in, losses (and gradients) out, in the order asked.
+"""Evaluations of a search: windows in, losses and gradients out, in the order of the requests.
 
-The serial evaluator answers in this process. An optimiser knows none of this; `CandidateSearch` stands between.
+A search method is a plain function over `evaluate(requests) -> results` (`Evaluate`). `SerialEvaluator` computes in
+this process, `ray_evaluator.RayEvaluator` in many; `LoggedEvaluator` is the `Evaluate` that a method gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+import json
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+from longrope.callbacks import Callbacks, SearchProgress
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
+from longrope.search.log import LogRow, SearchLog
 from longrope.search.objective import SampledObjective
 
 SEARCH, VALIDATION, OTHER = "search", "validation", "other"
@@ -18,11 +24,11 @@ SEARCH, VALIDATION, OTHER = "search", "validation", "other"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of a model: the loss of `window`, and with `gradient` also its gradient.
+class EvalRequest:
+    """A request for the loss of `window`, and with `gradient` also for its gradient.
 
-    `split` and `samples` choose the texts (all of the split where None). `row` is what the log records: the same
-    question has the same row, bit for bit.
+    `split` and `samples` choose the texts (all of the split where None). `row` is what the log records: equal requests
+    have the same row, bit for bit.
     """
 
     window: Window
@@ -33,109 +39,210 @@ class Question:
 
     @property
     def key(self) -> tuple[Window, str, tuple[int, ...] | None, bool]:
-        """What the answer depends on: questions with the same one are computed once."""
+        """What the result depends on: requests with the same key are computed once."""
         return self.window, self.split, self.samples, self.gradient
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The mean loss in nats per token, and for a gradient question d loss/d(λ_0 … λ_{D−1}, m)."""
+class EvalResult:
+    """The mean loss in nats per token, and of a gradient request d loss/d(λ_0 … λ_{D−1}, m)."""
 
     loss: float
-    gradient: tuple[float, ...] | None = field(default=None)
+    gradient: tuple[float, ...] | None = None
 
 
-class Evaluator(Protocol):
-    """A source of answers. `evaluate` yields one per question, in order, each as soon as it is known."""
+Evaluate = Callable[[Sequence[EvalRequest]], list[EvalResult]]
+"""The evaluations of a batch of requests, in its order."""
+EvaluateEach = Callable[[Sequence[EvalRequest]], Iterator[EvalResult]]
+"""The same, each result as soon as it and those before it are known."""
 
-    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]: ...
+
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """The result of a search method: the best window and its loss on all search samples, in nats per token.
+
+    `chosen_seeds`: of a method with seeds, the one that each stage started from. `ranked`: of an evolution, all
+    candidates with a finite loss, best first.
+    """
+
+    window: Window
+    loss: float
+    chosen_seeds: tuple[str, ...] = ()
+    ranked: tuple[tuple[Any, float], ...] = ()
+
+
+OnBest = Callable[[Window, float], None]
+"""Called by a search method with each new best window and the loss that it was chosen by."""
+
+
+def ignore(window: Window, loss: float) -> None:
+    """The `OnBest` that does nothing."""
+
+
+def loss_request(window: Window, split: str, samples: tuple[int, ...] | None = None) -> EvalRequest:
+    """The request for the loss of `window` on `samples` of `split` (None: all)."""
+    return EvalRequest(window, _row(window, split, samples), split, samples)
+
+
+def gradient_request(window: Window, sample: int) -> EvalRequest:
+    """The request for loss and gradient of `window` on one search sample."""
+    return EvalRequest(window, _row(window, SEARCH, (sample,)), SEARCH, (sample,), gradient=True)
+
+
+def both_splits(window: Window) -> list[EvalRequest]:
+    """The requests whose results `mean_loss` takes."""
+    return [loss_request(window, VALIDATION), loss_request(window, SEARCH)]
+
+
+def mean_loss(results: Sequence[EvalResult]) -> float:
+    """The mean of the losses on the validation and the search samples, for comparisons.
+
+    A few texts cannot tell results that lie thousandths of a nat apart. Both splits together prefer a result that has
+    gained more on the search samples than it loses on the samples that it never saw.
+    """
+    return math.fsum(rank(result.loss) for result in results) / len(results)
+
+
+def rank(loss: float) -> float:
+    """`loss` for comparisons: NaN and both infinities are worse than every number."""
+    return loss if math.isfinite(loss) else math.inf
+
+
+def distinct(requests: Sequence[EvalRequest], known: set[Hashable] | None = None) -> list[EvalRequest]:
+    """The requests that differ from those before them and from the keys `known`: the ones that are computed.
+
+    `known` gets the keys of these requests.
+    """
+    known = set() if known is None else known
+    new = []
+    for request in requests:
+        if request.key not in known:
+            known.add(request.key)
+            new.append(request)
+    return new
 
 
 class SerialEvaluator:
-    """One question after the other, in this process.
+    """Computes one request after the other in this process.
 
-    `objectives` maps (split, window length) to what answers.
+    `objectives` maps (split, window length) to the objective over the texts of that split and length.
     """
 
     def __init__(self, objectives: Mapping[tuple[str, int], SampledObjective]) -> None:
         self.objectives = objectives
 
-    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        for question in questions:
-            objective = self._objective(question)
-            if question.gradient:
-                yield Answer(*objective.loss_and_gradient(question.window, question.samples))
-            else:
-                yield Answer(objective.loss(question.window, question.samples))
+    def __call__(self, requests: Sequence[EvalRequest]) -> Iterator[EvalResult]:
+        """The results in order, each computed when it is asked for."""
+        return map(self.result, requests)
 
-    def token_passes(self, question: Question) -> int:
-        """Tokens that answering `question` sends through the model: a forward counts 1 per token, a backward 2."""
-        objective = self._objective(question)
-        rows = objective.count if question.samples is None else len(question.samples)
-        return rows * objective.length * (3 if question.gradient else 1)
+    def result(self, request: EvalRequest) -> EvalResult:
+        """The result of one request."""
+        objective = self._objective(request)
+        if request.gradient:
+            return EvalResult(*objective.loss_and_gradient(request.window, request.samples))
+        return EvalResult(objective.loss(request.window, request.samples))
 
-    def _objective(self, question: Question) -> SampledObjective:
-        return self.objectives[question.split, question.window.max_length]
+    def token_passes(self, request: EvalRequest) -> int:
+        """Tokens that `request` sends through the model: a forward counts 1 per token, a backward 2."""
+        objective = self._objective(request)
+        rows = objective.count if request.samples is None else len(request.samples)
+        return rows * objective.length * (3 if request.gradient else 1)
 
-
-class Genome(Protocol):
-    """A point of a search space: hashable, and a row of a log."""
-
-    def to_row(self) -> dict[str, Any]: ...
+    def _objective(self, request: EvalRequest) -> SampledObjective:
+        return self.objectives[request.split, request.window.max_length]
 
 
-_G = TypeVar("_G", bound=Genome)
+class LoggedEvaluator:
+    """The `Evaluate` of a search under a log. A search that is resumed sends the same requests: results that the log
+    has are replayed, the others are computed and logged, each as soon as it is known. The end is bit-identical to that
+    of a search that ran through.
 
+    A request that was evaluated before is logged again but not computed: closed forms coincide, and a search evaluates
+    its result twice. Only the evaluations inside `search` are reported to callbacks.
 
-class Optimiser(Protocol[_G]):
-    """Ask/tell over plain vectors; knows no model."""
+    Raises LongRopeError when the log holds another request than the search makes.
+    """
 
-    @property
-    def done(self) -> bool: ...
+    def __init__(self, evaluate: EvaluateEach, log: SearchLog) -> None:
+        self._evaluate, self._log = evaluate, log
+        self._replay = list(log.rows)
+        self._count = 0  # requests so far
+        self._generation = 0  # batches so far
+        self._known: dict[Hashable, EvalResult] = {}
+        self._callbacks: Callbacks | None = None
+        self._requests: list[EvalRequest] = []
+        self._best_loss, self._validates = math.inf, False
 
-    @property
-    def incumbent(self) -> tuple[_G, float] | None:
-        """The best so far and its loss."""
+    def __call__(self, requests: Sequence[EvalRequest]) -> list[EvalResult]:
+        replayed = self._replay[self._count : self._count + len(requests)]
+        for request, row in zip(requests, replayed, strict=False):
+            if json.loads(json.dumps(request.row)) != row.request:
+                raise LongRopeError(
+                    f"{self._log.path}: evaluation {row.index} is not the one this search would make; the log was "
+                    "edited or made by another version",
+                    code="other-run",
+                    hint="start anew with another `output_dir`",
+                )
+        results = []
+        for request, row in zip(requests, replayed, strict=False):
+            results.append(EvalResult(row.loss, row.gradient))
+            self._add(request, results[-1], replayed=True)
+        fresh = requests[len(replayed) :]
+        missing = distinct(fresh, set(self._known))
+        computed = zip(missing, self._evaluate(missing), strict=True)
+        for request in fresh:
+            if request.key not in self._known:
+                self._known[request.key] = next(computed)[1]
+            results.append(self._known[request.key])
+            self._log.append(LogRow(self._count, self._generation, request.row, results[-1].loss, results[-1].gradient))
+            self._add(request, results[-1], replayed=False)
+        next(computed, None)  # raises ValueError where there are more results than requests
+        self._generation += 1
+        return results
 
-    def ask(self) -> list[_G]: ...
+    @contextmanager
+    def search(self, callbacks: Callbacks) -> Iterator[list[EvalRequest]]:
+        """Report every evaluation in the `with` block to `callbacks`. Yields the list that gets their requests."""
+        self._callbacks, self._requests = callbacks, []
+        try:
+            yield self._requests
+        finally:
+            self._callbacks = None
 
-    def tell(self, losses: Sequence[float]) -> None: ...
+    def report_best(self, window: Window, loss: float) -> None:
+        """The `OnBest` of the search method: the loss that callbacks are told from now on."""
+        self._best_loss = loss
 
-
-class CandidateSearch(Generic[_G]):
-    """An ask/tell optimiser as a search: its candidates become windows, the answers' losses are told."""
-
-    def __init__(self, optimiser: Optimiser[_G], to_window: Callable[[_G], Window]) -> None:
-        self.optimiser, self.to_window = optimiser, to_window
-
-    @property
-    def done(self) -> bool:
-        return self.optimiser.done
-
-    def ask(self) -> list[Question]:
-        return [Question(self.to_window(candidate), candidate.to_row()) for candidate in self.optimiser.ask()]
-
-    def tell(self, answers: Sequence[Answer]) -> None:
-        self.optimiser.tell([answer.loss for answer in answers])
-
-    @property
-    def incumbent(self) -> tuple[Window, float] | None:
-        """The best window told so far and its loss on the search samples."""
-        found = self.optimiser.incumbent
-        return None if found is None else (self.to_window(found[0]), found[1])
-
-    @property
-    def best_candidate(self) -> tuple[_G, float]:
-        """The best candidate and its loss on the search samples. Raises LongRopeError when no loss was finite."""
-        found = self.optimiser.incumbent
-        if found is None:
+    def finish(self) -> None:
+        """Raise LongRopeError when the log holds more than the search evaluated."""
+        if self._count < len(self._replay):
             raise LongRopeError(
-                "no candidate had a finite loss: the model does not work at this length with any factors tried"
+                f"{self._log.path} holds {len(self._replay)} evaluations, this search ends after {self._count}: the "
+                "log was edited or made by another version",
+                code="other-run",
+                hint="start anew with another `output_dir`",
             )
-        return found
 
-    @property
-    def best(self) -> tuple[Window, float]:
-        """The best window and its loss on the search samples. Raises LongRopeError when no loss was finite."""
-        candidate, loss = self.best_candidate
-        return self.to_window(candidate), loss
+    def _add(self, request: EvalRequest, result: EvalResult, *, replayed: bool) -> None:
+        self._count += 1
+        self._known[request.key] = result
+        if self._callbacks is None:
+            return
+        self._requests.append(request)
+        # A method reports its best at the end of a batch, and a generation can take hours. A method that validates
+        # does not choose by the losses on its search samples.
+        self._validates = self._validates or request.split == VALIDATION
+        if request.samples is None and not self._validates and math.isfinite(result.loss):
+            self._best_loss = min(self._best_loss, result.loss)
+        self._callbacks.on_search_progress(SearchProgress(len(self._requests), self._best_loss, replayed))
+
+
+def _row(window: Window, split: str, samples: tuple[int, ...] | None) -> dict[str, object]:
+    return {
+        **({"start_tokens": window.start_tokens} if window.start_tokens else {}),
+        "length": window.max_length,
+        "factors": list(window.factors),
+        "attention_factor": window.attention_factor,
+        "split": split,
+        "samples": None if samples is None else list(samples),
+    }

@@ -1,13 +1,8 @@
-"""LongRoPE's evolutionary search (2402.13753, Algorithm 1) as an ask/tell optimiser. Knows no model.
-
-    optimiser = Evolution(space, seeds, EvolutionSettings(seed=0))
-    while not optimiser.done:
-        generation = optimiser.ask()
-        optimiser.tell([loss(candidate) for candidate in generation])
-    optimiser.incumbent
+"""LongRoPE's evolutionary search (2402.13753, Algorithm 1): `Evolution`, an ask/tell optimizer that knows no model, and
+`evolution_search`, which runs it on an `Evaluate`.
 
 Everything random comes from one generator that only `ask` advances: the same seed and the same losses give the same
-questions, which is what makes a log of questions and answers the whole state of a search.
+candidates, which is what makes a log of requests and results the whole state of a search.
 """
 
 from __future__ import annotations
@@ -16,12 +11,15 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.random import Generator
 
 from longrope.errors import LongRopeError
+from longrope.rope.scaling import Window
+from longrope.search.evaluator import EvalRequest, Evaluate, OnBest, SearchOutcome, ignore
+from longrope.search.racing import Racing
 
 _TRIES = 100  # attempts at a candidate that has not been evaluated before
 
@@ -45,15 +43,20 @@ class EvolutionSettings:
     def __post_init__(self) -> None:
         for name, least in (("population", 1), ("iterations", 0), ("top_k", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise LongRopeError(f"{name} must be at least {least}; found {getattr(self, name)}")
+                raise LongRopeError(
+                    f"{name} must be at least {least}; found {getattr(self, name)}", code="invalid-setting"
+                )
         if self.mutations < 0 or self.crossovers < 0 or self.mutations + self.crossovers < 1:
             raise LongRopeError(
-                f"an iteration needs children; found {self.mutations} mutations, {self.crossovers} crossovers"
+                f"an iteration needs children; found {self.mutations} mutations, {self.crossovers} crossovers",
+                code="invalid-setting",
             )
         if not 0.0 < self.probability <= 1.0:
-            raise LongRopeError(f"the mutation probability must be in (0, 1]; found {self.probability}")
+            raise LongRopeError(
+                f"the mutation probability must be in (0, 1]; found {self.probability}", code="invalid-setting"
+            )
         if self.patience is not None and self.patience < 1:
-            raise LongRopeError(f"patience must be at least 1 iteration; found {self.patience}")
+            raise LongRopeError(f"patience must be at least 1 iteration; found {self.patience}", code="invalid-setting")
 
     @classmethod
     def for_population(
@@ -94,12 +97,37 @@ class Space(Protocol[_C]):
     def cross(self, first: _C, second: _C, rng: Generator) -> _C: ...
 
 
+def evolution_search(
+    evaluate: Evaluate,
+    optimizer: Evolution[Any],
+    to_window: Callable[[Any], Window],
+    racing: Racing | None = None,
+    on_best: OnBest = ignore,
+) -> SearchOutcome:
+    """Algorithm 1 to its end. Raises LongRopeError when no loss was finite. One `optimizer` is good for one search.
+
+    `racing`: drop candidates that fall behind after each text. `on_best` gets the best candidate after each generation.
+    """
+    while not optimizer.done:
+        requests = [EvalRequest(to_window(candidate), candidate.to_row()) for candidate in optimizer.ask()]
+        optimizer.tell(racing.losses(evaluate, requests) if racing else [result.loss for result in evaluate(requests)])
+        if optimizer.incumbent is not None:
+            on_best(to_window(optimizer.incumbent[0]), optimizer.incumbent[1])
+    if optimizer.incumbent is None:
+        raise LongRopeError(
+            "no candidate had a finite loss: the model does not work at this length with any factors tried",
+            code="not-finite",
+        )
+    candidate, loss = optimizer.incumbent
+    return SearchOutcome(to_window(candidate), loss, ranked=tuple(optimizer.ranked))
+
+
 class Evolution(Generic[_C]):
     """Algorithm 1. `ask` gives a generation that was never evaluated before, `tell` takes its losses."""
 
     def __init__(self, space: Space[_C], seeds: Sequence[_C], settings: EvolutionSettings) -> None:
         if not seeds:
-            raise LongRopeError("an evolution needs at least one seed")
+            raise LongRopeError("an evolution needs at least one seed", code="invalid-setting")
         self.space, self.settings = space, settings
         self._seeds = tuple(dict.fromkeys(seeds))
         self._rng = np.random.default_rng(settings.seed)

@@ -1,43 +1,69 @@
-"""The gradient search: Adam on the factors around a raced seed. Beyond the papers; knows no model.
+"""The gradient search: Adam on the factors around the best of several seeds. Beyond the papers; knows no model.
 
 The loss is differentiable in the factors, and one backward pass says more than dozens of evaluations. Low-frequency
-pairs follow the gradient well; high-frequency pairs wrap many times and have many local minima, so several seeds are
-raced first, steps are scaled by a pair's period, and large ratios can be reached by continuation: every stage doubles
-the window, starting from the last solution stretched to it (and from the closed forms, raced again).
+pairs follow the gradient well; high-frequency pairs wrap many times and have many local minima. So the search compares
+several seeds first, scales steps by a pair's period, and reaches large ratios by continuation: every stage doubles the
+window, starting from the last solution stretched to it, or from a closed form where that is better.
 
-What is returned is the best *validated* vector: the mean of its losses on the search texts, and on others that no
-gradient was taken on, decides.
+The result is the best *validated* vector: the mean of its losses on the search texts, and on others that no gradient
+was taken on, decides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.random import Generator
 
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.dialogue import (
-    Bounds,
-    Dialogue,
-    DialogueSearch,
-    Stage,
-    best_start_tokens,
+from longrope.search.evaluator import (
+    SEARCH,
+    EvalRequest,
+    EvalResult,
+    Evaluate,
+    OnBest,
+    SearchOutcome,
     both_splits,
-    gradient_of,
-    joint,
-    loss_of,
-    race,
+    gradient_request,
+    ignore,
+    loss_request,
+    mean_loss,
+    rank,
 )
-from longrope.search.evaluator import SEARCH, Answer
-from longrope.search.knots import FactorsAround, Vector, check_knots, phase_scale
+from longrope.search.knots import LARGEST, KnotParametrisation, Vector, check_knots, phase_scale, project
 
 _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
 _ATTENTION_SCALE = 0.2
 """log m for one unit of its variable: a step that suits a factor changes every logit too much (docs/experiments.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits of a search: λ ≤ `largest`, and `start_tokens`, the choices of n̂.
+
+    n̂ is discrete: the search runs with the first choice, and where there are others its result is tried with each.
+    """
+
+    largest: float = LARGEST
+    start_tokens: tuple[int, ...] = (0,)
+
+    def window(self, length: int, factors: Vector, attention_factor: float) -> Window:
+        """`factors` (D,) and the first n̂ as a window."""
+        return Window(length, tuple(factors.tolist()), self.start_tokens[0], attention_factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One window of a search: its length, named seeds of D factors each, and how many search samples there are."""
+
+    length: int
+    seeds: Mapping[str, Vector]
+    samples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,128 +89,204 @@ class GradientSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "race_samples", "validate_every", "patience"):
             if getattr(self, name) < 1:
-                raise LongRopeError(f"{name} must be at least 1; found {getattr(self, name)}")
+                raise LongRopeError(f"{name} must be at least 1; found {getattr(self, name)}", code="invalid-setting")
         if not 0.0 < self.learning_rate < math.inf:
-            raise LongRopeError(f"the learning rate must be positive; found {self.learning_rate}")
+            raise LongRopeError(
+                f"the learning rate must be positive; found {self.learning_rate}", code="invalid-setting"
+            )
         if self.seed < 0:
-            raise LongRopeError(f"the seed must be 0 or more; found {self.seed}")
+            raise LongRopeError(f"the seed must be 0 or more; found {self.seed}", code="invalid-setting")
+
+    def knots_of(self, pairs: int) -> int:
+        """K. Raises LongRopeError for a number of knots that the pairs do not have."""
+        return check_knots(pairs, pairs if self.knots is None else self.knots)
 
 
-class GradientSearch(DialogueSearch):
-    """Asks the losses of seeds, then gradients and validations. Use `ask` and `tell` until `done`.
+def gradient_search(
+    evaluate: Evaluate,
+    stages: Sequence[Stage],
+    geometry: RopeGeometry,
+    settings: GradientSettings,
+    attention_factor: float = 1.0,
+    bounds: Bounds | None = None,
+    on_best: OnBest = ignore,
+) -> SearchOutcome:
+    """The result of the last of `stages`, with the best start tokens. Raises LongRopeError where no loss was finite.
 
-    `incumbent` is the best validated window of the current stage, and its mean loss on search and validation samples.
+    `on_best` gets the best validated window of the current stage and its `mean_loss`.
+    """
+    bounds = bounds or Bounds()
+    window, chosen = descend_stages(evaluate, stages, geometry, settings, attention_factor, bounds, on_best)
+    return finished(evaluate, window, chosen, bounds, on_best)
+
+
+def descend_stages(
+    evaluate: Evaluate,
+    stages: Sequence[Stage],
+    geometry: RopeGeometry,
+    settings: GradientSettings,
+    attention_factor: float,
+    bounds: Bounds,
+    on_best: OnBest,
+) -> tuple[Window, tuple[str, ...]]:
+    """The best validated window of the last stage, and the seed that each stage started from."""
+    if not stages:
+        raise LongRopeError("a gradient search needs at least one stage")
+    knots, rng = settings.knots_of(geometry.pairs), np.random.default_rng(settings.seed)
+    window, chosen = None, []
+    for stage in stages:
+        seeds = dict(stage.seeds)
+        if window is not None:
+            ratios = (length / geometry.original_length for length in (window.max_length, stage.length))
+            seeds["stretched"] = stretched(np.asarray(window.factors), *ratios)
+            attention_factor = window.attention_factor
+        name = pick_best_seed(evaluate, stage, seeds, attention_factor, settings.race_samples, bounds)
+        chosen.append(name)
+        seed = np.asarray(seeds[name], dtype=np.float64)
+        space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest)
+        window = descend(evaluate, stage, space, settings, attention_factor, bounds, rng, on_best)
+    assert window is not None
+    return window, tuple(chosen)
+
+
+def finished(
+    evaluate: Evaluate, window: Window, chosen_seeds: tuple[str, ...], bounds: Bounds, on_best: OnBest
+) -> SearchOutcome:
+    """`window` with the best start tokens, and its loss on all search samples. Raises LongRopeError where that loss is
+    not finite."""
+    if len(bounds.start_tokens) > 1:
+        window, loss = best_start_tokens(evaluate, window, bounds.start_tokens, both_splits)
+        on_best(window, loss)
+    (result,) = evaluate([loss_request(window, SEARCH)])
+    return checked(SearchOutcome(window, result.loss, chosen_seeds))
+
+
+def checked(outcome: SearchOutcome) -> SearchOutcome:
+    """`outcome`. Raises LongRopeError where its loss is not finite."""
+    if not math.isfinite(outcome.loss):
+        raise LongRopeError(
+            "no factors had a finite loss: the model does not work at this length with any tried", code="not-finite"
+        )
+    return outcome
+
+
+def pick_best_seed(
+    evaluate: Evaluate,
+    stage: Stage,
+    seeds: Mapping[str, Vector],
+    attention_factor: float,
+    samples: int,
+    bounds: Bounds,
+) -> str:
+    """The name of the seed with the lowest loss, made monotone by `project`, on the first few search samples.
+
+    Of equal losses the first wins; a loss that is no number comes last.
+    """
+    shared = tuple(range(min(samples, stage.samples)))
+    windows = [
+        bounds.window(stage.length, project(factors, bounds.largest), attention_factor) for factors in seeds.values()
+    ]
+    results = evaluate([loss_request(window, SEARCH, shared) for window in windows])
+    return min(zip(seeds, results, strict=True), key=lambda entry: rank(entry[1].loss))[0]
+
+
+def best_start_tokens(
+    evaluate: Evaluate, window: Window, choices: Sequence[int], requests_of: Callable[[Window], list[EvalRequest]]
+) -> tuple[Window, float]:
+    """`window` with the n̂ of `choices` that has the lowest mean loss on the requests for it (of equals the first), and
+    that loss."""
+    windows = [replace(window, start_tokens=count) for count in choices]
+    requests = [requests_of(tried) for tried in windows]
+    results = evaluate([request for each in requests for request in each])
+    size = len(requests[0])
+    losses = [mean_loss(results[at : at + size]) for at in range(0, len(results), size)]
+    best = losses.index(min(losses))
+    return windows[best], losses[best]
+
+
+def descend(
+    evaluate: Evaluate,
+    stage: Stage,
+    space: KnotParametrisation,
+    settings: GradientSettings,
+    attention_factor: float,
+    bounds: Bounds,
+    rng: Generator,
+    on_best: OnBest,
+) -> Window:
+    """Adam from the seed of `space`, and the best validated window, that of the seed included.
+
+    The variables are u (K,) and the attention factor's own, in units of `_ATTENTION_SCALE` of its logarithm.
     """
 
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        geometry: RopeGeometry,
-        settings: GradientSettings,
-        attention_factor: float = 1.0,
-        bounds: Bounds | None = None,
-    ) -> None:
-        if not stages:
-            raise LongRopeError("a gradient search needs at least one stage")
-        self.bounds = bounds or Bounds()
-        self.stages, self.geometry, self.settings = tuple(stages), geometry, settings
-        self.knots = geometry.pairs if settings.knots is None else settings.knots
-        check_knots(geometry.pairs, self.knots)
-        self._start_attention_factor = attention_factor
-        self._rng = np.random.default_rng(settings.seed)
-        super().__init__()
+    def window_at(point: Vector) -> Window:
+        # The last variable is that of m's change: exactly 0, and m what it was, unless it is learned.
+        change = math.exp(_ATTENTION_SCALE * point[-1])
+        return bounds.window(stage.length, space.factors(point[:-1]), attention_factor * change)
 
-    def _run(self) -> Dialogue[tuple[Window, float]]:
-        attention_factor = self._start_attention_factor
-        factors: Vector | None = None
-        reached = original = self.geometry.original_length
-        for stage in self.stages:
-            seeds = dict(stage.seeds)
-            if factors is not None:
-                seeds["stretched"] = stretched(factors, reached / original, stage.length / original)
-            name = yield from race(stage, seeds, attention_factor, self.settings.race_samples, self.bounds)
-            self.chosen_seeds.append(name)
-            seed = np.asarray(seeds[name], dtype=np.float64)
-            factors, attention_factor = yield from self._descend(stage, seed, attention_factor)
-            reached = stage.length
-        assert factors is not None
-        window = yield from self._polished(self.bounds.window(reached, factors, attention_factor))
-        if len(self.bounds.start_tokens) > 1:
-            window, loss = yield from best_start_tokens(window, self.bounds.start_tokens, both_splits)
-            self.incumbent = window, loss
-        (answer,) = yield [loss_of(window, SEARCH)]
-        return window, answer.loss
-
-    def _polished(self, window: Window) -> Dialogue[Window]:
-        """What is done with the result of the last stage: nothing here."""
-        yield from ()
-        return window
-
-    def _descend(self, stage: Stage, seed: Vector, attention_factor: float) -> Dialogue[tuple[Vector, float]]:
-        """Adam from the seed and m. The best validated factors (D,) and attention factor, the seed's included."""
-        settings = self.settings
-        space = FactorsAround(seed, phase_scale(self.geometry), self.knots, self.bounds.largest)
-
-        def window_at(point: Vector) -> Window:
-            # The last number is that of m's change: exactly 0, and m what it was, unless it is learned.
-            factors = space.factors(point[:-1])
-            change = math.exp(_ATTENTION_SCALE * point[-1])
-            return self.bounds.window(stage.length, factors, attention_factor * change)
-
-        point = np.zeros(self.knots + 1)
-        first, second = np.zeros_like(point), np.zeros_like(point)
-        best_loss, best_point, stale = joint((yield both_splits(window_at(point)))), point, 0
-        self.incumbent = window_at(point), best_loss
-        scale, age = 1.0, 0  # age: steps in the moments
-        for step in range(1, settings.steps + 1):
-            window = window_at(point)
-            (answer,) = yield [gradient_of(window, self._draw(stage, step))]
-            gradient = self._gradient(space, window, answer)
-            if gradient is None:  # the model broke here: back to the best point, with smaller steps
-                point, first, second, age, scale = best_point, np.zeros_like(point), np.zeros_like(point), 0, scale / 2
-            else:
-                age += 1
-                first = _BETAS[0] * first + (1 - _BETAS[0]) * gradient
-                second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient**2
-                mean, variance = first / (1 - _BETAS[0] ** age), second / (1 - _BETAS[1] ** age)
-                rate = scale * settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * (step - 1) / settings.steps))
-                point = point - rate * mean / (np.sqrt(variance) + _EPSILON)
-                # A projected step: what left the space goes on from the nearest point of it.
-                point = np.append(space.numbers(space.factors(point[:-1])), point[-1])
-            if step % settings.validate_every == 0 or step == settings.steps:
-                loss = joint((yield both_splits(window_at(point))))
-                better = loss < best_loss
-                if better:
-                    best_loss, best_point = loss, point
-                    self.incumbent = window_at(point), best_loss
-                stale = 0 if better else stale + 1
-                if stale >= settings.patience:
-                    break
-        # A checkpoint's factors need not be monotone: the result is never worse than the seed it began with.
-        if seed.max() <= self.bounds.largest and not np.array_equal(space.origin, seed):
-            seed_window = self.bounds.window(stage.length, seed, attention_factor)
-            loss = joint((yield both_splits(seed_window)))
-            if loss < best_loss:
-                self.incumbent = seed_window, loss
-                return seed, attention_factor
-        best = window_at(best_point)
-        return np.asarray(best.factors), best.attention_factor
-
-    def _draw(self, stage: Stage, step: int) -> int:
-        """The sample of a step: every sample once, in drawn order, before any comes again."""
+    point = np.zeros(space.knots + 1)
+    best, best_point = window_at(point), point
+    best_loss, stale = mean_loss(evaluate(both_splits(best))), 0
+    on_best(best, best_loss)
+    adam, order = _Adam(len(point)), np.zeros(0, dtype=np.int64)
+    rate = settings.learning_rate
+    for step in range(1, settings.steps + 1):
+        # Every sample once, in drawn order, before any comes again.
         place = (step - 1) % stage.samples
-        if place == 0:
-            self._order = self._rng.permutation(stage.samples)
-        return int(self._order[place])
+        order = rng.permutation(stage.samples) if place == 0 else order
+        window = window_at(point)
+        (result,) = evaluate([gradient_request(window, int(order[place]))])
+        gradient = _gradient(space, window, result, settings.learn_attention_factor)
+        if gradient is None:  # the model broke here: back to the best point, with smaller steps
+            point, adam, rate = best_point, _Adam(len(point)), rate / 2
+        else:
+            decay = 0.55 + 0.45 * math.cos(math.pi * (step - 1) / settings.steps)
+            point = point - adam.step(gradient, rate * decay)
+            # A projected step: a point that left the space goes on from the nearest point of it.
+            point = np.append(space.numbers(space.factors(point[:-1])), point[-1])
+        if step % settings.validate_every == 0 or step == settings.steps:
+            window = window_at(point)
+            loss = mean_loss(evaluate(both_splits(window)))
+            stale += 1
+            if loss < best_loss:
+                best, best_loss, best_point, stale = window, loss, point, 0
+                on_best(best, best_loss)
+            if stale >= settings.patience:
+                break
+    # A checkpoint's factors need not be monotone: the result is never worse than the seed it began with.
+    if space.seed.max() <= bounds.largest and not np.array_equal(space.origin, space.seed):
+        window = bounds.window(stage.length, space.seed, attention_factor)
+        loss = mean_loss(evaluate(both_splits(window)))
+        if loss < best_loss:
+            best = window
+            on_best(best, loss)
+    return best
 
-    def _gradient(self, space: FactorsAround, window: Window, answer: Answer) -> Vector | None:
-        """d loss/d(u, log m in its unit) at `window`, or None where the loss or a derivative is not finite."""
-        assert answer.gradient is not None
-        if not np.isfinite((answer.loss, *answer.gradient)).all():
-            return None
-        by_log = answer.gradient[-1] * window.attention_factor * _ATTENTION_SCALE
-        by_log = by_log if self.settings.learn_attention_factor else 0.0
-        return np.append(space.pull_back(np.asarray(window.factors), np.array(answer.gradient[:-1])), by_log)
+
+class _Adam:
+    """The moments of Adam (Kingma & Ba, 1412.6980, Algorithm 1)."""
+
+    def __init__(self, size: int) -> None:
+        self._first, self._second, self._age = np.zeros(size), np.zeros(size), 0
+
+    def step(self, gradient: Vector, rate: float) -> Vector:
+        """The step to subtract."""
+        self._age += 1
+        self._first = _BETAS[0] * self._first + (1 - _BETAS[0]) * gradient
+        self._second = _BETAS[1] * self._second + (1 - _BETAS[1]) * gradient**2
+        mean, variance = self._first / (1 - _BETAS[0] ** self._age), self._second / (1 - _BETAS[1] ** self._age)
+        return np.asarray(rate * mean / (np.sqrt(variance) + _EPSILON))
+
+
+def _gradient(
+    space: KnotParametrisation, window: Window, result: EvalResult, learn_attention_factor: bool
+) -> Vector | None:
+    """d loss/d(u, log m in its unit) at `window`, (K + 1,); None where the loss or a derivative is not finite."""
+    assert result.gradient is not None
+    if not np.isfinite((result.loss, *result.gradient)).all():
+        return None
+    by_log = result.gradient[-1] * window.attention_factor * _ATTENTION_SCALE if learn_attention_factor else 0.0
+    return np.append(space.vjp(np.asarray(window.factors), np.array(result.gradient[:-1])), by_log)
 
 
 def stretched(factors: Vector, ratio: float, target_ratio: float) -> Vector:

@@ -1,8 +1,8 @@
-"""Where LongRoPE's evolution starts, and the baselines of a search: closed forms, and what the checkpoint carries.
+"""The seeds of every search method and the baselines of a search: closed forms, and the checkpoint's own scaling.
 
-Three cases. A model with its original RoPE starts from closed forms (Algorithm 1). One that carries a scaling, and is
-searched beyond it, starts also from the carried factors and their stretched forms (LongRoPE §3.3). Inside the reach
-of what it carries (recovery of short windows), it starts from the original RoPE, the carried factors and mild forms.
+Three cases. A model with its original RoPE starts from closed forms (Algorithm 1). A model with a scaling in its
+checkpoint, searched beyond it, starts also from those factors and their stretched forms (LongRoPE, 2402.13753, §3.3).
+Inside its context length (recovery of short windows) it starts from the original RoPE, its own factors and mild forms.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from longrope.rope.progressive import SECOND_FORMS, second_window, second_yarn
 from longrope.rope.scaling import Window
 
 SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
+KNOT_FORMS = ("yarn", "ntk-critical", "ntk", "pi")
+"""The closed forms that a search on the knots may start from."""
+KNOT_BETAS = (16, 8, 4, 2)
+"""β_fast of further YaRNs, 32 by itself: a pair with more rotations in L keeps its frequency. The best depends on L."""
+LATE_BETAS = (16.0, 0.6)
+"""β_fast and β_slow of a YaRN whose ramp ends beyond the theoretical critical dimension, where searches end it too."""
 MILD_RATIOS = (2.0, 4.0)
 """Ratios of the closed forms that a recovery starts from, besides that of its own length."""
 SECOND_BETAS = (8, 2)
@@ -41,8 +47,20 @@ def evolution_seeds(loaded: LoadedModel, length: int) -> list[FloatArray]:
     return seeds + [form(geometry, mild) for mild in lengths for form in (yarn, ntk_aware)]
 
 
+def knot_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
+    """The factors that a search on the knots (gradient, hybrid, CMA-ES) may start from, by name: (D,) each.
+
+    Closed forms, YaRN with other β_fast, and the scaling of the checkpoint, as it is and stretched.
+    """
+    geometry = loaded.geometry
+    seeds = {name: CLOSED_FORMS[name](geometry, length)[0] for name in KNOT_FORMS}
+    seeds |= {f"yarn, β_fast {beta}": yarn(geometry, length, beta_fast=beta) for beta in KNOT_BETAS}
+    seeds["yarn, late"] = yarn(geometry, length, *LATE_BETAS, truncate=False)
+    return seeds | checkpoint_seeds(loaded, length)
+
+
 def checkpoint_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
-    """The carried factors and their forms stretched to `length`, by name: (D,) each; none without a carried scaling."""
+    """The checkpoint's factors and their forms stretched to `length`, by name: (D,) each; none without a scaling."""
     window = loaded.checkpoint_window(length)
     if window is None:
         return {}
@@ -50,8 +68,8 @@ def checkpoint_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
 
 
 def second_forms(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
-    """The carried factors stretched to a `length` beyond their reach, by name: (D,) each; none where there is nothing
-    to stretch."""
+    """The checkpoint's factors stretched to a `length` beyond its context length, by name: (D,) each; none where there
+    is nothing to stretch."""
     checkpoint_scaling = loaded.checkpoint_scaling
     if checkpoint_scaling is None or length <= loaded.context_length:
         return {}
@@ -61,8 +79,8 @@ def second_forms(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
 
 
 def baselines(loaded: LoadedModel, length: int) -> dict[str, Window]:
-    """What a search for `length` tokens is held against: closed forms, what the checkpoint carries, and that stretched,
-    each with its own attention factor.
+    """The windows that a search for `length` tokens is compared with: closed forms, the checkpoint's own scaling, and
+    that stretched, each with its own attention factor.
 
     At the original window itself all closed forms are the original RoPE, which is then the only one.
     """

@@ -32,9 +32,10 @@ def phase_scale(geometry: RopeGeometry) -> Vector:
 
 
 @dataclass(frozen=True, eq=False)
-class FactorsAround:
-    """u (knots,) ↔ λ (D,) from 1 to `largest` around the seed λ (D,), with the scale c (D,). A seed outside comes in
-    first: `admissible`.
+class KnotParametrisation:
+    """The map u (knots,) ↔ λ (D,), λ from 1 to `largest`, around the seed λ (D,) with the scale c (D,).
+
+    `project` brings a seed inside first.
 
     Raises LongRopeError for fewer than 2 knots or more knots than pairs.
     """
@@ -61,7 +62,7 @@ class FactorsAround:
     @cached_property
     def origin(self) -> Vector:
         """λ (D,) at u = 0."""
-        return admissible(self.seed, self.largest)
+        return project(self.seed, self.largest)
 
     def factors(self, numbers: Vector) -> Vector:
         """λ (D,) of u (knots,): non-decreasing, from 1 to `largest`. A pair that does not move keeps the seed's factor,
@@ -69,28 +70,35 @@ class FactorsAround:
         start = np.log(self.origin)
         moved = nearest_monotone(start + self.scale * (self.interpolation @ numbers), self.scale**-2.0)
         factors = np.where(moved == start, self.origin, np.exp(np.minimum(moved, 700.0)))  # exp of more overflows
-        return admissible(factors, self.largest)
+        return project(factors, self.largest)
 
     def numbers(self, factors: Vector) -> Vector:
         """u (knots,) that gives the knots the factors λ (D,): with a knot for every pair, what undoes `factors`."""
         return np.asarray(((np.log(factors) - np.log(self.origin)) / self.scale)[self.places])
 
-    def pull_back(self, factors: Vector, gradient: Vector) -> Vector:
-        """d loss/du (knots,) at λ from d loss/dλ, both (D,), by the chain rule, as if Π did not bind."""
+    def vjp(self, factors: Vector, gradient: Vector) -> Vector:
+        """The vector-Jacobian product: d loss/du (knots,) at λ from d loss/dλ, both (D,), as if Π did not bind."""
         return self.interpolation.T @ (self.scale * factors * gradient)
 
 
-def admissible(factors: Vector, largest: float = LARGEST) -> Vector:
-    """The factors (D,) made non-decreasing by a running maximum, from 1 to `largest`."""
+def project(factors: Vector, largest: float = LARGEST) -> Vector:
+    """`factors` (D,) made non-decreasing by a running maximum, from 1 to `largest`."""
     return np.asarray(np.maximum.accumulate(np.clip(factors, 1.0, largest)), dtype=np.float64)
 
 
-def check_knots(pairs: int, knots: int) -> None:
-    """Raises LongRopeError for a number of knots that the pairs do not have."""
+def check_knots(pairs: int, knots: int) -> int:
+    """`knots`. Raises LongRopeError for a number of knots that the pairs do not have."""
     if pairs < 2:
-        raise LongRopeError(f"expected at least 2 rotary pairs to search between, found {pairs}; longrope searches one")
+        raise LongRopeError(
+            f"expected at least 2 rotary pairs to search between, found {pairs}",
+            code="wrong-geometry",
+            hint="the method longrope searches a single pair",
+        )
     if not 2 <= knots <= pairs:
-        raise LongRopeError(f"expected 2 to {pairs} knots for {pairs} rotary pairs, found {knots}")
+        raise LongRopeError(
+            f"expected 2 to {pairs} knots for {pairs} rotary pairs, found {knots}", code="invalid-setting"
+        )
+    return knots
 
 
 def nearest_monotone(values: Vector, weights: Vector) -> Vector:

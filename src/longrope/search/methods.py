@@ -1,121 +1,124 @@
-"""From options to a search that is ready to run: its optimiser, its objectives, and what identifies it."""
+"""From a configuration to a search method that is ready to run, with its settings, seeds and bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
-from longrope.models.scaled import ScaledModel
-from longrope.rope.closed_forms import CLOSED_FORMS, yarn
 from longrope.rope.progressive import continued_attention_factor
 from longrope.rope.scaling import Window
-from longrope.search.cma import CMASearch, CMASettings, HybridSearch
+from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.config import CONTINUED, SearchConfig, attention_factor_of, start_tokens_of
-from longrope.search.dialogue import Bounds, Stage
-from longrope.search.evaluator import SEARCH, CandidateSearch
-from longrope.search.evolution import Evolution, EvolutionSettings
-from longrope.search.gradient import GradientSearch, GradientSettings
-from longrope.search.initial import checkpoint_seeds, evolution_seeds
-from longrope.search.knots import admissible
-from longrope.search.loop import Search
+from longrope.search.evaluator import SEARCH, Evaluate, OnBest, SearchOutcome
+from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
+from longrope.search.gradient import Bounds, GradientSettings, Stage, gradient_search
+from longrope.search.initial import evolution_seeds, knot_seeds
+from longrope.search.knots import project
 from longrope.search.objective import SampledObjective
-from longrope.search.racing import RacedSearch
-from longrope.search.search_data import FAR, Texts, objectives_over
+from longrope.search.racing import Racing
+from longrope.search.search_data import FAR, Texts
 from longrope.search.spaces import Candidate, CriticalCandidate, CriticalSpace, SearchSpace
 
-RACED_FORMS = ("yarn", "ntk-critical", "ntk", "pi")
-RACED_BETAS = (16, 8, 4, 2)
-"""β_fast of further YaRNs, 32 by itself: a pair with more rotations in L keeps its frequency. The best depends on L."""
-LATE_BETAS = (16.0, 0.6)
-"""β_fast and β_slow of a YaRN whose ramp ends beyond the theoretical critical dimension, where searches end it too."""
-KNOTS = 12
+KNOTS = 12  # of CMA-ES
+
+
+class Run(Protocol):
+    """A search method with all but its first argument given. It runs once."""
+
+    def __call__(self, evaluate: Evaluate, *, on_best: OnBest = ...) -> SearchOutcome: ...
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A search that is ready to run. `identity` is what makes it this search: a log of another one is refused.
+class PreparedSearch:
+    """A search that is ready to run, `max_requests`, how many evaluations it makes at most, and its settings."""
 
-    `questions` is how many it asks at most; `objectives` are by (split, length).
-    """
-
-    search: Search
-    questions: int
-    identity: dict[str, Any]
-    objectives: dict[tuple[str, int], SampledObjective]
+    run: Run
+    max_requests: int
+    settings: dict[str, Any]
+    attention_factor: float
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What the builders of all methods need."""
+    """The inputs of every method."""
 
     loaded: LoadedModel
     objectives: Mapping[tuple[str, int], SampledObjective]
     target_length: int
-    options: SearchConfig
+    config: SearchConfig
     attention_factor: float
 
     @property
     def ratio(self) -> float:
+        """s = L'/L."""
         return self.target_length / self.loaded.geometry.original_length
 
     @property
-    def scored(self) -> SampledObjective:
-        """What a candidate of the target length is scored on."""
+    def objective(self) -> SampledObjective:
+        """The objective over the search texts of the target length."""
         return self.objectives[SEARCH, self.target_length]
-
-
-_Built = tuple[Search, int, dict[str, Any]]
-
-
-def plan(loaded: LoadedModel, scaled: ScaledModel, texts: Texts, target_length: int, options: SearchConfig) -> Plan:
-    """The search that `options` describe, over `texts`. Raises LongRopeError for settings that make none."""
-    objectives = objectives_over(scaled, texts)
-    search, questions, settings, attention_factor = build(loaded, objectives, target_length, options)
-    identity = {
-        "method": options.method,
-        "target_length": target_length,
-        "geometry": asdict(loaded.geometry),
-        "objective": options.chosen_objective,
-        "samples_sha256": {f"{split} {length}": samples.sha256 for (split, length), samples in texts.items()},
-        "attention_factor": attention_factor,
-        "critical_dim": options.critical_dim,
-        "settings": settings,
-    }
-    return Plan(search, questions, identity, objectives)
 
 
 def build(
     loaded: LoadedModel,
     objectives: Mapping[tuple[str, int], SampledObjective],
     target_length: int,
-    options: SearchConfig,
-) -> tuple[Search, int, dict[str, Any], float]:
-    """The search itself, its questions at most, its settings and attention factor. Asks the model of `loaded` nothing,
-    and of the objectives only how many samples of what length they have.
+    config: SearchConfig,
+) -> PreparedSearch:
+    """The search of `config` over `objectives`, by (split, length). Runs no model.
+
+    Raises LongRopeError for settings that make no search.
     """
-    carried, wanted = loaded.checkpoint_window(target_length), options.attention_factor
+    attention_factor = _attention_factor(loaded, target_length, config)
+    run, max_requests, settings = _BUILDERS[config.method](
+        _Task(loaded, objectives, target_length, config, attention_factor)
+    )
+    return PreparedSearch(run, max_requests, settings, attention_factor)
+
+
+def identity(
+    prepared: PreparedSearch, loaded: LoadedModel, texts: Texts, target_length: int, config: SearchConfig
+) -> dict[str, Any]:
+    """The header of the search's log: a log of another search is refused."""
+    return {
+        "method": config.method,
+        "target_length": target_length,
+        "geometry": asdict(loaded.geometry),
+        "objective": config.chosen_objective,
+        "samples_sha256": {f"{split} {length}": samples.sha256 for (split, length), samples in texts.items()},
+        "attention_factor": prepared.attention_factor,
+        "critical_dim": config.critical_dim,
+        "settings": prepared.settings,
+    }
+
+
+def _attention_factor(loaded: LoadedModel, target_length: int, config: SearchConfig) -> float:
+    """m of the search: the given one, else that of the checkpoint's scaling, else su's."""
+    window, wanted = loaded.checkpoint_window(target_length), config.attention_factor
     if wanted == CONTINUED:
-        if carried is None:
-            raise LongRopeError(f"{loaded.name} carries no scaling whose attention factor could be continued")
-        attention_factor = continued_attention_factor(carried.attention_factor, loaded.context_length, target_length)
-    elif wanted is None and carried is not None:
-        attention_factor = carried.attention_factor  # what the model was trained with
-    else:
-        attention_factor = attention_factor_of(wanted or "su", loaded.geometry, target_length)
-    task = _Task(loaded, objectives, target_length, options, attention_factor)
-    return *_BUILDERS[options.method](task), attention_factor
+        if window is None:
+            raise LongRopeError(
+                f"{loaded.name} carries no scaling whose attention factor could be continued", code="invalid-setting"
+            )
+        return continued_attention_factor(window.attention_factor, loaded.context_length, target_length)
+    if wanted is None and window is not None:
+        return window.attention_factor  # the model was trained with it
+    return attention_factor_of(wanted or "su", loaded.geometry, target_length)
+
+
+_Built = tuple[Run, int, dict[str, Any]]
 
 
 def _longrope(task: _Task) -> _Built:
     """Algorithm 1 of LongRoPE, from closed forms and what the checkpoint carries."""
-    pairs, upper = task.loaded.geometry.pairs, task.options.max_factor
-    choices = start_tokens_of(task.options.start_tokens)
+    pairs, upper = task.loaded.geometry.pairs, task.config.max_factor
+    choices = start_tokens_of(task.config.start_tokens)
     space = SearchSpace.for_ratio(pairs, task.ratio, choices)
     if upper is not None:
         space = replace(space, upper=upper)
@@ -127,7 +130,7 @@ def _longrope(task: _Task) -> _Built:
 
 def _longrope2(task: _Task) -> _Built:
     """Algorithms 1 and 2 of LongRoPE2: d_rcd from d_tcd(10) to d_tcd, or the one given."""
-    geometry, given = task.loaded.geometry, task.options.critical_dim
+    geometry, given = task.loaded.geometry, task.config.critical_dim
     space = CriticalSpace(
         pairs=geometry.pairs,
         ratio=task.ratio,
@@ -135,66 +138,90 @@ def _longrope2(task: _Task) -> _Built:
         last=min(geometry.critical_dim(), geometry.pairs - 1) if given is None else given,
     )
     settings = _evolution_settings(task)
-    seeds = space.initial(settings.population, np.random.default_rng(task.options.seed))
+    seeds = space.initial(settings.population, np.random.default_rng(task.config.seed))
     return _evolution(task, Evolution(space, seeds, settings), settings, {"space": asdict(space)})
 
 
 def _evolution_settings(task: _Task) -> EvolutionSettings:
-    options, far = task.options, task.target_length > FAR
+    config, far = task.config, task.target_length > FAR
     return EvolutionSettings.for_population(
-        (32 if far else 64) if options.population is None else options.population,
-        top_k=32 if far and options.population is None else None,  # the paper halves P, N₁ and N₂, not k
-        iterations=options.iterations,
-        patience=options.patience,
-        seed=options.seed,
+        (32 if far else 64) if config.population is None else config.population,
+        top_k=32 if far and config.population is None else None,  # the paper halves P, N₁ and N₂, not k
+        iterations=config.iterations,
+        patience=config.patience,
+        seed=config.seed,
     )
 
 
 def _evolution(
-    task: _Task, optimiser: Evolution[Any], settings: EvolutionSettings, described: dict[str, Any]
+    task: _Task, optimizer: Evolution[Any], settings: EvolutionSettings, described: dict[str, Any]
 ) -> _Built:
     described = {"evolution": asdict(settings), **described}
 
     def to_window(candidate: Candidate | CriticalCandidate) -> Window:
         return candidate.window(task.target_length, task.attention_factor)
 
-    if not task.options.racing:
-        return CandidateSearch(optimiser, to_window), settings.evaluations, described
-    tokens = [task.scored.scored(row) for row in range(task.scored.count)]
-    search = RacedSearch(optimiser, to_window, tokens, keep=settings.top_k)
-    return search, settings.evaluations * task.scored.count, described | {"racing": True}
+    if not task.config.racing:
+        run = partial(evolution_search, optimizer=optimizer, to_window=to_window)
+        return run, settings.evaluations, described
+    racing = Racing([task.objective.scored(row) for row in range(task.objective.count)], keep=settings.top_k)
+    run = partial(evolution_search, optimizer=optimizer, to_window=to_window, racing=racing)
+    return run, settings.evaluations * task.objective.count, described | {"racing": True}
 
 
 def _gradient(task: _Task) -> _Built:
-    """Adam around raced closed forms, over doubling windows."""
-    settings, stages = _gradient_settings(task), _stages(task)
-    bounds = _bounds(task)
-    search = GradientSearch(stages, task.loaded.geometry, settings, task.attention_factor, bounds)
-    return search, _gradient_questions(stages, settings, bounds), _described(stages, bounds, gradient=settings)
+    """Adam around the best seed, over doubling windows."""
+    settings, stages, bounds = _gradient_settings(task), _stages(task), _bounds(task)
+    run = partial(
+        gradient_search,
+        stages=stages,
+        geometry=task.loaded.geometry,
+        settings=settings,
+        attention_factor=task.attention_factor,
+        bounds=bounds,
+    )
+    return run, _gradient_requests(stages, settings, bounds), _described(stages, bounds, gradient=settings)
 
 
 def _hybrid(task: _Task) -> _Built:
     """The gradient search, then a short CMA-ES around its result."""
-    settings, stages = _gradient_settings(task), _stages(task)
-    polish, bounds = _cma_settings(task, evaluations=66, sigma=0.1), _bounds(task)
-    search = HybridSearch(stages, task.loaded.geometry, settings, polish, task.attention_factor, bounds)
-    questions = _gradient_questions(stages, settings, bounds) + polish.evaluations + 5
-    return search, questions, _described(stages, bounds, gradient=settings, polish=polish)
+    polish = _cma_settings(task, evaluations=66, sigma=0.1)
+    polish.knots_of(task.loaded.geometry.pairs)
+    settings, stages, bounds = _gradient_settings(task), _stages(task), _bounds(task)
+    run = partial(
+        hybrid_search,
+        stages=stages,
+        geometry=task.loaded.geometry,
+        settings=settings,
+        polish=polish,
+        attention_factor=task.attention_factor,
+        bounds=bounds,
+    )
+    requests = _gradient_requests(stages, settings, bounds) + polish.evaluations + 5
+    return run, requests, _described(stages, bounds, gradient=settings, polish=polish)
 
 
 def _cma(task: _Task) -> _Built:
-    """CMA-ES around the best of raced closed forms."""
+    """CMA-ES around the best seed."""
     (stage,) = _stages(task)
     settings, bounds = _cma_settings(task, evaluations=256, sigma=0.15), _bounds(task)
-    search = CMASearch(stage, task.loaded.geometry, settings, task.attention_factor, bounds)
-    questions = len(stage.seeds) + 1 + settings.evaluations + _choices(bounds)
-    return search, questions, _described([stage], bounds, cma=settings)
+    settings.knots_of(task.loaded.geometry.pairs)
+    run = partial(
+        cma_search,
+        stage=stage,
+        geometry=task.loaded.geometry,
+        settings=settings,
+        attention_factor=task.attention_factor,
+        bounds=bounds,
+    )
+    requests = len(stage.seeds) + 1 + settings.evaluations + _choices(bounds)
+    return run, requests, _described([stage], bounds, cma=settings)
 
 
 def _bounds(task: _Task) -> Bounds:
-    """What the user bounds λ by, and n̂."""
-    largest = task.options.max_factor
-    choices = start_tokens_of(task.options.start_tokens)
+    """The user's bound of λ, and n̂."""
+    largest = task.config.max_factor
+    choices = start_tokens_of(task.config.start_tokens)
     return Bounds(start_tokens=choices) if largest is None else Bounds(largest, choices)
 
 
@@ -204,56 +231,41 @@ def _choices(bounds: Bounds) -> int:
 
 
 def _gradient_settings(task: _Task) -> GradientSettings:
-    options = task.options
-    return GradientSettings(
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-        knots=options.knots or None,  # by itself every pair: gradients of more numbers cost no more
-        patience=3 if options.patience is None else options.patience,
-        learn_attention_factor=options.learn_attention_factor,
-        seed=options.seed,
+    config = task.config
+    settings = GradientSettings(
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        knots=config.knots or None,  # by itself every pair: gradients of more numbers cost no more
+        patience=3 if config.patience is None else config.patience,
+        learn_attention_factor=config.learn_attention_factor,
+        seed=config.seed,
     )
+    settings.knots_of(task.loaded.geometry.pairs)
+    return settings
 
 
 def _cma_settings(task: _Task, *, evaluations: int, sigma: float) -> CMASettings:
+    config = task.config
+    knots = min(KNOTS, task.loaded.geometry.pairs) if config.knots is None else config.knots
     return CMASettings(
-        evaluations=evaluations if task.options.evaluations is None else task.options.evaluations,
+        evaluations=evaluations if config.evaluations is None else config.evaluations,
         sigma=sigma,
-        knots=_knots(task),
-        patience=task.options.patience if task.options.method == "cma" else None,
-        seed=task.options.seed,
+        knots=knots or None,
+        patience=config.patience if config.method == "cma" else None,
+        seed=config.seed,
     )
-
-
-def _knots(task: _Task) -> int | None:
-    """Of CMA-ES; None is every pair."""
-    if task.options.knots is None:
-        return min(KNOTS, task.loaded.geometry.pairs)
-    return task.options.knots or None
 
 
 def _stages(task: _Task) -> list[Stage]:
     """One stage per length that there are search texts of."""
     return [
-        Stage(length=length, seeds=raced_seeds(task.loaded, length), samples=objective.count)
+        Stage(length=length, seeds=knot_seeds(task.loaded, length), samples=objective.count)
         for (split, length), objective in task.objectives.items()
         if split == SEARCH
     ]
 
 
-def raced_seeds(loaded: LoadedModel, length: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Where a search on the knots may start, by name: (D,) factors each.
-
-    Closed forms, YaRN with other β_fast, and the scaling that the checkpoint carries, as it is and stretched.
-    """
-    geometry = loaded.geometry
-    seeds = {name: CLOSED_FORMS[name](geometry, length)[0] for name in RACED_FORMS}
-    seeds |= {f"yarn, β_fast {beta}": yarn(geometry, length, beta_fast=beta) for beta in RACED_BETAS}
-    seeds["yarn, late"] = yarn(geometry, length, *LATE_BETAS, truncate=False)
-    return seeds | checkpoint_seeds(loaded, length)
-
-
-def _gradient_questions(stages: list[Stage], settings: GradientSettings, bounds: Bounds) -> int:
+def _gradient_requests(stages: list[Stage], settings: GradientSettings, bounds: Bounds) -> int:
     checks = 1 + -(-settings.steps // settings.validate_every)  # the start, and on the way; each on both splits
     return (
         1
@@ -266,8 +278,8 @@ def _gradient_questions(stages: list[Stage], settings: GradientSettings, bounds:
 
 
 def _out_of_order(stage: Stage) -> bool:
-    """Whether a seed may have to be asked about as it is, too: one that no search could return."""
-    return any(not np.array_equal(admissible(factors), factors) for factors in stage.seeds.values())
+    """Whether a seed may have to be evaluated as it is, too, because no search could return it."""
+    return any(not np.array_equal(project(factors), factors) for factors in stage.seeds.values())
 
 
 def _described(stages: list[Stage], bounds: Bounds, **settings: GradientSettings | CMASettings) -> dict[str, Any]:

@@ -1,12 +1,10 @@
-"""What every objective shares: a loss over rows of token ids that all candidates are scored on, and its gradient.
+"""The objectives of a search: the mean loss of scored tokens over texts that all candidates share, and its gradient.
 
-An objective says which tokens of a row count. Rows run one at a time, so memory does not grow with their number.
+- `PerplexityObjective`: every token counts (LongRoPE, 2402.13753, §3.2).
+- `NeedleObjective`: only the tokens of the answer about a hidden number count (needle-driven perplexity, LongRoPE2,
+  2502.20082, §3.2). Plain perplexity averages over tokens that hardly need the far context; the answer needs it.
 
-Needle-driven perplexity (LongRoPE2, §3.2): the loss of the answer's tokens alone, over shared samples.
-
-Plain perplexity averages over tokens that hardly need the far context; the answer needs nothing else.
-
-The perplexity objective: mean next-token loss over samples that every candidate shares (LongRoPE, section 3.2).
+Texts run one at a time, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -61,18 +59,24 @@ class SampledObjective(ABC):
         """The loss in nats of every scored token, one tensor (scored(row),) for each of `rows` (default: all)."""
         self.scaled.model.eval()
         with self.scaled.using(window), torch.inference_mode():
-            return [self._nll(row) for row in self._rows(rows)]
+            return [token_nll(self.scaled.model, self._row(row), start=self._start(row))[0] for row in self._rows(rows)]
 
     def loss(self, window: Window, rows: Sequence[int] | None = None) -> float:
         """The mean loss of `rows` (default: all); NaN where the model's own numbers are. Sums are taken in float64."""
-        sums = [float(nll.sum(dtype=torch.float64)) for nll in self.nlls(window, rows)]
+        model = self.scaled.model
+        model.eval()
+        with self.scaled.using(window), torch.inference_mode():
+            sums = [
+                float(token_nll(model, self._row(row), start=self._start(row))[0].sum(dtype=torch.float64))
+                for row in self._rows(rows)
+            ]
         return sum(sums) / self._tokens(rows)
 
     def loss_and_gradient(self, window: Window, rows: Sequence[int] | None = None) -> tuple[float, tuple[float, ...]]:
         """`loss`, and its derivatives by λ_0 … λ_{D−1} and the attention factor (D + 1 numbers).
 
-        Only these get gradients, weights get none; the activations of a layer are computed again in the backward pass,
-        so memory stays near that of scoring, beside the input of every layer.
+        Weights get no gradients; the activations of a layer are computed again in the backward pass, so memory stays
+        near that of scoring, beside the input of every layer.
         """
         model, tokens = self.scaled.model, self._tokens(rows)
         model.eval()
@@ -84,17 +88,21 @@ class SampledObjective(ABC):
         with _frozen(model), checkpointed_layers(model), torch.enable_grad():
             for row in self._rows(rows):
                 with self.scaled.using(window, factors, attention_factor):
-                    loss = self._nll(row).sum(dtype=torch.float64) / tokens
+                    nll = token_nll(model, self._row(row), start=self._start(row))[0]
+                    loss = nll.sum(dtype=torch.float64) / tokens
                     loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
         assert factors.grad is not None
         assert attention_factor.grad is not None
         return total, (*factors.grad.tolist(), float(attention_factor.grad))
 
-    def _nll(self, row: int) -> Tensor:
-        model = self.scaled.model
-        ids = self.ids[row : row + 1].to(model.device)
-        return token_nll(model, ids, start=self.length - self.scored(row) - 1)[0]
+    def _row(self, row: int) -> Tensor:
+        """The ids (1, T) of a row."""
+        return self.ids[row : row + 1].to(self.scaled.model.device)
+
+    def _start(self, row: int) -> int:
+        """The position whose next token is the first that is scored."""
+        return self.length - self.scored(row) - 1
 
     def _rows(self, rows: Sequence[int] | None) -> Sequence[int]:
         return range(self.count) if rows is None else rows

@@ -1,100 +1,82 @@
-"""Racing: candidates are scored sample by sample, and dropped as soon as they cannot be expected in the top k.
+"""Racing: candidates are scored text by text, and dropped as soon as they cannot be expected in the top k.
 
-All candidates share their samples, so a candidate is compared with the k-th best one on the very samples that both were
-scored on: paired differences vary far less than losses. Algorithm 1 scores every candidate on every sample; it runs
-unchanged on top of this, and is told that a dropped candidate is infinitely bad.
+All candidates share their texts, so a candidate is compared with the k-th best one on the very texts that both were
+scored on: paired differences vary far less than losses. Algorithm 1 scores every candidate on every text; it runs
+unchanged on top of this, and is told that a dropped candidate is infinitely bad. Beyond the papers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from longrope.rope.scaling import Window
-from longrope.search.evaluator import SEARCH, Answer, CandidateSearch, Genome, Optimiser, Question
+from longrope.search.evaluator import EvalRequest, Evaluate
 from longrope.search.knots import Vector
-
-_G = TypeVar("_G", bound=Genome)
 
 DEVIATIONS = 2.0
 """How far behind the k-th best, in standard deviations, a candidate is dropped: by chance, 1 in 44 of its equals."""
 
 
-class RacedSearch(CandidateSearch[_G]):
-    """`CandidateSearch` with a paired test after every sample.
+class Racing:
+    """The losses of generations, with a paired test after every text; it remembers the best candidates so far.
 
-    `tokens`: how many tokens of each sample are scored, which weighs it. `keep`: k. Until k candidates are known on all
-    samples, none is dropped.
+    `tokens`: how many tokens of each text are scored, which weighs it. `keep`: k. Until k candidates are known on all
+    texts, none is dropped.
     """
 
-    def __init__(
-        self, optimiser: Optimiser[_G], to_window: Callable[[_G], Window], tokens: Sequence[int], keep: int
-    ) -> None:
-        super().__init__(optimiser, to_window)
+    def __init__(self, tokens: Sequence[int], keep: int) -> None:
         self._weights: Vector = np.asarray(tokens, dtype=np.float64) / sum(tokens)
         self._keep, self._known = keep, max(2, keep)  # a spread needs two
-        self._elite: list[Vector] = []  # the losses (samples,) of the best candidates known, best first
-        self._generation: list[_G] = []
-        self._losses: list[list[float]] = []  # of every candidate of the generation, so far
-        self._racing: list[int] = []  # those not dropped
+        self._elite: list[Vector] = []  # the losses (texts,) of the best candidates known, best first
 
-    def ask(self) -> list[Question]:
-        if not self._racing:
-            self._generation = self.optimiser.ask()
-            self._losses = [[] for _ in self._generation]
-            self._racing = list(range(len(self._generation)))
-        return [self._question(self._generation[place], len(self._losses[place])) for place in self._racing]
-
-    def tell(self, answers: Sequence[Answer]) -> None:
-        if len(answers) != len(self._racing):
-            raise ValueError(f"expected {len(self._racing)} answers, found {len(answers)}")
-        for place, answer in zip(self._racing, answers, strict=True):
-            self._losses[place].append(answer.loss)
-        scored = len(self._losses[self._racing[0]]) if self._racing else len(self._weights)
-        if scored < len(self._weights):
-            if len(self._elite) == self._known:
+    def losses(self, evaluate: Evaluate, requests: Sequence[EvalRequest]) -> list[float]:
+        """The loss of every request of a generation, infinity where it was dropped. One batch for each text."""
+        losses: list[list[float]] = [[] for _ in requests]
+        racing = list(range(len(requests)))  # the places of those not dropped
+        for text in range(len(self._weights)):
+            results = evaluate([_on_one_text(requests[place], text) for place in racing])
+            for place, result in zip(racing, results, strict=True):
+                losses[place].append(result.loss)
+            scored = text + 1
+            if scored < len(self._weights) and len(self._elite) == self._known:
                 limit = self._limit(scored)
-                self._racing = [place for place in self._racing if self._behind(place, scored) <= limit]
-            if self._racing:
-                return
-        whole = [np.asarray(losses) for losses in self._losses if len(losses) == len(self._weights)]
+                racing = [place for place in racing if self._behind(losses[place]) <= limit]
+            if not racing:
+                break
+        whole = [np.asarray(losses[place]) for place in racing]
         self._elite = sorted([*self._elite, *filter(_finite, whole)], key=self._mean)[: self._known]
-        complete = set(self._racing)
-        self._racing = []
-        self.optimiser.tell(
-            [
-                self._mean(np.asarray(losses)) if place in complete else math.inf
-                for place, losses in enumerate(self._losses)
-            ]
-        )
-
-    def _question(self, candidate: _G, sample: int) -> Question:
-        return Question(self.to_window(candidate), candidate.to_row() | {"samples": [sample]}, SEARCH, (sample,))
+        means = dict(zip(racing, map(self._mean, whole), strict=True))
+        return [means.get(place, math.inf) for place in range(len(requests))]
 
     def _mean(self, losses: Vector) -> float:
-        """The loss over all samples: Σ NLL / Σ tokens."""
+        """The loss over all texts: Σ NLL / Σ tokens."""
         return float(losses @ self._weights)
 
-    def _behind(self, place: int, scored: int) -> float:
-        """How far a candidate lies behind the k-th best on the samples it was scored on."""
-        differences = np.asarray(self._losses[place]) - self._elite[self._keep - 1][:scored]
-        behind = float(differences @ self._weights[:scored] / self._weights[:scored].sum())
+    def _behind(self, losses: Sequence[float]) -> float:
+        """How far a candidate lies behind the k-th best on the texts that it was scored on."""
+        weights = self._weights[: len(losses)]
+        differences = np.asarray(losses) - self._elite[self._keep - 1][: len(losses)]
+        behind = float(differences @ weights / weights.sum())
         return behind if math.isfinite(behind) else math.inf
 
     def _limit(self, scored: int) -> float:
-        """The most that a candidate may lie behind after `scored` samples.
+        """The most that a candidate may lie behind after `scored` texts.
 
-        The spread of paired differences is that of the best against the k-th; the samples that are left to score decide
+        The spread of paired differences is that of the best against the k-th; the texts that are left to score decide
         how far the mean over all of them can still move (finite population correction).
         """
-        samples, last = len(self._weights), self._keep - 1
+        texts, last = len(self._weights), self._keep - 1
         differences = np.stack(self._elite[:last] + self._elite[last + 1 :]) - self._elite[last]
         within = differences - differences.mean(axis=1, keepdims=True)
-        deviation = math.sqrt(float((within**2).sum()) / (len(within) * (samples - 1)))
-        return DEVIATIONS * deviation * math.sqrt(1.0 / scored - 1.0 / samples)
+        deviation = math.sqrt(float((within**2).sum()) / (len(within) * (texts - 1)))
+        return DEVIATIONS * deviation * math.sqrt(1.0 / scored - 1.0 / texts)
+
+
+def _on_one_text(request: EvalRequest, text: int) -> EvalRequest:
+    return replace(request, row=request.row | {"samples": [text]}, samples=(text,))
 
 
 def _finite(losses: Vector) -> bool:

@@ -1,9 +1,9 @@
-"""The same questions answered by many processes: one model replica per Ray actor, on one machine or on a cluster.
+"""The same requests answered by many processes: one model replica per Ray actor, on one machine or on a cluster.
 
 Answers are told in the order asked, each computed whole by one worker, so the number of workers changes no bit of a
-search. A worker that dies is replaced and its question asked again. What a worker computes is `evaluators.py`'s.
+search. A worker that dies is replaced and its request asked again. What a worker computes is `evaluators.py`'s.
 
-Search workers for a subject: what every Ray actor is told, so that its replica answers as the model here would.
+Search workers for a subject: what every Ray actor is told, so that its replica results as the model here would.
 
 A recipe travels, never a live model: each worker loads the checkpoint itself and proves that it is the same one.
 """
@@ -29,10 +29,10 @@ from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, fingerprint, open_model
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling
-from longrope.search.evaluator import Answer, Evaluator, Question, SerialEvaluator
+from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach, SerialEvaluator
 from longrope.search.search_data import Texts, objectives_over
 
-ATTEMPTS = 3  # at one question, or at making a worker, that end with a dead worker
+ATTEMPTS = 3  # at one request, or at making a worker, that end with a dead worker
 OBJECT_STORE = 200 * 2**20  # bytes of a cluster started here; what is larger, Ray keeps on disk
 
 
@@ -48,7 +48,7 @@ class RayEvaluator:
     """
 
     def __init__(
-        self, make_evaluator: Callable[[], Evaluator], workers: int | None = None, *, gpu: bool = False
+        self, make_evaluator: Callable[[], EvaluateEach], workers: int | None = None, *, gpu: bool = False
     ) -> None:
         if workers is not None and workers < 1:
             raise LongRopeError(f"expected at least 1 worker, found {workers}")
@@ -58,7 +58,7 @@ class RayEvaluator:
         self._needs = {"CPU": 1, "GPU": 1} if gpu else {"CPU": self._threads}
         self._starting: dict[Any, Any] = {}  # workers that make their replica, by the reference to its end
         self._idle: deque[Any] = deque()
-        self._busy: dict[Any, Any] = {}  # workers that answer, by the reference to their answer
+        self._busy: dict[Any, Any] = {}  # workers that result, by the reference to their result
         self._failed_starts = 0
 
     def __enter__(self) -> RayEvaluator:
@@ -80,35 +80,35 @@ class RayEvaluator:
     def __exit__(self, *_: object) -> None:
         self._kill_workers()
 
-    def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
+    def __call__(self, requests: Sequence[EvalRequest]) -> Iterator[EvalResult]:
         """Answers in the order asked, whichever worker is first. One call at a time; the last may be given up.
 
-        Raises, when the question's turn comes, what its evaluation raised, or LongRopeError when it has ended ATTEMPTS
+        Raises, when the request's turn comes, what its evaluation raised, or LongRopeError when it has ended ATTEMPTS
         workers: what was asked before it has been answered then.
         """
-        waiting = deque(range(len(questions)))
+        waiting = deque(range(len(requests)))
         asked: dict[Any, int] = {}
-        outcomes: dict[int, Answer | BaseException] = {}
-        deaths = [0] * len(questions)
+        outcomes: dict[int, EvalResult | BaseException] = {}
+        deaths = [0] * len(requests)
 
         def hand_out() -> None:
             while waiting and self._idle:
                 index = waiting.popleft()
-                asked[self._ask(questions[index])] = index
+                asked[self._ask(requests[index])] = index
 
         hand_out()
-        for turn in range(len(questions)):
+        for turn in range(len(requests)):
             while turn not in outcomes:
                 reference, outcome = self._next_event()
                 index = asked.pop(reference, None)
-                if index is None:  # a worker is ready, or answered a question that nobody waits for any more
+                if index is None:  # a worker is ready, or answered a request that nobody waits for any more
                     pass
                 elif outcome is None:
                     deaths[index] += 1
                     if deaths[index] < ATTEMPTS:
                         waiting.appendleft(index)
                     else:
-                        outcomes[index] = _dead(f"a search worker died {ATTEMPTS} times on the same question")
+                        outcomes[index] = _dead(f"a search worker died {ATTEMPTS} times on the same request")
                 else:
                     outcomes[index] = outcome
                 hand_out()
@@ -136,14 +136,14 @@ class RayEvaluator:
         worker = self._actor.remote(self._threads)
         self._starting[worker.make.remote(self._recipe)] = worker
 
-    def _ask(self, question: Question) -> Any:
+    def _ask(self, request: EvalRequest) -> Any:
         worker = self._idle.popleft()
-        reference = worker.answer.remote(question)
+        reference = worker.result.remote(request)
         self._busy[reference] = worker
         return reference
 
-    def _next_event(self) -> tuple[Any, Answer | BaseException | None]:
-        """Wait for a worker: its reference, and the answer or what the evaluation raised; None for a dead worker.
+    def _next_event(self) -> tuple[Any, EvalResult | BaseException | None]:
+        """Wait for a worker: its reference, and the result or what the evaluation raised; None for a dead worker.
 
         The worker is idle then, and a dead one is being replaced.
         """
@@ -152,7 +152,7 @@ class RayEvaluator:
             self._finish_start(reference)
             return reference, None
         worker = self._busy.pop(reference)
-        outcome: Answer | BaseException
+        outcome: EvalResult | BaseException
         try:
             outcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -250,12 +250,12 @@ class _Worker:
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
 
-    def make(self, make_evaluator: Callable[[], Evaluator]) -> None:
-        self._evaluator = make_evaluator()
+    def make(self, make_evaluator: Callable[[], EvaluateEach]) -> None:
+        self._evaluate = make_evaluator()
 
-    def answer(self, question: Question) -> Answer:
-        (answer,) = self._evaluator.evaluate([question])
-        return answer
+    def result(self, request: EvalRequest) -> EvalResult:
+        (result,) = self._evaluate([request])
+        return result
 
 
 def _cause(error: Any) -> BaseException:
@@ -282,7 +282,7 @@ class Recipe:
     numerics: dict[str, Any]
 
     def __call__(self) -> SerialEvaluator:
-        """The evaluator of a new replica. Raises LongRopeError when its answers would be others than here."""
+        """The evaluator of a new replica. Raises LongRopeError when its results would be others than here."""
         loaded = open_model(self.model, options=self.options)
         if fingerprint(loaded.model) != self.fingerprint:
             raise LongRopeError(f"{self.model} on {platform.node()} has other weights than the model of this search")
@@ -300,7 +300,7 @@ class Recipe:
 def ray_evaluator(
     loaded: LoadedModel, texts: Texts, *, workers: int | None = None, address: str | None = None
 ) -> Iterator[RayEvaluator]:
-    """What answers as `SerialEvaluator` over `texts` would, bit for bit, from Ray workers with a replica each.
+    """What results as `SerialEvaluator` over `texts` would, bit for bit, from Ray workers with a replica each.
 
     `workers`: how many (None: as many as the cluster holds); `address`: a cluster to join, else one is started here for
     the length of the `with` block. On CUDA every worker has one GPU, and the model here waits in main memory meanwhile.

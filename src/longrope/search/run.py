@@ -1,47 +1,60 @@
-"""Search rescale factors for a model and a target length, and leave a run folder: scaling, log and summary.
+"""The search job: rescale factors for a model and a target length, and a run folder with scaling, log and summary.
 
-`run/search.jsonl` is the log and the state; `run/scaling.json` the result; `run/search.json` the summary.
+`search.jsonl` is the log and the whole state, `scaling.json` the result, `search.json` the summary.
+
+    scaling = search_scaling("tiny", target_length="1k", config=SearchConfig(method="gradient"))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longrope.data.sources import TextSource
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longrope.callbacks import Callbacks
+from longrope.data.sources import TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
-from longrope.models.apply import apply_scaling, remove_scaling
-from longrope.models.loading import LoadedModel, fingerprint, require_longer, sources_or_books
+from longrope.models.apply import scaled
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, fingerprint, open_model, require_longer, sources_or_books
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY
 from longrope.search.config import SearchConfig
-from longrope.search.critical_dim import Choices, choices, forms_with_critical_dim
-from longrope.search.dialogue import DialogueSearch, rank
-from longrope.search.evaluator import Evaluator, Question, SerialEvaluator
-from longrope.search.initial import NONE
-from longrope.search.initial import baselines as baseline_windows
+from longrope.search.critical_dim import CriticalDims, critical_dim_by_objective, forms_with_critical_dim
+from longrope.search.evaluator import (
+    EvalRequest,
+    EvaluateEach,
+    LoggedEvaluator,
+    SearchOutcome,
+    SerialEvaluator,
+    distinct,
+    rank,
+)
+from longrope.search.initial import NONE, baselines
 from longrope.search.log import SearchLog
-from longrope.search.loop import Conversation, Progress, distinct, run_search
-from longrope.search.methods import plan
+from longrope.search.methods import build, identity
 from longrope.search.ray_evaluator import numerics, ray_evaluator
-from longrope.search.search_data import Texts, data_provenance, prepare_texts
+from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
 from longrope.storage import json_ready, new_output_folder, write_json_atomic
+from longrope.units import parse_length
 
 UNIT = "found, attention factor 1"
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best scaling found and what it cost; `best_loss` and `baselines` in nats per token on the search samples.
+    """The best scaling found and its cost; `best_loss` and `baselines` in nats per token on the search samples.
 
-    `token_passes` counts the tokens of all questions asked, a forward once, a backward twice, a question that was asked
-    before not again; those about baselines and for `choices` are not in it. `choices` says, where the method searches
-    d_rcd, which one it found and what each objective would have chosen. `chosen_seeds`: of a search that races seeds,
-    the one that each stage started from; `stretched` is the last stage's result.
+    `token_passes` counts the tokens of all evaluations of the search, a forward once, a backward twice, a repeated
+    evaluation not again; baselines and `critical_dims` are not in it. `critical_dims`: where the method searches d_rcd,
+    the one that it found and the one that each objective would have chosen. `chosen_seeds`: of a method with seeds, the
+    one that each stage started from; `stretched` is the result of the stage before.
     """
 
     method: str
@@ -52,13 +65,13 @@ class SearchResult:
     baselines: dict[str, float]
     scaling: RopeScaling
     path: Path
-    choices: Choices | None = None
+    critical_dims: CriticalDims | None = None
     chosen_seeds: tuple[str, ...] = ()
 
     @property
     def critical_dim(self) -> int | None:
         """d_rcd where the method finds one."""
-        return None if self.choices is None else self.choices.critical_dim
+        return None if self.critical_dims is None else self.critical_dims.critical_dim
 
     def to_json(self) -> dict[str, Any]:
         row = {
@@ -72,119 +85,129 @@ class SearchResult:
         }
         if self.chosen_seeds:
             row["chosen_seeds"] = list(self.chosen_seeds)
-        if self.choices is None:
+        if self.critical_dims is None:
             return row
-        return row | {"critical_dim": self.choices.critical_dim, "critical_dims": self.choices.to_json()}
+        return row | {"critical_dim": self.critical_dim, "critical_dims": self.critical_dims.to_json()}
+
+
+def search_scaling(
+    model: PreTrainedModel | LoadedModel | Path | str,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    *,
+    target_length: int | str,
+    data: TextData = (),
+    config: SearchConfig | None = None,
+    output_dir: Path | str | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    load: LoadOptions | None = None,
+    callbacks: Callbacks | None = None,
+) -> RopeScaling:
+    """Search rescale factors that extend the context window of `model` to `target_length` tokens, without training.
+
+    `model` is a transformers model that you loaded, a folder, a hub name or an embedded model; a loaded one is left as
+    it was found, under the scaling that was applied to it. `target_length` is an int or text such as "128k". `data` is
+    a text file, a folder, `hf:NAME` or a list of them (embedded models bring books). `config` chooses the method and
+    its budget, `load` how a named model is loaded.
+
+    `output_dir` is a new folder for the scaling, the log and the summary (by default a temporary one); with `resume`,
+    an interrupted search in it goes on to the end that it would have had. `workers` computes in so many Ray processes,
+    of the cluster at `ray_address` if given, with the same result bit for bit on the same hardware.
+
+    Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
+    """
+    if resume and output_dir is None:
+        raise LongRopeError("expected the `output_dir` of the search to resume, found none", code="not-resumable")
+    with tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary:
+        return search(
+            open_model(model, tokenizer, load),
+            parse_length(target_length),
+            as_sources(data),
+            Path(temporary) / "search" if output_dir is None else Path(output_dir),
+            config,
+            resume=resume,
+            workers=workers,
+            ray_address=ray_address,
+            callbacks=callbacks,
+        ).scaling
 
 
 def search(
     loaded: LoadedModel,
     target_length: int,
     data: Sequence[TextSource],
-    out: Path,
-    options: SearchConfig | None = None,
+    output_dir: Path,
+    config: SearchConfig | None = None,
     *,
     resume: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
-    on_start: Callable[[int, dict[str, float]], None] = lambda *_: None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    callbacks: Callbacks | None = None,
+    recovery: bool = False,
 ) -> SearchResult:
-    """Search factors for `target_length` tokens on texts from `data`; write the run to the new folder `out`.
+    """`search_scaling` with its full result. `recovery`: `target_length` may lie inside the model's context length.
 
-    `on_start` gets the number of evaluations and the baselines' losses, `on_progress` follows each evaluation. With
-    `resume`, an interrupted search in `out` goes on to the end it would have had. `workers` answer in so many Ray
-    processes, of the cluster at `ray_address` if given, with the same result bit for bit on the same hardware.
-
-    Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
+    The scaling is that of the checkpoint with the window found among its own. In a recovery that gives no attention
+    factor, it is a small outer choice: that of the checkpoint's window, which the search runs with, or 1 with the
+    factors found or the original ones (`_outer_choice`).
     """
-    require_longer(loaded, target_length)
-    return search_window(
-        loaded,
-        target_length,
-        data,
-        out,
-        options or SearchConfig(),
-        resume=resume,
-        workers=workers,
-        ray_address=ray_address,
-        on_start=on_start,
-        on_progress=on_progress,
-    )
-
-
-def search_window(
-    loaded: LoadedModel,
-    target_length: int,
-    data: Sequence[TextSource],
-    out: Path,
-    options: SearchConfig,
-    *,
-    resume: bool = False,
-    workers: int | None = None,
-    ray_address: str | None = None,
-    on_start: Callable[[int, dict[str, float]], None] = lambda *_: None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> SearchResult:
-    """`search` for any window of at least L tokens: beyond what the subject reaches, or inside it (`recover`).
-
-    The scaling found is the carried one with the found window among its own. Inside its reach, where none is given,
-    the attention factor is a small outer choice: that of the carried window, which the search runs with, or 1 with the
-    factors found or the original ones.
-
-    Raises LongRopeError for what the user can mend; nothing that exists is overwritten.
-    """
-    given = _forms_given(loaded, target_length, options)
-    sources = sources_or_books(loaded.name, data, "search")
-    texts = prepare_texts(loaded, sources, target_length, options)
-    scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
-    try:
-        planned = plan(loaded, scaled, texts, target_length, options)
-        # Another model, other texts or settings are another search; another way to compute gives other last bits.
-        identity = planned.identity | {"model_fingerprint": fingerprint(loaded.model), "numerics": numerics(loaded)}
-        cost = SerialEvaluator(planned.objectives)
+    config, callbacks = config or SearchConfig(), callbacks or Callbacks()
+    if not recovery:
+        require_longer(loaded, target_length)
+    given = _forms_given(loaded, target_length, config)
+    texts = prepare_texts(loaded, sources_or_books(loaded.name, data, "search"), target_length, config)
+    with scaled(loaded.model, RopeScaling.original(loaded.geometry)) as scaled_model:
+        objectives = objectives_over(scaled_model, texts)
+        prepared = build(loaded, objectives, target_length, config)
+        # Another model, other texts or settings are another search; other hardware or versions give other last bits.
+        header = identity(prepared, loaded, texts, target_length, config)
+        header |= {"model_fingerprint": fingerprint(loaded.model), "numerics": numerics(loaded)}
+        serial = SerialEvaluator(objectives)
         with (
-            _evaluator(loaded, texts, cost, workers, ray_address) as evaluator,
-            _log(out, identity | {"record": record()}, resume) as log,
+            _evaluator(loaded, texts, serial, workers, ray_address) as evaluate_each,
+            _log(output_dir, header | {"record": record()}, resume) as log,
         ):
-            conversation = Conversation(evaluator, log)
-            held_against = baseline_windows(loaded, target_length)
-            baselines = _losses(conversation, held_against)
-            if given and options.method != "longrope2":  # which reports them with the one that it found
-                baselines |= _losses(conversation, given)
-            on_start(planned.questions, baselines)
-            questions = run_search(planned.search, conversation, on_progress)
-            best, best_loss = planned.search.best
-            if target_length <= loaded.context_length and options.attention_factor is None:
-                unit = replace(best, attention_factor=1.0)
-                losses = {} if unit == best else _losses(conversation, {UNIT: unit})
-                others = [(held_against[NONE], baselines[NONE]), *((unit, loss) for loss in losses.values())]
-                best, best_loss = min([(best, best_loss), *others], key=lambda pair: rank(pair[1]))
-            chosen = choices(conversation, planned, options)
-            if chosen is not None:
-                baselines |= _losses(conversation, _forms_found(loaded, target_length, chosen.critical_dim))
-            conversation.finish()
-    finally:
-        remove_scaling(loaded.model)
+            evaluate = LoggedEvaluator(evaluate_each, log)
+            windows = baselines(loaded, target_length)
+            losses = _losses(evaluate, windows)
+            if given and config.method != "longrope2":  # which reports them with the dimension that it finds
+                losses |= _losses(evaluate, given)
+            callbacks.on_search_start(prepared.max_requests, losses)
+            with evaluate.search(callbacks) as requests:
+                outcome = prepared.run(evaluate, on_best=evaluate.report_best)
+            best, best_loss = outcome.window, outcome.loss
+            if target_length <= loaded.context_length and config.attention_factor is None:
+                best, best_loss = _outer_choice(evaluate, outcome, windows[NONE], losses[NONE])
+            critical_dims = critical_dim_by_objective(evaluate, outcome, config)
+            if critical_dims is not None:
+                losses |= _losses(evaluate, _forms_found(loaded, target_length, critical_dims.critical_dim))
+            evaluate.finish()
     result = SearchResult(
-        method=options.method,
-        objective=options.chosen_objective,
+        method=config.method,
+        objective=config.chosen_objective,
         best_loss=best_loss,
-        evaluations=len(questions),
-        token_passes=sum(map(cost.token_passes, distinct(questions))),
-        baselines=baselines,
+        evaluations=len(requests),
+        token_passes=sum(map(serial.token_passes, distinct(requests))),
+        baselines=losses,
         scaling=_scaling(loaded, best),
-        path=out / SCALING,
-        choices=chosen,
-        chosen_seeds=tuple(planned.search.chosen_seeds) if isinstance(planned.search, DialogueSearch) else (),
+        path=output_dir / SCALING,
+        critical_dims=critical_dims,
+        chosen_seeds=outcome.chosen_seeds,
     )
-    summary = json_ready(result.to_json()) | {"options": options.model_dump()}
+    return _saved(result, loaded, texts, header, config)
+
+
+def _saved(
+    result: SearchResult, loaded: LoadedModel, texts: Texts, header: Mapping[str, Any], config: SearchConfig
+) -> SearchResult:
+    """Write scaling and summary. A finished search that is resumed comes to the same end: its files are kept."""
+    summary = json_ready(result.to_json()) | {"options": config.model_dump()}
     scaling = result.scaling.with_provenance(
-        model=loaded.name, search=identity, data=data_provenance(texts), **summary, **record()
+        model=loaded.name, search=header, data=data_provenance(texts), **summary, **record()
     )
-    # A finished search that is resumed comes to the same end: what is there is not written again.
-    if not (out / SEARCH_SUMMARY).exists():
-        write_json_atomic(out / SEARCH_SUMMARY, summary | record())
+    if not (result.path.parent / SEARCH_SUMMARY).exists():
+        write_json_atomic(result.path.parent / SEARCH_SUMMARY, summary | record())
     if not result.path.exists():
         scaling.save(result.path)
     return replace(result, scaling=scaling)
@@ -193,8 +216,8 @@ def search_window(
 @contextmanager
 def _evaluator(
     loaded: LoadedModel, texts: Texts, serial: SerialEvaluator, workers: int | None, ray_address: str | None
-) -> Iterator[Evaluator]:
-    """Who answers: this process, or Ray workers where any are asked for."""
+) -> Iterator[EvaluateEach]:
+    """This process computes, or Ray workers where any are asked for."""
     if workers is None and ray_address is None:
         yield serial
         return
@@ -202,39 +225,51 @@ def _evaluator(
         yield evaluator
 
 
-def _log(out: Path, identity: dict[str, Any], resume: bool) -> SearchLog:
+def _log(output_dir: Path, header: dict[str, Any], resume: bool) -> SearchLog:
     """The log to go on with, or that of a new run, in a new folder."""
     if resume:
-        return SearchLog.resume(out / SEARCH_LOG, identity)
-    new_output_folder(out)
-    return SearchLog.create(out / SEARCH_LOG, identity)
+        return SearchLog.resume(output_dir / SEARCH_LOG, header)
+    new_output_folder(output_dir)
+    return SearchLog.create(output_dir / SEARCH_LOG, header)
 
 
-def _forms_given(loaded: LoadedModel, target_length: int, options: SearchConfig) -> dict[str, Window]:
-    """YaRN-rcd and NTK-rcd with the d_rcd that is given; none where it is not."""
-    given, last = options.critical_dim, loaded.geometry.pairs - 1
+def _forms_given(loaded: LoadedModel, target_length: int, config: SearchConfig) -> dict[str, Window]:
+    """YaRN-rcd and NTK-rcd with the d_rcd of `config`; none without one."""
+    given, last = config.critical_dim, loaded.geometry.pairs - 1
     if given is None:
         return {}
     if given > last:
-        raise LongRopeError(f"expected a critical dimension from 1 to {last}, found {given}")
+        raise LongRopeError(f"expected a `critical_dim` from 1 to {last}, found {given}", code="invalid-setting")
     try:
         return forms_with_critical_dim(loaded.geometry, target_length, given)
     except LongRopeError as error:
-        raise LongRopeError(f"the critical dimension {given} is too low for NTK-rcd: {error}") from error
+        raise LongRopeError(
+            f"`critical_dim` {given} is too low for NTK-rcd: {error}", code="invalid-setting"
+        ) from error
 
 
 def _forms_found(loaded: LoadedModel, target_length: int, critical_dim: int) -> dict[str, Window]:
-    """The same with the d_rcd that was found; none where it is so low that they cannot be: the result still can."""
+    """The same with the d_rcd that was found; none where it is too low for them, though not for the result."""
     try:
         return forms_with_critical_dim(loaded.geometry, target_length, max(critical_dim, 1))
     except LongRopeError:
         return {}
 
 
+def _outer_choice(
+    evaluate: LoggedEvaluator, outcome: SearchOutcome, original: Window, original_loss: float
+) -> tuple[Window, float]:
+    """The best of the window found, the same with attention factor 1, and the original RoPE, with its loss."""
+    unit = replace(outcome.window, attention_factor=1.0)
+    losses = {} if unit == outcome.window else _losses(evaluate, {UNIT: unit})
+    others = [(original, original_loss), *((unit, loss) for loss in losses.values())]
+    return min([(outcome.window, outcome.loss), *others], key=lambda pair: rank(pair[1]))
+
+
 def _scaling(loaded: LoadedModel, best: Window) -> RopeScaling:
     """The windows that the model was trained with, then the one found.
 
-    A checkpoint that carries a scaling was trained with it: within its reach it keeps it.
+    A checkpoint with a scaling was trained with it, and keeps it within its context length.
     """
     if loaded.checkpoint_scaling is None:
         return RopeScaling.extended(
@@ -245,7 +280,7 @@ def _scaling(loaded: LoadedModel, best: Window) -> RopeScaling:
     )
 
 
-def _losses(conversation: Conversation, windows: dict[str, Window]) -> dict[str, float]:
-    """The loss of named windows on the search samples, through the log like every other question."""
-    questions = [Question(window, {"baseline": name}) for name, window in windows.items()]
-    return dict(zip(windows, (answer.loss for answer, _ in conversation.answers(questions)), strict=True))
+def _losses(evaluate: LoggedEvaluator, windows: dict[str, Window]) -> dict[str, float]:
+    """The loss of named windows on the search samples."""
+    results = evaluate([EvalRequest(window, {"baseline": name}) for name, window in windows.items()])
+    return dict(zip(windows, (result.loss for result in results), strict=True))

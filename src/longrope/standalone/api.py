@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from longrope.callbacks import Callbacks, SearchProgress
+from longrope.callbacks import Callbacks
 from longrope.data.documents import Document
 from longrope.data.sources import TextData, as_sources, read_all
 from longrope.export.config import ExportConfig
@@ -114,20 +114,11 @@ class LongRoPEModel(StandaloneModel):
         documents, target_length = read_all(as_sources(data)), parse_length(target_length)
         loaded = self._as_loaded()
         require_longer(loaded, target_length)
-        config, callbacks = config or default_search(loaded.geometry), callbacks or Callbacks()
+        config = config or default_search(loaded.geometry)
         self._warn(documents, target_length)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
-            found = search(
-                loaded,
-                target_length,
-                documents,
-                folder,
-                config,
-                on_progress=lambda told: callbacks.on_search_progress(
-                    SearchProgress(told.evaluations, told.best_loss, told.replayed)
-                ),
-            )
+            found = search(loaded, target_length, documents, folder, config, callbacks=callbacks)
         return self.with_scaling(found.scaling)
 
     def to_hf(self, folder: Path | str | None = None, *, allow_lossy: bool = False) -> PreTrainedModel:

@@ -28,8 +28,8 @@ def show_search(result: SearchResult) -> None:
         rows.add_row(name, number(loss, 4), number(_perplexity(loss)))
     rows.add_row(result.method, number(result.best_loss, 4), number(_perplexity(result.best_loss)), style="bold")
     output.print(rows)
-    if result.choices is not None:
-        chosen = ", ".join(f"{name} loss alone {dim}" for name, dim in result.choices.chosen.items())
+    if result.critical_dims is not None:
+        chosen = ", ".join(f"{name} loss alone {dim}" for name, dim in result.critical_dims.chosen.items())
         output.print(f"real critical dimension: pair {result.critical_dim} ({chosen})")
     output.print(f"{result.evaluations} evaluations, {result.token_passes:,} token passes")
     output.print(f"scaling: {result.path}")

@@ -1,34 +1,43 @@
-"""`longrope search` by each method, end to end on a tiny random checkpoint, and resumed."""
+"""A search by each method, end to end on a tiny random checkpoint, and resumed; and its front door."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from longrope.errors import LongRopeError
+from longrope.models.apply import applied_scaling, apply_scaling
+from longrope.models.loading import LoadedModel
 from longrope.rope.scaling import RopeScaling
+from longrope.search.config import SearchConfig
+from longrope.search.run import search, search_scaling
 from longrope.search.spaces import START_TOKENS, CriticalCandidate
 from tests.search.lengths import NEEDLE_LENGTH
 
-GRADIENT = ("--method", "gradient", "--steps", 4, "--samples", 2)
-LONGROPE2 = ("--method", "longrope2", "--population", 4, "--iterations", 1, "--samples", 2)
+GRADIENT: dict[str, Any] = {"method": "gradient", "steps": 4, "samples": 2}
+LONGROPE2: dict[str, Any] = {"method": "longrope2", "population": 4, "iterations": 1, "samples": 2}
+CMA: dict[str, Any] = {"evaluations": 11, "samples": 2}  # one generation
+JUMP: dict[str, Any] = {"continuation": False}
 
+Run = Callable[..., dict[str, Any]]
 BASELINES = {"none", "pi", "ntk", "ntk-critical", "dynamic-ntk", "yarn"}
 
 
-def run(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, out: Path, length: int, *more: object
-) -> dict[str, Any]:
-    ran = cli(
-        "search", checkpoint, "--target-length", length, "--data", texts / "search.txt", "-o", out, *more, "--json"
-    )
-    assert ran.code == 0, ran.err
-    found: dict[str, Any] = json.loads(ran.out)
-    return found
+@pytest.fixture
+def run(loaded: LoadedModel, source: list[str]) -> Callable[..., dict[str, Any]]:
+    """`run(out, length, method=…)`: the summary of a search into the folder `out`."""
+
+    def make(out: Path, length: int, *, resume: bool = False, **config: Any) -> dict[str, Any]:
+        found = search(loaded, length, source, out, SearchConfig(**config), resume=resume)
+        summary: dict[str, Any] = json.loads(json.dumps(found.to_json()))
+        return summary
+
+    return make
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
@@ -36,20 +45,20 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 
 def passes(row: dict[str, Any]) -> int:
-    """Token passes of a question about 2 search or 3 validation texts."""
+    """Token passes of a request about 2 search or 3 validation texts."""
     texts = len(row["samples"] or ([0, 1, 2] if row["split"] == "validation" else [0, 1]))
     return int(row["length"]) * texts * (3 if "gradient" in row else 1)
 
 
 def computed(rows: list[dict[str, Any]]) -> int:
-    """Token passes of all different questions."""
+    """Token passes of all different requests."""
     parts = ("length", "factors", "attention_factor", "split", "samples")
     return sum({str([row[part] for part in parts]) + str("gradient" in row): passes(row) for row in rows}.values())
 
 
-def test_gradient_end_to_end(cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+def test_gradient_end_to_end(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    found = run(cli, checkpoint, texts, out, 256, *GRADIENT, "--attention-factor", 1)
+    found = run(out, 256, **GRADIENT, attention_factor=1)
     assert (found["method"], found["objective"]) == ("gradient", "perplexity")
     assert "critical_dim" not in found
     assert set(found["baselines"]) == BASELINES
@@ -77,11 +86,9 @@ def test_gradient_end_to_end(cli: Callable[..., Any], checkpoint: Path, texts: P
     assert {row["split"] for row in scaling.provenance["data"]["samples"]} == {"search", "validation"}
 
 
-def test_gradient_on_needles_learns_the_attention_factor(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
-) -> None:
-    more = ("--objective", "needle", "--no-continuation", "--learn-attention-factor")
-    found = run(cli, checkpoint, texts, tmp_path / "run", NEEDLE_LENGTH, *GRADIENT, *more)
+def test_gradient_on_needles_learns_the_attention_factor(run: Run, tmp_path: Path) -> None:
+    more = {"objective": "needle", "learn_attention_factor": True}
+    found = run(tmp_path / "run", NEEDLE_LENGTH, **GRADIENT, **JUMP, **more)
     assert found["objective"] == "needle"
     rows = lines_of(tmp_path / "run")
     validated = [row["loss"] for row in rows if row.get("split") == "validation"]
@@ -92,26 +99,22 @@ def test_gradient_on_needles_learns_the_attention_factor(
 
 
 @pytest.mark.parametrize("kept", [3, 9, 17, 33])
-def test_a_gradient_search_cut_off_anywhere_comes_to_the_same_end(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, kept: int
-) -> None:
+def test_a_gradient_search_cut_off_anywhere_comes_to_the_same_end(run: Run, tmp_path: Path, kept: int) -> None:
     """In the baselines, the first race, the first descent, and the second."""
     whole, out = tmp_path / "whole", tmp_path / "run"
-    expected = run(cli, checkpoint, texts, whole, 256, *GRADIENT)
+    expected = run(whole, 256, **GRADIENT)
     out.mkdir()
     lines = (whole / "search.jsonl").read_text().splitlines(keepends=True)
     (out / "search.jsonl").write_text("".join(lines[: 1 + kept]))
-    found = run(cli, checkpoint, texts, out, 256, *GRADIENT, "--resume")
+    found = run(out, 256, **GRADIENT, resume=True)
     assert (out / "search.jsonl").read_text() == "".join(lines)
     assert found | {"scaling": ""} == expected | {"scaling": ""}
     assert RopeScaling.load(out / "scaling.json").windows == RopeScaling.load(whole / "scaling.json").windows
 
 
-def test_longrope2_end_to_end_and_resumed(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
-) -> None:
+def test_longrope2_end_to_end_and_resumed(run: Run, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    found = run(cli, checkpoint, texts, whole, NEEDLE_LENGTH, *LONGROPE2)
+    found = run(whole, NEEDLE_LENGTH, **LONGROPE2)
     assert (found["method"], found["objective"], found["evaluations"]) == ("longrope2", "needle", 4 + 2)
     assert found["token_passes"] == 6 * 2 * NEEDLE_LENGTH
     assert 1 <= found["critical_dim"] <= 5
@@ -143,17 +146,14 @@ def test_longrope2_end_to_end_and_resumed(
     out.mkdir()
     for kept in (9, 14, len(lines) - 1):  # among the candidates, the other losses, and within the last two
         (out / "search.jsonl").write_text("".join(lines[:kept]))
-        again = run(cli, checkpoint, texts, out, NEEDLE_LENGTH, *LONGROPE2, "--resume")
+        again = run(out, NEEDLE_LENGTH, **LONGROPE2, resume=True)
         assert again | {"scaling": ""} == found | {"scaling": ""}
         assert (out / "search.jsonl").read_text() == "".join(lines)
 
 
-def test_a_dimension_too_low_for_the_closed_forms_costs_no_result(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
-) -> None:
+def test_a_dimension_too_low_for_the_closed_forms_costs_no_result(run: Run, tmp_path: Path) -> None:
     """8^15 at the last pair of NTK-rcd is more than a window holds; the candidate itself is at most 16."""
-    more = ("--method", "longrope2", "--population", 1, "--iterations", 0, "--samples", 1)
-    found = run(cli, checkpoint, texts, tmp_path / "run", NEEDLE_LENGTH, *more)
+    found = run(tmp_path / "run", NEEDLE_LENGTH, method="longrope2", population=1, iterations=0, samples=1)
     assert found["critical_dim"] == 1
     assert set(found["baselines"]) == BASELINES
     assert (tmp_path / "run" / "scaling.json").exists()
@@ -164,16 +164,11 @@ def row_loss(rows: list[dict[str, Any]], place: int) -> float:
     return float(rows[place]["loss"] + rows[place + 1]["loss"])
 
 
-CMA = ("--evaluations", 11, "--samples", 2)  # one generation
-
-
 @pytest.mark.parametrize("method", ["hybrid", "cma"])
-def test_cma_and_hybrid_end_to_end_and_cut_off(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, method: str
-) -> None:
+def test_cma_and_hybrid_end_to_end_and_cut_off(run: Run, tmp_path: Path, method: str) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    more = ("--method", method, *CMA, *(("--steps", 2, "--no-continuation") if method == "hybrid" else ()))
-    found = run(cli, checkpoint, texts, whole, 128, *more)
+    more = {"method": method, **CMA, **({"steps": 2, **JUMP} if method == "hybrid" else {})}
+    found = run(whole, 128, **more)
     assert (found["method"], found["objective"]) == (method, "perplexity")
     rows = [line for line in lines_of(whole) if "baseline" not in line]
     assert len(rows) == found["evaluations"]
@@ -194,18 +189,16 @@ def test_cma_and_hybrid_end_to_end_and_cut_off(
     out.mkdir()
     for kept in (10, len(lines) - 6, len(lines) - 1):  # in the race, in the generation, before the end
         (out / "search.jsonl").write_text("".join(lines[:kept]))
-        again = run(cli, checkpoint, texts, out, 128, *more, "--resume")
+        again = run(out, 128, **more, resume=True)
         assert again | {"scaling": ""} == found | {"scaling": ""}
         assert (out / "search.jsonl").read_text() == "".join(lines)
 
 
 @pytest.mark.parametrize("method", ["longrope", "longrope2"])
-def test_racing_end_to_end_and_cut_off(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, method: str
-) -> None:
+def test_racing_end_to_end_and_cut_off(run: Run, tmp_path: Path, method: str) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    more = ("--method", method, "--population", 8, "--iterations", 3, "--samples", 3, "--racing", "on")
-    found = run(cli, checkpoint, texts, whole, NEEDLE_LENGTH, *more)
+    more: dict[str, Any] = {"method": method, "population": 8, "iterations": 3, "samples": 3, "racing": True}
+    found = run(whole, NEEDLE_LENGTH, **more)
     rows = [line for line in lines_of(whole) if "steps" in line and "split" not in line]
     assert len(rows) == found["evaluations"]
     assert found["token_passes"] == NEEDLE_LENGTH * len(rows)  # a text at a time
@@ -222,7 +215,7 @@ def test_racing_end_to_end_and_cut_off(
     out.mkdir()
     for kept in (20, len(lines) - 9):
         (out / "search.jsonl").write_text("".join(lines[:kept]))
-        again = run(cli, checkpoint, texts, out, NEEDLE_LENGTH, *more, "--resume")
+        again = run(out, NEEDLE_LENGTH, **more, resume=True)
         assert again | {"scaling": ""} == found | {"scaling": ""}
         assert (out / "search.jsonl").read_text() == "".join(lines)
 
@@ -230,18 +223,16 @@ def test_racing_end_to_end_and_cut_off(
 @pytest.mark.parametrize(
     "more",
     [
-        ("--method", "longrope", "--population", 4, "--iterations", 0, "--samples", 1),
-        (*GRADIENT, "--no-continuation"),
-        ("--method", "cma", *CMA),
+        {"method": "longrope", "population": 4, "iterations": 0, "samples": 1},
+        GRADIENT | JUMP,
+        {"method": "cma", **CMA},
     ],
 )
-def test_every_method_reports_the_forms_with_a_given_dimension(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, more: tuple[object, ...]
-) -> None:
+def test_every_method_reports_the_forms_with_a_given_dimension(run: Run, tmp_path: Path, more: dict[str, Any]) -> None:
     """And searches as it would without."""
     runs = [
-        run(cli, checkpoint, texts, tmp_path / name, 256, *more, *dim)
-        for name, dim in (("plain", ()), ("three", ("--critical-dim", 3)), ("five", ("--critical-dim", 5)))
+        run(tmp_path / name, 256, **more, critical_dim=dim)
+        for name, dim in (("plain", None), ("three", 3), ("five", 5))
     ]
     plain, three, five = (one["baselines"] for one in runs)
     assert set(plain) == BASELINES
@@ -255,10 +246,8 @@ def test_every_method_reports_the_forms_with_a_given_dimension(
     assert {one["token_passes"] for one in runs} == {runs[0]["token_passes"]}
 
 
-def test_longrope2_with_a_given_dimension(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
-) -> None:
-    found = run(cli, checkpoint, texts, tmp_path / "run", NEEDLE_LENGTH, *LONGROPE2, "--critical-dim", 7)
+def test_longrope2_with_a_given_dimension(run: Run, tmp_path: Path) -> None:
+    found = run(tmp_path / "run", NEEDLE_LENGTH, **LONGROPE2, critical_dim=7)
     rows = [line for line in lines_of(tmp_path / "run") if "steps" in line]
     assert {row["critical_dim"] for row in rows} == {found["critical_dim"]} == {7}
     assert found["critical_dims"]["chosen_by"] == {"needle": 7, "perplexity": 7}
@@ -267,106 +256,50 @@ def test_longrope2_with_a_given_dimension(
     assert len(names) == len(set(names))
 
 
-def test_the_table_names_the_critical_dimension(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
-) -> None:
-    ran = cli(
-        "search",
-        checkpoint,
-        "--target-length",
-        NEEDLE_LENGTH,
-        "--data",
-        texts / "search.txt",
-        "-o",
-        tmp_path / "run",
-        *LONGROPE2,
-    )
-    assert ran.code == 0
-    assert re.search(r"real critical dimension: pair \d+ \(needle loss alone \d+, perplexity loss alone \d+\)", ran.out)
-    assert "ntk-rcd" in ran.out
-
-
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("config", "says"),
     [
-        (("--method", "newton"), "expected a search method"),
-        (("--objective", "recall"), "expected an objective"),
-        (("--objective", "needle", "--needle-depth", "2"), "expected a needle depth"),
-        (("--method", "gradient", "--knots", 40), "2 to 16 knots"),
-        (("--method", "gradient", "--learning-rate", 0), "learning rate must be positive"),
-        (("--method", "longrope2", "--start-tokens", 4), "start tokens is an option of"),
-        (
-            ("--method", "cma", "--evaluations", 10),
-            "at least 11 evaluations, a generation of CMA-ES on 12 knots; found 10",
-        ),
-        (("--method", "hybrid", "--no-continuation", "--evaluations", 10), "at least 11 evaluations"),
-        (("--method", "gradient", "--racing", "on"), "racing is an option of the methods longrope, longrope2"),
-        (("--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
-        (("--method", "longrope2", "--critical-dim", 16), "a critical dimension from 1 to 15, found 16"),
-        (("--critical-dim", 0), "a critical dimension of at least 1, found 0"),
-        (("--critical-dim", 1), "the critical dimension 1 is too low for NTK-rcd"),
+        ({"objective": "needle", "needle_depth": "2"}, "a needle depth"),
+        ({"method": "gradient", "knots": 40}, "2 to 16 knots"),
+        ({"method": "hybrid", **JUMP, "evaluations": 10}, "at least 11 evaluations"),
+        ({"critical_dim": 16}, "from 1 to 15, found 16"),
+        ({"method": "longrope2", "critical_dim": 16}, "from 1 to 15, found 16"),
+        ({"critical_dim": 1}, "`critical_dim` 1 is too low for NTK-rcd"),
     ],
 )
-def test_what_makes_no_search_leaves_nothing(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, more: tuple[object, ...], says: str
+def test_a_config_that_makes_no_search_leaves_nothing(
+    run: Run, tmp_path: Path, config: dict[str, Any], says: str
 ) -> None:
-    ran = cli(
-        "search",
-        checkpoint,
-        "--target-length",
-        NEEDLE_LENGTH,
-        "--data",
-        texts / "search.txt",
-        "-o",
-        tmp_path / "run",
-        *more,
-    )
-    assert ran.code == 2
-    assert says in ran.err
+    with pytest.raises(LongRopeError, match=says):
+        run(tmp_path / "run", NEEDLE_LENGTH, **config)
     assert not (tmp_path / "run").exists()
 
 
-def test_another_search_is_not_resumed(cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    run(cli, checkpoint, texts, out, 128, *GRADIENT)
-    for more in (("--learning-rate", 0.2), ("--knots", 4), ("--seed", 1), ("--critical-dim", 4)):
-        ran = cli(
-            "search",
-            checkpoint,
-            "--target-length",
-            128,
-            "--data",
-            texts / "search.txt",
-            "-o",
-            out,
-            *GRADIENT,
-            *more,
-            "--resume",
-        )
-        assert ran.code == 2
-        assert "the log of another search" in ran.err
+def test_another_search_is_not_resumed(run: Run, tmp_path: Path) -> None:
+    run(tmp_path / "run", 128, **GRADIENT)
+    for other in ({"learning_rate": 0.2}, {"knots": 4}, {"seed": 1}, {"critical_dim": 4}):
+        with pytest.raises(LongRopeError) as error:
+            run(tmp_path / "run", 128, **GRADIENT, **other, resume=True)
+        assert error.value.code == "other-run"
 
 
 @pytest.mark.parametrize(
     "method",
     [
-        ("gradient", "--steps", 2, "--no-continuation"),
-        ("hybrid", "--steps", 2, "--no-continuation", *CMA),
-        ("cma", *CMA),
+        {"method": "gradient", "steps": 2, "samples": 2, **JUMP},
+        {"method": "hybrid", "steps": 2, **JUMP, **CMA},
+        {"method": "cma", **CMA},
     ],
-    ids=lambda method: method[0],
+    ids=lambda method: method["method"],
 )
-def test_bounds_and_start_tokens_end_to_end(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path, method: tuple[Any, ...]
-) -> None:
+def test_bounds_and_start_tokens_end_to_end(run: Run, tmp_path: Path, method: dict[str, Any]) -> None:
     """PI's factors are 2 here: a largest λ of 1.5 cuts them, and n̂ is chosen when the factors are."""
-    more = ("--method", *method, "--max-factor", 1.5, "--start-tokens")
-    found = run(cli, checkpoint, texts, tmp_path / "given", 128, *more, 8)
+    found = run(tmp_path / "given", 128, **method, max_factor=1.5, start_tokens=8)
     rows = [line for line in lines_of(tmp_path / "given") if "baseline" not in line]
     assert {row["start_tokens"] for row in rows} == {8}
     assert max(max(row["factors"]) for row in rows) == 1.5
     assert RopeScaling.load(tmp_path / "given" / "scaling.json").windows[-1].start_tokens == 8
-    searched = run(cli, checkpoint, texts, tmp_path / "searched", 128, *more, "search")
+    searched = run(tmp_path / "searched", 128, **method, max_factor=1.5, start_tokens="search")
     window = RopeScaling.load(tmp_path / "searched" / "scaling.json").windows[-1]
     tried = [
         row.get("start_tokens", 0)
@@ -377,14 +310,38 @@ def test_bounds_and_start_tokens_end_to_end(
     assert searched["evaluations"] > found["evaluations"]
 
 
-def test_a_stop_between_the_two_result_files_loses_neither(
-    cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path
-) -> None:
+def test_a_stop_between_the_two_result_files_loses_neither(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    more = ("--method", "cma", *CMA)
-    run(cli, checkpoint, texts, out, 128, *more)
+    more: dict[str, Any] = {"method": "cma", **CMA}
+    run(out, 128, **more)
     for name in ("search.json", "scaling.json"):
         before = json.loads((out / name).read_text())
         (out / name).unlink()
-        run(cli, checkpoint, texts, out, 128, *more, "--resume")
+        run(out, 128, **more, resume=True)
         assert json.loads((out / name).read_text()).keys() == before.keys()
+
+
+# --- the front door
+
+
+def test_the_front_door_on_a_loaded_model(
+    loaded: LoadedModel, source: list[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    """A transformers model and its tokenizer, a length and a source as text; the model keeps what was applied to it."""
+    config = SearchConfig(population=4, iterations=0, samples=1)
+    expected = search(loaded, 128, source, tmp_path / "named", config).scaling
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    applied = apply_scaling(model, RopeScaling.extended(loaded.geometry, 96, (1.5,) * 16))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    found = search_scaling(model, tokenizer, target_length="128", data=source[0], config=config)
+    assert found.windows == expected.windows
+    assert applied_scaling(model) == applied.scaling
+    again = search_scaling(checkpoint, target_length=128, data=source, config=config, output_dir=str(tmp_path / "run"))
+    assert again.windows == expected.windows
+    assert RopeScaling.load(tmp_path / "run" / "scaling.json") == again
+    with pytest.raises(LongRopeError) as error:
+        search_scaling(model, tokenizer, target_length=128, data=source, config=config, resume=True)
+    assert error.value.code == "not-resumable"
+    with pytest.raises(LongRopeError, match="above the model's window of 64"):
+        search_scaling(model, tokenizer, target_length=64, data=source, config=config)
+    assert applied_scaling(model) == applied.scaling

@@ -1,4 +1,4 @@
-"""The gradient search on losses without a model: where it ends, what it asks, and what it refuses."""
+"""The gradient search on losses without a model: where it ends, its requests, and what it refuses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, ntk_critical, pi, yarn
 from longrope.rope.scaling import Window
-from longrope.search.dialogue import Stage
-from longrope.search.evaluator import Answer, Question
-from longrope.search.gradient import GradientSearch, GradientSettings, stretched
+from longrope.search.evaluator import EvalRequest, EvalResult
+from longrope.search.gradient import GradientSettings, Stage, gradient_search, stretched
 from longrope.search.knots import LARGEST
 from tests.search.slopes import (
     EASY,
@@ -37,13 +36,13 @@ from tests.search.targets import GEOMETRY, OPTIMUM, TARGET_LENGTH
     ("knots", "optimum", "left"), [(8, EASY, 0.05), (8, OPTIMUM, 0.25), (None, EASY, 0.05), (None, OPTIMUM, 0.12)]
 )
 def test_comes_near_the_optimum_in_few_questions(knots: int | None, optimum: np.ndarray, left: float) -> None:
-    search = search_of(knots=knots)
-    said = complete(search, Quadratic(optimum))
-    window, loss = search.best
+    ran = complete(search_of(knots=knots), Quadratic(optimum))
+    said = ran.said
+    window, loss = ran.best
     start = min(error_of(replace(window, factors=tuple(seed)), optimum) for seed in SEEDS.values())
     assert len(said) <= 3 + 1 + 36 + 6 + 1 + 1
     assert error_of(window, optimum) < left * start
-    assert loss == said[-1][1].loss == pytest.approx(Quadratic(optimum)(Question(window, {})).loss)
+    assert loss == said[-1][1].loss == pytest.approx(Quadratic(optimum)(EvalRequest(window, {})).loss)
     assert window.max_length == TARGET_LENGTH
     assert window.start_tokens == 0
 
@@ -51,20 +50,20 @@ def test_comes_near_the_optimum_in_few_questions(knots: int | None, optimum: np.
 def test_a_loss_that_falls_for_ever_ends_where_windows_do() -> None:
     """Adam's steps are as long for a slope that is nearly 0: a window could not hold where they lead."""
 
-    def reply(question: Question) -> Answer:
-        factors = np.array(question.window.factors)
-        return Answer(-float(np.log(factors).sum()), (*(-1.0 / factors).tolist(), 0.0))
+    def reply(request: EvalRequest) -> EvalResult:
+        factors = np.array(request.window.factors)
+        return EvalResult(-float(np.log(factors).sum()), (*(-1.0 / factors).tolist(), 0.0))
 
-    search = search_of(steps=120, patience=99, learning_rate=1.0)
-    said = complete(search, reply)
-    assert max(max(question.window.factors) for question, _ in said) <= LARGEST
-    assert search.best[0].factors[-1] == pytest.approx(LARGEST)
+    ran = complete(search_of(steps=120, patience=99, learning_rate=1.0), reply)
+    said = ran.said
+    assert max(max(request.window.factors) for request, _ in said) <= LARGEST
+    assert ran.best[0].factors[-1] == pytest.approx(LARGEST)
 
 
 def test_every_window_is_monotone_and_from_1() -> None:
-    for question, _ in complete(search_of(learning_rate=2.0), Quadratic(OPTIMUM)):
-        assert question.window.factors[0] >= 1.0
-        assert (np.diff(question.window.factors) >= -1e-12).all()
+    for request, _ in complete(search_of(learning_rate=2.0), Quadratic(OPTIMUM)).said:
+        assert request.window.factors[0] >= 1.0
+        assert (np.diff(request.window.factors) >= -1e-12).all()
 
 
 @pytest.mark.parametrize("best", list(CLOSED_FORMS))
@@ -72,20 +71,19 @@ def test_the_race_starts_from_the_best_seed(best: str) -> None:
     seeds = {name: form(GEOMETRY, TARGET_LENGTH)[0] for name, form in CLOSED_FORMS.items() if name != "dynamic-ntk"}
     if best not in seeds:
         return
-    search = search_of(replace(STAGE, seeds=seeds), steps=1)
-    said = complete(search, Quadratic(seeds[best]))
-    raced = {tuple(question.window.factors): answer.loss for question, answer in said[: len(seeds)]}
-    assert search.chosen_seeds == [best]
-    assert all(question.samples == (0, 1) and question.split == "search" for question, _ in said[: len(seeds)])
+    ran = complete(search_of(replace(STAGE, seeds=seeds), steps=1), Quadratic(seeds[best]))
+    said = ran.said
+    raced = {tuple(request.window.factors): result.loss for request, result in said[: len(seeds)]}
+    assert ran.chosen_seeds == [best]
+    assert all(request.samples == (0, 1) and request.split == "search" for request, _ in said[: len(seeds)])
     first_step = said[len(seeds) + 2][0]
     assert first_step.gradient
     assert raced[first_step.window.factors] == min(raced.values())
 
 
 def test_of_equal_seeds_the_first_is_taken() -> None:
-    search = search_of(steps=1)
-    complete(search, lambda question: replace(Quadratic()(question), loss=1.0))
-    assert search.chosen_seeds == ["pi"]
+    ran = complete(search_of(steps=1), lambda request: replace(Quadratic()(request), loss=1.0))
+    assert ran.chosen_seeds == ["pi"]
 
 
 def test_search_and_validation_decide_together() -> None:
@@ -94,54 +92,54 @@ def test_search_and_validation_decide_together() -> None:
     middle = np.exp(0.6 * start + 0.4 * np.log(EASY))
     search = search_of(replace(STAGE, seeds={"yarn": SEEDS["yarn"]}), validate_every=2, patience=18)
 
-    def reply(question: Question) -> Answer:
-        if question.split == "search":
-            return Quadratic(EASY)(question)
-        return replace(Quadratic(middle)(question), loss=9.0 * Quadratic(middle)(question).loss)
+    def reply(request: EvalRequest) -> EvalResult:
+        if request.split == "search":
+            return Quadratic(EASY)(request)
+        return replace(Quadratic(middle)(request), loss=9.0 * Quadratic(middle)(request).loss)
 
-    said = complete(search, reply)
-    checked = [place for place, (question, _) in enumerate(said) if question.split == "validation"]
+    ran = complete(search, reply)
+    said = ran.said
+    checked = [place for place, (request, _) in enumerate(said) if request.split == "validation"]
     assert all(said[place][0].window == said[place + 1][0].window for place in checked)
     losses = [(said[place][1].loss + said[place + 1][1].loss) / 2 for place in checked]
     at = int(np.argmin(losses))
     assert 0 < at < len(losses) - 1
-    assert search.best[0] == said[checked[at]][0].window
-    assert search.incumbent == (search.best[0], pytest.approx(losses[at]))
-    assert search.best[1] > said[checked[-1] + 1][1].loss  # the search texts alone would have gone on
+    assert ran.best[0] == said[checked[at]][0].window
+    assert ran.incumbent == (ran.best[0], pytest.approx(losses[at]))
+    assert ran.best[1] > said[checked[-1] + 1][1].loss  # the search texts alone would have gone on
 
 
 def test_a_gain_on_the_search_texts_alone_that_validation_pays_for_is_refused() -> None:
     """Every validation loses twice what the search gains: the seed is the result."""
     seed = SEEDS["yarn"]
 
-    def reply(question: Question) -> Answer:
-        answer = Quadratic()(question)
-        return answer if question.split == "search" else replace(answer, loss=10.0 - 2.0 * answer.loss)
+    def reply(request: EvalRequest) -> EvalResult:
+        result = Quadratic()(request)
+        return result if request.split == "search" else replace(result, loss=10.0 - 2.0 * result.loss)
 
-    search = search_of(replace(STAGE, seeds={"yarn": seed}))
-    complete(search, reply)
-    assert search.best[0].factors == tuple(seed.tolist())
+    ran = complete(search_of(replace(STAGE, seeds={"yarn": seed})), reply)
+    assert ran.best[0].factors == tuple(seed.tolist())
 
 
 def test_where_no_step_helps_the_seed_is_returned() -> None:
-    search = search_of()
-    said = complete(search, lambda question: replace(Quadratic()(question), loss=1.0))
-    assert search.best == (validations(said)[0][0].window, 1.0)
+    ran = complete(search_of(), lambda request: replace(Quadratic()(request), loss=1.0))
+    said = ran.said
+    assert ran.best == (validations(said)[0][0].window, 1.0)
 
 
 def test_patience_ends_a_stage() -> None:
     """Constant losses: no validation is better than the first."""
     for patience in (1, 2, 3):
         said = complete(
-            search_of(patience=patience, validate_every=5), lambda question: replace(Quadratic()(question), loss=1.0)
-        )
-        assert sum(question.gradient for question, _ in said) == 5 * patience
+            search_of(patience=patience, validate_every=5), lambda request: replace(Quadratic()(request), loss=1.0)
+        ).said
+        assert sum(request.gradient for request, _ in said) == 5 * patience
     improving = iter(range(1000, 0, -1))
 
-    def better(question: Question) -> Answer:
-        return replace(Quadratic()(question), loss=float(next(improving)))
+    def better(request: EvalRequest) -> EvalResult:
+        return replace(Quadratic()(request), loss=float(next(improving)))
 
-    assert sum(question.gradient for question, _ in complete(search_of(patience=1), better)) == 30
+    assert sum(request.gradient for request, _ in complete(search_of(patience=1), better).said) == 30
 
 
 def test_never_worse_than_a_seed_that_is_not_monotone() -> None:
@@ -149,42 +147,42 @@ def test_never_worse_than_a_seed_that_is_not_monotone() -> None:
     seed = np.asarray(CLOSED_FORMS["yarn"](GEOMETRY, TARGET_LENGTH)[0])
     seed[[3, 4]] = seed[[4, 3]]
 
-    def reply(question: Question) -> Answer:
-        error = float(np.abs(np.log(question.window.factors) - np.log(seed)).max())
-        return replace(Quadratic()(question), loss=error)
+    def reply(request: EvalRequest) -> EvalResult:
+        error = float(np.abs(np.log(request.window.factors) - np.log(seed)).max())
+        return replace(Quadratic()(request), loss=error)
 
-    search = search_of(Stage(length=TARGET_LENGTH, seeds={"checkpoint": seed}, samples=3), steps=6)
-    said = complete(search, reply)
-    assert search.best[0].factors == tuple(seed.tolist())
-    assert all((np.diff(question.window.factors) >= 0.0).all() for question, _ in said[:-3])
+    ran = complete(search_of(Stage(length=TARGET_LENGTH, seeds={"checkpoint": seed}, samples=3), steps=6), reply)
+    said = ran.said
+    assert ran.best[0].factors == tuple(seed.tolist())
+    assert all((np.diff(request.window.factors) >= 0.0).all() for request, _ in said[:-3])
 
 
 def test_patience_begins_again_after_a_better_validation() -> None:
     losses = iter([5.0, 6.0, 6.0, 4.0, 6.0, 6.0, 3.0, 6.0, 6.0, 6.0])
 
-    def reply(question: Question) -> Answer:
-        return replace(Quadratic()(question), loss=next(losses) if question.split == "validation" else 1.0)
+    def reply(request: EvalRequest) -> EvalResult:
+        return replace(Quadratic()(request), loss=next(losses) if request.split == "validation" else 1.0)
 
-    search = search_of(patience=3, validate_every=1)
-    said = complete(search, reply)
+    ran = complete(search_of(patience=3, validate_every=1), reply)
+    said = ran.said
     assert len(validations(said)) == 10
-    assert search.best[0] == validations(said)[6][0].window
+    assert ran.best[0] == validations(said)[6][0].window
 
 
-# --- what it asks
+# --- its requests
 
 
 def test_one_sample_a_step_and_all_before_any_repeats() -> None:
-    said = complete(search_of(steps=14, patience=99, validate_every=5), Quadratic())
-    steps = [question for question, _ in said if question.gradient]
-    assert all(question.split == "search" and len(question.samples or ()) == 1 for question in steps)
-    drawn = [question.samples[0] for question in steps if question.samples]
+    said = complete(search_of(steps=14, patience=99, validate_every=5), Quadratic()).said
+    steps = [request for request, _ in said if request.gradient]
+    assert all(request.split == "search" and len(request.samples or ()) == 1 for request in steps)
+    drawn = [request.samples[0] for request in steps if request.samples]
     assert len(drawn) == 14
     for at in range(0, 12, SAMPLES):
         assert sorted(drawn[at : at + SAMPLES]) == [0, 1, 2, 3]
     assert len({tuple(drawn[at : at + SAMPLES]) for at in range(0, 12, SAMPLES)}) > 1  # drawn anew each round
-    at = [index for index, (question, _) in enumerate(said) if question.split == "validation"]
-    assert [sum(question.gradient for question, _ in said[:index]) for index in at] == [0, 5, 10, 14]
+    at = [index for index, (request, _) in enumerate(said) if request.split == "validation"]
+    assert [sum(request.gradient for request, _ in said[:index]) for index in at] == [0, 5, 10, 14]
     assert all(said[index][0].samples is None for index in at)
     last = said[-1][0]
     assert (last.split, last.samples, last.gradient) == ("search", None, False)
@@ -194,14 +192,14 @@ def test_the_learning_rate_falls() -> None:
     """A gradient that is always the same makes Adam's steps the learning rate: 1 to 0.1 of it, by a cosine. A step of
     log m is a fifth of that."""
     search = search_of(steps=20, learning_rate=0.05, patience=99, knots=2, learn_attention_factor=True)
-    pull = Answer(1.0, (*[0.0] * GEOMETRY.pairs, 1.0))
+    pull = EvalResult(1.0, (*[0.0] * GEOMETRY.pairs, 1.0))
 
-    def constant(question: Question) -> Answer:
+    def constant(request: EvalRequest) -> EvalResult:
         # d loss/dm = 1/m: in log m the slope is 1 everywhere.
-        return replace(pull, gradient=(*[0.0] * GEOMETRY.pairs, 1.0 / question.window.attention_factor))
+        return replace(pull, gradient=(*[0.0] * GEOMETRY.pairs, 1.0 / request.window.attention_factor))
 
-    said = complete(search, constant)
-    logs = [math.log(question.window.attention_factor) for question, _ in said if question.gradient]
+    said = complete(search, constant).said
+    logs = [math.log(request.window.attention_factor) for request, _ in said if request.gradient]
     lengths = -np.diff(logs)
     expected = 0.2 * 0.05 * (0.55 + 0.45 * np.cos(math.pi * np.arange(19) / 20))
     np.testing.assert_allclose(lengths, expected, rtol=1e-6)
@@ -212,19 +210,21 @@ def test_the_learning_rate_falls() -> None:
 def test_the_attention_factor_moves_only_where_it_is_learned(learn: bool, start: float) -> None:
     """Where it is not, it stays to the last bit: all windows of a checkpoint must have the same one."""
     stages = [Stage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4, 8)]
-    search = search_of(*stages, attention_factor=start, learn_attention_factor=learn)
-    said = complete(search, Quadratic(attention_factor=1.3))
-    found = search.best[0].attention_factor
+    ran = complete(
+        search_of(*stages, attention_factor=start, learn_attention_factor=learn), Quadratic(attention_factor=1.3)
+    )
+    said = ran.said
+    found = ran.best[0].attention_factor
     if learn:
         assert abs(found - 1.3) < 0.25 * abs(start - 1.3)
     else:
-        assert {question.window.attention_factor for question, _ in said} == {start}
+        assert {request.window.attention_factor for request, _ in said} == {start}
 
 
 def test_the_learned_attention_factor_is_carried_to_the_next_stage() -> None:
     stages = [Stage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4)]
-    said = complete(search_of(*stages, learn_attention_factor=True), Quadratic(attention_factor=1.3))
-    first_of_second = next(question for question, _ in said if question.window.max_length == 4 * ORIGINAL)
+    said = complete(search_of(*stages, learn_attention_factor=True), Quadratic(attention_factor=1.3)).said
+    first_of_second = next(request for request, _ in said if request.window.max_length == 4 * ORIGINAL)
     assert abs(first_of_second.window.attention_factor - 1.3) < 0.15
 
 
@@ -244,9 +244,9 @@ def test_stretched_turns_the_form_of_one_ratio_into_that_of_the_other(
 def test_continuation_starts_each_stage_from_the_last_solution_stretched() -> None:
     """λ of every stage is best at OPTIMUM^(ln s/ln 8): the stretched solution wins every race but the first."""
 
-    def reply(question: Question) -> Answer:
-        ratio = question.window.max_length / ORIGINAL
-        return Quadratic(stretched(EASY, 8, ratio), noise=0.0)(question)
+    def reply(request: EvalRequest) -> EvalResult:
+        ratio = request.window.max_length / ORIGINAL
+        return Quadratic(stretched(EASY, 8, ratio), noise=0.0)(request)
 
     stages = [
         Stage(
@@ -256,22 +256,22 @@ def test_continuation_starts_each_stage_from_the_last_solution_stretched() -> No
         )
         for k in (2, 4, 8)
     ]
-    search = search_of(*stages, steps=24)
-    said = complete(search, reply)
-    assert search.chosen_seeds == ["yarn", "stretched", "stretched"]
-    lengths = [question.window.max_length for question, _ in said]
+    ran = complete(search_of(*stages, steps=24), reply)
+    said = ran.said
+    assert ran.chosen_seeds == ["yarn", "stretched", "stretched"]
+    lengths = [request.window.max_length for request, _ in said]
     assert lengths == sorted(lengths)
     solution: dict[int, Window] = {}
     for k in (2, 4, 8):
-        of_stage = [(question, answer) for question, answer in said if question.window.max_length == k * ORIGINAL]
-        race = [question for question, _ in of_stage if question.samples == (0, 1) and not question.gradient]
+        of_stage = [(request, result) for request, result in said if request.window.max_length == k * ORIGINAL]
+        race = [request for request, _ in of_stage if request.samples == (0, 1) and not request.gradient]
         assert len(race) == (2 if k == 2 else 3)
         if k > 2:
             expected = stretched(np.array(solution[k // 2].factors), k // 2, k)
             np.testing.assert_allclose(race[-1].window.factors, expected, rtol=0.06)
-        question, _ = min(validations(of_stage), key=lambda pair: pair[1].loss)
-        solution[k] = question.window
-    assert search.best[0] == solution[8]
+        request, _ = min(validations(of_stage), key=lambda pair: pair[1].loss)
+        solution[k] = request.window
+    assert ran.best[0] == solution[8]
 
 
 # --- what is refused
@@ -294,15 +294,19 @@ def test_continuation_starts_each_stage_from_the_last_solution_stretched() -> No
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(LongRopeError, match=says) as error:
         GradientSettings(**wrong)  # type: ignore[arg-type]
+    assert error.value.code == "invalid-setting"
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("knots", [1, GEOMETRY.pairs + 1])
 def test_knots_that_the_pairs_do_not_have_are_refused(knots: int) -> None:
-    with pytest.raises(LongRopeError, match=f"2 to 32 knots for 32 rotary pairs, found {knots}"):
-        search_of(knots=knots)
+    ran = complete(search_of(knots=knots), Quadratic())
+    with pytest.raises(LongRopeError, match=f"2 to 32 knots for 32 rotary pairs, found {knots}") as error:
+        _ = ran.best
+    assert error.value.code == "invalid-setting"
+    assert not ran.said
 
 
 def test_no_stages_are_refused() -> None:
     with pytest.raises(LongRopeError, match="at least one stage"):
-        GradientSearch([], GEOMETRY, GradientSettings())
+        gradient_search(lambda _: [], [], GEOMETRY, GradientSettings())

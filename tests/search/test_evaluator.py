@@ -1,4 +1,4 @@
-"""A search stopped anywhere and resumed ends bit-identically to one that ran through."""
+"""The logged evaluator: a search stopped anywhere and resumed ends bit-identically to one that ran through."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ from pathlib import Path
 
 import pytest
 
+from longrope.callbacks import SearchProgress
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
-from longrope.search.evaluator import VALIDATION, Answer, Question
+from longrope.search.evaluator import (
+    SEARCH,
+    VALIDATION,
+    EvalRequest,
+    EvalResult,
+    LoggedEvaluator,
+    both_splits,
+    gradient_request,
+    loss_request,
+    mean_loss,
+)
 from longrope.search.log import SearchLog, read_log
-from longrope.search.loop import Conversation, Progress
-from tests.search.targets import HEADER, SETTINGS, FunctionEvaluator, candidate_of, distance, evolve
+from tests.search.targets import HEADER, SETTINGS, FunctionEvaluator, Shown, candidate_of, distance, evolve
 
 REPOSITORY = Path(__file__).parents[2]
 EVALUATIONS = SETTINGS.evaluations  # 32: generations of 8, 6, 6, 6, 6
@@ -43,15 +53,15 @@ def test_log_holds_every_evaluation_in_order(whole: Path) -> None:
     _, rows = read_log(whole)
     assert [row.index for row in rows] == list(range(EVALUATIONS))
     assert [row.generation for row in rows] == [0] * 8 + [1] * 6 + [2] * 6 + [3] * 6 + [4] * 6
-    assert all(row.answer.loss == distance(candidate_of(row).window(2048, 1.0)) for row in rows)
+    assert all(row.loss == distance(candidate_of(row).window(2048, 1.0)) for row in rows)
 
 
 def test_best_and_count(whole: Path, tmp_path: Path) -> None:
-    optimiser, count = evolve(tmp_path / "log")
+    optimizer, count = evolve(tmp_path / "log")
     _, rows = read_log(whole)
-    best = min(rows, key=lambda row: row.answer.loss)
+    best = min(rows, key=lambda row: row.loss)
     assert count == EVALUATIONS
-    assert optimiser.incumbent == (candidate_of(best), best.answer.loss)
+    assert optimizer.incumbent == (candidate_of(best), best.loss)
 
 
 @pytest.mark.parametrize("loss", [distance, broken])
@@ -68,11 +78,11 @@ def test_stopped_after_any_evaluation(tmp_path: Path, loss: Callable[[Window], f
         assert whole.startswith(stopped)
         assert len(read_log(path)[1]) == stop
         resumed = FunctionEvaluator(loss)
-        optimiser, count = evolve(path, resume=True, evaluator=resumed)
+        optimizer, count = evolve(path, resume=True, evaluator=resumed)
         assert path.read_bytes() == whole
-        assert optimiser.incumbent == expected.incumbent
+        assert optimizer.incumbent == expected.incumbent
         # What the log knew was not evaluated again, and is part of the count.
-        assert (resumed.asked, count) == (EVALUATIONS - stop, EVALUATIONS)
+        assert (resumed.computed, count) == (EVALUATIONS - stop, EVALUATIONS)
 
 
 def test_stopped_again_and_again(whole: Path, tmp_path: Path) -> None:
@@ -114,20 +124,20 @@ def test_a_finished_search_is_replayed_without_evaluating(whole: Path, tmp_path:
     path.write_bytes(whole.read_bytes())
     evaluator = FunctionEvaluator(stop_after=0)
     expected, _ = evolve(tmp_path / "other")
-    optimiser, count = evolve(path, resume=True, evaluator=evaluator)
-    assert (evaluator.asked, count) == (0, EVALUATIONS)
-    assert optimiser.incumbent == expected.incumbent
+    optimizer, count = evolve(path, resume=True, evaluator=evaluator)
+    assert (evaluator.computed, count) == (0, EVALUATIONS)
+    assert optimizer.incumbent == expected.incumbent
     assert path.read_bytes() == whole.read_bytes()
 
 
 def test_replayed_losses_are_the_logs(whole: Path, tmp_path: Path) -> None:
-    """The answers come from the log, not from evaluating again: another loss in it is another best."""
+    """The results come from the log, not from evaluating again: another loss in it is another best."""
     path = tmp_path / "log"
     lines = whole.read_text().splitlines(keepends=True)[:21]  # within the third generation
     row = json.loads(lines[20])
     path.write_text("".join([*lines[:20], json.dumps(row | {"loss": -1.0}) + "\n"]))
-    optimiser, _ = evolve(path, resume=True)
-    best, loss = optimiser.incumbent
+    optimizer, _ = evolve(path, resume=True)
+    best, loss = optimizer.incumbent
     assert (list(best.steps), best.start_tokens, loss) == (row["steps"], row["start_tokens"], -1.0)
 
 
@@ -140,8 +150,9 @@ def test_an_edited_candidate_is_noticed(whole: Path, tmp_path: Path, line: int, 
     row[edit] = row[edit] + 1 if edit == "start_tokens" else [row[edit][0] + 1, *row[edit][1:]]
     lines[line] = json.dumps(row) + "\n"
     path.write_text("".join(lines))
-    with pytest.raises(LongRopeError, match=f"evaluation {line - 1} is not the one this search would ask") as error:
+    with pytest.raises(LongRopeError, match=f"evaluation {line - 1} is not the one") as error:
         evolve(path, resume=True)
+    assert error.value.code == "other-run"
     assert "\n" not in str(error.value)
     assert path.read_text() == "".join(lines)
 
@@ -150,77 +161,140 @@ def test_evaluations_beyond_the_end_are_noticed(whole: Path, tmp_path: Path) -> 
     path = tmp_path / "log"
     last = json.loads(whole.read_text().splitlines()[-1])
     path.write_text(whole.read_text() + json.dumps(last | {"index": EVALUATIONS}) + "\n")
-    with pytest.raises(LongRopeError, match="holds 33 evaluations, this search ends after 32"):
+    with pytest.raises(LongRopeError, match="holds 33 evaluations, this search ends after 32") as error:
         evolve(path, resume=True)
+    assert error.value.code == "other-run"
 
 
 def test_another_seed_is_another_search(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(whole.read_bytes())
-    with pytest.raises(LongRopeError, match="another search: settings differ"):
+    with pytest.raises(LongRopeError, match="settings differ") as error:
         evolve(tmp_path / "log", resume=True, header=HEADER | {"settings": {"seed": 6, "population": 8}})
+    assert error.value.code == "other-run"
 
 
 def test_progress_follows_each_evaluation(tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    evolve(tmp_path / "log", evaluator=FunctionEvaluator(broken), on_progress=seen.append)
+    shown = Shown()
+    evolve(tmp_path / "log", evaluator=FunctionEvaluator(broken), callbacks=shown)
     _, rows = read_log(tmp_path / "log")
-    finite = [row.answer.loss if math.isfinite(row.answer.loss) else math.inf for row in rows]
-    assert seen == [Progress(n, min(finite[:n]), replayed=False) for n in range(1, EVALUATIONS + 1)]
+    finite = [row.loss if math.isfinite(row.loss) else math.inf for row in rows]
+    assert shown.progress == [SearchProgress(n, min(finite[:n]), replayed=False) for n in range(1, EVALUATIONS + 1)]
 
 
 def test_progress_of_a_resumed_search_begins_with_what_is_known(tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    shown = Shown()
     with pytest.raises(KeyboardInterrupt):
         evolve(tmp_path / "log", evaluator=FunctionEvaluator(stop_after=16))
-    evolve(tmp_path / "log", resume=True, on_progress=seen.append)
+    evolve(tmp_path / "log", resume=True, callbacks=shown)
+    seen = shown.progress
     assert [one.evaluations for one in seen] == list(range(1, EVALUATIONS + 1))
     assert [one.replayed for one in seen] == [True] * 16 + [False] * 16
-    losses = [row.answer.loss for row in read_log(tmp_path / "log")[1]]
+    losses = [row.loss for row in read_log(tmp_path / "log")[1]]
     assert [one.best_loss for one in seen] == [min(losses[: one.evaluations]) for one in seen]
 
 
 def test_what_was_answered_is_not_computed_again(tmp_path: Path) -> None:
     one, other = (Window(2048, (factor,) * 4) for factor in (1.0, 2.0))
     asked = [
-        Question(one, {"n": 0}),
-        Question(other, {"n": 1}),
-        Question(one, {"n": 2}),
-        Question(one, {"n": 3}, VALIDATION),
-        Question(one, {"n": 4}, samples=(0,)),
-        Question(one, {"n": 5}, gradient=True),
-        Question(replace(one, attention_factor=1.5), {"n": 6}),
+        EvalRequest(one, {"n": 0}),
+        EvalRequest(other, {"n": 1}),
+        EvalRequest(one, {"n": 2}),
+        EvalRequest(one, {"n": 3}, VALIDATION),
+        EvalRequest(one, {"n": 4}, samples=(0,)),
+        EvalRequest(one, {"n": 5}, gradient=True),
+        EvalRequest(replace(one, attention_factor=1.5), {"n": 6}),
     ]
-    computed: list[Question] = []
+    computed: list[EvalRequest] = []
 
     class Counting(FunctionEvaluator):
-        def evaluate(self, questions: Sequence[Question]) -> Iterator[Answer]:
-            for question in questions:
-                computed.append(question)
-                yield Answer(float(len(computed)))
+        def __call__(self, requests: Sequence[EvalRequest]) -> Iterator[EvalResult]:
+            for request in requests:
+                computed.append(request)
+                yield EvalResult(float(len(computed)))
 
     path = tmp_path / "log"
     with SearchLog.create(path, HEADER) as log:
-        conversation = Conversation(Counting(), log)
-        first = [answer.loss for answer, _ in conversation.answers(asked)]
-        again = [answer.loss for answer, _ in conversation.answers(asked[:2])]
+        evaluate = LoggedEvaluator(Counting(), log)
+        first = [result.loss for result in evaluate(asked)]
+        again = [result.loss for result in evaluate(asked[:2])]
     assert (first, again) == ([1, 2, 1, 3, 4, 5, 6], [1, 2])
-    assert [question.row["n"] for question in computed] == [0, 1, 3, 4, 5, 6]
-    assert [row.answer.loss for row in read_log(path)[1]] == first + again
+    assert [request.row["n"] for request in computed] == [0, 1, 3, 4, 5, 6]
+    assert [row.loss for row in read_log(path)[1]] == first + again
 
     lines = path.read_text("utf-8").splitlines(keepends=True)
-    path.write_text("".join(lines[:3]), "utf-8")  # the header and two answers
+    path.write_text("".join(lines[:3]), "utf-8")  # the header and two results
     computed.clear()
     with SearchLog.resume(path, HEADER) as log:
-        resumed = [answer.loss for answer, _ in Conversation(Counting(), log).answers(asked)]
-    assert [question.row["n"] for question in computed] == [3, 4, 5, 6]
+        resumed = [result.loss for result in LoggedEvaluator(Counting(), log)(asked)]
+    assert [request.row["n"] for request in computed] == [3, 4, 5, 6]
     assert resumed == [1, 2, 1, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
 def test_an_evaluator_of_another_count_is_refused(tmp_path: Path, wrong: int) -> None:
     class Wrong(FunctionEvaluator):
-        def evaluate(self, questions):
-            return iter([Answer(1.0)] * (len(questions) + wrong))
+        def __call__(self, requests):
+            return iter([EvalResult(1.0)] * (len(requests) + wrong))
 
     with pytest.raises(ValueError, match="zip"):
         evolve(tmp_path / "log", evaluator=Wrong())
+
+
+def test_every_batch_has_its_generation_and_only_the_search_is_reported(tmp_path: Path) -> None:
+    """Baselines come before the search and other losses after it; a batch without requests counts too."""
+    window, shown = Window(2048, (1.0,) * 4), Shown()
+    with SearchLog.create(tmp_path / "log", HEADER) as log:
+        evaluate = LoggedEvaluator(FunctionEvaluator(lambda _: 1.0), log)
+        evaluate([EvalRequest(window, {"n": 0})])
+        with evaluate.search(shown) as requests:
+            assert evaluate([]) == []
+            evaluate([EvalRequest(window, {"n": 1}), EvalRequest(window, {"n": 2})])
+        evaluate([EvalRequest(window, {"n": 3})])
+    assert [row.generation for row in read_log(tmp_path / "log")[1]] == [0, 2, 2, 3]
+    assert [request.row["n"] for request in requests] == [1, 2]
+    assert shown.progress == [SearchProgress(n, 1.0, replayed=False) for n in (1, 2)]
+
+
+def test_the_result_that_a_kill_falls_after_is_in_the_log(tmp_path: Path) -> None:
+    """Every result is logged, and shown, before the next one is computed."""
+    path, shown, known = tmp_path / "log", Shown(), []
+
+    def loss(window: Window) -> float:
+        known.append((path.read_bytes().count(b"\n") - 1, len(shown.progress)))
+        return distance(window)
+
+    evolve(path, evaluator=FunctionEvaluator(loss), callbacks=shown)
+    assert known == [(count, count) for count in range(EVALUATIONS)]
+
+
+# --- requests
+
+
+WINDOW = Window(2048, (2.0,) * 4)
+
+
+def test_rows_of_requests() -> None:
+    for request in (
+        loss_request(WINDOW, VALIDATION),
+        loss_request(WINDOW, SEARCH, (0, 2)),
+        gradient_request(WINDOW, 3),
+    ):
+        samples = None if request.samples is None else list(request.samples)
+        assert request.row == {
+            "length": 2048,
+            "factors": [2.0] * 4,
+            "attention_factor": 1.0,
+            "split": request.split,
+            "samples": samples,
+        }
+    assert gradient_request(WINDOW, 3) == EvalRequest(WINDOW, request.row, SEARCH, (3,), gradient=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_both_splits_decide_with_equal_weight_and_numbers_only(bad: float) -> None:
+    assert [(request.split, request.samples) for request in both_splits(WINDOW)] == [
+        (VALIDATION, None),
+        (SEARCH, None),
+    ]
+    assert mean_loss([EvalResult(3.0), EvalResult(1.0)]) == 2.0
+    assert mean_loss([EvalResult(bad), EvalResult(1.0)]) == mean_loss([EvalResult(1.0), EvalResult(bad)]) == math.inf
