@@ -1,4 +1,4 @@
-"""Installing and removing a scaling, on a tiny random model of every family."""
+"""Applying and removing a scaling, on a tiny random model of every family."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def scaling_of(model: PreTrainedModel) -> RopeScaling:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_install_and_uninstall(family: str) -> None:
+def test_apply_and_remove(family: str) -> None:
     model = tiny_model(family)
     inputs = [tokens(length, batch=2) for length in LENGTHS]
     before = [logits(model, ids) for ids in inputs]
@@ -149,7 +149,7 @@ def test_a_sequence_beyond_the_last_window_is_refused() -> None:
         logits(model, tokens(129))
 
 
-def test_the_caller_fixes_the_window() -> None:
+def test_the_caller_pins_the_window() -> None:
     model = tiny_model("llama")
     ids = tokens(8)
     by_window = []
@@ -192,7 +192,7 @@ def test_gradients_reach_factors_and_attention_factor(family: str) -> None:
     assert attention_factor.grad != 0
 
 
-# What installing leaves alone.
+# The rest of the model stays as it is.
 
 
 def test_modes_of_the_parts_are_kept() -> None:
@@ -204,7 +204,7 @@ def test_modes_of_the_parts_are_kept() -> None:
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
-def test_the_installed_rotary_adds_nothing_to_a_checkpoint() -> None:
+def test_the_new_rotary_module_adds_nothing_to_a_checkpoint() -> None:
     model = tiny_model("llama")
     names = set(model.state_dict())
     apply_scaling(model, scaling_of(model))

@@ -1,4 +1,4 @@
-"""Models and scalings that cannot be installed: one clear line, and the model stays as it was."""
+"""Models and scalings that cannot be applied: one clear line, and the model stays as it was."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_scaling_for_another_model(change: dict[str, Any], match: str) -> None
     assert_refused(tiny_model("llama"), doubled(RopeGeometry(**values)), match)
 
 
-def test_a_refused_scaling_leaves_the_installed_one() -> None:
+def test_a_refused_scaling_leaves_the_applied_one() -> None:
     model = tiny_model("llama")
     scaled = apply_scaling(model, doubled())
     ids = tokens(20)

@@ -72,7 +72,7 @@ def test_equal_to_the_plain_loss(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equal_with_a_scaling_installed(family: str) -> None:
+def test_equal_with_a_scaling_applied(family: str) -> None:
     model = tiny_model(family)
     geometry = geometry_of(model)
     unscaled = plain_nll(model, IDS)

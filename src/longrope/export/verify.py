@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.export.forms import ExpressedScaling
 from longrope.export.weights import Change
-from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.apply import scaled
 from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope.geometry import text_config
 from longrope.rope.scaling import RopeScaling
@@ -132,11 +132,8 @@ def _tolerance(model: PreTrainedModel, positions: Tensor) -> float:
 
 
 def _scaled_logits(model: PreTrainedModel, scaling: RopeScaling, probes: tuple[Tensor, ...]) -> list[Tensor]:
-    apply_scaling(model, scaling)
-    try:
+    with scaled(model, scaling):
         return [_logits(model, positions) for positions in probes]
-    finally:
-        remove_scaling(model)
 
 
 def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Everything that knows a model class: loading, installing a scaling, memory-bounded scoring."""
+"""transformers models: loading, applying a scaling, scoring long texts, generating, saving."""

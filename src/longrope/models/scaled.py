@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longrope.errors import LongRopeError
 from longrope.models.rotary import LongRopeRotary
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -55,6 +56,19 @@ class ScaledModel:
             yield self.model
         finally:
             self.pin_window(*before)
+
+
+def handle_of(model: PreTrainedModel | ScaledModel) -> ScaledModel:
+    """The handle on a model to which a scaling is applied. Raises LongRopeError when none is."""
+    if isinstance(model, ScaledModel):
+        return model
+    for hook in method_hooks(model):
+        return hook.scaled
+    raise LongRopeError(
+        f"expected a model with a scaling, found {type(model).__name__} without",
+        code="no-scaling",
+        hint="call `apply_scaling(model, scaling)` first",
+    )
 
 
 class MethodHook:

@@ -26,7 +26,7 @@ from longrope.evaluation.results import EvalResults
 from longrope.evaluation.run import evaluate, log_path
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
-from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.apply import scaled
 from longrope.models.loading import LoadedModel, load_model, prepare_samples, require_longer, sources_or_books
 from longrope.models.scoring import last_logits
 from longrope.provenance import record
@@ -190,11 +190,8 @@ def prove(loaded: LoadedModel, scaling: RopeScaling, checkpoint: Path, ids: Tens
     allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
     expressed = transformers_scaling(scaling)
     lengths = [window.max_length for window in expressed.windows]
-    apply_scaling(model, expressed)
-    try:
+    with scaled(model, expressed):
         ours = [_last_logits(model, ids[:, :length]) for length in lengths]
-    finally:
-        remove_scaling(model)
     device = model.device
     model.to("cpu")  # room for the second copy
     try:

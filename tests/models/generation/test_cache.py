@@ -22,7 +22,7 @@ TEXT = tokens(90)
 QUESTIONS = [tokens(length, seed=seed) for seed, length in enumerate((1, 40), start=1)]
 
 
-def installed_and_window(family: str) -> tuple[ScaledModel, Window]:
+def scaled_and_window(family: str) -> tuple[ScaledModel, Window]:
     model = tiny_model(family)
     geometry = geometry_of(model)
     window = Window(256, np.linspace(1, 4, geometry.pairs), attention_factor=1.1)
@@ -55,7 +55,7 @@ def held(cache: DynamicCache) -> list[Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunk_size", [16, None])
 def test_every_continuation_is_that_of_the_whole_text(family: str, chunk_size: int | None) -> None:
-    scaled, window = installed_and_window(family)
+    scaled, window = scaled_and_window(family)
     prefix = prefill(scaled, TEXT, window, chunk_size=chunk_size)
     before = held(prefix.cache)
     for question in QUESTIONS:
@@ -70,14 +70,14 @@ def test_every_continuation_is_that_of_the_whole_text(family: str, chunk_size: i
 @pytest.mark.parametrize("chunk_size", [1, 2, 88, 89, 90, 1000])
 def test_every_border(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "LOGITS_BUDGET", VOCABULARY * 8)
-    scaled, window = installed_and_window("llama")
+    scaled, window = scaled_and_window("llama")
     question = QUESTIONS[-1]
     score = prefill(scaled, TEXT, window, chunk_size=chunk_size).score(question)
     torch.testing.assert_close(score, whole_nll(scaled, question, window), rtol=0, atol=2e-4)
 
 
 def test_the_window_counts() -> None:
-    scaled, window = installed_and_window("llama")
+    scaled, window = scaled_and_window("llama")
     other = Window(256, (2.0,) * len(window.factors))
     scores = [prefill(scaled, TEXT, one).score(QUESTIONS[1]) for one in (window, other)]
     assert (scores[0] - scores[1]).abs().max() > 0.1
@@ -85,7 +85,7 @@ def test_the_window_counts() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_text_of_one_token(family: str) -> None:
-    scaled, window = installed_and_window(family)
+    scaled, window = scaled_and_window(family)
     prefix = prefill(scaled, TEXT[:, :1], window)
     logits = whole(scaled, TEXT, window)
     expected = F.cross_entropy(logits[:-1], TEXT[0, 1:], reduction="none")
@@ -94,8 +94,19 @@ def test_a_text_of_one_token(family: str) -> None:
     assert prefix.length == 1
 
 
+def test_the_model_and_the_window_of_its_scaling() -> None:
+    scaled, window = scaled_and_window("llama")
+    text = TEXT[:, :20]
+    assert prefill(scaled.model, text).window == scaled.scaling.window_for(20)
+    with scaled.using(window):
+        assert prefill(scaled.model, text).window == window
+    with pytest.raises(LongRopeError) as error:
+        prefill(tiny_model("llama"), text)
+    assert error.value.code == "no-scaling"
+
+
 def test_greedy_stops() -> None:
-    scaled, window = installed_and_window("llama")
+    scaled, window = scaled_and_window("llama")
     prefix = prefill(scaled, TEXT, window)
     free = prefix.greedy(tokens(0), 5)
     assert len(free) == 5
@@ -105,7 +116,7 @@ def test_greedy_stops() -> None:
 
 
 def test_memory_is_bounded_by_the_chunk() -> None:
-    scaled, window = installed_and_window("llama")
+    scaled, window = scaled_and_window("llama")
     seen: list[int] = []
     scaled.model.model.layers[0].mlp.register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[1]))
     heads: list[int] = []
@@ -120,7 +131,7 @@ def test_a_text_is_read_in_one_pass_without_a_mask(family: str, passes: int, mon
     """Where a layer slides, its mask over the whole text would be quadratic: there it is read in chunks."""
     monkeypatch.setattr(module, "PREFILL_CHUNK", 32)
     monkeypatch.setattr(chunked, "MLP_CHUNK", 40)
-    scaled, window = installed_and_window(family)
+    scaled, window = scaled_and_window(family)
     first = scaled.model.model.layers[0]
     seen: list[tuple[int, bool]] = []
     mlps: list[int] = []
@@ -137,7 +148,7 @@ def test_a_text_is_read_in_one_pass_without_a_mask(family: str, passes: int, mon
 
 
 def test_after_an_exception_the_prefix_is_as_it_was() -> None:
-    scaled, window = installed_and_window("gemma3_text")
+    scaled, window = scaled_and_window("gemma3_text")
     prefix = prefill(scaled, TEXT, window)
     expected = prefix.score(QUESTIONS[1])
 
@@ -153,7 +164,7 @@ def test_after_an_exception_the_prefix_is_as_it_was() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 5), (1, 0), (5,)])
 def test_not_one_text(shape: tuple[int, ...]) -> None:
-    scaled, window = installed_and_window("llama")
+    scaled, window = scaled_and_window("llama")
     with pytest.raises(LongRopeError, match="expected token ids of one text"):
         prefill(scaled, torch.ones(shape, dtype=torch.long), window)
     if shape != (1, 0):
@@ -164,13 +175,13 @@ def test_not_one_text(shape: tuple[int, ...]) -> None:
 
 
 def test_a_chunk_of_nothing() -> None:
-    scaled, window = installed_and_window("llama")
+    scaled, window = scaled_and_window("llama")
     with pytest.raises(LongRopeError, match="at least 1 token, found 0"):
         prefill(scaled, TEXT, window, chunk_size=0)
 
 
 def test_a_model_that_ignores_the_cache() -> None:
-    scaled, window = installed_and_window("llama")
+    scaled, window = scaled_and_window("llama")
     model = scaled.model.model
     own = model.forward
     model.forward = lambda **kwargs: own(**kwargs | {"past_key_values": None})

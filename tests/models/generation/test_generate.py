@@ -100,7 +100,7 @@ def test_the_embedded_model_at_eight_times_its_window(prompt: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])  # Phi-3's own way is to read it again, whole
-def test_a_switch_reads_the_text_once_in_pieces(family: str) -> None:
+def test_a_change_of_window_reads_the_text_once_in_pieces(family: str) -> None:
     model = tiny_model(family)
     with generation(model, three_windows(model), prefill_chunk=24):
         seen = forwards(model)
@@ -119,7 +119,7 @@ def test_a_long_prompt_is_read_under_one_window() -> None:
     assert seen == [50, 50, 50, 1, 1]
 
 
-def test_windows_with_the_same_keys_need_no_switch() -> None:
+def test_windows_with_the_same_keys_change_nothing() -> None:
     model = tiny_model("llama")
     geometry = geometry_of(model)
     with generation(model, RopeScaling.extended(geometry, LAST, (1.0,) * geometry.pairs)):
@@ -277,7 +277,7 @@ def test_the_pinned_window_stays_pinned() -> None:
         ({"seed": 1}, "are for sampling"),
         ({"switch": "forget"}, "found 'forget'"),
         ({"prefill_chunk": 0}, "at least 1 token"),
-        ({"scaling": None}, "expected a scaling to generate with"),
+        ({"scaling": None}, "expected a model with a scaling"),
     ],
 )
 def test_bad_input(options: dict[str, Any], fragment: str) -> None:

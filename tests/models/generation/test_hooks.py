@@ -25,7 +25,7 @@ COUNT = SECOND - WINDOW + 4  # across both limits
 QUIET: dict[str, Any] = {"eos_token_id": VOCABULARY, "pad_token_id": 0, "do_sample": False}
 
 
-def installed_model(family: str = "llama") -> PreTrainedModel:
+def scaled_model(family: str = "llama") -> PreTrainedModel:
     model = tiny_model(family)
     apply_scaling(model, three_windows(model))
     return model
@@ -47,7 +47,7 @@ def run(model: PreTrainedModel, ids: Tensor = IDS, **options: Any) -> Any:
     ],
 )
 def test_every_way_of_choosing_tokens(family: str, options: dict[str, Any]) -> None:
-    model = installed_model(family)
+    model = scaled_model(family)
     found = []
     for use_cache in (False, True):
         torch.manual_seed(3)
@@ -56,7 +56,7 @@ def test_every_way_of_choosing_tokens(family: str, options: dict[str, Any]) -> N
 
 
 def test_a_configuration_object() -> None:
-    model = installed_model()
+    model = scaled_model()
     expected = run(model)
     config = GenerationConfig(max_new_tokens=COUNT, eos_token_id=VOCABULARY, pad_token_id=0, do_sample=False)
     assert torch.equal(model.generate(IDS, config), expected)
@@ -68,7 +68,7 @@ def test_a_configuration_object() -> None:
 
 
 def test_a_conversation_goes_on_in_its_cache() -> None:
-    model = installed_model()
+    model = scaled_model()
     cache = DynamicCache(config=model.config)
     text = IDS[:, :40]
     for question in (tokens(10, seed=1), tokens(20, seed=2), tokens(3, seed=3)):
@@ -88,7 +88,7 @@ def marked(model: PreTrainedModel, ids: Tensor) -> DynamicCache:
 
 
 def test_a_cut_cache_keeps_the_window_of_its_keys() -> None:
-    model = installed_model()
+    model = scaled_model()
     cache = marked(model, tokens(WINDOW + 6))
     cache.crop(-36)
     again = copy.deepcopy(cache)
@@ -99,7 +99,7 @@ def test_a_cut_cache_keeps_the_window_of_its_keys() -> None:
 
 
 def test_a_cache_from_elsewhere_is_filled_again() -> None:
-    model = installed_model()
+    model = scaled_model()
     ids = tokens(WINDOW + 10)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_a_cache_from_elsewhere_is_filled_again() -> None:
 
 def test_new_tokens_only() -> None:
     """Where the window stays, a cache may be continued with its new tokens; where it changes, the text is needed."""
-    model = installed_model()
+    model = scaled_model()
     new = tokens(5, seed=1)
     for length, right in ((30, True), (62, False)):
         cache = marked(model, tokens(length))
@@ -126,7 +126,7 @@ def test_new_tokens_only() -> None:
 
 
 def test_nothing_new() -> None:
-    model = installed_model()
+    model = scaled_model()
     with pytest.raises(LongRopeError, match="expected new tokens after the 30 that the cache holds"):
         run(model, tokens(30), past_key_values=marked(model, tokens(30)))
 
@@ -157,7 +157,7 @@ def _assistant(model: PreTrainedModel) -> dict[str, Any]:
     ],
 )
 def test_refused_across_windows(options: Callable[[PreTrainedModel], dict[str, Any]], match: str) -> None:
-    model = installed_model()
+    model = scaled_model()
     given = options(model)
     model.model.register_forward_pre_hook(lambda *_: pytest.fail("a forward ran"))
     with pytest.raises(LongRopeError, match=match):
@@ -165,7 +165,7 @@ def test_refused_across_windows(options: Callable[[PreTrainedModel], dict[str, A
 
 
 def test_embeddings_and_batching_are_refused() -> None:
-    model = installed_model()
+    model = scaled_model()
     embeds = model.get_input_embeddings()(IDS)
     with pytest.raises(LongRopeError, match="expected input_ids, found inputs_embeds"):
         model.generate(inputs_embeds=embeds, max_new_tokens=2)
@@ -174,7 +174,7 @@ def test_embeddings_and_batching_are_refused() -> None:
 
 
 def test_what_is_no_text_is_refused_where_it_would_be_lost() -> None:
-    model = installed_model()
+    model = scaled_model()
     hook = model.prepare_inputs_for_generation
     positions = torch.arange(WINDOW + 1)[None]
     cache = marked(model, tokens(WINDOW - 1))
@@ -255,7 +255,7 @@ def test_a_method_of_the_instance_comes_back() -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_generates_with_its_own_weights(copied: Callable[[PreTrainedModel], PreTrainedModel]) -> None:
-    model = installed_model()
+    model = scaled_model()
     expected = run(model)
     other = copied(model)
     with torch.no_grad():

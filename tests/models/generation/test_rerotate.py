@@ -143,7 +143,7 @@ def test_half_precision_is_turned_in_float32() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_a_switch_reads_one_token(family: str) -> None:
+def test_a_change_of_window_reads_one_token(family: str) -> None:
     model = tiny_model(family)
     seen: list[int] = []
     with generation(model, three_windows(model), switch="rerotate"):

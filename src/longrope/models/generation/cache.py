@@ -1,7 +1,7 @@
 """Keys and values of a text under one window: filled in chunks, shared by many continuations.
 
-Not generation across windows: that is `switch.py`. Here the caller fixes the window, as evaluation does: a long text is
-read once and many questions are asked about it.
+Not generation across windows: that is `hooks.py`. Here the caller chooses the window, as evaluation does: a long text
+is read once and many questions are asked about it.
 """
 
 from __future__ import annotations
@@ -19,33 +19,38 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError
 from longrope.models.chunked import logits_chunk
-from longrope.models.scaled import ScaledModel
+from longrope.models.scaled import ScaledModel, handle_of
 from longrope.models.scoring import run_base
 from longrope.rope.scaling import Window
 
 PREFILL_CHUNK = 2048
 
 
-def prefill(scaled: ScaledModel, ids: Tensor, window: Window, *, chunk_size: int | None = None) -> Prefilled:
+def prefill(
+    model: PreTrainedModel | ScaledModel, ids: Tensor, window: Window | None = None, *, chunk_size: int | None = None
+) -> Prefilled:
     """Read `ids` (1, T) under `window` for continuations that share them; no logits are made.
 
-    By default in one pass, in which attention needs no mask, with the activations that scoring has
-    (`scoring.token_nll`). With a `chunk_size`, and where layers attend to a sliding window, so many tokens at a time:
-    memory is then the cache, and the activations and mask of one chunk. The model should be in eval mode.
+    `model` has a scaling applied; `window` is its window for T tokens, when not given. By default the text is read in
+    one pass, in which attention needs no mask, with the activations that scoring has (`scoring.token_nll`). With a
+    `chunk_size`, and where layers attend to a sliding window, so many tokens at a time: memory is then the cache, and
+    the activations and mask of one chunk. The model should be in eval mode.
 
-    Raises LongRopeError when `ids` is not one text of at least one token, or the model's cache is not made of keys and
-    values.
+    Raises LongRopeError when `ids` is not one text of at least one token, no scaling is applied, or the model's cache
+    is not made of keys and values.
     """
+    scaled = handle_of(model)
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
         raise LongRopeError(
             f"expected token ids of one text, shape (1, T), found {tuple(ids.shape)}", code="invalid-setting"
         )
+    window = window or scaled.pinned or scaled.scaling.window_for(ids.shape[1])
     cache = new_cache(scaled.model)
     text, chunk = ids[:, :-1], PREFILL_CHUNK if chunk_size is None else chunk_size
     if chunk_size is None and text.shape[1] and not any(layer.is_sliding for layer in cache.layers):
-        with torch.no_grad(), scaled.using(window) as model:
-            run_base(model, text, cache=cache)
-        _check_filled(cache, text.shape[1], model)
+        with torch.no_grad(), scaled.using(window):
+            run_base(scaled.model, text, cache=cache)
+        _check_filled(cache, text.shape[1], scaled.model)
     else:
         fill(scaled, cache, text, window, chunk)
     return Prefilled(scaled, window, cache, ids[:, -1:], chunk)

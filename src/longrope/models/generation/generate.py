@@ -20,7 +20,7 @@ from longrope.models.apply import scaled
 from longrope.models.generation.cache import PREFILL_CHUNK
 from longrope.models.generation.hooks import Switch, cache_hook, window_of_rows
 from longrope.models.generation.rerotate import Rerotation
-from longrope.models.scaled import ScaledModel, method_hooks
+from longrope.models.scaled import ScaledModel, handle_of
 from longrope.rope.scaling import RopeScaling
 
 
@@ -63,12 +63,7 @@ def generation(
 def _handle(model: PreTrainedModel | ScaledModel, scaling: RopeScaling | Path | str | None) -> Iterator[ScaledModel]:
     """The handle of `model` with `scaling` applied, or with the scaling that it has where none is given."""
     if scaling is None:
-        handles = [model] if isinstance(model, ScaledModel) else [hook.scaled for hook in method_hooks(model)]
-        if not handles:
-            raise LongRopeError(
-                "expected a scaling to generate with, found none", code="no-scaling", hint="give `scaling`, or apply it"
-            )
-        yield handles[0]
+        yield handle_of(model)
         return
     with scaled(model.model if isinstance(model, ScaledModel) else model, scaling) as handle:
         yield handle

@@ -169,7 +169,7 @@ class CacheHook(MethodHook):
     def _own(self, input_ids: Tensor, last: int | None, given: dict[str, Any]) -> dict[str, Any]:
         inputs: dict[str, Any] = self.own(input_ids, next_sequence_length=last, **given)
         if inputs.get("past_key_values") is not given["past_key_values"]:
-            # Phi-3 drops the cache at the switch of its own config: this one is right already.
+            # Phi-3 drops the cache where its own config changes windows: this one is right already.
             inputs = GenerationMixin.prepare_inputs_for_generation(
                 self.scaled.model, input_ids, next_sequence_length=last, **given
             )

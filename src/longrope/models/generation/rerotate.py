@@ -28,7 +28,7 @@ _PIECE = 2048  # tokens turned at once: their float32 copies are what it takes b
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which dimensions of a head are the rotary pairs: 2D of them from `start`, pair i is (i, D+i) or (2i, 2i+1)."""
+    """The dimensions of a head that are its rotary pairs: 2D of them from `start`, pair i is (i, D+i) or (2i, 2i+1)."""
 
     start: int
     interleaved: bool
@@ -48,7 +48,7 @@ class Pairing:
 
 
 class Rerotation:
-    """How every layer of an installed model rotates its keys, found by trying; None for a layer that is not scaled.
+    """The rotation of keys in every layer of a scaled model, found by trying; None for a layer that is not scaled.
 
     Raises LongRopeError when a layer's keys move with the window in another way than by rotation of pairs.
     """
@@ -110,8 +110,9 @@ def _probe(scaled: ScaledModel) -> tuple[Pairing | None, ...]:
         if not fitting:
             raise LongRopeError(
                 f"cannot turn the cached keys of layer {index} of {type(scaled.model).__name__}: it does not rotate"
-                " pairs of dimensions of the keys it caches; use switch='recompute'",
+                " pairs of dimensions of the keys it caches",
                 code="cannot-rerotate",
+                hint="use `switch='recompute'`",
             )
         pairings.append(fitting[0])
     return tuple(pairings)
