@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from longrope.errors import LongRopeError
 from longrope.export.config import ExportConfig
 from longrope.export.export import ExportResult, export_checkpoint
 from longrope.models.apply import apply_scaling
@@ -18,6 +22,11 @@ from tests.models.families import VOCABULARY, WINDOW, tiny_model
 
 TARGET = 4 * WINDOW
 SU = (4 / 3) ** 0.5  # √(1 + ln 4/ln 64)
+
+
+def slow(*values: object) -> list[ParameterSet]:
+    """`values` of a parametrised test for the slow tier."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def save_model(folder: Path, family: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
@@ -36,6 +45,13 @@ def scaling_of(folder: Path, attention_factor: float = 1.0) -> RopeScaling:
 def export(model: Path | str, scaling: RopeScaling | Path | None, output: Path, **settings: Any) -> ExportResult:
     """`export_checkpoint` with `settings` of its config."""
     return export_checkpoint(model, scaling, output, config=ExportConfig(**settings))
+
+
+def refusal(job: Callable[..., object], *arguments: Any, **settings: Any) -> LongRopeError:
+    """The error that `job` raises."""
+    with pytest.raises(LongRopeError) as error:
+        job(*arguments, **settings)
+    return error.value
 
 
 def ids(length: int) -> Tensor:

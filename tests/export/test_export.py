@@ -11,16 +11,8 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.export.export import export_checkpoint, find_source
 from longrope.rope.scaling import RopeScaling
-from tests.export.sources import SU, TARGET, WINDOW, export, save_model, scaling_of
+from tests.export.sources import SU, TARGET, WINDOW, export, refusal, save_model, scaling_of
 from tests.models.families import tiny_model
-
-
-def refused(job, *arguments, **settings) -> str:
-    """The code of the error that `job` raises."""
-    with pytest.raises(LongRopeError) as error:
-        job(*arguments, **settings)
-    return error.value.code
-
 
 ROW = EvalRow("perplexity", "longrope", TARGET, "perplexity", 33.25, 0.5, 10, {})
 
@@ -77,14 +69,14 @@ def test_what_a_run_lacks_is_said(run, tmp_path):
     with pytest.raises(LongRopeError, match="does not say which model it is for"):
         find_source(run)
     (run / "scaling.json").unlink()
-    assert refused(find_source, run) == "no-such-model"
+    assert refusal(find_source, run).code == "no-such-model"
     (run / "search.jsonl").write_text("{}\n")
-    assert refused(find_source, run) == "unfinished-run"
+    assert refusal(find_source, run).code == "unfinished-run"
 
 
 def test_a_model_needs_a_scaling_and_an_export_has_one(run, tmp_path):
-    assert refused(find_source, tmp_path / "source") == "missing-scaling"
-    assert refused(find_source, "tiny") == "missing-scaling"
+    assert refusal(find_source, tmp_path / "source").code == "missing-scaling"
+    assert refusal(find_source, "tiny").code == "missing-scaling"
     done = export(run, None, tmp_path / "out")
     assert export(done.path, None, tmp_path / "phi3", target="phi3").path.is_dir()
 
@@ -95,7 +87,7 @@ def test_settings_that_do_not_go_together(run, tmp_path):
         ({"target": "gguf", "fold_attention_factor": True}, "setting-of-another-target"),
         ({"gguf": tmp_path / "model.gguf"}, "setting-of-another-target"),
     ):
-        assert refused(export, run, None, tmp_path / "out", **settings) == code
+        assert refusal(export, run, None, tmp_path / "out", **settings).code == code
     assert not (tmp_path / "out").exists()
 
 
@@ -107,5 +99,5 @@ def test_a_scaling_in_memory_is_saved_with_the_checkpoint(run, tmp_path):
     assert RopeScaling.load(done.path / "scaling.json") == scaling
     assert done.to_json()["scaling_path"] is None
     assert "servings" not in repr(done)
-    assert refused(export_checkpoint, tiny_model("llama"), scaling, tmp_path / "again") == "no-such-model"
-    assert refused(export_checkpoint, source, scaling) == "invalid-setting"
+    assert refusal(export_checkpoint, tiny_model("llama"), scaling, tmp_path / "again").code == "no-such-model"
+    assert refusal(export_checkpoint, source, scaling).code == "invalid-setting"

@@ -145,7 +145,7 @@ def model_card(
     scaling: RopeScaling,
     expressed: ExpressedScaling,
     verification: Verification,
-    losses: Sequence[str],
+    unsupported: Sequence[str],
     evidence: Sequence[EvalRow],
     servings: Sequence[Serving],
 ) -> str:
@@ -161,7 +161,7 @@ def model_card(
     base = f"base_model: {model_name}\n" if model_name == title and "/" in title else ""
     limits = "\n".join(f"- {note}" for note in notes_on(expressed))
     sections = "\n\n".join(_section(serving) for serving in servings)
-    lost = "\n".join(f"- {loss}" for loss in losses) or "- Nothing: transformers expresses this scaling exactly."
+    lost = "\n".join(f"- {part}" for part in unsupported) or "- Nothing: transformers expresses this scaling exactly."
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     return f"""---
 library_name: transformers

@@ -22,13 +22,13 @@ class ExportConfig(Settings):
 
     target: Target = "hf"
     """hf: a plain transformers folder. hf-unified: the long factors at every length, so that every runtime computes the
-    same. phi3: a Llama or Mistral model relabelled as Phi-3. gguf: a file for llama.cpp."""
+    same. phi3: a Llama or Mistral model as Phi-3. gguf: a file for llama.cpp."""
     gguf: Path | None = None
-    """With the target gguf: a GGUF file of the model to add the factors to."""
+    """With the target gguf: a GGUF file of the model, in any quantisation, to add the factors to."""
     fold_attention_factor: bool = False
-    """Fold the attention factor into the queries, for runtimes that compute their own."""
+    """Fold the attention factor into the queries' weights, for runtimes that compute their own."""
     allow_lossy: bool = False
-    """Export what the runtime cannot express, and name the loss."""
+    """Leave out the parts of the scaling that the runtime cannot express, and name them."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

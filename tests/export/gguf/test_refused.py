@@ -15,6 +15,7 @@ from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.checkpoints import save_checkpoint
 from tests.export.gguf.gguf_files import SCALING, export, rewritten, save_converted, save_model
+from tests.export.sources import refusal
 
 gguf = pytest.importorskip("gguf")
 
@@ -29,11 +30,11 @@ def converted(model, tmp_path_factory):
     return save_converted(model, tmp_path_factory.mktemp("gguf") / "converted.gguf")
 
 
-def assert_refused(named, tmp_path, model, scaling=SCALING, **more):
+def assert_refused(code, named, tmp_path, model, scaling=SCALING, **more):
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(LongRopeError) as refused:
-        export(model, scaling, tmp_path / "out.gguf", **more)
-    message = str(refused.value)
+    error = refusal(export, model, scaling, tmp_path / "out.gguf", **more)
+    message = str(error)
+    assert error.code == code, message
     assert named in message
     assert "\n" not in message
     assert sorted(tmp_path.iterdir()) == before
@@ -51,8 +52,7 @@ def test_graphs_that_take_no_factors(architecture, reason, model, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert_refused(f"LongRoPE to the architecture '{architecture}': ", tmp_path, model, gguf=path)
-    assert_refused(reason, tmp_path, model, gguf=path)
+    assert_refused("unsupported-model", reason, tmp_path, model, gguf=path)
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_graphs_that_take_no_factors(architecture, reason, model, tmp_path):
 )
 def test_a_file_of_another_model(key, value, kind, named, model, converted, tmp_path):
     other = rewritten(converted, tmp_path / "in.gguf", extra=[(key, value, gguf.GGUFValueType[kind])])
-    assert_refused(named, tmp_path, model, gguf=other)
+    assert_refused("wrong-geometry", named, tmp_path, model, gguf=other)
 
 
 def test_a_scaling_of_another_model(model, tmp_path):
     other = RopeScaling.extended(RopeGeometry(64, 10000.0, 512), 2048, [2.0] * 32)
-    assert_refused("the scaling is for rotary_dim 64; this model has rotary_dim 32", tmp_path, model, other)
+    assert_refused("wrong-geometry", "this model has rotary_dim 32", tmp_path, model, other)
 
 
 def test_an_output_that_exists(model, tmp_path):
     (tmp_path / "out.gguf").write_text("mine")
-    assert_refused("exists; nothing is overwritten", tmp_path, model)
+    assert_refused("output-exists", "out.gguf", tmp_path, model)
     assert (tmp_path / "out.gguf").read_text() == "mine"
 
 
@@ -93,8 +93,7 @@ def test_models_that_are_no_llama(config_class, more, named, tmp_path):
     folder = save_checkpoint(tmp_path / "model", config_class, max_position_embeddings=512, **more)
     geometry = RopeGeometry.from_config(export_module.load_config(str(folder)))
     scaling = RopeScaling.extended(geometry, 2048, [2.0] * geometry.pairs)
-    assert_refused(named, tmp_path, folder, scaling)
-    assert_refused("as `gguf`", tmp_path, folder, scaling)
+    assert_refused("unsupported-model", named, tmp_path, folder, scaling)
 
 
 def test_a_full_disk_leaves_nothing(model, converted, tmp_path, monkeypatch):
@@ -102,7 +101,7 @@ def test_a_full_disk_leaves_nothing(model, converted, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_module, "write_patched", full)
-    assert_refused("No space left on device", tmp_path, model, gguf=converted)
+    assert_refused("output-not-writable", "No space left on device", tmp_path, model, gguf=converted)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.001, 0.01, 0.2, 0.5, 0.9, 0.9999])
@@ -110,7 +109,7 @@ def test_a_truncated_file(share, model, converted, tmp_path):
     data = converted.read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(data[: int(len(data) * share)])
-    assert_refused(str(cut), tmp_path, model, gguf=cut)
+    assert_refused("damaged-file", str(cut), tmp_path, model, gguf=cut)
 
 
 def test_every_byte_of_the_header_may_be_the_last(converted, tmp_path):
@@ -126,27 +125,26 @@ def test_every_byte_of_the_header_may_be_the_last(converted, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "named"),
+    ("data", "code", "named"),
     [
-        (b"PK\x03\x04" + bytes(100), "another kind of file"),
-        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0) + bytes(99), "version 1"),
-        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(99), "big-endian"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(99), "no general.architecture"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60) + bytes(99), "truncated"),
-        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62) + bytes(99), "truncated"),
+        (b"PK\x03\x04" + bytes(100), "damaged-file", "another kind of file"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0) + bytes(99), "unsupported-gguf", "version 1"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(99), "unsupported-gguf", "big-endian"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(99), "unsupported-gguf", "no general.architecture"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60) + bytes(99), "damaged-file", "truncated"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62) + bytes(99), "damaged-file", "truncated"),
     ],
 )
-def test_a_foreign_file(data, named, tmp_path):
+def test_a_foreign_file(data, code, named, tmp_path):
     (tmp_path / "x.gguf").write_bytes(data)
-    with pytest.raises(LongRopeError, match=named):
-        read_gguf_rope(tmp_path / "x.gguf")
+    error = refusal(read_gguf_rope, tmp_path / "x.gguf")
+    assert (error.code, named in str(error)) == (code, True)
 
 
 def test_one_part_of_several(model, converted, tmp_path):
     part = rewritten(converted, tmp_path / "part.gguf", extra=[("split.count", 2, gguf.GGUFValueType.UINT16)])
-    assert_refused("one part of several", tmp_path, model, gguf=part)
+    assert_refused("unsupported-gguf", "one part of several", tmp_path, model, gguf=part)
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(LongRopeError, match="cannot read the GGUF file"):
-        read_gguf_rope(tmp_path / "none.gguf")
+    assert refusal(read_gguf_rope, tmp_path / "none.gguf").code == "missing-file"

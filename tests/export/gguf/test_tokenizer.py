@@ -10,11 +10,11 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from longrope.errors import LongRopeError
 from longrope.export.gguf import convert as gguf_tokenizer
 from longrope.export.gguf.convert import _REST, _WORDS, CONTROL, NORMAL, UNUSED, USER_DEFINED, vocabulary, write_llama
 from longrope.models.checkpoint_files import embedded_model_path
 from tests.checkpoints import save_checkpoint, words
+from tests.export.sources import refusal
 
 pytest.importorskip("gguf")
 
@@ -189,10 +189,9 @@ def test_what_llama_cpp_would_split_otherwise_is_refused(make, named, tmp_path):
     folder.mkdir()
     PreTrainedTokenizerFast(tokenizer_object=make(), bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(LongRopeError) as refused:
-        vocabulary(str(folder), SIZE)
-    message = str(refused.value)
-    assert named in message
+    error = refusal(vocabulary, str(folder), SIZE)
+    message = str(error)
+    assert (error.code, named in message) == ("unsupported-model", True)
     assert "\n" not in message
     if "at most" not in message:
         assert "as `gguf`" in message

@@ -80,7 +80,8 @@ def read_gguf(path: Path) -> GgufFile:
                 raise LongRopeError(f"expected a GGUF file, found another kind of file at {path}", code="damaged-file")
             found = _parse(path, data, sizes)
     except (OSError, ValueError) as error:  # ValueError: mmap of an empty file
-        raise LongRopeError(f"cannot read the GGUF file {path}: {one_line(error)}", code="damaged-file") from error
+        code = "missing-file" if isinstance(error, FileNotFoundError) else "damaged-file"
+        raise LongRopeError(f"cannot read the GGUF file {path}: {one_line(error)}", code=code) from error
     except struct.error as error:
         raise _damaged(path, "is truncated: it ends inside its header") from error
     if int(found.value("split.count", 1)) > 1:
