@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import align_module_device
 from huggingface_hub import model_info
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
@@ -140,9 +141,11 @@ def fingerprint(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        places = torch.linspace(0, flat.numel() - 1, min(_VALUES, flat.numel()), dtype=torch.float64).long()
-        values = flat[places.to(flat.device)].double().cpu().numpy()
+        owner, _, key = name.rpartition(".")
+        with align_module_device(model.get_submodule(owner)):  # brings weights back that a device_map has put away
+            flat = model.get_submodule(owner).get_parameter(key).detach().flatten()
+            places = torch.linspace(0, flat.numel() - 1, min(_VALUES, flat.numel()), dtype=torch.float64).long()
+            values = flat[places.to(flat.device)].double().cpu().numpy()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         digest.update(values.astype("<f8").tobytes())
     return digest.hexdigest()
