@@ -41,10 +41,10 @@ OPEN_LLM = (
 
 
 class Harness:
-    """lm-eval with its list of tasks, made once: reading that takes seconds."""
+    """lm-eval with its list of tasks, which takes seconds to read: one for all methods."""
 
     def __init__(self, tasks: list[HarnessTask]) -> None:
-        """Raises LongRopeError where lm-eval is missing or does not have a task."""
+        """Read lm-eval's tasks. Raises LongRopeError where lm-eval is missing or does not have one of `tasks`."""
         try:
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
@@ -84,7 +84,7 @@ class Harness:
 
         with scaled.using(method.window(length)) as model, _quiet():
             try:
-                # It may give the tokenizer a padding token: it gets a copy.
+                # A copy of the tokenizer: lm-eval may give it a padding token.
                 wrapped = self._wrapper(
                     pretrained=model, tokenizer=copy.deepcopy(tokenizer), max_length=length, batch_size=batch_size
                 )

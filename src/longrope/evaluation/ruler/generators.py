@@ -248,7 +248,7 @@ class Questions:
 
     @classmethod
     def read(cls, path: Path) -> Questions:
-        """Raises LongRopeError, with the path, for a file that is not in SQuAD's format or has no question."""
+        """Read a file. Raises LongRopeError, with the path, where it is not in SQuAD's format or has no question."""
         try:
             content = path.read_bytes()
             articles = json.loads(content)["data"]

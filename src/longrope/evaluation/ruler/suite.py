@@ -24,7 +24,7 @@ from longrope.evaluation.config import PUBLISHED_SCORE, QA_TASK, EvalConfig
 from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.evaluation.retrieval import greedy_reply, row_tensor
 from longrope.evaluation.ruler.generators import Questions
-from longrope.evaluation.ruler.tasks import RulerSamples, draw_task, needs_text
+from longrope.evaluation.ruler.tasks import TOO_SHORT, RulerSamples, draw_task, needs_text
 from longrope.evaluation.ruler.words import words_sha256
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
@@ -156,12 +156,15 @@ class RulerSuite(Suite):
             try:
                 context.check_ids(self._draw(task, min(context.lengths), count=1).samples[0].ids)
             except LongRopeError as error:
+                if error.code != TOO_SHORT:
+                    raise
                 faults[task] = error
         if faults:
             rest = ",".join(task for task in tasks if task not in faults)
             raise LongRopeError(
-                "; ".join(map(str, faults.values())) + (f"; the tasks that can be measured are {rest}" if rest else ""),
-                code=next(iter(faults.values())).code,
+                "; ".join(error.message for error in faults.values()),
+                code=TOO_SHORT,
+                hint=f"give `ruler_tasks` of {rest}, or measure longer texts" if rest else "measure longer texts",
             )
         if self.needs_text(context.config):
             draw_origins(context.tokenized, span=max(context.lengths), count=context.config.trials, seed=context.seed)

@@ -28,6 +28,8 @@ NIAH = {
 }
 SHORTEST = 4096
 """RULER's shortest published length."""
+TOO_SHORT = "too-short-length"
+"""The code of the error where a task does not fit a length."""
 _ROOM = dict.fromkeys(NIAH, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}  # tokens RULER leaves for the reply
 _SPARE = 8  # tokens beyond the reference answer that a reply may take below SHORTEST
 
@@ -70,7 +72,7 @@ def draw_task(
     documents: Sequence[TokenizedDocument] = (),
     questions: Questions | None = None,
 ) -> RulerSamples:
-    """`count` samples of `task`: prompt and room for the reply take at most `length` tokens, with all that fits.
+    """`count` samples of `task` with the largest haystack whose prompt and room for a reply take `length` tokens.
 
     Raises LongRopeError, naming the task, when its shortest form does not fit `length`, or the documents or questions
     are too few.
@@ -97,11 +99,7 @@ def draw_task(
         try:
             sample = fit(make, tokens, length, maker.smallest, maker.largest)
         except LongRopeError as error:
-            raise LongRopeError(
-                f"RULER's {task} {error}",
-                code=error.code,
-                hint="leave it out of `ruler_tasks`, or measure longer texts",
-            ) from error
+            raise LongRopeError(f"RULER's {task} {error}", code=error.code) from error
         samples.append(FittedSample(joined(begin, encode(tokenizer, sample.prompt)), room(sample), sample.answers))
     return RulerSamples(task, length, tuple(samples), sources)
 
@@ -116,7 +114,7 @@ def fit(
     """The sample of the largest size that takes at most `length` tokens.
 
     `make(size)` is the sample with `size` units of haystack (words, sentences, lines, documents), `smallest` to
-    `largest`; `tokens` counts what it takes, the room for its reply included. The tokens grow nearly evenly with the
+    `largest`; `tokens` counts its tokens, the room for its reply included. The tokens grow nearly evenly with the
     size, so interpolation finds it in a few steps; every second step halves the interval, as words are not all alike.
 
     Raises LongRopeError when the smallest does not fit, with the number of tokens that it takes.
@@ -126,7 +124,7 @@ def fit(
     if low_tokens > length:
         raise LongRopeError(
             f"needs at least {low_tokens} tokens with this tokenizer; found a length of {length}",
-            code="too-short-length",
+            code=TOO_SHORT,
         )
     while True:
         high = 2 * low if largest is None else min(2 * low, largest)
@@ -169,7 +167,7 @@ def _makers(
     documents: Sequence[TokenizedDocument],
     questions: Questions | None,
 ) -> tuple[list[_Maker], dict[str, str]]:
-    """A maker for each of `count` samples, and the sources they take text from."""
+    """A maker for each of `count` samples, and the documents they take text from: SHA-256 -> name."""
     if task in NIAH and not needs_text(task):
         return [_Maker(partial(NIAH[task].make, words=()), NIAH[task].smallest)] * count, {}
     if task in NIAH:
