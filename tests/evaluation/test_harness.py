@@ -1,4 +1,4 @@
-"""lm-eval on a model with an installed scaling: a local task with local data, no network."""
+"""lm-eval on a model with a scaling applied: a local task with local data, no network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from longrope.evaluation import harness as module
 from longrope.evaluation.config import HarnessTask
 from longrope.evaluation.harness import OPEN_LLM, Harness
 from longrope.models.scoring import token_nll
 from longrope.rope.baselines import closed_form_method
-from tests.evaluation.embedded import WINDOW, book, geometry, none, shuffled, tiny, tiny_tokenizer
+from tests.evaluation.embedded import WINDOW, book, geometry, none, tiny, tiny_tokenizer
 from tests.evaluation.tiny import refused
 
 TEXTS = [book().text[at : at + 500] for at in (1000, 9000, 22_000)]
@@ -71,9 +72,12 @@ def harness(rolling: HarnessTask, choices: HarnessTask) -> Harness:
     return Harness([rolling, choices])
 
 
-def test_the_installed_scaling_is_what_lm_eval_measures(harness: Harness, rolling: HarnessTask) -> None:
-    """Bits per byte against our own scoring of the same texts, for three windows."""
-    for method in (none(), shuffled(), closed_form_method("pi", geometry(), 4 * WINDOW)):
+def test_the_applied_scaling_is_what_lm_eval_measures(
+    harness: Harness, rolling: HarnessTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits per byte against our own scoring of the same texts, for two windows."""
+    monkeypatch.setattr(module, "_RESAMPLINGS", 0)  # its processes take seconds
+    for method in (none(), closed_form_method("pi", geometry(), 4 * WINDOW)):
         (row,) = harness.measure(tiny(), tiny_tokenizer(), rolling, method, length=WINDOW)
         nll, size = 0.0, 0
         with tiny().using(method.window(WINDOW)) as model, torch.no_grad():

@@ -45,22 +45,22 @@ def score(rows: Sequence[EvalRow], metric: str) -> float:
     return float(np.mean([row.value for row in rows if row.metric == metric]))
 
 
-def passkeys(scaled: ScaledModel, method: Method) -> float:
-    samples = draw_passkeys(tiny_tokenizer(), length=WINDOW, count=10, seed=1)
+def passkeys(scaled: ScaledModel, method: Method, count: int = 6) -> float:
+    samples = draw_passkeys(tiny_tokenizer(), length=WINDOW, count=count, seed=1)
     return score(measure_passkeys(scaled, tiny_tokenizer(), samples, method), "accuracy")
 
 
-def needles(scaled: ScaledModel, method: Method) -> tuple[float, float]:
+def needles(scaled: ScaledModel, method: Method, depths: int = 5) -> tuple[float, float]:
     tokenizer = tiny_tokenizer()
     documents = tokenized(tokenizer)
-    grid = draw_grid(documents, tokenizer, length=WINDOW, depths=grid_depths(5), trials=2, per_document=2, seed=0)
+    grid = draw_grid(documents, tokenizer, length=WINDOW, depths=grid_depths(depths), trials=1, per_document=2, seed=0)
     rows = measure_needles(scaled, tokenizer, grid, method)
     return score(rows, "accuracy"), score(rows, "answer_logprob")
 
 
-def ruler(scaled: ScaledModel, method: Method) -> float:
+def ruler(scaled: ScaledModel, method: Method, count: int = 4) -> float:
     tokenizer = tiny_tokenizer()
-    samples = draw_task("niah_single_2", tokenizer, length=WINDOW, count=6, seed=0, documents=tokenized(tokenizer))
+    samples = draw_task("niah_single_2", tokenizer, length=WINDOW, count=count, seed=0, documents=tokenized(tokenizer))
     return score(measure_ruler(scaled, tokenizer, samples, method), "score")
 
 
@@ -73,9 +73,9 @@ def test_one_fixed_window_for_prompt_and_answer_together() -> None:
         return none().window(length)
 
     method = Method("asked", window)
-    passkeys(tiny(), method)
-    needles(tiny(), method)
-    ruler(tiny(), method)
+    passkeys(tiny(), method, count=1)
+    needles(tiny(), method, depths=2)
+    ruler(tiny(), method, count=1)
     assert asked == [WINDOW] * 3
 
 

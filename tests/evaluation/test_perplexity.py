@@ -247,7 +247,7 @@ def test_against_one_forward_per_token(length: int, window: int, stride: int, bo
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_token_once_in_order_with_its_context(data: st.DataObject) -> None:
     """No model: the scores are the tokens and their contexts themselves."""
     window = data.draw(st.integers(2, 40), "window")

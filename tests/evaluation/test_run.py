@@ -332,6 +332,13 @@ def test_what_cannot_be_measured_is_refused_first(loaded: LoadedModel, texts: li
         ({"suites": "ruler", "config": fail}, "too-short-length", "`ruler_tasks` of niah_single_1, or"),
         ({"suites": "needle", "config": EvalConfig(trials=500)}, "", "2500"),
         ({"suites": "passkey", "lengths": [80, 256]}, "too-short-length", "passkey prompts of at least"),
+        ({"suites": "ruler", "config": EvalConfig(qa_file=Path("none.json"))}, "missing-file", "none.json"),
+        (
+            {"suites": "retention", "lengths": (), "config": EvalConfig(tasks=("none.yaml",))},
+            "invalid-setting",
+            "lm-eval",
+        ),
+        ({"baselines": "none.json"}, "", "none.json"),
         ({"baselines": ["found"]}, "unknown-baseline", "found 'found'"),
         ({"baselines": {"yarn": own}}, "invalid-setting", "another name"),
         ({"baselines": {"longrope": own}}, "invalid-setting", "compared with itself"),

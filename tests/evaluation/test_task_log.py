@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +103,26 @@ def test_one_writer_nothing_overwritten_nothing_invented(path: Path) -> None:
         TaskLog.create(path, HEADER)
     with refused("output-not-writable"):
         TaskLog.create(path.parent / "none" / path.name, HEADER)
+
+
+_KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from longrope.evaluation.task_log import TaskLog, TaskResult
+with TaskLog.create(Path(sys.argv[1]), json.loads(sys.argv[2])) as log:
+    for line in sys.argv[3:]:
+        log.append(TaskResult.from_json(line))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_9_keeps_the_finished_tasks(path: Path) -> None:
+    finished = [result("none"), result("yarn")]
+    lines = [one.to_json() for one in finished]
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(path), json.dumps(HEADER), *lines], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with TaskLog.resume(path, HEADER) as log:
+        assert list(log.results.values()) == finished
 
 
 def test_no_space_left_keeps_the_finished_tasks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
