@@ -139,6 +139,17 @@ def test_resumed_equals_uninterrupted(
     assert len(calls) == 3  # nothing is left to measure
 
 
+def test_a_result_on_other_samples_is_refused(
+    loaded: LoadedModel, texts: list[str], finished: Path, tmp_path: Path
+) -> None:
+    """Samples may differ though all settings agree: another version of the code may draw them."""
+    output = tmp_path / "eval.json"
+    lines = log_path(finished).read_text().splitlines(keepends=True)
+    log_path(output).write_text(lines[0] + lines[1].replace('"samples_sha256": "', '"samples_sha256": "0'))
+    with refused("other-run", "on other samples"):
+        run(loaded, texts, output=output, resume=True)
+
+
 def test_what_is_stopped_has_kept_what_it_finished(
     loaded: LoadedModel, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
