@@ -21,11 +21,7 @@ def command(
     strict: Annotated[bool, option("Exit code 1 also where a window is applied at another's lengths.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show what each runtime computes from a checkpoint.
-
-    Exit code 1 when one drops or changes the scaling. Without --runtime, transformers 5 and 4.57, vLLM and SGLang
-    count, and llama.cpp for a GGUF file.
-    """
+    """Show what each runtime computes from a checkpoint."""
     from longrope.doctor.diagnose import diagnose
 
     found = diagnose(checkpoint, expect=expect, runtime=split_names(runtime))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
-from cyclopts import CycloptsError, MissingArgumentError
+from cyclopts import Argument, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 SYNONYMS = (
     ("output_dir", "output"),
@@ -26,12 +25,14 @@ def usage_error(error: CycloptsError) -> str:
             return f"expected a value after {error.keyword or error.argument.name}"
         verb = " ".join(error.command_chain or ())
         return f"expected {error.argument.name}, found none: see longrope {verb} --help"
+    if isinstance(error, UnusedCliTokensError):
+        return f"expected nothing more, found {' '.join(error.unused_tokens or ())}"
     return " ".join(str(error).split()).removesuffix(".")
 
 
-def options_by_name(arguments: Iterable[Any]) -> dict[str, tuple[str, ...]]:
+def options_by_name(arguments: Iterable[Argument]) -> dict[str, Argument]:
     """The options of a verb by the argument of the library that each of them stands for."""
-    found = {argument.field_info.name: argument.names for argument in arguments if argument.names != ("*",)}
+    found = {argument.field_info.name: argument for argument in arguments if argument.names != ("*",)}
     for names in SYNONYMS:
         known = next((found[name] for name in names if name in found), None)
         if known is not None:
@@ -39,22 +40,21 @@ def options_by_name(arguments: Iterable[Any]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def in_options(text: str, options: dict[str, tuple[str, ...]]) -> str:
+def in_options(text: str, options: dict[str, Argument]) -> str:
     """`text` of the library with its arguments in backticks as options: `resume=True` as --resume, `output_dir` as -o.
 
     Backticks around anything else go away, and text without them is not touched.
     """
 
     def option(match: re.Match[str]) -> str:
-        name, equals, value = match[1].partition("=")
-        names = next((options[part] for part in reversed(name.split(".")) if part in options), None)
-        if names is None:
+        name, _, value = match[1].partition("=")
+        known = next((options[part] for part in reversed(name.split(".")) if part in options), None)
+        if known is None:
             return match[1]
-        negative = [other for other in names if other.startswith("--no-")]
-        if value == "False" and negative:
-            return negative[0]
-        if not equals or value in ("True", "False"):
-            return names[0]
-        return f"{names[0]} {value.strip(chr(34) + chr(39))}"
+        if value in ("True", "False") and known.parameter.choices:  # a switch
+            return f"{known.name} {'on' if value == 'True' else 'off'}"
+        if value == "False":
+            return known.negatives[0] if known.negatives else f"no {known.name}"
+        return f"{known.name} {value.strip(chr(34) + chr(39))}" if value and value != "True" else known.name
 
     return re.sub(r"`([^`]+)`", option, text)

@@ -34,10 +34,7 @@ def command(
     log_dir: given.LogDir = None,
     as_json: given.Json = False,
 ) -> None:
-    """Extend a model's window and prove it, by a search alone or by a recipe.
-
-    Without a recipe, the budget of the search is that of a demonstration.
-    """
+    """Extend a model's window and prove it, by a search alone or by a recipe."""
     of_search = {"target_length": target_length, "lengths": lengths, "eval_samples": eval_samples, "log_dir": log_dir}
     if recipe is None:
         if dry_run:

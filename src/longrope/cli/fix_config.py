@@ -20,10 +20,7 @@ def command(
     fold_attention_factor: Annotated[bool, option("It was exported with --fold-attention-factor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write every key that some runtime reads into config.json again.
-
-    Weights are not touched.
-    """
+    """Write every key that some runtime reads into config.json again; weights are not touched."""
     from longrope.export.fix_config import fix_config
 
     quiet_libraries()

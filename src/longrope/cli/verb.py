@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, Field, create_model, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from longrope.cli.common import set_verbosity
@@ -48,45 +49,48 @@ class Options:
     place: int = 1
 
     def read(self, hint: Any) -> tuple[Any, Callable[..., Any], bool]:
-        """The type that cyclopts reads for a parameter annotated `hint`, the function that makes the parameter's value
-        of the given options, and whether one of them must be given."""
+        """For a parameter annotated `hint`: the type that cyclopts reads in its place, the function that makes the
+        parameter's value when no option is given, and whether one of them must be given.
+
+        The type is a pydantic model with the same fields, each with its option. It converts nothing: the configuration
+        gets the text of the command line, so that every fault is told in the configuration's words.
+        """
         config: type[Settings] = self.of or hint
         make: Callable[..., Any] = dict if self.of else config
-        fields: dict[str, Any] = {}
-        for name, info in config.model_fields.items():
-            if name in self.without or (self.only and name not in self.only):
-                continue
-            default = ... if info.is_required() else None if info.default is PydanticUndefined else info.default
-            default = self.defaults.get(name, default)
-            option = self.names.get(name, f"--{name.replace('_', '-')}")
-            is_list = get_origin(info.annotation) is tuple
-            kind: Any = str if is_list or name in self.switches else info.annotation
-            if name in self.switches:
-                default = "on" if default else "off"
-            elif is_list:
-                default = ",".join(map(str, default))
-            kind = kind if default is not None else kind | None
-            parameter = Parameter(
-                name=option,
-                negative=f"--no-{option.removeprefix('--')}" if default is True else (),
-                choices=("on", "off") if name in self.switches else None,
-                metavar="TOKENS" if name.endswith("length") else None,
-            )
-            text = self.helps.get(name, info.description or "").replace("`", "")
-            if self.defaults.get(name) is not None:
-                text = text.partition(" Default:")[0]
-            fields[name] = (Annotated[kind, parameter], Field(default, description=" ".join(text.split())))
-        lists = [name for name in fields if get_origin(config.model_fields[name].annotation) is tuple]
+        chosen = [name for name in self.only or config.model_fields if name not in self.without]
+        fields: dict[str, Any] = {name: self._field(name, config.model_fields[name]) for name in chosen}
+        lists = [name for name in chosen if get_origin(config.model_fields[name].annotation) is tuple]
 
         def made(_view: type[BaseModel], given: dict[str, Any], _handler: Any) -> Any:
-            parts = {name: split_names(given[name]) for name in lists if name in given}
-            return make(**given | parts)
+            return make(**given | {name: split_names(given[name]) for name in lists if name in given})
 
         wrap: Any = model_validator(mode="wrap")
-        view = create_model(config.__name__, __validators__={"made": wrap(classmethod(made))}, **fields)
+        view: Any = create_model(config.__name__, __validators__={"made": wrap(classmethod(made))}, **fields)
         required = any(info.is_required() for info in view.model_fields.values())
-        group = Group(self.group, sort_key=self.place)
-        return Annotated[view, Parameter(name="*", group=group)], make, required
+        return Annotated[view, Parameter(name="*", group=Group(self.group, sort_key=self.place))], make, required
+
+    def _field(self, name: str, info: FieldInfo) -> tuple[Any, Any]:
+        """The type and the pydantic field that show the setting `name` as an option."""
+        option = self.names.get(name, f"--{name.replace('_', '-')}")
+        text = " ".join(self.helps.get(name, info.description or "").replace("`", "").split())
+        default: Any = info.default
+        kind: Any = info.annotation
+        if name in self.defaults:
+            default = self.defaults[name]
+            text = text if default is None else text.partition(" Default:")[0]
+        if name in self.switches:
+            default, kind = "on" if default else "off", str
+        elif get_origin(kind) is tuple:
+            default, kind = ",".join(map(str, default)), str
+        parameter = Parameter(
+            name=option,
+            negative=f"--no-{option.removeprefix('--')}" if default is True else (),
+            choices=("on", "off") if name in self.switches else None,
+            metavar="TOKENS" if name.endswith("length") else None,
+        )
+        if default is None:
+            kind = kind | None
+        return Annotated[kind, parameter], Field(... if default is PydanticUndefined else default, description=text)
 
 
 def verb(function: Callable[..., int | None]) -> Callable[..., int | None]:
