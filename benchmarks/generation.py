@@ -36,8 +36,9 @@ from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
 from longrope.models.generation.cache import fill, new_cache
 from longrope.models.generation.generate import generate
 from longrope.models.generation.rerotate import Rerotation
-from longrope.models.loading import open_model, prepare_samples, sources_or_books
+from longrope.models.loading import open_model
 from longrope.models.scaled import ScaledModel
+from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.provenance import record
 from longrope.rope.closed_forms import yarn, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry

@@ -29,9 +29,10 @@ from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, open_model, prepare_samples, sources_or_books
+from longrope.models.loading import LoadedModel, open_model
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import last_logits
+from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.provenance import record
 from longrope.rope.closed_forms import CLOSED_FORMS, yarn
 from longrope.rope.scaling import RopeScaling, Window

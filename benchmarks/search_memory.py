@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from longrope.models import chunked
 from longrope.models.apply import apply_scaling
 from longrope.models.config import LoadOptions
-from longrope.models.loading import load_tokenizer, open_model, sources_or_books
+from longrope.models.loading import load_tokenizer, open_model
+from longrope.models.texts import sources_or_books
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import SearchConfig

@@ -19,8 +19,9 @@ from longrope.data.tokens import tokenize
 from longrope.evaluation.needle import draw_grid, grid_depths, measure_needles
 from longrope.models.apply import apply_scaling
 from longrope.models.config import LoadOptions
-from longrope.models.loading import open_model, prepare_samples, sources_or_books
+from longrope.models.loading import open_model
 from longrope.models.scoring import token_nll
+from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.rope.baselines import scaling_method
 from longrope.rope.progressive import SECOND_FORMS, continued_attention_factor, second_yarn
 from longrope.rope.scaling import RopeScaling, Window

@@ -24,7 +24,8 @@ from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path
 from longrope.models.config import LoadOptions
 from longrope.models.inspect import inspect_model
-from longrope.models.loading import LoadedModel, open_model, recorded_scaling, sources_or_books
+from longrope.models.loading import LoadedModel, open_model, recorded_scaling
+from longrope.models.texts import sources_or_books
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import SearchConfig

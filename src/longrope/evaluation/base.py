@@ -21,8 +21,9 @@ from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult
 from longrope.models.apply import scaled as with_scaling
-from longrope.models.loading import LoadedModel, check_vocabulary, prepare_samples
+from longrope.models.loading import LoadedModel
 from longrope.models.scaled import ScaledModel
+from longrope.models.texts import check_vocabulary, prepare_samples
 from longrope.rope.baselines import ORIGINAL, Method
 from longrope.rope.scaling import RopeScaling
 

@@ -8,7 +8,8 @@ from typing import Any
 from longrope.data.documents import Document
 from longrope.data.sources import TextData, as_sources, read_all
 from longrope.errors import LongRopeError
-from longrope.models.loading import LoadedModel, recorded_scaling, sources_or_books
+from longrope.models.loading import LoadedModel, recorded_scaling
+from longrope.models.texts import sources_or_books
 from longrope.rope.scaling import RopeScaling
 
 

@@ -6,16 +6,14 @@ Weights come from safetensors only; code that travels with a checkpoint runs onl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
 from huggingface_hub import model_info
 from huggingface_hub.errors import HfHubHTTPError
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,11 +23,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from longrope.data.books import shipped_books
-from longrope.data.documents import Document
-from longrope.data.samples import Samples, draw_samples
-from longrope.data.sources import TextSource
-from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError, one_line
 from longrope.models.apply import geometry_of
 from longrope.models.checkpoint_files import EMBEDDED_MODELS, RECORD, embedded_model_path, refuse_folded, resolve
@@ -149,9 +142,6 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         digest.update(values.astype("<f8").tobytes())
     return digest.hexdigest()
-
-
-AnySource = TypeVar("AnySource", bound=TextSource)
 
 
 @dataclass(frozen=True)
@@ -339,43 +329,4 @@ def require_longer(loaded: LoadedModel, target_length: int) -> None:
             f"expected a target length above the model's window of {loaded.context_length} tokens, found "
             f"{target_length}",
             code="invalid-setting",
-        )
-
-
-def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list[AnySource | str]:
-    """`sources`, or the shipped books of `role` for an embedded model. Raises LongRopeError when there are none."""
-    if sources:
-        return list(sources)
-    if name not in EMBEDDED_MODELS:
-        raise LongRopeError(
-            f"expected texts for {name}, found none",
-            code="missing-data",
-            hint="give `data`: a text file, folder, .jsonl, .parquet or hf:NAME",
-        )
-    return [f"book:{book.name}" for book in shipped_books() if book.role == role]
-
-
-def prepare_samples(
-    loaded: LoadedModel, documents: Sequence[Document], *, length: int, count: int, seed: int
-) -> Samples:
-    """`count` samples of exactly `length` tokens of `documents`, for the model's tokenizer."""
-    samples = draw_samples(
-        tokenize(documents, loaded.tokenizer),
-        length=length,
-        count=count,
-        seed=seed,
-        bos_token_id=bos_of(loaded.tokenizer),
-    )
-    check_vocabulary(loaded, samples.ids)
-    return samples
-
-
-def check_vocabulary(loaded: LoadedModel, ids: Tensor) -> None:
-    """Raise LongRopeError when the tokenizer makes ids that the model has no embedding for."""
-    size = loaded.model.get_input_embeddings().num_embeddings
-    if int(ids.max()) >= size:
-        raise LongRopeError(
-            f"the tokenizer of {loaded.name} makes token id {int(ids.max())}, its model knows {size}",
-            code="another-tokenizer",
-            hint="give the model's own `tokenizer`",
         )

@@ -18,7 +18,8 @@ from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext
 from longrope.evaluation.run import SUITES
-from longrope.models.loading import LoadedModel, as_if_trained, sources_or_books
+from longrope.models.loading import LoadedModel, as_if_trained
+from longrope.models.texts import sources_or_books
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import (
     EvaluateStage,

@@ -27,8 +27,9 @@ from longrope.evaluation.run import evaluate, log_path
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
 from longrope.models.apply import scaled
-from longrope.models.loading import LoadedModel, load_model, prepare_samples, require_longer, sources_or_books
+from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.models.scoring import last_logits
+from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.provenance import record
 from longrope.report.collect import Proof
 from longrope.report.run import Written, figures_folder, report

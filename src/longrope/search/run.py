@@ -21,7 +21,8 @@ from longrope.data.sources import TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
 from longrope.models.apply import scaled
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, fingerprint, open_model, require_longer, sources_or_books
+from longrope.models.loading import LoadedModel, fingerprint, open_model, require_longer
+from longrope.models.texts import sources_or_books
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY

@@ -11,8 +11,9 @@ from longrope.data.samples import Samples, draw_samples
 from longrope.data.sources import TextSource, read_all
 from longrope.data.tokens import TokenizedDocument, bos_of, tokenize
 from longrope.errors import LongRopeError
-from longrope.models.loading import LoadedModel, check_vocabulary
+from longrope.models.loading import LoadedModel
 from longrope.models.scaled import ScaledModel
+from longrope.models.texts import check_vocabulary
 from longrope.search.config import SearchConfig
 from longrope.search.evaluator import OTHER, SEARCH, VALIDATION
 from longrope.search.objective import NeedleObjective, PerplexityObjective, SampledObjective

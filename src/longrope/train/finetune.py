@@ -28,9 +28,10 @@ from longrope.errors import LongRopeError
 from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folder
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, check_vocabulary, fingerprint, open_model, sources_or_books
+from longrope.models.loading import LoadedModel, fingerprint, open_model
 from longrope.models.saving import plain_saves
 from longrope.models.scaled import ScaledModel
+from longrope.models.texts import check_vocabulary, sources_or_books
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import TRAINER

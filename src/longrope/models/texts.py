@@ -1,0 +1,58 @@
+"""Texts for a loaded model: the sources it is read from, samples in its tokens, and the check of their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+from longrope.data.books import shipped_books
+from longrope.data.documents import Document
+from longrope.data.samples import Samples, draw_samples
+from longrope.data.sources import TextSource
+from longrope.data.tokens import bos_of, tokenize
+from longrope.errors import LongRopeError
+from longrope.models.checkpoint_files import EMBEDDED_MODELS
+from longrope.models.loading import LoadedModel
+
+AnySource = TypeVar("AnySource", bound=TextSource)
+
+
+def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list[AnySource | str]:
+    """`sources`, or the shipped books of `role` for an embedded model. Raises LongRopeError when there are none."""
+    if sources:
+        return list(sources)
+    if name not in EMBEDDED_MODELS:
+        raise LongRopeError(
+            f"expected texts for {name}, found none",
+            code="missing-data",
+            hint="give `data`: a text file, folder, .jsonl, .parquet or hf:NAME",
+        )
+    return [f"book:{book.name}" for book in shipped_books() if book.role == role]
+
+
+def prepare_samples(
+    loaded: LoadedModel, documents: Sequence[Document], *, length: int, count: int, seed: int
+) -> Samples:
+    """`count` samples of exactly `length` tokens of `documents`, for the model's tokenizer."""
+    samples = draw_samples(
+        tokenize(documents, loaded.tokenizer),
+        length=length,
+        count=count,
+        seed=seed,
+        bos_token_id=bos_of(loaded.tokenizer),
+    )
+    check_vocabulary(loaded, samples.ids)
+    return samples
+
+
+def check_vocabulary(loaded: LoadedModel, ids: Tensor) -> None:
+    """Raise LongRopeError when the tokenizer makes ids that the model has no embedding for."""
+    size = loaded.model.get_input_embeddings().num_embeddings
+    if int(ids.max()) >= size:
+        raise LongRopeError(
+            f"the tokenizer of {loaded.name} makes token id {int(ids.max())}, its model knows {size}",
+            code="another-tokenizer",
+            hint="give the model's own `tokenizer`",
+        )
