@@ -13,6 +13,7 @@ SYNONYMS = (
     ("data", "search_data"),
     ("eval_data", "evaluation_data"),
     ("scaling", "scaling_path"),
+    ("target", "to"),
 )
 """Arguments of library functions and parameters of verbs that mean the same."""
 

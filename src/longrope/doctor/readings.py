@@ -48,13 +48,13 @@ class RopeReading:
 def read(config: CheckpointConfig, runtime: Runtime) -> RopeReading:
     """Read `config` as `runtime` does. Raises RefusedError where the runtime stops."""
     if runtime.reads == "transformers-5":
-        return read_transformers_5(config, renames_su=runtime.renames_su, nested_elsewhere=runtime.nested_elsewhere)
+        return _read_transformers_5(config, renames_su=runtime.renames_su, nested_elsewhere=runtime.nested_elsewhere)
     if runtime.reads == "transformers-4":
-        return read_transformers_4(config)
-    return read_files(config, runtime.files_rule(config.family))
+        return _read_transformers_4(config)
+    return _read_files(config, runtime.files_rule(config.family))
 
 
-def read_transformers_5(
+def _read_transformers_5(
     config: CheckpointConfig, *, renames_su: bool = False, nested_elsewhere: str = "error"
 ) -> RopeReading:
     """Read `config` by the rules of transformers 5 (`convert_rope_params_to_dict` and `standardize_rope_params`).
@@ -154,7 +154,7 @@ def _require_head_dim(config: CheckpointConfig, rope_type: str, default: int | s
         raise RefusedError(f"the class {config.family} leaves head_dim None where config.json has none (TypeError)")
 
 
-def read_transformers_4(config: CheckpointConfig) -> RopeReading:
+def _read_transformers_4(config: CheckpointConfig) -> RopeReading:
     """Read `config` as transformers 4.57: rope_scaling, with rope_theta and the original length at the top level."""
     scaling, facts = config.dictionary("rope_scaling"), config.model_class
     if facts.only_5:
@@ -199,7 +199,7 @@ def read_transformers_4(config: CheckpointConfig) -> RopeReading:
     )
 
 
-def read_files(config: CheckpointConfig, rule: FilesRule) -> RopeReading:
+def _read_files(config: CheckpointConfig, rule: FilesRule) -> RopeReading:
     """Read `config` as a runtime that parses config.json itself, in the places that `rule` names."""
     remarks = []
     name = next((name for name in rule.dict if config.dictionary(name)), None)

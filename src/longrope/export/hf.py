@@ -92,7 +92,7 @@ def export_hf(
                 copy_weights(source, folder)
             else:
                 rewrite(source, folder, plan)
-            written = exported_config(raw, model_config, expressed) | {RECORD: expressed.record()}
+            written = _exported_config(raw, model_config, expressed) | {RECORD: expressed.record()}
             write_json_atomic(folder / "config.json", written)
             raise_limits(folder, scaling.target_length)
             scaling.save(folder / SCALING)
@@ -130,7 +130,7 @@ def export_hf(
     return HfExport(verification, unsupported, notes_on(expressed), servings)
 
 
-def exported_config(raw: dict[str, Any], config: Any, expressed: ExpressedScaling) -> dict[str, Any]:
+def _exported_config(raw: dict[str, Any], config: Any, expressed: ExpressedScaling) -> dict[str, Any]:
     """config.json of the exported model, without its record; `raw` and `config` are the source's."""
     if expressed.form == PHI3:
         raw = phi3_config(raw, config)

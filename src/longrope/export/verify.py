@@ -66,7 +66,7 @@ def verify_hf(
     ours = None if source is None else _source_logits(load_model(source, **options), expressed, changes or {}, probes)
     model = load_model(str(path), **options)
     theirs = [_logits(model, positions) for positions in probes]
-    frequency_error = compare_frequencies(model, expressed.stated)
+    frequency_error = _frequency_error(model, expressed.stated)
     # Without a source, the reloaded weights with our rotary module: nothing but the rotary embedding can differ.
     ours = ours or _scaled_logits(model, expressed.effective, probes)
     errors = []
@@ -143,7 +143,7 @@ def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:
     return logits
 
 
-def compare_frequencies(model: PreTrainedModel, scaling: RopeScaling) -> float:
+def _frequency_error(model: PreTrainedModel, scaling: RopeScaling) -> float:
     """The largest relative error of the short and long inverse frequencies over all rotary modules of `model`.
 
     Raises LongRopeError (`differs`) where a frequency or an attention factor differs, or a module is not rescaled.
@@ -158,7 +158,7 @@ def compare_frequencies(model: PreTrainedModel, scaling: RopeScaling) -> float:
         raise LongRopeError(
             f"the reloaded {type(model).__name__} has no rotary module that transformers can rescale", code="differs"
         )
-    return max(_compare(name, module, scaling) for name, module in modules)
+    return max(_module_frequency_error(name, module, scaling) for name, module in modules)
 
 
 def _longrope_prefix(module: nn.Module) -> str | None:
@@ -168,7 +168,7 @@ def _longrope_prefix(module: nn.Module) -> str | None:
     return next((prefix for prefix in prefixes if f"{prefix}original_inv_freq" in names), None)
 
 
-def _compare(name: str, module: Any, scaling: RopeScaling) -> float:
+def _module_frequency_error(name: str, module: Any, scaling: RopeScaling) -> float:
     prefix = _longrope_prefix(module)
     worst = 0.0
     for buffer, window in (("original_inv_freq", scaling.windows[0]), ("long_inv_freq", scaling.windows[-1])):

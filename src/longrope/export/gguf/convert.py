@@ -199,7 +199,7 @@ def vocabulary(model_name: str, size: int, *, eos: int | None = None) -> Vocabul
     special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     if special["eos"] is None:
         special["eos"] = eos
-    add_bos, add_eos = _added(tokenizer, special)
+    add_bos, add_eos = _bos_and_eos(tokenizer, special)
     template = tokenizer.chat_template
     return Vocabulary(
         pre=pre,
@@ -256,7 +256,7 @@ def _tokens(document: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     return list(tokens), list(types)
 
 
-def _added(tokenizer: Any, special: dict[str, int | None]) -> tuple[bool, bool]:
+def _bos_and_eos(tokenizer: Any, special: dict[str, int | None]) -> tuple[bool, bool]:
     """Whether the tokenizer puts a BOS before and an EOS after a text. Raises LongRopeError for any other token."""
     plain, whole = tokenizer("x", add_special_tokens=False).input_ids, tokenizer("x").input_ids
     for bos in (False, True):
