@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a 
     from longrope.rope.scaling import Window as Window
     from longrope.rope.scaling import load_scaling as load_scaling
     from longrope.search.config import SearchConfig as SearchConfig
+    from longrope.search.recover import recover_scaling as recover_scaling
+    from longrope.search.run import search_scaling as search_scaling
     from longrope.standalone.api import LongRoPEModel as LongRoPEModel
     from longrope.standalone.api import load_data as load_data
     from longrope.train.config import FinetuneConfig as FinetuneConfig
@@ -69,6 +71,8 @@ _PUBLIC = {
     "rope.presets": ("preset",),
     "rope.scaling": ("RopeScaling", "Window", "load_scaling"),
     "search.config": ("SearchConfig",),
+    "search.recover": ("recover_scaling",),
+    "search.run": ("search_scaling",),
     "standalone.api": ("LongRoPEModel", "load_data"),
     "train.config": ("FinetuneConfig",),
     "train.finetune": ("finetune",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from longrope.models.scaled import ScaledModel
 from longrope.search.config import SearchConfig
 from longrope.search.methods import PreparedSearch, build, identity
 from longrope.search.objective import SampledObjective
+from longrope.search.ray_evaluator import ray_session
 from longrope.search.search_data import Texts, objectives_over, prepare_texts
 from tests.search.lengths import NEEDLE_LENGTH
 
@@ -42,6 +43,17 @@ def planned_over(
     objectives = objectives_over(scaled, texts)
     prepared = build(loaded, objectives, target_length, config)
     return Planned(prepared, objectives, identity(prepared, loaded, texts, target_length, config))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """One Ray cluster of 5 CPUs for all tests: started here, and gone at the end. The module `ray`."""
+    ray = pytest.importorskip("ray")
+    assert not ray.is_initialized()
+    with ray_session(cpus=5):
+        assert ray.is_initialized()
+        yield ray
+    assert not ray.is_initialized()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Two real Ray workers on the CPU: the results of one process, bit for bit, whoever dies meanwhile."""
+"""Two real Ray workers on the CPU: the results of one process, bit for bit, whichever worker dies meanwhile."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from tests.evaluation.tiny import ramp
 from tests.search.ray_targets import WINDOW, Obedient, Unmakeable, ask, losses, serial
 from tests.search.targets import GEOMETRY, TARGET_LENGTH, distance, evolve
 
-ray = pytest.importorskip("ray")
-
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -36,18 +34,8 @@ def both(workers: RayEvaluator) -> set[float]:
     return pids
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    """One cluster for all tests here: started, and gone at the end."""
-    assert not ray.is_initialized()
-    with ray_session(cpus=5):
-        assert ray.is_initialized()
-        yield
-    assert not ray.is_initialized()
-
-
 @pytest.fixture(scope="module")
-def workers() -> Iterator[RayEvaluator]:
+def workers(ray_cluster: Any) -> Iterator[RayEvaluator]:
     """Two workers, or their successors."""
     with RayEvaluator(Obedient, 2) as evaluator:
         both(evaluator)
@@ -68,13 +56,13 @@ def test_bit_for_bit_the_answers_of_one_process(workers: RayEvaluator) -> None:
     assert list(workers(requests)) == expected
 
 
-def test_workers_share_the_questions(workers: RayEvaluator) -> None:
+def test_workers_share_the_requests(workers: RayEvaluator) -> None:
     pids = losses(workers, [ask("pid", 0.1)] * 4)
     assert len(set(pids)) == 2
     assert os.getpid() not in pids
 
 
-def test_answers_come_in_the_order_asked_each_as_soon_as_its_turn_comes(workers: RayEvaluator, tmp_path: Path) -> None:
+def test_results_come_in_order_each_as_soon_as_its_turn_comes(workers: RayEvaluator, tmp_path: Path) -> None:
     windows = [Window(TARGET_LENGTH, (1.0 + number,) * GEOMETRY.pairs) for number in range(6)]
     gates = [tmp_path / "first", tmp_path / "last"]
     requests = [ask("pause", 0.0, window=window) for window in windows]
@@ -88,13 +76,13 @@ def test_answers_come_in_the_order_asked_each_as_soon_as_its_turn_comes(workers:
     assert [*first, *(result.loss for result in results)] == [distance(window) for window in windows]
 
 
-def test_a_slow_first_question_does_not_change_the_order(workers: RayEvaluator) -> None:
+def test_a_slow_first_request_does_not_change_the_order(workers: RayEvaluator) -> None:
     windows = [Window(TARGET_LENGTH, (1.0 + number,) * GEOMETRY.pairs) for number in range(6)]
     requests = [ask("pause", 0.0 if number else 0.5, window=window) for number, window in enumerate(windows)]
     assert losses(workers, requests) == [distance(window) for window in windows]
 
 
-def test_questions_given_up_leave_no_trace(workers: RayEvaluator) -> None:
+def test_requests_given_up_leave_no_trace(workers: RayEvaluator) -> None:
     other = Window(TARGET_LENGTH, (3.0,) * GEOMETRY.pairs)
     results = workers([ask("pause", 0.2)] * 5)
     next(results)
@@ -102,7 +90,7 @@ def test_questions_given_up_leave_no_trace(workers: RayEvaluator) -> None:
     assert losses(workers, [ask("pause", 0.0, window=other)] * 3) == [distance(other)] * 3
 
 
-def test_no_questions(workers: RayEvaluator) -> None:
+def test_no_requests(workers: RayEvaluator) -> None:
     assert list(workers([])) == []
 
 
@@ -127,7 +115,8 @@ def test_a_search_with_a_worker_killed_in_mid_run(workers: RayEvaluator, tmp_pat
     assert victim not in after
 
 
-def test_a_question_that_always_kills_its_worker(
+@pytest.mark.slow
+def test_a_request_that_always_kills_its_worker(
     workers: RayEvaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line; the log holds what was asked before, and the search goes on from it."""
@@ -138,9 +127,10 @@ def test_a_question_that_always_kills_its_worker(
     requests = [ask(*do, samples=(place,)) for place, do in enumerate(doing)]
     with (
         SearchLog.create(path, {"seed": 0}) as log,
-        pytest.raises(LongRopeError, match="died 2 times on the same request; the usual cause") as error,
+        pytest.raises(LongRopeError, match="died 2 times on the same request") as error,
     ):
         LoggedEvaluator(workers, log)(requests)
+    assert error.value.code == "out-of-memory"
     assert "\n" not in str(error.value)
     assert len(list(deaths.iterdir())) == 2
     _, rows = read_log(path)
@@ -161,13 +151,15 @@ def test_what_an_evaluation_raises_is_raised_in_its_turn(
     assert losses(workers, [ask("pause", 0.0)]) == [distance(WINDOW)]  # the worker lives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deadly", "message"),
     [
         (False, "cannot be made: there is no such model"),
-        pytest.param(True, "2 search workers in a row died while they loaded", marks=pytest.mark.slow),
+        (True, "2 search workers in a row died while they loaded"),
     ],
 )
+@pytest.mark.usefixtures("ray_cluster")
 def test_workers_that_cannot_be_made(deadly: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_evaluator, "ATTEMPTS", 2)
     with pytest.raises(LongRopeError, match=message) as error, RayEvaluator(Unmakeable(deadly), 1):
@@ -178,29 +170,36 @@ def test_workers_that_cannot_be_made(deadly: bool, message: str, monkeypatch: py
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(RayEvaluator, Obedient, 0), "at least 1 worker, found 0"),
-        (partial(RayEvaluator, Obedient, 6), "expected room for 6 in the Ray cluster, 1 CPU each, found room for 5"),
+        (partial(RayEvaluator, Obedient, 0), "at least 1 of `workers`, found 0"),
+        (
+            partial(RayEvaluator, Obedient, 6),
+            "expected room for 6 workers in the Ray cluster, 1 CPU each, found room for 5",
+        ),
         (
             partial(RayEvaluator, Obedient, 1, gpu=True),
-            "for 1 in the Ray cluster, 1 CPU and 1 GPU each, found room for 0",
+            "for 1 workers in the Ray cluster, 1 CPU and 1 GPU each, found room for 0",
         ),
         (partial(ray_session, "127.0.0.1:1"), "cannot join the Ray cluster at 127.0.0.1:1: ConnectionRefusedError"),
     ],
 )
+@pytest.mark.usefixtures("ray_cluster")
 def test_what_cannot_be_had_is_one_line(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(LongRopeError, match=message) as error, make():
         pass
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_as_many_workers_as_the_cluster_holds() -> None:
     assert RayEvaluator(Obedient)._checked_workers() == 5
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(LongRopeError, match=r'pip install "longrope\[ray\]"'):
+    with pytest.raises(LongRopeError) as error:
         RayEvaluator(Obedient, 1)
+    assert error.value.code == "missing-dependency"
+    assert 'pip install "longrope[ray]"' in error.value.hint
 
 
 JOINS = """
@@ -216,12 +215,12 @@ print(found)
 
 
 @pytest.mark.slow
-def test_a_cluster_that_was_joined_lives_on(workers: RayEvaluator, tmp_path: Path) -> None:
+def test_a_cluster_that_was_joined_lives_on(workers: RayEvaluator, ray_cluster: Any, tmp_path: Path) -> None:
     """What Ray says of a dead worker does not go to standard output, where `--json` prints.
 
     A worker has the threads of its driver: neither the machine's, nor what Ray sets OMP_NUM_THREADS to.
     """
-    command = [sys.executable, "-c", JOINS, ray.get_runtime_context().gcs_address, str(tmp_path)]
+    command = [sys.executable, "-c", JOINS, ray_cluster.get_runtime_context().gcs_address, str(tmp_path)]
     ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert ran.stdout == f"[{distance(WINDOW)}, 3.0]\n", ran.stderr
     assert "A worker died" in ran.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,13 @@ from longrope.search import ray_evaluator as workers
 from longrope.search.config import SearchConfig
 from longrope.search.evaluator import EvalRequest, EvaluateEach, LoggedEvaluator, SearchOutcome, SerialEvaluator
 from longrope.search.log import SearchLog
-from longrope.search.ray_evaluator import RayEvaluator, Recipe, numerics, ray_evaluator, ray_session
+from longrope.search.ray_evaluator import RayEvaluator, Recipe, numerics, ray_evaluator
 from longrope.search.search_data import Texts, objectives_over, prepare_texts
 from tests.search.conftest import planned_over
-
-ray = pytest.importorskip("ray")
 
 TARGET = 512
 EVOLUTION = SearchConfig(population=4, iterations=2, samples=2)
 NEEDLES = SearchConfig(method="gradient", objective="needle", samples=2, continuation=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    with ray_session(cpus=2):
-        yield
 
 
 @pytest.fixture
@@ -43,7 +35,9 @@ def loaded(checkpoint: Path) -> LoadedModel:
     return open_model(str(checkpoint))
 
 
-def search_into(path: Path, loaded: LoadedModel, texts: Texts, evaluator: RayEvaluator | None = None) -> SearchOutcome:
+def search_into(
+    path: Path, loaded: LoadedModel, texts: Texts, evaluator: RayEvaluator | None = None, ray: Any = None
+) -> SearchOutcome:
     """A small evolution under a log at `path`, computed here or by `evaluator`, which loses a worker."""
     handle = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     planned = planned_over(loaded, handle, texts, TARGET, EVOLUTION)
@@ -60,15 +54,19 @@ def search_into(path: Path, loaded: LoadedModel, texts: Texts, evaluator: RayEva
             return planned.prepared.run(evaluate, on_best=evaluate.report_best)
 
 
-def test_a_search_by_two_workers_one_of_them_killed(loaded: LoadedModel, texts: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_search_by_two_workers_one_of_them_killed(
+    loaded: LoadedModel, texts: Path, tmp_path: Path, ray_cluster: Any
+) -> None:
     drawn = prepare_texts(loaded, [str(texts / "search.txt")], TARGET, EVOLUTION)
     expected = search_into(tmp_path / "serial", loaded, drawn)
     with ray_evaluator(loaded, drawn, workers=2) as evaluator:
-        found = search_into(tmp_path / "ray", loaded, drawn, evaluator)
+        found = search_into(tmp_path / "ray", loaded, drawn, evaluator, ray_cluster)
     assert found == expected
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "serial").read_bytes()
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_command_line(cli: Callable[..., Any], checkpoint: Path, texts: Path, tmp_path: Path) -> None:
     """`--workers` changes nothing in the log but the command that made it."""
     for name, more in {"serial": (), "ray": ("--workers", 1)}.items():
@@ -93,6 +91,8 @@ def requests() -> list[EvalRequest]:
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_needles_and_gradients(
     loaded: LoadedModel, texts: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
@@ -130,8 +130,9 @@ def test_a_recipe_says_what_makes_a_replica(loaded: LoadedModel) -> None:
 def test_other_weights_are_refused(loaded: LoadedModel) -> None:
     with torch.no_grad():
         next(loaded.model.parameters()).add_(1.0)
-    with pytest.raises(LongRopeError, match="has other weights than the model of this search"):
+    with pytest.raises(LongRopeError) as error:
         recipe_of(loaded)()
+    assert error.value.code == "other-model"
 
 
 def test_another_way_to_compute_is_refused(loaded: LoadedModel) -> None:

@@ -1,11 +1,13 @@
-"""The same requests answered by many processes: one model replica per Ray actor, on one machine or on a cluster.
+"""Evaluations by many processes: one model replica per Ray actor, on one machine or on a cluster.
 
-Answers are told in the order asked, each computed whole by one worker, so the number of workers changes no bit of a
-search. A worker that dies is replaced and its request asked again. What a worker computes is `evaluators.py`'s.
+Results come in the order of the requests, each computed whole by one worker, so the number of workers changes no bit of
+a search. A worker that dies is replaced, and its request is sent again. A recipe travels, never a live model: each
+worker loads the checkpoint itself and proves that it is the same model on the same kind of machine.
 
-Search workers for a subject: what every Ray actor is told, so that its replica results as the model here would.
-
-A recipe travels, never a live model: each worker loads the checkpoint itself and proves that it is the same one.
+Why not `ray.util.ActorPool` with `max_restarts` and `max_task_retries` (Ray 2.60): its ordered results hand out a new
+request only when the next result in order is taken, so that workers idle behind a slow one; restarts are either counted
+over the whole search, or a worker that dies while it loads its model is restarted for ever; and a request whose machine
+is lost waits for another machine, where here an idle worker takes it (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -32,16 +34,15 @@ from longrope.rope.scaling import RopeScaling
 from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach, SerialEvaluator
 from longrope.search.search_data import Texts, objectives_over
 
-ATTEMPTS = 3  # at one request, or at making a worker, that end with a dead worker
-OBJECT_STORE = 200 * 2**20  # bytes of a cluster started here; what is larger, Ray keeps on disk
+ATTEMPTS = 3  # dead workers on one request, or in a row while they load the model, before the search gives up
+OBJECT_STORE = 200 * 2**20  # bytes of a cluster started here; larger objects Ray keeps on disk
 
 
 class RayEvaluator:
-    """Answers from `workers` Ray actors (None: as many as the cluster has room for), inside a `ray_session`.
+    """Results from `workers` Ray actors (None: as many as the cluster has room for), inside a `ray_session`.
 
-    `make_evaluator` is what travels: Ray pickles it in memory, and every actor calls it once for its own replica. A
-    worker takes one GPU with `gpu`, and runs torch on as many threads as this process does, because another number sums
-    in another order.
+    Ray pickles `make_evaluator`, and every actor calls it once for its own replica. A worker takes one GPU with `gpu`,
+    and runs torch on as many threads as this process does, because another number sums in another order.
 
     Use in a `with` block, at whose end its actors are gone. Entering waits for the first worker and raises
     LongRopeError when the cluster is too small or no worker can be made.
@@ -51,14 +52,15 @@ class RayEvaluator:
         self, make_evaluator: Callable[[], EvaluateEach], workers: int | None = None, *, gpu: bool = False
     ) -> None:
         if workers is not None and workers < 1:
-            raise LongRopeError(f"expected at least 1 worker, found {workers}")
+            raise LongRopeError(f"expected at least 1 of `workers`, found {workers}", code="invalid-setting")
         self._ray = import_ray()
         self._make_evaluator, self._workers, self._threads = make_evaluator, workers, torch.get_num_threads()
         # A GPU worker computes on its GPU: its threads are not reserved.
         self._needs = {"CPU": 1, "GPU": 1} if gpu else {"CPU": self._threads}
-        self._starting: dict[Any, Any] = {}  # workers that make their replica, by the reference to its end
+        # Workers by the reference to the end of their task, which is loading the model or evaluating a request.
+        self._starting: dict[Any, Any] = {}
+        self._busy: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
-        self._busy: dict[Any, Any] = {}  # workers that result, by the reference to their result
         self._failed_starts = 0
 
     def __enter__(self) -> RayEvaluator:
@@ -71,7 +73,7 @@ class RayEvaluator:
             for _ in range(workers):
                 self._start_worker()
             while not self._idle:
-                self._next_event()
+                self._wait()
         except BaseException:
             self._kill_workers()
             raise
@@ -81,36 +83,37 @@ class RayEvaluator:
         self._kill_workers()
 
     def __call__(self, requests: Sequence[EvalRequest]) -> Iterator[EvalResult]:
-        """Answers in the order asked, whichever worker is first. One call at a time; the last may be given up.
+        """Results in the order of the requests, whichever worker is first. One batch at a time; the last may be given
+        up.
 
-        Raises, when the request's turn comes, what its evaluation raised, or LongRopeError when it has ended ATTEMPTS
-        workers: what was asked before it has been answered then.
+        Raises, when the turn of its request comes, the error of an evaluation, or LongRopeError where a request has
+        ended ATTEMPTS workers. The results before it have been given then.
         """
-        waiting = deque(range(len(requests)))
-        asked: dict[Any, int] = {}
+        waiting = deque(range(len(requests)))  # places of requests that no worker has
+        sent: dict[Any, int] = {}
         outcomes: dict[int, EvalResult | BaseException] = {}
         deaths = [0] * len(requests)
 
         def hand_out() -> None:
             while waiting and self._idle:
-                index = waiting.popleft()
-                asked[self._ask(requests[index])] = index
+                place = waiting.popleft()
+                sent[self._send(requests[place])] = place
 
         hand_out()
         for turn in range(len(requests)):
             while turn not in outcomes:
-                reference, outcome = self._next_event()
-                index = asked.pop(reference, None)
-                if index is None:  # a worker is ready, or answered a request that nobody waits for any more
+                reference, outcome = self._wait()
+                place = sent.pop(reference, None)
+                if place is None:  # a worker is ready, or has evaluated a request of a batch that was given up
                     pass
-                elif outcome is None:
-                    deaths[index] += 1
-                    if deaths[index] < ATTEMPTS:
-                        waiting.appendleft(index)
-                    else:
-                        outcomes[index] = _dead(f"a search worker died {ATTEMPTS} times on the same request")
+                elif outcome is not None:
+                    outcomes[place] = outcome
                 else:
-                    outcomes[index] = outcome
+                    deaths[place] += 1
+                    if deaths[place] < ATTEMPTS:
+                        waiting.appendleft(place)
+                    else:
+                        outcomes[place] = _dead(f"a search worker died {ATTEMPTS} times on the same request")
                 hand_out()
             outcome = outcomes.pop(turn)
             if isinstance(outcome, BaseException):
@@ -118,7 +121,7 @@ class RayEvaluator:
             yield outcome
 
     def _checked_workers(self) -> int:
-        """How many workers to start, having looked whether the cluster can hold them."""
+        """How many workers to start. Raises LongRopeError where the cluster cannot hold them."""
         room = sum(
             min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in self._needs.items())
             for node in self._ray.nodes()
@@ -127,8 +130,10 @@ class RayEvaluator:
         if room < (self._workers or 1):
             needs = " and ".join(f"{amount} {kind}" for kind, amount in self._needs.items())
             raise LongRopeError(
-                f"workers: expected room for {self._workers or 1} in the Ray cluster, {needs} each, found room for "
-                f"{room}; ask for fewer or add nodes"
+                f"expected room for {self._workers or 1} workers in the Ray cluster, {needs} each, found room for "
+                f"{room}",
+                code="no-room",
+                hint="ask for fewer `workers` or add nodes",
             )
         return self._workers or room
 
@@ -136,16 +141,17 @@ class RayEvaluator:
         worker = self._actor.remote(self._threads)
         self._starting[worker.make.remote(self._recipe)] = worker
 
-    def _ask(self, request: EvalRequest) -> Any:
+    def _send(self, request: EvalRequest) -> Any:
+        """Give an idle worker a request. Returns the reference to its result."""
         worker = self._idle.popleft()
-        reference = worker.result.remote(request)
+        reference = worker.evaluate.remote(request)
         self._busy[reference] = worker
         return reference
 
-    def _next_event(self) -> tuple[Any, EvalResult | BaseException | None]:
-        """Wait for a worker: its reference, and the result or what the evaluation raised; None for a dead worker.
+    def _wait(self) -> tuple[Any, EvalResult | BaseException | None]:
+        """Wait for one worker: the reference of its task, and the result or the error of the evaluation.
 
-        The worker is idle then, and a dead one is being replaced.
+        None for a worker that has loaded its model, or died. The worker is idle then, and a dead one is being replaced.
         """
         (reference, *_), _ = self._ray.wait([*self._starting, *self._busy], num_returns=1)
         if reference in self._starting:
@@ -156,7 +162,9 @@ class RayEvaluator:
         try:
             outcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            outcome = _cause(error)
+            cause: BaseException = error.cause
+            cause.__cause__ = error  # with the traceback of the worker
+            outcome = cause
         except self._ray.exceptions.RayError:
             self._replace(worker)
             return reference, None
@@ -170,7 +178,8 @@ class RayEvaluator:
         except self._ray.exceptions.RayTaskError as error:
             known = isinstance(error.cause, LongRopeError)
             reason = one_line(error.cause) if known else str(error).splitlines()[-1]  # of a traceback
-            raise LongRopeError(f"a search worker cannot be made: {reason}") from error
+            code = error.cause.code if known else "runtime-fault"
+            raise LongRopeError(f"a search worker cannot be made: {reason}", code=code) from error
         except self._ray.exceptions.RayError as error:
             self._failed_starts += 1
             if self._failed_starts == ATTEMPTS:
@@ -181,7 +190,7 @@ class RayEvaluator:
             self._idle.append(worker)
 
     def _replace(self, worker: Any) -> None:
-        self._ray.kill(worker)  # one that Ray only cannot reach still holds its GPU
+        self._ray.kill(worker)  # a worker that Ray only cannot reach still holds its GPU
         self._start_worker()
 
     def _kill_workers(self) -> None:
@@ -190,12 +199,34 @@ class RayEvaluator:
         self._starting, self._idle, self._busy = {}, deque(), {}
 
 
+class _Worker:
+    """The actor: a replica behind an evaluator of its own."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def make(self, make_evaluator: Callable[[], EvaluateEach]) -> None:
+        self._evaluate = make_evaluator()
+
+    def evaluate(self, request: EvalRequest) -> EvalResult:
+        (result,) = self._evaluate([request])
+        return result
+
+
+def _dead(what: str) -> LongRopeError:
+    return LongRopeError(
+        f"{what}; the usual cause is too little memory",
+        code="out-of-memory",
+        hint="use fewer `workers`, then continue with `resume=True`",
+    )
+
+
 @contextmanager
 def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Ray for the length of a `with` block: the cluster at `address`, or one started here and shut down at the end.
 
     `cpus` is how many CPUs a cluster started here hands out (None: all). A session that this process already has is
-    used and left as it is. Ray speaks on standard output of workers that died; in the block that is standard error.
+    used and left as it is. Ray reports dead workers on standard output; in the block that is standard error.
 
     Raises LongRopeError when Ray is missing or the cluster cannot be joined.
     """
@@ -219,9 +250,9 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
             if address is not None:
                 _check_reachable(address)
             ray.init(**options)
-        except Exception as error:  # Ray raises many kinds; what it said is passed on in one line
+        except Exception as error:  # Ray raises many kinds; its message is passed on in one line
             what = "start Ray" if address is None else f"join the Ray cluster at {address}"
-            raise LongRopeError(f"cannot {what}: {one_line(error)}") from error
+            raise LongRopeError(f"cannot {what}: {one_line(error)}", code="no-cluster") from error
         try:
             yield
         finally:
@@ -233,47 +264,22 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise LongRopeError('search workers need Ray; run: pip install "longrope[ray]"') from error
+        raise LongRopeError(
+            "search workers need Ray", code="missing-dependency", hint='run: pip install "longrope[ray]"'
+        ) from error
     return ray
 
 
 def _check_reachable(address: str) -> None:
-    """Raise OSError when nobody listens at HOST:PORT; Ray itself would try for a quarter of an hour."""
+    """Raise OSError when no process listens at HOST:PORT; Ray itself would try for a quarter of an hour."""
     host, _, port = address.rpartition(":")
     if "://" not in address and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-class _Worker:
-    """What lives in a worker's process: a replica behind an evaluator of its own."""
-
-    def __init__(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-
-    def make(self, make_evaluator: Callable[[], EvaluateEach]) -> None:
-        self._evaluate = make_evaluator()
-
-    def result(self, request: EvalRequest) -> EvalResult:
-        (result,) = self._evaluate([request])
-        return result
-
-
-def _cause(error: Any) -> BaseException:
-    """What was raised in a worker, with its traceback there."""
-    cause: BaseException = error.cause
-    cause.__cause__ = error
-    return cause
-
-
-def _dead(what: str) -> LongRopeError:
-    return LongRopeError(
-        f"{what}; the usual cause is too little memory: use fewer workers, then continue with --resume"
-    )
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """How a worker makes its replica. `fingerprint` and `numerics` are those of the model here."""
+    """The recipe of a worker's replica. `fingerprint` and `numerics` are those of the model here."""
 
     model: str
     options: LoadOptions
@@ -282,16 +288,21 @@ class Recipe:
     numerics: dict[str, Any]
 
     def __call__(self) -> SerialEvaluator:
-        """The evaluator of a new replica. Raises LongRopeError when its results would be others than here."""
+        """The evaluator of a new replica. Raises LongRopeError where its results would differ from those here."""
         loaded = open_model(self.model, options=self.options)
         if fingerprint(loaded.model) != self.fingerprint:
-            raise LongRopeError(f"{self.model} on {platform.node()} has other weights than the model of this search")
+            raise LongRopeError(
+                f"{self.model} on {platform.node()} has other weights than the model of this search", code="other-model"
+            )
         here = numerics(loaded)
         differing = [
             f"{key} {here.get(key)} (not {value})" for key, value in self.numerics.items() if here.get(key) != value
         ]
         if differing:
-            raise LongRopeError(f"{platform.node()} computes otherwise than this search began: {', '.join(differing)}")
+            raise LongRopeError(
+                f"{platform.node()} computes otherwise than this search began: {', '.join(differing)}",
+                code="other-numerics",
+            )
         scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
         return SerialEvaluator(objectives_over(scaled, self.texts))
 
@@ -300,17 +311,20 @@ class Recipe:
 def ray_evaluator(
     loaded: LoadedModel, texts: Texts, *, workers: int | None = None, address: str | None = None
 ) -> Iterator[RayEvaluator]:
-    """What results as `SerialEvaluator` over `texts` would, bit for bit, from Ray workers with a replica each.
+    """The results of `SerialEvaluator` over `texts`, bit for bit, from Ray workers with a replica each.
 
     `workers`: how many (None: as many as the cluster holds); `address`: a cluster to join, else one is started here for
-    the length of the `with` block. On CUDA every worker has one GPU, and the model here waits in main memory meanwhile.
+    the length of the `with` block. On CUDA every worker has one GPU, and the model here is in main memory meanwhile.
 
     Raises LongRopeError when Ray is missing, the cluster cannot be joined or is too small, or a worker's model,
     versions or hardware are not those here.
     """
     device = torch.device(loaded.options.device)
     if device.index is not None:
-        raise LongRopeError(f"Ray hands out the GPUs to workers: expected the device {device.type}, found {device}")
+        raise LongRopeError(
+            f"Ray hands out the GPUs to workers: expected the device {device.type}, found {device}",
+            code="invalid-setting",
+        )
     recipe = Recipe(_anywhere(loaded.name), loaded.options, texts, fingerprint(loaded.model), numerics(loaded))
     evaluator = RayEvaluator(recipe, workers, gpu=device.type == "cuda")
     cpus = None if workers is None else workers * torch.get_num_threads()
@@ -319,7 +333,7 @@ def ray_evaluator(
 
 
 def numerics(loaded: LoadedModel) -> dict[str, Any]:
-    """What decides the last bits of a loss."""
+    """The dtype, hardware and versions that decide the last bits of a loss."""
     model = loaded.model
     cuda = model.device.type == "cuda"
     return {
