@@ -31,10 +31,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def refusal(call: Any, *args: Any, **options: Any) -> str:
-    """The one line that a call is refused with."""
+def refusal(call: Any, *args: Any, code: str = "no-such-model", **options: Any) -> str:
+    """The one line that a call is refused with; `code` is the fault's."""
     with pytest.raises(LongRopeError) as error:
         call(*args, **options)
+    assert error.value.code == code
     line = str(error.value)
     assert "\n" not in line
     return line
@@ -158,7 +159,9 @@ def test_missing_weights_are_not_made_up(folder: Path) -> None:
     values = load_file(weights)
     name = "model.layers.0.self_attn.q_proj.weight"
     save_file({key: value for key, value in values.items() if key != name}, weights, metadata={"format": "pt"})
-    assert f"lacks 1 weights of LlamaForCausalLM, among them {name}" in refusal(load_model, str(folder))
+    assert f"lacks 1 weights of LlamaForCausalLM, among them {name}" in refusal(
+        load_model, str(folder), code="damaged-file"
+    )
 
 
 def test_weights_of_another_size(folder: Path) -> None:
@@ -197,22 +200,28 @@ def test_a_folder_without_a_tokenizer(folder: Path) -> None:
 
 
 def test_dtype_and_device(folder: Path) -> None:
-    assert refusal(load_model, str(folder), dtype="int8").startswith(
+    assert refusal(load_model, str(folder), code="invalid-setting", dtype="int8").startswith(
         "expected a `dtype` of auto, checkpoint, float32, bfloat16"
     )
-    assert "the device 'abacus' cannot be used here" in refusal(load_model, str(folder), device="abacus")
+    assert "the device 'abacus' cannot be used here" in refusal(
+        load_model, str(folder), code="invalid-setting", device="abacus"
+    )
     if not torch.cuda.is_available():
-        assert "the device 'cuda' cannot be used here" in refusal(load_model, str(folder), device="cuda")
-    assert "the device 'meta' cannot be used here" in refusal(load_model, str(folder), device="meta")
+        assert "the device 'cuda' cannot be used here" in refusal(
+            load_model, str(folder), code="invalid-setting", device="cuda"
+        )
+    assert "the device 'meta' cannot be used here" in refusal(
+        load_model, str(folder), code="invalid-setting", device="meta"
+    )
 
 
 def test_gpt2_loads_and_is_refused_when_scaled(tmp_path: Path) -> None:
     config = GPT2Config(n_layer=1, n_head=2, n_embd=32, vocab_size=128, n_positions=64)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     model = load_model(str(tmp_path))
-    assert "found gpt2 without" in refusal(RopeGeometry.from_config, load_config(str(tmp_path)))
+    assert "found gpt2 without" in refusal(RopeGeometry.from_config, load_config(str(tmp_path)), code="not-rope")
     geometry = RopeGeometry(rotary_dim=16, base=10000.0, original_length=64)
-    assert "found gpt2 without" in refusal(apply_scaling, model, RopeScaling.original(geometry))
+    assert "found gpt2 without" in refusal(apply_scaling, model, RopeScaling.original(geometry), code="not-rope")
 
 
 # The hub.

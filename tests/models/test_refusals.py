@@ -24,13 +24,14 @@ def doubled(geometry: RopeGeometry = GEOMETRY) -> RopeScaling:
     return RopeScaling.single(geometry, 128, np.full(geometry.pairs, 2.0))
 
 
-def assert_refused(model: PreTrainedModel, scaling: RopeScaling, match: str) -> None:
+def assert_refused(model: PreTrainedModel, scaling: RopeScaling, match: str, code: str = "not-rope") -> None:
     """One line, the same modules and the same logits as before."""
     before = dict(model.named_modules())
     ids = tokens(20)
     then = logits(model, ids)
     with pytest.raises(LongRopeError, match=match) as refusal:
         apply_scaling(model, scaling)
+    assert refusal.value.code == code
     assert "\n" not in str(refusal.value)
     assert dict(model.named_modules()) == before
     assert torch.equal(logits(model, ids), then)
@@ -103,7 +104,7 @@ def test_a_config_that_promises_a_rotary_module_the_model_lacks() -> None:
 )
 def test_a_scaling_for_another_model(change: dict[str, Any], match: str) -> None:
     values = {"rotary_dim": 16, "base": 10000.0, "original_length": 64} | change
-    assert_refused(tiny_model("llama"), doubled(RopeGeometry(**values)), match)
+    assert_refused(tiny_model("llama"), doubled(RopeGeometry(**values)), match, "wrong-geometry")
 
 
 def test_a_refused_scaling_leaves_the_applied_one() -> None:
@@ -201,6 +202,7 @@ def test_unknown_rotary_modules(rotary: nn.Module, match: str) -> None:
     model = with_rotary(rotary)
     with pytest.raises(LongRopeError, match=match) as refusal:
         apply_scaling(model, doubled())
+    assert refusal.value.code == "not-rope"
     assert "\n" not in str(refusal.value)
     assert model.model.rotary_emb is rotary
 

@@ -128,9 +128,9 @@ def test_push_to_hub_uploads_the_scaled_config(monkeypatch: pytest.MonkeyPatch, 
     scaling = scaling_of(model)
     apply_scaling(model, scaling)
     uploaded: list[dict[str, Any]] = []
-    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: FakeHub())
-    monkeypatch.setattr("transformers.modeling_utils.hf_api", lambda: FakeHub())
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: FakeHub())
+    for module in ("transformers.utils.hub", "transformers.modeling_utils"):
+        monkeypatch.setattr(f"{module}.hf_api", FakeHub)
+        monkeypatch.setattr(f"{module}.create_and_tag_model_card", lambda *_, **__: FakeHub())
 
     def upload(folder: str, *_: Any, **__: Any) -> None:
         uploaded.append(json.loads((Path(folder) / "config.json").read_text("utf-8")))

@@ -115,8 +115,9 @@ def test_positions_of_the_caller() -> None:
     ],
 )
 def test_nothing_to_score(length: int, start: int, match: str) -> None:
-    with pytest.raises(LongRopeError, match=match):
+    with pytest.raises(LongRopeError, match=match) as error:
         token_nll(tiny_model("llama"), tokens(length), start=start)
+    assert error.value.code == ("invalid-setting" if start < 0 else "too-short-text")
 
 
 def test_a_model_without_a_head() -> None:
