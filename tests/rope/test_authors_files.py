@@ -93,6 +93,7 @@ def test_refusals(tmp_path: Path, content: bytes, message: str) -> None:
     path.write_bytes(content)
     with pytest.raises(LongRopeError, match=message) as caught:
         read_authors_factors(path, LLAMA2_7B, TARGET)
+    assert caught.value.code in ("damaged-file", "invalid-number")
     assert re.search(re.escape(str(path)), str(caught.value))
     assert "\n" not in str(caught.value)
 

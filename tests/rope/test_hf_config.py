@@ -216,4 +216,5 @@ def _namespace(**parameters: Any) -> SimpleNamespace:
 def test_refusals(config: Any, message: str) -> None:
     with pytest.raises(LongRopeError, match=message) as caught:
         scaling_of_config(config)
+    assert caught.value.code != "invalid-input"
     assert "\n" not in str(caught.value)

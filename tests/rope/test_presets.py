@@ -90,8 +90,9 @@ def test_longrope2_keeps_the_original_rope_below_its_window() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(LongRopeError, match=r"found '2048k_la2_256': did you mean 2048k_la2_256k or ") as caught:
+    with pytest.raises(LongRopeError, match=r"found '2048k_la2_256'; did you mean 2048k_la2_256k or ") as caught:
         preset("2048k_la2_256")
+    assert caught.value.code == "unknown-preset"
     assert "\n" not in str(caught.value)
     with pytest.raises(LongRopeError, match="there are 31, from "):
         preset("zzzzzz")

@@ -149,6 +149,7 @@ def test_wrong_fields(tmp_path: Path, change: Any, message: str) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(LongRopeError, match=f"^{re.escape(str(path))}: {message}") as caught:
         RopeScaling.load(path)
+    assert caught.value.code == "damaged-file"
     assert "\n" not in str(caught.value)
 
 
@@ -172,6 +173,7 @@ def test_other_files(tmp_path: Path, content: bytes, message: str) -> None:
     path.write_bytes(content)
     with pytest.raises(LongRopeError, match=message) as caught:
         RopeScaling.load(path)
+    assert caught.value.code == "damaged-file"
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

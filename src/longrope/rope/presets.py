@@ -84,7 +84,7 @@ def preset(name: str) -> RopeScaling:
             if close
             else f"there are {len(tables)}, from {min(tables)} to {max(tables)}"
         )
-        raise LongRopeError(f"expected the name of a preset, found {name!r}: {hint}", code="unknown-preset")
+        raise LongRopeError(f"expected the name of a preset, found {name!r}", code="unknown-preset", hint=hint)
     table = tables[name]
     geometry = RopeGeometry(
         rotary_dim=table["head_dim"], base=table["rope_theta"], original_length=table["original_length"]
