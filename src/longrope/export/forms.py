@@ -19,7 +19,7 @@ from longrope.rope.hf_config import forced_attention_factor, is_forced, transfor
 from longrope.rope.scaling import RopeScaling
 
 
-def require_expressible(unsupported: Sequence[str], runtime: str, allow_lossy: bool) -> None:
+def refuse_unsupported(unsupported: Sequence[str], runtime: str, allow_lossy: bool) -> None:
     """Raise LongRopeError (`not-expressible`) for `unsupported` parts, unless the user allows their loss."""
     if unsupported and not allow_lossy:
         raise LongRopeError(
