@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from longrope.errors import LongRopeError
+from longrope.export.export import export_checkpoint
 from longrope.models.apply import apply_scaling, geometry_of, remove_scaling, scaled
 from longrope.models.loading import open_model
 from longrope.models.saving import plain_saves
@@ -54,6 +55,19 @@ def test_a_saved_model_is_the_scaled_one(family: str, tmp_path: Path) -> None:
     remove_scaling(model)
     assert_reloads(tmp_path, model, scaling)
     assert "save_pretrained" not in vars(model)
+
+
+@pytest.mark.parametrize("config_class", ["LlamaConfig", "Gemma3TextConfig"])
+def test_the_config_is_that_of_an_export(config_class: str, tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / "model", config_class)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    scaling = scaling_of(model)
+    export_checkpoint(str(source), scaling, tmp_path / "export")
+    with scaled(model, scaling):
+        model.save_pretrained(tmp_path / "saved")
+    exported, saved = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("export", "saved"))
+    assert saved == exported
+    assert RopeScaling.load(tmp_path / "saved/scaling.json") == RopeScaling.load(tmp_path / "export/scaling.json")
 
 
 def test_without_a_scaling_saves_are_plain(tmp_path: Path) -> None:
