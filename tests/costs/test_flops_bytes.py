@@ -253,7 +253,7 @@ def test_memory_of_the_gradient(at: str, name: str, precision: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "chunk"),
-    grid({("tiny", None), ("grouped", 2048), ("tiny", 64)}, MODELS, [None, 2048, 64]),  # one pass, the mask, the cache
+    grid({("grouped", None), ("tiny", 1024), ("grouped", 64)}, MODELS, [None, 1024, 64]),  # one pass, the mask, the cache
 )
 def test_memory_of_reading(name: str, chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks are for layers that attend to a sliding window; one as long as the text is planned for here."""
