@@ -76,7 +76,7 @@ def test_layers_that_slide_attend_less(tmp_path: Path) -> None:
     assert shape.attended_pairs(256) == 6 * 256**2 / 2
 
 
-# What searches ask.
+# The evaluations of searches.
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -90,11 +90,11 @@ def test_samples_are_those_of_the_search(method: str) -> None:
     }
 
 
-def test_the_papers_searches_ask_1344_times() -> None:
+def test_the_papers_searches_make_1344_evaluations() -> None:
     loaded = open_model("tiny")
     for method, samples in (("longrope", 5), ("longrope2", 10)):
         work = search_work(loaded, 2048, SearchConfig(method=method))
-        assert (work.questions, work.token_passes) == (1344, 1344 * samples * 2048)
+        assert (work.evaluations, work.token_passes) == (1344, 1344 * samples * 2048)
         assert work.tokens > work.token_passes  # the baselines
         assert not work.by_gradient
 
@@ -108,14 +108,16 @@ def test_the_papers_searches_ask_1344_times() -> None:
     ],
     ids=lambda options: options.method,
 )
-def test_a_search_asks_what_was_planned(options: SearchConfig, tmp_path: Path, checkpoint: Path, texts: Path) -> None:
+def test_a_search_makes_the_evaluations_that_were_planned(
+    options: SearchConfig, tmp_path: Path, checkpoint: Path, texts: Path
+) -> None:
     loaded = open_model(str(checkpoint))
     planned = search_work(loaded, 128, options)
     result = search(loaded, 128, [str(texts / "search.txt")], tmp_path / "run", options)
-    assert (result.evaluations, result.token_passes) == (planned.questions, planned.token_passes)
+    assert (result.evaluations, result.token_passes) == (planned.evaluations, planned.token_passes)
 
 
-def test_questions_asked_at_once_are_shared_by_the_devices() -> None:
+def test_evaluations_requested_at_once_are_shared_by_the_devices() -> None:
     loaded = open_model("tiny")
     shape = shape_of("tiny", loaded.model)
     one, eight = Devices(), Devices(count=8)

@@ -199,7 +199,7 @@ def _search(
         search_advice(partial(size, shape), target_length, devices),
         stage="search",
         name=config.method,
-        detail=f"{work.questions:,} evaluations, objective {config.chosen_objective}",
+        detail=f"{work.evaluations:,} evaluations, objective {config.chosen_objective}",
         length=target_length,
         tokens=work.tokens,
         devices_used=devices.count,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +27,109 @@ from longrope.search.objective import SampledObjective
 from longrope.search.search_data import VALIDATION_SAMPLES, samples_of, stage_lengths
 
 
+class Work(NamedTuple):
+    """One evaluation: `rows` texts of `length` tokens, with or without the gradient."""
+
+    rows: int
+    length: int
+    gradient: bool
+
+
+@dataclass(frozen=True)
+class SearchWork:
+    """The most that a search computes.
+
+    `rounds`: the evaluations that are requested at once, in order. `evaluations` and `token_passes`: of the search, as
+    its summary counts them. `extra` comes on top: the baselines, and the other objective's scores of LongRoPE2.
+    """
+
+    rounds: list[list[Work]]
+    extra: list[list[Work]]
+    evaluations: int
+    token_passes: int
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether some evaluation takes the gradient."""
+        return any(work.gradient for work in itertools.chain(*self.rounds))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, `extra` included, a forward once and a backward twice."""
+        every = itertools.chain(*self.rounds, *self.extra)
+        return sum(work.rows * work.length * (3 if work.gradient else 1) for work in every)
+
+    def flops(self, shape: ModelShape) -> Flops:
+        """FLOPs of all evaluations, `extra` included."""
+        return sum(map(_flops_of(shape), itertools.chain(*self.rounds, *self.extra)), Flops())
+
+    def seconds(self, shape: ModelShape, devices: Devices) -> float:
+        """The time with a replica on each device: the evaluations of a round are shared, rounds follow each other."""
+        flops, total = _flops_of(shape), 0.0
+        for batch in (*self.rounds, *self.extra):
+            free = [0.0] * devices.count
+            for work in batch:
+                heapq.heappush(free, heapq.heappop(free) + devices.seconds(flops(work)))
+            total += max(free)
+        return total
+
+
+def _flops_of(shape: ModelShape) -> Callable[[Work], Flops]:
+    """The FLOPs of an evaluation, counted once for each kind: a search makes the same a thousand times."""
+
+    @cache
+    def of_a_text(length: int, gradient: bool) -> Flops:
+        return (gradient_flops if gradient else forward_flops)(shape, length)
+
+    return lambda work: of_a_text(work.length, work.gradient) * work.rows
+
+
+def search_work(loaded: LoadedModel, target_length: int, config: SearchConfig) -> SearchWork:
+    """The evaluations of a search by `config` of a model with the geometry and checkpoint scaling of `loaded`."""
+    objectives = sized_objectives(loaded.context_length, target_length, config)
+    prepared = build(loaded, objectives, target_length, config)
+    evaluator = SerialEvaluator(objectives)
+    batches: list[list[EvalRequest]] = []
+    gradient, losses = (1.0,) * (loaded.geometry.pairs + 1), itertools.count(-1.0, -1.0)
+
+    def evaluate(requests: Sequence[EvalRequest]) -> list[EvalResult]:
+        batches.append(list(requests))
+        return [EvalResult(next(losses), gradient if request.gradient else None) for request in requests]
+
+    def work(request: EvalRequest) -> Work:
+        objective = objectives[request.split, request.window.max_length]
+        rows = objective.count if request.samples is None else len(request.samples)
+        return Work(rows, objective.length, request.gradient)
+
+    prepared.run(evaluate)
+    requests = [request for batch in batches for request in batch]
+    scored = objectives[SEARCH, target_length].count
+    compared = len(baselines(loaded, target_length))
+    extra: list[list[Work]] = [[Work(scored, target_length, False)] * compared]
+    if config.method == "longrope2":  # the best of each d_rcd by the other objective
+        space, other = prepared.settings["space"], objectives[OTHER, target_length].count
+        extra.append([Work(other, target_length, False)] * (space["last"] - space["first"] + 1))
+    passes = sum(map(evaluator.token_passes, distinct(requests)))
+    return SearchWork([list(map(work, batch)) for batch in batches], extra, len(requests), passes)
+
+
+def sized_objectives(
+    context_length: int, target_length: int, config: SearchConfig
+) -> Mapping[tuple[str, int], SampledObjective]:
+    """The counts and lengths of the texts that `search_data.prepare_texts` draws."""
+    searched = samples_of(config, config.chosen_objective, target_length)
+    if config.by_gradient:
+        lengths = stage_lengths(context_length, target_length, config.continuation)
+        splits = {SEARCH: searched, VALIDATION: VALIDATION_SAMPLES}
+        return {(split, length): _Sized(rows, length) for length in lengths for split, rows in splits.items()}
+    counts = {SEARCH: searched}
+    if config.method == "longrope2":
+        counts[OTHER] = samples_of(config, config.other_objective, target_length)
+    return {(split, target_length): _Sized(rows, target_length) for split, rows in counts.items()}
+
+
 class _Sized(SampledObjective):
-    """So many texts of such a length, and nothing in them."""
+    """An objective of `count` texts of `length` tokens, without the texts."""
 
     name = "sized"
 
@@ -39,107 +142,3 @@ class _Sized(SampledObjective):
 
     def scored(self, row: int) -> int:
         return self.length - 1
-
-
-Work = tuple[int, int, bool]
-"""Rows, their tokens, and whether the gradient is asked for."""
-
-
-@dataclass(frozen=True)
-class SearchWork:
-    """What a search asks for at most.
-
-    `rounds`: questions that are asked at once. `token_passes`: of the search, as its summary counts them; `baselines`
-    and the other objective's scores of LongRoPE2 come on top, `extra`.
-    """
-
-    rounds: list[list[Work]]
-    extra: list[list[Work]]
-    questions: int
-    token_passes: int
-
-    @property
-    def longest(self) -> int:
-        return max(length for work in self.rounds for _, length, _ in work)
-
-    @property
-    def by_gradient(self) -> bool:
-        return any(gradient for work in self.rounds for *_, gradient in work)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all rows, `extra` included, a forward once and a backward twice."""
-        every = [work for asked in (*self.rounds, *self.extra) for work in asked]
-        return sum(rows * length * (3 if gradient else 1) for rows, length, gradient in every)
-
-    def flops(self, shape: ModelShape) -> Flops:
-        cost = _Costs(shape)
-        return sum((cost(work) for asked in (*self.rounds, *self.extra) for work in asked), Flops())
-
-    def seconds(self, shape: ModelShape, devices: Devices) -> float:
-        """With one replica on each device: the questions of a round are shared, rounds follow each other."""
-        cost, total = _Costs(shape), 0.0
-        for asked in (*self.rounds, *self.extra):
-            free = [0.0] * devices.count
-            for work in asked:
-                heapq.heappush(free, heapq.heappop(free) + devices.seconds(cost(work)))
-            total += max(free)
-        return total
-
-
-class _Costs:
-    """The FLOPs of a question; the same one comes a thousand times."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        self.shape = shape
-        self.known: dict[tuple[int, bool], Flops] = {}
-
-    def __call__(self, work: Work) -> Flops:
-        rows, length, gradient = work
-        if (length, gradient) not in self.known:
-            self.known[length, gradient] = (gradient_flops if gradient else forward_flops)(self.shape, length)
-        return self.known[length, gradient] * rows
-
-
-def search_work(loaded: LoadedModel, target_length: int, options: SearchConfig) -> SearchWork:
-    """The evaluations of a search by `options` of a model with the geometry and checkpoint scaling of `loaded`."""
-    objectives = sized_objectives(loaded.context_length, target_length, options)
-    prepared = build(loaded, objectives, target_length, options)
-    evaluator = SerialEvaluator(objectives)
-    batches: list[list[EvalRequest]] = []
-    gradient, losses = (1.0,) * (loaded.geometry.pairs + 1), itertools.count(-1.0, -1.0)
-
-    def evaluate(requests: Sequence[EvalRequest]) -> list[EvalResult]:
-        batches.append(list(requests))
-        return [EvalResult(next(losses), gradient if request.gradient else None) for request in requests]
-
-    def work(request: EvalRequest) -> Work:
-        objective = objectives[request.split, request.window.max_length]
-        rows = objective.count if request.samples is None else len(request.samples)
-        return rows, objective.length, request.gradient
-
-    prepared.run(evaluate)
-    requests = [request for batch in batches for request in batch]
-    scored = objectives[SEARCH, target_length].count
-    compared = len(baselines(loaded, target_length))
-    extra: list[list[Work]] = [[(scored, target_length, False)] * compared]
-    if options.method == "longrope2":  # the best of each d_rcd by the other objective
-        space, other = prepared.settings["space"], objectives[OTHER, target_length].count
-        extra.append([(other, target_length, False)] * (space["last"] - space["first"] + 1))
-    passes = sum(map(evaluator.token_passes, distinct(requests)))
-    return SearchWork([list(map(work, batch)) for batch in batches], extra, len(requests), passes)
-
-
-def sized_objectives(
-    context_length: int, target_length: int, options: SearchConfig
-) -> Mapping[tuple[str, int], SampledObjective]:
-    """The counts and lengths of the texts that `search_data.prepare_texts` draws."""
-    searched = samples_of(options, options.chosen_objective, target_length)
-    if options.by_gradient:
-        lengths = stage_lengths(context_length, target_length, options.continuation)
-        splits = {SEARCH: searched, VALIDATION: VALIDATION_SAMPLES}
-        return {(split, length): _Sized(rows, length) for length in lengths for split, rows in splits.items()}
-    counts = {SEARCH: searched}
-    if options.method == "longrope2":
-        counts[OTHER] = samples_of(options, options.other_objective, target_length)
-    return {(split, target_length): _Sized(rows, target_length) for split, rows in counts.items()}

@@ -115,9 +115,9 @@ def _searches(
     loaded: LoadedModel, shape: ModelShape, lengths: Sequence[int], options: SearchConfig
 ) -> tuple[int, Flops, str]:
     works = [search_work(loaded, length, options) for length in dict.fromkeys(lengths)]
-    questions = sum(work.questions for work in works)
+    evaluations = sum(work.evaluations for work in works)
     flops = sum((work.flops(shape) for work in works), Flops())
-    detail = f"{options.method}, {options.chosen_objective}, {questions:,} questions"
+    detail = f"{options.method}, {options.chosen_objective}, {evaluations:,} evaluations"
     return sum(work.tokens for work in works), flops, detail
 
 
