@@ -46,6 +46,11 @@ def test_results_come_back_bit_for_bit(path: Path) -> None:
         assert [key.scaling for key in log.results] == ["none", "inf", "nan", "yarn"]
 
 
+def test_a_warning_in_other_words_is_the_same_run(path: Path) -> None:
+    TaskLog.create(path, HEADER | {"warnings": ["as an earlier version said it"]}).close()
+    TaskLog.resume(path, HEADER | {"warnings": ["as it is said now"]}).close()
+
+
 def test_a_last_line_that_was_cut_off_is_measured_again(path: Path) -> None:
     with TaskLog.create(path, HEADER) as log:
         log.append(result("none"))

@@ -151,7 +151,7 @@ CARRIED = RopeScaling(
 
 
 @pytest.mark.parametrize("name", SECOND)
-def test_a_second_form_as_a_contender(name: str) -> None:
+def test_a_second_form_as_a_method(name: str) -> None:
     method = second_method(name, CARRIED, 2_097_152)
     assert method.name == name
     for length in (1, 4096, 4097, 262_144):  # within reach, the model as it was trained
@@ -173,7 +173,7 @@ def test_named_in_a_comparison(tuned: LoadedModel, loaded: LoadedModel) -> None:
     assert methods[0].window(TARGET).factors == baselines(tuned, TARGET)["second-pi"].factors
     with pytest.raises(LongRopeError, match=r"carries no scaling to stretch; leave 'second-pi' out"):
         compared(loaded, ["second-pi"], TARGET)
-    with pytest.raises(LongRopeError, match=f"beyond its {REACH} tokens; found a target of {REACH}"):
+    with pytest.raises(LongRopeError, match=f"{REACH} tokens for second-pi, found {REACH}"):
         compared(tuned, ["second-pi"], REACH)
     with pytest.raises(LongRopeError, match=r"expected one of second-pi, .* found 'second'"):
         second_method("second", CARRIED, 2_097_152)

@@ -64,35 +64,23 @@ class Comparison:
         Raises LongRopeError for an unknown name, a scaling that is not for this model, or a checkpoint that has none.
         """
         target = max(target_length, loaded.geometry.original_length)
-        itself = as_it_is(loaded)
         before = _before(loaded, original, target)
         names = list(baselines)
         if scaling is None:
-            own = "none" if itself is None else CHECKPOINT
+            own = "none" if as_it_is(loaded) is None else CHECKPOINT
             names = [*(entry for entry in names if entry != own), own]
         methods, scalings = [], {}
         for entry in names:
             given = baselines.get(entry)
             if given is None:
                 check_baseline(entry)
-            if given is None and entry.endswith(".json"):
-                given = RopeScaling.load(entry)
-            if given is not None:
+                given = RopeScaling.load(entry) if entry.endswith(".json") else None
+            if given is None:
+                methods.append(before if entry == ORIGINAL else _named(entry, loaded, target))
+            else:
                 given.check_fits(loaded.geometry)
                 scalings[entry] = given
                 methods.append(scaling_method(entry, given))
-            elif entry == ORIGINAL:
-                methods.append(before)
-            elif entry == CHECKPOINT:
-                if itself is None:
-                    raise _no_scaling(loaded, "compare with", entry)
-                methods.append(itself)
-            elif entry in SECOND_FORMS:
-                if loaded.checkpoint_scaling is None:
-                    raise _no_scaling(loaded, "stretch", entry)
-                methods.append(second_method(entry, loaded.checkpoint_scaling, target))
-            else:
-                methods.append(closed_form_method(entry, loaded.geometry, target))
         if scaling is not None:
             if name in names:
                 raise LongRopeError(
@@ -144,6 +132,20 @@ def scaling_to_measure(
     return scaling, "longrope" if name is None else name
 
 
+def _named(name: str, loaded: LoadedModel, target: int) -> Method:
+    """The method of a name in BASELINES other than `original`."""
+    if name == CHECKPOINT:
+        itself = as_it_is(loaded)
+        if itself is None:
+            raise _no_scaling(loaded, "compare with", name)
+        return itself
+    if name in SECOND_FORMS:
+        if loaded.checkpoint_scaling is None:
+            raise _no_scaling(loaded, "stretch", name)
+        return second_method(name, loaded.checkpoint_scaling, target)
+    return closed_form_method(name, loaded.geometry, target)
+
+
 def as_it_is(loaded: LoadedModel) -> Method | None:
     """The method that the checkpoint itself applies to long texts; None where it has the original RoPE."""
     if loaded.checkpoint_scaling is not None:
@@ -164,9 +166,9 @@ def _before(loaded: LoadedModel, original: LoadedModel | None, target: int) -> M
     return replace(as_it_is(model) or closed_form_method("none", model.geometry, target), name=ORIGINAL)
 
 
-def _no_scaling(loaded: LoadedModel, purpose: str, entry: str) -> LongRopeError:
+def _no_scaling(loaded: LoadedModel, purpose: str, name: str) -> LongRopeError:
     return LongRopeError(
         f"{loaded.name} carries no scaling to {purpose}",
         code="invalid-setting",
-        hint=f"leave {entry!r} out of `baselines`",
+        hint=f"leave {name!r} out of `baselines`",
     )

@@ -125,7 +125,8 @@ class TaskLog(LineLog):
                 code="other-schema",
                 hint="choose another `output`",
             )
-        differing = sorted(key for key in header.keys() | found.keys() if header.get(key) != found.get(key))
+        keys = (header.keys() | found.keys()) - {"warnings"}  # sentences about the other settings
+        differing = sorted(key for key in keys if header.get(key) != found.get(key))
         if differing:
             raise LongRopeError(
                 f"{self.path} is of another evaluation: {', '.join(differing)} differ",
