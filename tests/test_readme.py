@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.pages import ROOT, run_python
+
 # The last value of an option counts, so these take the budget down without changing what is tested.
 SMALL = {
     "search": ("--population", "4", "--iterations", "1", "--samples", "1"),
@@ -20,11 +20,6 @@ def commands(page: str) -> list[list[str]]:
     blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
     lines = [line.removeprefix("$ ").partition("#")[0].strip() for line in "\n".join(blocks).splitlines()]
     return [shlex.split(line) for line in lines if line]
-
-
-def programs(page: str) -> list[str]:
-    """Every Python block of the page."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
 
 
 def test_readme_names_real_make_targets():
@@ -43,10 +38,7 @@ def test_readme_commands_run(cli, tmp_path, monkeypatch):
         ran = cli(*words[1:], *small)
         assert ran.code == 0, (words, ran.err)
         assert ran.out
-    # The Python of the page goes on with what its commands left.
-    assert programs("README.md")
-    for program in programs("README.md"):
-        exec(compile(program, "README.md", "exec"), {})
+    assert run_python("README.md", tmp_path) == 1
 
 
 def test_readme_links_lead_somewhere():

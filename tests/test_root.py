@@ -263,11 +263,13 @@ def test_one_process_at_a_time_and_a_killed_one_leaves_nothing_that_blocks(tmp_p
     with LineLog(tmp_path / "a.jsonl", new=True) as log:
         log.write_first("first")
     with subprocess.Popen([sys.executable, "-c", HOLD, kind], cwd=tmp_path, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"locked\n"
-        with pytest.raises(LongRopeError) as caught:
-            open_it()
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"locked\n"
+            with pytest.raises(LongRopeError) as caught:
+                open_it()
+        finally:
+            process.kill()
     assert caught.value.code == "locked"
     with open_it():
         pass

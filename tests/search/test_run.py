@@ -336,9 +336,11 @@ def test_the_front_door_on_a_loaded_model(
     found = search_scaling(model, tokenizer, target_length="128", data=source[0], config=config)
     assert found.windows == expected.windows
     assert applied_scaling(model) == applied.scaling
-    again = search_scaling(checkpoint, target_length=128, data=source, config=config, output_dir=str(tmp_path / "run"))
-    assert again.windows == expected.windows
-    assert RopeScaling.load(tmp_path / "run" / "scaling.json") == again
+    given: dict[str, Any] = {"data": source, "config": config, "output_dir": str(tmp_path / "run"), "resume": True}
+    for _ in range(2):  # the same call begins a search and continues it
+        again = search_scaling(checkpoint, target_length=128, **given)
+        assert again.windows == expected.windows
+        assert RopeScaling.load(tmp_path / "run" / "scaling.json") == again
     with pytest.raises(LongRopeError) as error:
         search_scaling(model, tokenizer, target_length=128, data=source, config=config, resume=True)
     assert error.value.code == "not-resumable"

@@ -96,7 +96,7 @@ class SearchLog(LineLog):
 
     def _checked(self, header: dict[str, Any]) -> list[LogRow]:
         path = self.path
-        found, rows = read_log(path)
+        found, rows = read_log(path, self.read())
         wanted = json.loads(json.dumps(header))
         differing = sorted(key for key in wanted if key != "record" and found.get(key) != wanted[key])
         if differing:
@@ -122,10 +122,13 @@ class SearchLog(LineLog):
         self.rows.append(row)
 
 
-def read_log(path: Path) -> tuple[dict[str, Any], list[LogRow]]:
-    """Header and evaluations of a log. Raises LongRopeError when it is missing, of another schema, or damaged."""
+def read_log(path: Path, content: bytes | None = None) -> tuple[dict[str, Any], list[LogRow]]:
+    """Header and evaluations of a log. Raises LongRopeError when it is missing, of another schema, or damaged.
+
+    `content`: the bytes of the file where it is open already.
+    """
     try:
-        text = path.read_text("utf-8")
+        text = (path.read_bytes() if content is None else content).decode("utf-8")
     except FileNotFoundError as error:
         raise _nothing_to_resume(path) from error
     except (OSError, UnicodeDecodeError) as error:

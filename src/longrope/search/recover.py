@@ -29,7 +29,7 @@ from longrope.search.initial import NONE
 from longrope.search.run import search
 from longrope.search.spaces import UPPER_RATIO
 from longrope.storage import json_ready, new_output_folder, write_json_atomic
-from longrope.units import parse_length
+from longrope.units import parse_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +91,15 @@ def recover_scaling(
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
-    several = [lengths] if isinstance(lengths, int | str) else lengths
+    folder = Path(output_dir)
     return recover(
         open_model(model, tokenizer, load),
-        [parse_length(length) for length in several],
+        parse_lengths(lengths),
         as_sources(data),
-        Path(output_dir),
+        folder,
         config,
         max_factor=max_factor,
-        resume=resume,
+        resume=resume and folder.is_dir() and any(folder.iterdir()),  # the same call begins and continues
         workers=workers,
         ray_address=ray_address,
         callbacks=callbacks,

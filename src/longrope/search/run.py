@@ -113,21 +113,24 @@ def search_scaling(
     its budget, `load` how a named model is loaded.
 
     `output_dir` is a new folder for the scaling, the log and the summary (by default a temporary one); with `resume`,
-    an interrupted search in it goes on to the end that it would have had. `workers` computes in so many Ray processes,
-    of the cluster at `ray_address` if given, with the same result bit for bit on the same hardware.
+    a search that was interrupted in it goes on to the end that it would have had, and begins where there is none.
+    `workers` computes in so many Ray processes, of the cluster at `ray_address` if given, with the same result bit for
+    bit on the same hardware.
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
     if resume and output_dir is None:
         raise LongRopeError("expected the `output_dir` of the search to resume, found none", code="not-resumable")
     with tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary:
+        folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
+        begun = (folder / SEARCH_LOG).is_file()
         return search(
             open_model(model, tokenizer, load),
             parse_length(target_length),
             as_sources(data),
-            Path(temporary) / "search" if output_dir is None else Path(output_dir),
+            folder,
             config,
-            resume=resume,
+            resume=resume and begun,  # the same call begins a search and continues it
             workers=workers,
             ray_address=ray_address,
             callbacks=callbacks,
