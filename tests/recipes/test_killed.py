@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 
-from longrope.callbacks import TrainProgress
+from longrope.callbacks import Callbacks, TrainProgress
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
 from longrope.recipes.run import run_recipe
-from longrope.recipes.stages import Listener
 from longrope.rope.scaling import RopeScaling
 from longrope.train.launch import finetune_in_processes
 from longrope.train.output import FinetuneResult
@@ -110,15 +109,23 @@ def in_processes(
     return finetune_in_processes(2, model or loaded.name, **given, resume=out.is_dir(), **more)
 
 
+class Heard(Callbacks):
+    """Keeps the progress of trainings."""
+
+    def __init__(self, heard: list[TrainProgress]) -> None:
+        self.heard = heard
+
+    def on_train_progress(self, progress: TrainProgress) -> None:
+        self.heard.append(progress)
+
+
 def test_two_processes_train_as_one_does(loaded: LoadedModel, tmp_path: Path) -> None:
     """As stages of a recipe, with their progress; within 1e-4, sums being taken in another order."""
     heard: list[TrainProgress] = []
     made = {}
     for processes in (1, 2):
         stages = (SEARCH_4, {**TRAIN_4, "processes": processes})
-        done = run_recipe(
-            loaded, recipe(tmp_path, *stages), tmp_path / str(processes), Listener(on_training_progress=heard.append)
-        )
+        done = run_recipe(loaded, recipe(tmp_path, *stages), tmp_path / str(processes), Heard(heard))
         made[processes] = done.stages["02-finetune-256"]
         assert not list((tmp_path / str(processes)).glob("02-finetune-256.*"))
     assert made[2]["final_loss"] == pytest.approx(made[1]["final_loss"], abs=1e-4)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from longrope.callbacks import Callbacks
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalResults
 from longrope.models.loading import LoadedModel, open_model
@@ -23,7 +24,7 @@ from longrope.recipes.folder import RunFolder
 from longrope.recipes.graph import Step, steps
 from longrope.recipes.run import RecipeResult, run_recipe
 from longrope.recipes.schema import Recipe
-from longrope.recipes.stages import Listener, Stages
+from longrope.recipes.stages import Stages
 from longrope.rope.scaling import RopeScaling
 from tests.recipes.recipes import EVALUATE, EXPORT, FOLDERS, RECOVER, SEARCH_4, STAGES, TRAIN_4, recipe
 
@@ -174,11 +175,11 @@ def test_a_finished_stage_is_never_run_again(
     monkeypatch.setattr(recipe_run, "report", lambda *_: pytest.fail("the report was written again"))
     run, heard = folder / "run", []
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
-    again = run_recipe(loaded, small, run, Listener(on_step=lambda *told: heard.append(told)))
+    callbacks = Callbacks()
+    monkeypatch.setattr(callbacks, "on_stage", lambda *told: heard.append(told))
+    again = run_recipe(loaded, small, run, callbacks)
     assert again.to_json() == result.to_json()
-    assert [(place, step.folder, finished) for place, step, finished in heard] == [
-        (place, name, True) for place, name in enumerate(FOLDERS, start=1)
-    ]
+    assert [told[1:] for told in heard] == [(place, len(FOLDERS), True) for place in range(1, len(FOLDERS) + 1)]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -41,7 +41,7 @@ def run(
     from longrope.models.checkpoint_files import EMBEDDED
     from longrope.models.inspect import inspect_model
     from longrope.models.loading import open_model
-    from longrope.recipes.extend import Listener, extend, summary
+    from longrope.recipes.extend import extend, summary
 
     quiet_libraries()
     evolves = search.get("method", "longrope") in EVOLUTION
@@ -62,16 +62,10 @@ def run(
             evaluation_data=eval_data or [],
             lengths=parse_lengths(lengths) if lengths else None,
             evaluation_samples=10 if eval_samples is None else eval_samples,
-            options=config,
+            config=config,
             allow_lossy=allow_lossy,
             resume=resume,
-            listener=Listener(
-                on_stage=shown.on_stage,
-                on_search_start=shown.on_search_start,
-                on_search_progress=shown.on_search_progress,
-                on_evaluation_start=shown.on_eval_start,
-                on_evaluation_sample=shown.on_eval_step,
-            ),
+            callbacks=shown,
         )
         scalars.measured(extension.evaluation.rows)
     print_json(summary(extension)) if as_json else show_extension(extension, output_dir)

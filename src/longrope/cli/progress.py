@@ -53,7 +53,7 @@ class Display(Callbacks):
         self.training = False
 
     def on_stage(self, stage: str, number: int = 1, count: int = 1, finished: bool = False) -> None:
-        line = f"{number}/{count} {stage}{': finished before' if finished else ''}" if count > 1 else stage
+        line = f"{number}/{count} {stage}{': finished before' if finished else ''}"
         if self._stage_lines:
             messages.print(line)
         log.info("%s", line)

@@ -7,7 +7,7 @@ The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longrope.callbacks import Callbacks, SearchProgress
+from longrope.callbacks import Callbacks
 from longrope.data.samples import require_disjoint
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
@@ -60,91 +60,65 @@ class Extension:
     report: Written
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """What a display wants to hear while `extend` works; `on_stage` gets search, compare, export, prove and report."""
-
-    on_stage: Callable[[str], None] = lambda _: None
-    on_search_start: Callable[[int, dict[str, float]], None] = lambda *_: None
-    on_search_progress: Callable[[SearchProgress], None] = lambda _: None
-    on_evaluation_start: Callable[[int], None] = lambda _: None
-    on_evaluation_sample: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True)
-class _SearchCallbacks(Callbacks):
-    """A search's progress for a listener."""
-
-    listener: Listener
-
-    def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
-        self.listener.on_search_start(evaluations, dict(baselines))
-
-    def on_search_progress(self, progress: SearchProgress) -> None:
-        self.listener.on_search_progress(progress)
-
-
-@dataclass(frozen=True)
-class _EvalCallbacks(Callbacks):
-    """The evaluation's progress for a listener."""
-
-    listener: Listener
-
-    def on_eval_start(self, steps: int) -> None:
-        self.listener.on_evaluation_start(steps)
-
-    def on_eval_step(self) -> None:
-        self.listener.on_evaluation_sample()
+STAGES = ("search", "compare", "export", "prove", "report")
 
 
 def extend(
     loaded: LoadedModel,
     target_length: int,
-    out: Path,
+    output_dir: Path,
     *,
     search_data: Sequence[str] = (),
     evaluation_data: Sequence[str] = (),
     lengths: Sequence[int] | None = None,
     evaluation_samples: int = 10,
-    options: SearchConfig | None = None,
+    config: SearchConfig | None = None,
     allow_lossy: bool = False,
     resume: bool = False,
-    listener: Listener | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Extension:
-    """Extend `loaded` to `target_length` tokens without training, and prove it; everything goes to `out`.
+    """Extend `loaded` to `target_length` tokens without training, and prove it; everything goes to `output_dir`.
 
     `lengths` are those of the comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was
     stopped. Raises LongRopeError for what the user can mend.
     """
-    listener, options = listener or Listener(), options or SearchConfig()
+    callbacks, config = callbacks or Callbacks(), config or SearchConfig()
     require_longer(loaded, target_length)
     lengths = list(lengths or doubling_lengths(loaded.geometry.original_length, target_length))
     # What the later stages need is looked at now: an error after a long search would waste it.
     check_lengths(lengths, target_length, None)
-    if options.start_tokens != "0" and not allow_lossy:
-        raise LongRopeError("transformers cannot express start tokens; add --allow-lossy, or leave them at 0")
+    if config.start_tokens != "0" and not allow_lossy:
+        raise LongRopeError(
+            "transformers cannot express start tokens",
+            code="not-expressible",
+            hint="give `allow_lossy=True`, or leave `start_tokens` at 0",
+        )
     search_sources = sources_or_books(loaded.name, search_data, "search")
     evaluation_sources = sources_or_books(loaded.name, evaluation_data, "evaluation")
     held_out = read_all(evaluation_sources)
     require_disjoint([document.sha256 for document in read_all(search_sources)], held_out)
-    text = prepare_samples(loaded, held_out, length=target_length, count=evaluation_samples, seed=options.seed)
-    if (out / REPORT).exists():  # written last
-        raise LongRopeError(f"the run in {out} is finished; nothing is overwritten: choose another -o")
+    text = prepare_samples(loaded, held_out, length=target_length, count=evaluation_samples, seed=config.seed)
+    if (output_dir / REPORT).exists():  # written last
+        raise LongRopeError(
+            f"the run in {output_dir} is finished; nothing is overwritten",
+            code="output-exists",
+            hint="choose another `output_dir`",
+        )
 
-    listener.on_stage("search")
+    _begin(callbacks, "search")
     found = search(
         loaded,
         target_length,
         search_sources,
-        out,
-        options,
+        output_dir,
+        config,
         resume=resume,
-        callbacks=_SearchCallbacks(listener),
+        callbacks=callbacks,
     )
     # What was saved is what is measured and exported: resuming does not save the scaling again.
     found = replace(found, scaling=RopeScaling.load(found.path))
-    listener.on_stage("compare")
-    (out / EVALUATION).unlink(missing_ok=True)  # of a run that was stopped after its comparison
+    _begin(callbacks, "compare")
+    (output_dir / EVALUATION).unlink(missing_ok=True)  # of a run that was stopped after its comparison
     evaluation = evaluate(
         loaded,
         data=evaluation_sources,
@@ -153,13 +127,13 @@ def extend(
         scaling_name=NAME,
         baselines=[*CLOSED_FORMS, *([CHECKPOINT] if loaded.checkpoint_scaling is not None else [])],
         config=EvalConfig(samples=evaluation_samples),
-        seed=options.seed,
-        output=out / EVALUATION,
-        resume=log_path(out / EVALUATION).exists(),
-        callbacks=_EvalCallbacks(listener),
+        seed=config.seed,
+        output=output_dir / EVALUATION,
+        resume=log_path(output_dir / EVALUATION).exists(),
+        callbacks=callbacks,
     )
-    listener.on_stage("export")
-    checkpoint = out / CHECKPOINT_DIR
+    _begin(callbacks, "export")
+    checkpoint = output_dir / CHECKPOINT_DIR
     if not (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
         export_hf(
             loaded.name,
@@ -170,15 +144,21 @@ def extend(
             original_length=loaded.geometry.original_length,
             trust_remote_code=loaded.options.trust_remote_code,
         )
-    listener.on_stage("prove")
+    _begin(callbacks, "prove")
     proofs = prove(loaded, found.scaling, checkpoint, text.ids[:1])
     losses = unsupported_by_transformers(found.scaling)
     proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
-    write_json_atomic(out / EXTENSION, json_ready(found.to_json()) | proved | record())
-    listener.on_stage("report")
-    shutil.rmtree(figures_folder(out / REPORT), ignore_errors=True)  # of a run that was stopped while it wrote them
-    written = report([out], out / REPORT)
+    write_json_atomic(output_dir / EXTENSION, json_ready(found.to_json()) | proved | record())
+    _begin(callbacks, "report")
+    shutil.rmtree(
+        figures_folder(output_dir / REPORT), ignore_errors=True
+    )  # of a run that was stopped while it wrote them
+    written = report([output_dir], output_dir / REPORT)
     return Extension(found, evaluation, checkpoint, losses, proofs, written)
+
+
+def _begin(callbacks: Callbacks, stage: str) -> None:
+    callbacks.on_stage(stage, STAGES.index(stage) + 1, len(STAGES))
 
 
 def prove(loaded: LoadedModel, scaling: RopeScaling, checkpoint: Path, ids: Tensor) -> list[Proof]:

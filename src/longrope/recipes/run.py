@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from longrope.callbacks import Callbacks
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
 from longrope.provenance import record
@@ -19,7 +20,7 @@ from longrope.recipes.check import check_recipe
 from longrope.recipes.folder import RunFolder, read_object
 from longrope.recipes.graph import Step, steps
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe
-from longrope.recipes.stages import Listener, Stages
+from longrope.recipes.stages import Stages
 from longrope.report.run import report
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import CHECKPOINT, REPORT, RESULT, SCALING, STAGE
@@ -42,7 +43,7 @@ class RecipeResult:
         return {"model": self.model, "scaling": str(self.path), "report": written, "stages": self.stages}
 
 
-def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, listener: Listener | None = None) -> RecipeResult:
+def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, callbacks: Callbacks | None = None) -> RecipeResult:
     """Run `recipe` on `loaded`, the model it begins with, into the folder `out`, or go on with the same run there.
 
     The model is opened again for every stage, in its `dtype` and otherwise as `loaded` was; `loaded` itself leaves a
@@ -56,7 +57,7 @@ def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, listener: Listene
     if loaded.model.device.type != "cpu":
         loaded.model.to("cpu")
     with folder.claimed():
-        run = _Run(Stages(loaded, recipe, out, listener or Listener()))
+        run = _Run(Stages(loaded, recipe, out, callbacks or Callbacks()), len(planned))
         said = {step.folder: run.finish(place, step) for place, step in enumerate(planned, start=1)}
         assert run.scaling is not None  # `steps` has refused a recipe that makes none
         path = out / SCALING
@@ -75,8 +76,8 @@ def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, listener: Listene
 class _Run:
     """The state of a run: the model and the scaling that the finished stages have left."""
 
-    def __init__(self, stages: Stages) -> None:
-        self.stages, self.out = stages, stages.out
+    def __init__(self, stages: Stages, count: int) -> None:
+        self.stages, self.out, self.count = stages, stages.out, count
         self.model = stages.base.name
         self.scaling: RopeScaling | None = None
         self.provenance: dict[str, Any] = {}
@@ -86,7 +87,7 @@ class _Run:
         """Run a step, or the rest of it, unless it is finished. Returns its summary."""
         folder = self.out / step.folder
         finished = (folder / STAGE).is_file()
-        self.stages.listener.on_step(place, step, finished)
+        self.stages.callbacks.on_stage(step.title, place, self.count, finished)
         read = {name: self.hashes[name] for name in step.reads}
         if finished:
             said = _finished(folder, read)

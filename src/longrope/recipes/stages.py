@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from longrope.callbacks import Callbacks, SearchProgress, TrainProgress
+from longrope.callbacks import Callbacks
 from longrope.evaluation.run import evaluate, log_path
 from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes.check import stage_sources
@@ -36,61 +35,6 @@ from longrope.search.recover import recover
 from longrope.search.run import search
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """What a display wants to hear: which step begins or was finished before, and what its verb says.
-
-    `on_training_progress` gets the step, its loss in nats per token and the tokens per second.
-    """
-
-    on_step: Callable[[int, Step, bool], None] = lambda *_: None
-    on_search_start: Callable[[int, dict[str, float]], None] = lambda *_: None
-    on_search_progress: Callable[[SearchProgress], None] = lambda _: None
-    on_training_start: Callable[[int, int], None] = lambda *_: None
-    on_training_progress: Callable[[Any], None] = lambda _: None
-    on_evaluation_start: Callable[[int], None] = lambda _: None
-    on_evaluation_sample: Callable[[], None] = lambda: None
-
-
-class _TrainingCallbacks(Callbacks):
-    """Passes the progress of a training on to a `Listener`."""
-
-    def __init__(self, listener: Listener) -> None:
-        self.listener = listener
-
-    def on_train_start(self, steps: int, first: int) -> None:
-        self.listener.on_training_start(steps, first)
-
-    def on_train_progress(self, progress: TrainProgress) -> None:
-        self.listener.on_training_progress(progress)
-
-
-@dataclass(frozen=True)
-class _SearchCallbacks(Callbacks):
-    """A search's progress for a listener."""
-
-    listener: Listener
-
-    def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
-        self.listener.on_search_start(evaluations, dict(baselines))
-
-    def on_search_progress(self, progress: SearchProgress) -> None:
-        self.listener.on_search_progress(progress)
-
-
-@dataclass(frozen=True)
-class _EvalCallbacks(Callbacks):
-    """The evaluation's progress for a listener."""
-
-    listener: Listener
-
-    def on_eval_start(self, steps: int) -> None:
-        self.listener.on_evaluation_start(steps)
-
-    def on_eval_step(self) -> None:
-        self.listener.on_evaluation_sample()
-
-
 @dataclass(frozen=True)
 class Stages:
     """The stages of `recipe` for the model `base`, each in a folder of `out`."""
@@ -98,7 +42,7 @@ class Stages:
     base: LoadedModel
     recipe: Recipe
     out: Path
-    listener: Listener
+    callbacks: Callbacks
 
     def run(self, step: Step, scaling: RopeScaling | None) -> dict[str, Any]:
         """Run a step, or the rest of it. Returns its summary. `scaling`: of an evaluation or export, what it is of."""
@@ -134,7 +78,7 @@ class Stages:
             stage.settings,
             resume=_begun_search(folder),
             workers=stage.workers,
-            callbacks=_SearchCallbacks(self.listener),
+            callbacks=self.callbacks,
         )
         return found.to_json()
 
@@ -152,7 +96,7 @@ class Stages:
                 "config": stage.settings,
                 "resume": _kept(folder, (folder / FINETUNE_IDENTITY).is_file()),
                 "load": self.base.options.replace(dtype=stage.dtype),
-                "callbacks": _TrainingCallbacks(self.listener),
+                "callbacks": self.callbacks,
             }
             if stage.processes > 1:
                 finetune_in_processes(stage.processes, self._name(step), **given)
@@ -181,7 +125,7 @@ class Stages:
             stage.settings,
             resume=_kept(folder, any(begun)),
             workers=stage.workers,
-            callbacks=_SearchCallbacks(self.listener),
+            callbacks=self.callbacks,
         )
         return recovered.to_json()
 
@@ -203,7 +147,7 @@ class Stages:
             config=stage.settings,
             output=output,
             resume=resume,
-            callbacks=_EvalCallbacks(self.listener),
+            callbacks=self.callbacks,
         )
         scaling.save(folder / SCALING)  # what was measured: the folder is one that `longrope report` reads
         return {"evaluation": str(output)}

@@ -9,7 +9,7 @@ from longrope.units import format_length
 
 if TYPE_CHECKING:
     from longrope.costs.plan import CostPlan
-    from longrope.recipes.costs import StepCost
+    from longrope.recipes.prepare import PreparedRecipe
 
 
 def show_costs(planned: CostPlan) -> None:
@@ -58,8 +58,10 @@ def hours(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def show_recipe_costs(costs: list[StepCost], finished: list[bool], title: str) -> None:
+def show_recipe_costs(name: str, prepared: PreparedRecipe) -> None:
     """The steps with tokens, FLOPs and time, before any is begun; those that are finished cost nothing any more."""
+    costs, finished = prepared.costs, prepared.finished
+    title = f"{name} on {prepared.loaded.name}, {format_length(prepared.loaded.geometry.original_length)} tokens"
     rows = table(title, ["stage", "tokens", "FLOPs", "time", "what"])
     rows.columns[-1].justify = "left"
     for cost, done in zip(costs, finished, strict=True):
