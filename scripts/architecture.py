@@ -1,7 +1,7 @@
 """Write the generated parts of ARCHITECTURE.md: the tree with one line per file, and the figures of the house.
 
     python scripts/architecture.py           # writes them
-    python scripts/architecture.py --check   # exit code 1 where they are out of date
+    python scripts/architecture.py --check   # exit code 1 where the tree is out of date
 
 The line of a file is the first sentence of its docstring.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -132,16 +132,15 @@ def figures() -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def parts() -> Iterator[tuple[str, str]]:
-    yield "tree", tree()
-    yield "figures", figures()
+PARTS: dict[str, Callable[[], str]] = {"tree": tree, "figures": figures}
+"""The generated parts of the page. The figures change with every line: only the tree is held against the page."""
 
 
-def written(page: str) -> str:
-    """`page` with its generated parts made anew."""
-    for name, text in parts():
-        pattern = rf"(<!-- {name}: generated -->\n).*?(\n<!-- end of {name} -->)"
-        page, count = re.subn(pattern, lambda found, text=text: found[1] + text + found[2], page, flags=re.S)
+def written(page: str, names: Iterable[str] = PARTS) -> str:
+    """`page` with the parts `names` made anew."""
+    for name, text in ((name, PARTS[name]()) for name in names):
+        pattern = rf"(<!-- {name}: generated -->\n).*?(<!-- end of {name} -->)"
+        page, count = re.subn(pattern, lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page, flags=re.S)
         if count != 1:
             raise SystemExit(f"{PAGE.name} has no place for the generated part {name!r}")
     return page
@@ -149,10 +148,9 @@ def written(page: str) -> str:
 
 def main() -> int:
     page = PAGE.read_text("utf-8")
-    new = written(page)
     if "--check" in sys.argv[1:]:
-        return int(new != page)
-    PAGE.write_text(new, "utf-8")
+        return int(written(page, ["tree"]) != page)
+    PAGE.write_text(written(page), "utf-8")
     return 0
 
 
