@@ -56,4 +56,4 @@ def test_files_from_the_command_to_the_forward(
     inside = [files for files in seen if path[2] in files]
     assert inside
     for files in inside:
-        assert [file for file in files if file not in ("cli/main.py", "cli/app.py", "models/chunked.py")] == path
+        assert [file for file in files if file not in ("cli/main.py", "cli/verb.py", "models/chunked.py")] == path
