@@ -21,9 +21,9 @@ from longrope.storage import sha256_text, write_json_atomic
 GEOMETRY = RopeGeometry(rotary_dim=64, base=10_000.0, original_length=256)
 TARGET = 2048
 LENGTHS = (256, 512, 1024, 2048)
-CONTENDERS = ("original", "none", "pi", "yarn", "scaling.json")
+METHODS = ("original", "none", "pi", "yarn", "scaling.json")
 RECORD = {"versions": {"python": "3.11.7", "longrope": "0.1.0"}, "machine": "x86_64", "command": "longrope test"}
-# How far each contender carries, in tokens: what is measured follows from it.
+# How far each method carries, in tokens: what is measured follows from it.
 _REACH = {"original": 256, "none": 300, "pi": 900, "yarn": 1500, "scaling.json": 2600}
 
 
@@ -96,7 +96,7 @@ def descent() -> list[tuple[dict[str, Any], float, bool]]:
 
 
 def rows(suites: Sequence[str], trials: int = 40, lengths: Sequence[int] = LENGTHS) -> list[EvalRow]:
-    """Rows of `suites` for CONTENDERS, shaped as their schema says."""
+    """Rows of `suites` for METHODS, shaped as their schema says."""
     makers = {
         "perplexity": _perplexity,
         "position": _position,
@@ -105,7 +105,7 @@ def rows(suites: Sequence[str], trials: int = 40, lengths: Sequence[int] = LENGT
         "ruler": _ruler,
         "retention": _retention,
     }
-    made = [row for suite in suites for name in CONTENDERS for row in makers[suite](name, lengths)]
+    made = [row for suite in suites for name in METHODS for row in makers[suite](name, lengths)]
     return [replace(row, trials=trials) for row in made]
 
 

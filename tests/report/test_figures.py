@@ -1,4 +1,4 @@
-"""Figures show the numbers they are given, with units on their axes and one colour per contender."""
+"""Figures show the numbers they are given, with units on their axes and one colour per method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from longrope.report.svg import drawing
 from longrope.report.trace import read_trace
 from tests.report import runs
 
-SHOWN = method_styles(["scaling.json", *(name for name in runs.CONTENDERS if name != "scaling.json")])
+SHOWN = method_styles(["scaling.json", *(name for name in runs.METHODS if name != "scaling.json")])
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_by_length(draw, suite, metric, ylabel, scale):
     assert axes.get_xscale() == "log"
     assert "tokens" in axes.get_xlabel()
     assert axes.get_ylabel() == ylabel
-    assert set(labels(figure)) == {SHOWN[name].label for name in runs.CONTENDERS}
+    assert set(labels(figure)) == {SHOWN[name].label for name in runs.METHODS}
     own = [(row.length, scale * row.value) for row in rows if row.scaling == "scaling.json"]
     np.testing.assert_allclose(points(figure, light("vermilion")).T, own)
     figure.draw_without_rendering()
@@ -161,7 +161,7 @@ def test_several_searches(tmp_path):
 
 
 def test_colours_are_apart():
-    """No two contenders look the same: their colour, marker and line together are their own."""
+    """No two methods look the same: their colour, marker and line together are their own."""
     names = ["scaling.json", "other.json", "third.json", *SHOWN, "ntk", "ntk-critical", "dynamic-ntk", "checkpoint"]
     looks = [(one.tone, one.marker, one.line) for one in method_styles([*names, "yarn-rcd", "ntk-rcd"]).values()]
     assert len(set(looks)) == len(looks)

@@ -150,7 +150,7 @@ def test_the_same_run_gives_the_same_page(full_page, tmp_path):
 
 
 def test_names_are_text(tmp_path):
-    """A contender, a task or a command that looks like HTML stays text."""
+    """A method, a task or a command that looks like HTML stays text."""
     measured = runs.evaluation(["retention"], warnings=["<script>alert(1)</script>"])
     evil = '"><script>alert(2)</script>'
     measured.rows[:] = [

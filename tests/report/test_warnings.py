@@ -101,7 +101,7 @@ def test_few_trials(tmp_path):
 
 
 def test_documents_that_were_seen():
-    warning = "measured on documents that the search or training of a contender has seen: book:one"
+    warning = "measured on documents that the search or training of a method has seen: book:one"
     assert f"eval.json: {warning}." in text(run_of(runs.scaling(), seen_documents=["book:one"], warnings=[warning]))
     assert "has seen" not in text(run_of(runs.scaling()))
 
