@@ -26,7 +26,7 @@ PRIVATE = re.compile(r"\b_\w+")
 
 
 def test_the_names_are_these() -> None:
-    assert set(longrope.__all__) <= {*JOBS, *TYPES, *CLOSED_FORMS}
+    assert set(longrope.__all__) == {*JOBS, *TYPES, *CLOSED_FORMS}
     assert set(longrope.__all__) <= set(dir(longrope))
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", longrope.__version__)
     with pytest.raises(AttributeError, match="no attribute 'magic'"):
