@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from longrope.errors import LongRopeError
 from longrope.export.export import export_checkpoint
@@ -19,7 +27,7 @@ from longrope.models.saving import plain_saves
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import save_checkpoint, tokenizer
-from tests.models.families import FAMILIES, WINDOW, logits, tiny_model, tokens
+from tests.models.families import FAMILIES, WINDOW, logits, tiny_config, tiny_model, tokens
 
 TARGET = 4 * WINDOW
 
@@ -190,3 +198,21 @@ def test_a_merged_adapter_and_a_trainer(tmp_path: Path) -> None:
     for name in ("merged", "trainer"):
         assert_reloads(tmp_path / name, merged, scaling)
         assert open_model(tmp_path / name, tokenizer()).context_length == TARGET
+
+
+def test_a_model_of_images_and_text(tmp_path: Path) -> None:
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config = LlavaConfig(text_config=tiny_config("llama"), vision_config=vision, image_token_index=127)
+    model = LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    ids = tokens(2 * WINDOW) % 127
+    with scaled(model, scaling_of(model)):
+        expected = logits(model, ids)
+        model.save_pretrained(tmp_path)
+    reloaded = logits(LlavaForConditionalGeneration.from_pretrained(tmp_path), ids)
+    assert (logits(model, ids) - expected).abs().max() > 0.1 * expected.std()
+    torch.testing.assert_close(reloaded, expected, rtol=0, atol=1e-3 * float(expected.std()))
