@@ -35,7 +35,7 @@ def test_the_names_are_these() -> None:
 
 def test_type_checkers_see_what_is_imported() -> None:
     tree = ast.parse(Path(longrope.__file__).read_text("utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {
         (alias.name, node.module)
         for node in block.body

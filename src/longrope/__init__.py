@@ -90,20 +90,22 @@ _DEPRECATED = {
 __all__ = sorted(_MODULES)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker shall find a name that does not exist
 
-        return version("longrope")
-    if name in _DEPRECATED:
-        module, now, advice = _DEPRECATED[name]
-        warnings.warn(f"longrope.{name} is deprecated: {advice}", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(f"longrope.{module}"), now)
-    if name not in _MODULES:
-        raise AttributeError(f"module 'longrope' has no attribute {name!r}")
-    value = getattr(import_module(f"longrope.{_MODULES[name]}"), name)
-    globals()[name] = value  # the next look-up does not come here
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("longrope")
+        if name in _DEPRECATED:
+            module, now, advice = _DEPRECATED[name]
+            warnings.warn(f"longrope.{name} is deprecated: {advice}", DeprecationWarning, stacklevel=2)
+            return getattr(import_module(f"longrope.{module}"), now)
+        if name not in _MODULES:
+            raise AttributeError(f"module 'longrope' has no attribute {name!r}")
+        value = getattr(import_module(f"longrope.{_MODULES[name]}"), name)
+        globals()[name] = value  # the next look-up does not come here
+        return value
 
 
 def __dir__() -> list[str]:
