@@ -16,10 +16,11 @@ from longrope.callbacks import Callbacks, SearchProgress
 from longrope.rope.closed_forms import ntk_aware, pi, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
+from longrope.search.config import START_TOKENS
 from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach, LoggedEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
 from longrope.search.log import LogRow, SearchLog
-from longrope.search.spaces import START_TOKENS, Candidate, SearchSpace
+from longrope.search.spaces import Candidate, SearchSpace
 
 GEOMETRY = RopeGeometry(rotary_dim=64, base=10_000.0, original_length=256)
 TARGET_LENGTH = 2048

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, cma_search, hybrid_search
+from longrope.search.config import LARGEST
 from longrope.search.evaluator import SEARCH, EvalRequest, EvalResult, loss_request
 from longrope.search.gradient import GradientSettings, Stage
-from longrope.search.knots import LARGEST
 from tests.search.slopes import EASY, SEEDS, STAGE, Quadratic, Search, check_stops_anywhere, complete, error_of
 from tests.search.targets import GEOMETRY, OPTIMUM, TARGET_LENGTH
 

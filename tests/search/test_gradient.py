@@ -12,9 +12,9 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, ntk_critical, pi, yarn
 from longrope.rope.scaling import Window
+from longrope.search.config import LARGEST
 from longrope.search.evaluator import EvalRequest, EvalResult
 from longrope.search.gradient import GradientSettings, Stage, gradient_search, stretched
-from longrope.search.knots import LARGEST
 from tests.search.slopes import (
     EASY,
     ORIGINAL,

@@ -14,7 +14,8 @@ from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, yarn
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.knots import LARGEST, KnotParametrisation, nearest_monotone, phase_scale, project
+from longrope.search.config import LARGEST
+from longrope.search.knots import KnotParametrisation, nearest_monotone, phase_scale, project
 from tests.search.targets import GEOMETRY, TARGET_LENGTH
 
 SEED = ntk_aware(GEOMETRY, TARGET_LENGTH)

@@ -14,9 +14,9 @@ from longrope.errors import LongRopeError
 from longrope.models.apply import applied_scaling, apply_scaling
 from longrope.models.loading import LoadedModel
 from longrope.rope.scaling import RopeScaling
-from longrope.search.config import SearchConfig
+from longrope.search.config import START_TOKENS, SearchConfig
 from longrope.search.run import search, search_scaling
-from longrope.search.spaces import START_TOKENS, CriticalCandidate
+from longrope.search.spaces import CriticalCandidate
 from tests.search.lengths import NEEDLE_LENGTH
 
 GRADIENT: dict[str, Any] = {"method": "gradient", "steps": 4, "samples": 2}

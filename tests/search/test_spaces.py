@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
 from longrope.rope.presets import preset, preset_table
-from longrope.search.spaces import START_TOKENS, STEPS, Candidate, SearchSpace
+from longrope.search.config import START_TOKENS
+from longrope.search.spaces import STEPS, Candidate, SearchSpace
 
 PAPER_SPACE = SearchSpace.for_ratio(64, 32.0, START_TOKENS)
 

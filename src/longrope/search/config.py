@@ -5,21 +5,24 @@ Command line, recipes, the docs' tables and the JSON beside a result are made fr
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.rope.closed_forms import su_attention_factor, yarn_attention_factor
-from longrope.rope.geometry import RopeGeometry
-from longrope.search.knots import LARGEST
-from longrope.search.spaces import START_TOKENS
 from longrope.settings import Settings
+
+if TYPE_CHECKING:
+    from longrope.rope.geometry import RopeGeometry
 
 Method = Literal["longrope", "longrope2", "gradient", "hybrid", "cma"]
 Objective = Literal["perplexity", "needle"]
 METHODS: tuple[str, ...] = get_args(Method)
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
+START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+"""The choices of n̂ in the paper."""
+LARGEST = 1e9
+"""The largest factor that a window holds. A search that goes ever further up stays there: no angle is left anyway."""
 CONTINUED = "continued"
 EVOLUTION, GRADIENT = ("longrope", "longrope2"), ("gradient", "hybrid")
 
@@ -131,6 +134,8 @@ class SearchConfig(Settings):
 
 def attention_factor_of(text: str, geometry: RopeGeometry, target_length: int) -> float:
     """The attention factor that `su`, `yarn` or a number names. Raises LongRopeError for anything else."""
+    from longrope.rope.closed_forms import su_attention_factor, yarn_attention_factor  # NumPy, not for --help
+
     named = {"su": su_attention_factor, "yarn": yarn_attention_factor}
     if text in named:
         return named[text](geometry, target_length)

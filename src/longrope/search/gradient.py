@@ -21,6 +21,7 @@ from numpy.random import Generator
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
+from longrope.search.config import LARGEST
 from longrope.search.evaluator import (
     SEARCH,
     EvalRequest,
@@ -35,7 +36,7 @@ from longrope.search.evaluator import (
     mean_loss,
     rank,
 )
-from longrope.search.knots import LARGEST, KnotParametrisation, Vector, check_knots, phase_scale, project
+from longrope.search.knots import KnotParametrisation, Vector, check_knots, phase_scale, project
 
 _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
 _ATTENTION_SCALE = 0.2

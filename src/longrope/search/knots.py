@@ -19,11 +19,9 @@ import numpy.typing as npt
 
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
+from longrope.search.config import LARGEST
 
 Vector = npt.NDArray[np.float64]
-
-LARGEST = 1e9
-"""The largest factor that a window holds. A search that goes ever further up stays there: no angle is left anyway."""
 
 
 def phase_scale(geometry: RopeGeometry) -> Vector:

@@ -26,7 +26,6 @@ Steps = npt.NDArray[np.int64]
 
 STEPS = 100  # grid steps per unit of λ
 UPPER_RATIO = 1.25  # λ ≤ 1.25·s
-START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True)
