@@ -78,12 +78,12 @@ class RowLayout:
 class RowMask:
     """The mask of a layer, evaluated block by block: `allowed(b, h, q, k)` is transformers' function of positions.
 
-    `reach`: how many tokens back a query attends; None: to the beginning of its document.
+    `local_size`: how many tokens back a query attends; None: to the beginning of its document.
     """
 
     row: RowLayout
     allowed: Callable[..., Tensor]
-    reach: int | None
+    local_size: int | None
 
     @property
     def plain(self) -> bool:
@@ -93,7 +93,7 @@ class RowMask:
     def first_key(self, query: int) -> int:
         """The first key that `query` or one after it attends to."""
         document = int(self.row.starts[query])
-        return document if self.reach is None else max(document, query - self.reach + 1)
+        return document if self.local_size is None else max(document, query - self.local_size + 1)
 
     def block(self, first: int, last: int, first_key: int) -> Any:
         """The mask of queries `first` to `last` over keys from `first_key`: (B, 1, Q, K), or torch's causal one."""
