@@ -103,6 +103,12 @@ def test_a_closed_form_is_a_scaling(name: str, formula: object) -> None:
     assert getattr(longrope, name)(CONFIG, "2k", original_length="1k").geometry.original_length == 1024
 
 
+def test_a_closed_form_of_a_name_says_what_to_give() -> None:
+    with pytest.raises(LongRopeError) as error:
+        longrope.yarn("Qwen/Qwen2.5-7B", "128k")
+    assert error.value.code == "not-loaded"
+
+
 def test_a_scaling_is_loaded_from_its_file_or_folder(tmp_path: Path) -> None:
     scaling = longrope.yarn(CONFIG, "32k")
     scaling.save(tmp_path / "scaling.json")

@@ -6,9 +6,11 @@ the target, as runtimes apply them.
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 from longrope.checks import positive_number
+from longrope.errors import LongRopeError
 from longrope.rope import closed_forms
 from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.scaling import RopeScaling
@@ -96,6 +98,12 @@ def llama3(
 def _geometry(model: Any, original_length: int | str | None) -> RopeGeometry:
     if isinstance(model, RopeGeometry):
         return model
+    if isinstance(model, str | PathLike):
+        raise LongRopeError(
+            f"expected a loaded model, its config or a RopeGeometry; found the name {str(model)!r}",
+            code="not-loaded",
+            hint="load the config with transformers' AutoConfig.from_pretrained",
+        )
     length = None if original_length is None else parse_length(original_length)
     return RopeGeometry.from_config(getattr(model, "config", model), original_length=length)
 
