@@ -79,14 +79,14 @@ def test_the_seeds_example(tmp_path, monkeypatch, capsys):
     (folder / "one.txt").write_text(words(500, 1))
     with gzip.open(folder / "two.txt.gz", "wt") as file:
         file.write(words(500, 2))
-    smaller = {"d_model": "32", "base_length": "128", "target_length": "512"}
+    smaller = {"d_model": "32", "num_layers": "2", "base_length": "128", "target_length": "256"}
     program = "import torch\nfrom longrope import LongRoPEModel, load_data\n" + SEED
     for name, value in smaller.items():
         program, replaced = re.subn(rf"^{name} = .*$", f"{name} = {value}", program, flags=re.MULTILINE)
         assert replaced == 1
     with pytest.warns(UserWarning, match="this model is untrained: 5.* nats per byte"):
         exec(compile(program, "seed", "exec"), {})
-    assert capsys.readouterr().out == "torch.Size([2, 512, 32])\n"
+    assert capsys.readouterr().out == "torch.Size([2, 256, 32])\n"
 
 
 def test_load_data_reads_files_and_folders(tmp_path):

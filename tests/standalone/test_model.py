@@ -48,7 +48,7 @@ def tokens(length: int, batch: int = 2, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("length", [1, 17, BASE, BASE + 1, TARGET])
+@pytest.mark.parametrize("length", [1, BASE, BASE + 1, TARGET])
 def test_llama_has_the_same_logits(model: StandaloneModel, scaling: RopeScaling, length: int) -> None:
     llama = as_llama(model)
     ids = tokens(length)
@@ -95,7 +95,7 @@ def test_a_later_token_changes_nothing_earlier(model: StandaloneModel, scaling: 
     assert not torch.equal(before[:, changed:], after[:, changed:])
 
 
-@pytest.mark.parametrize("piece", [1, 7, 99, 100, 101])
+@pytest.mark.parametrize("piece", [1, 99, 100, 101])
 def test_pieces_change_nothing(model: StandaloneModel, scaling: RopeScaling, piece: int) -> None:
     whole, split = model.with_scaling(scaling), model.with_scaling(scaling)
     split.piece = piece
