@@ -41,8 +41,8 @@ def test_readme_commands_run(cli, tmp_path, monkeypatch):
     assert run_python("README.md", tmp_path) == 1
 
 
-def test_readme_links_lead_somewhere():
-    text = (ROOT / "README.md").read_text("utf-8")
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_links_lead_somewhere():
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text("utf-8"))
+        assert links or page.name != "README.md"
+        assert [link for link in links if not (page.parent / link).exists()] == [], page
