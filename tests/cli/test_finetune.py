@@ -73,11 +73,9 @@ def test_tensorboard_and_trainer_arguments(finetune: Callable[..., Ran], tmp_pat
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--mix", "everything"), "expected a mix such as"),
         (("--length", "1k"), "this scaling reaches 256 tokens"),
         (("--device", "tpu"), "expected --device cpu or cuda"),
         (("--adapter",), "add --lora RANK"),
-        (("--schedule", "step"), "expected --schedule to be"),
         (("--trainer", "no.json"), "cannot read --trainer"),
         (("--resume",), "there is no run in"),
         (("--offload",), "on a CPU there is nothing to move"),

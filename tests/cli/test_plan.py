@@ -55,8 +55,6 @@ def test_a_training_of_ones_own(cli, checkpoint):
     [
         (("--target-length", "64"), "above the model's window of 64"),
         (("--target-length", "256", "--gpu", "tpu"), "expected a GPU of"),
-        (("--target-length", "256", "--mfu", "2"), "expected --mfu"),
-        (("--target-length", "256", "--method", "luck"), "expected --method to be"),
         (("--target-length", "256", "--train-length", "512"), "--train-length of at most 256"),
         (("--target-length", "256", "--gpus", "4", "--context-parallel", "3"), "divides 4"),
     ],

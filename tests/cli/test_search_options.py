@@ -55,22 +55,7 @@ def test_racing_is_off_by_default_and_drops_candidates_where_it_is_on(search, tm
     assert len(plain) < len(raced) <= 2 * len(plain)
 
 
-# --- refusals
-
-WRONG = [
-    (("--racing", "maybe"), 'Invalid value "maybe" for --racing'),
-    (("--racing", "on", "--method", "hybrid"), "--racing is a setting of the methods longrope, longrope2"),
-    (("--critical-dim", "low"), "expected a whole number for --critical-dim"),
-    (("--critical-dim", "2.5"), "expected a whole number for --critical-dim"),
-    (("--critical-dim", -1), "expected --critical-dim of at least 1, found '-1'"),
-    (("--critical-dim", 16), "--critical-dim from 1 to 15, found 16"),
-    (("--method", "cma", "--evaluations", 0), "expected --evaluations of at least 1"),
-    (("--method", "cma", "--evaluations", "many"), "expected a whole number for --evaluations"),
-    (("--method", "cma", "--evaluations", 10), "at least 11 evaluations"),
-    (("--method", "hybrid", "--evaluations", 10, "--no-continuation"), "at least 11 evaluations"),
-    (("--method", "hybrid", "--knots", 17, "--no-continuation"), "2 to 16 knots"),
-    (("--method", "simplex"), "expected --method"),
-]
+# --- refusals: those of single settings are in test_options.py, those of methods in tests/search
 
 
 def check_refused(ran, out, says: str) -> None:
@@ -81,24 +66,12 @@ def check_refused(ran, out, says: str) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("wrong", "says"), WRONG)
-def test_refused_by_search(search, tmp_path, wrong, says):
-    ran = search(tmp_path / "run", *wrong)
-    check_refused(ran, tmp_path / "run", says)
+def test_what_the_model_refuses_leaves_nothing(search, extend, tmp_path):
+    too_high = ("--critical-dim", 16)
+    ran = search(tmp_path / "run", *too_high)
+    check_refused(ran, tmp_path / "run", "expected a --critical-dim from 1 to 15, found 16")
     assert ran.out == ""
-
-
-@pytest.mark.parametrize(("wrong", "says"), WRONG)
-def test_refused_by_extend(extend, tmp_path, wrong, says):
-    check_refused(extend(tmp_path / "run", *wrong), tmp_path / "run", says)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [(("--workers", 0), "--workers"), (("--workers", "two"), "Invalid value for --workers")],
-)
-def test_workers_out_of_range(search, tmp_path, wrong, says):
-    check_refused(search(tmp_path / "run", *wrong), tmp_path / "run", says)
+    check_refused(extend(tmp_path / "run", *too_high), tmp_path / "run", "expected a --critical-dim from 1 to 15, found 16")
 
 
 @pytest.mark.parametrize("more", [("--workers", 2), ("--ray-address", "auto")])

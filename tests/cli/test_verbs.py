@@ -235,10 +235,3 @@ def test_a_factor_file_of_the_authors(cli, checkpoint, tmp_path):
     assert "needs --model" in cli(*arguments).err
     (tmp_path / "result_final.csv").write_text("1.0\n2.0\n")
     assert cli(*arguments, "--model", checkpoint).code == 2
-
-
-def test_help_names_every_verb(cli):
-    for verb in ("inspect", "search", "extend", "eval", "export", "presets"):
-        assert verb in cli("--help").out
-        assert cli(verb, "--help").code == 0
-    assert cli("--version").out.startswith("longrope ")

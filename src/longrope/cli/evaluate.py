@@ -37,8 +37,7 @@ def command(
     from longrope.evaluation.run import evaluate, log_path
 
     quiet_libraries()
-    log = None if output is None else log_path(output)
-    with progress(lambda shown: shown.after_evaluation(log)) as shown:
+    with progress(lambda shown: shown.after_evaluation(output and log_path(output))) as shown:
         result = evaluate(
             model,
             data=data or [],

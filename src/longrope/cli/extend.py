@@ -41,8 +41,9 @@ def command(
             raise LongRopeError(
                 "`dry_run` prints the plan of a `recipe`", hint="without one, longrope plan says what things cost"
             )
-        texts = {"data": data, "eval_data": eval_data, "allow_lossy": allow_lossy, "resume": resume}
-        extend_by_search.run(model, output_dir, search, load, **of_search, **texts, as_json=as_json)  # type: ignore[arg-type]
+        job = {"search_data": data or [], "evaluation_data": eval_data or [], "evaluation_samples": eval_samples or 10}
+        job |= {"target_length": target_length, "lengths": lengths, "allow_lossy": allow_lossy, "resume": resume}
+        extend_by_search.run(model, output_dir, search, load, log_dir, as_json, **job)
         return
     unused = [name for name, value in of_search.items() if value is not None] + ["allow_lossy"] * allow_lossy
     unused += ["dtype"] * ("dtype" in load.model_fields_set) + list(search)

@@ -12,7 +12,6 @@ from longrope.cli.tables.runs import show_extension
 from longrope.models.config import LoadOptions
 from longrope.search.config import EVOLUTION, SearchConfig
 from longrope.storage import check_output_folder
-from longrope.units import parse_length, parse_lengths
 
 DEMONSTRATION = {"samples": 3, "population": 32, "iterations": 20}
 """The budget of the search; the last two are evolution's."""
@@ -23,20 +22,12 @@ def run(
     output_dir: Path,
     search: dict[str, Any],
     load: LoadOptions,
-    *,
-    target_length: str | None,
-    lengths: str | None,
-    eval_samples: int | None,
-    data: list[str] | None,
-    eval_data: list[str] | None,
-    allow_lossy: bool,
-    resume: bool,
     log_dir: Path | None,
     as_json: bool,
+    **job: Any,
 ) -> None:
-    """`search`: the settings of the search that were given."""
-    length = parse_length(target_length) if target_length else None
-    if not resume:
+    """`search`: the settings of the search that were given. `job`: arguments of `longrope.recipes.extend.extend`."""
+    if not job["resume"]:
         check_output_folder(output_dir)
     from longrope.models.checkpoint_files import EMBEDDED
     from longrope.models.inspect import inspect_model
@@ -54,18 +45,6 @@ def run(
         output.print()
     loaded = open_model(model, options=load)
     with scalars_in(log_dir) as scalars, progress(lambda shown: shown.after_search(output_dir), scalars) as shown:
-        extension = extend(
-            loaded,
-            length or 8 * loaded.geometry.original_length,
-            output_dir,
-            search_data=data or [],
-            evaluation_data=eval_data or [],
-            lengths=parse_lengths(lengths) if lengths else None,
-            evaluation_samples=10 if eval_samples is None else eval_samples,
-            config=config,
-            allow_lossy=allow_lossy,
-            resume=resume,
-            callbacks=shown,
-        )
+        extension = extend(loaded, output_dir=output_dir, config=config, callbacks=shown, **job)
         scalars.measured(extension.evaluation.rows)
     print_json(summary(extension)) if as_json else show_extension(extension, output_dir)

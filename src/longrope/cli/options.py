@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
@@ -16,7 +16,9 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from longrope.cli.verb import OUTPUT, Options
 from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
-from longrope.train.config import LoraConfig
+
+if TYPE_CHECKING:
+    from longrope.train.config import LoraConfig
 
 
 def option(help: str, *names: str, **given: Any) -> Parameter:
@@ -164,6 +166,8 @@ def json_object(name: str, path: Path | None) -> dict[str, Any]:
 
 def lora_config(rank: int | None, alpha: float, adapter: bool) -> LoraConfig | None:
     """The settings of LoRA; None where all weights are trained."""
+    from longrope.train.config import LoraConfig
+
     if rank is not None:
         return LoraConfig(rank=rank, alpha=alpha, merge=not adapter)
     if adapter:

@@ -49,12 +49,12 @@ def command(
     from longrope.costs.plan import plan
 
     quiet_libraries()
-    searches: Any = [{"method": name, "objective": objective, "samples": samples} for name in (method or METHODS)]
+    settings: dict[str, Any] = {"objective": objective, "samples": samples}
     planned = plan(
         model,
         target,
         devices,
-        searches=[SearchConfig(**settings) for settings in searches],
+        searches=[SearchConfig(**settings | {"method": name}) for name in (method or METHODS)],
         trainings=[own] if own else None,
         context_parallel=context_parallel,
         original_length=load.original_length,

@@ -33,29 +33,24 @@ def command(
     """List, show or write the published factor tables, or a factor file of the authors' code."""
     from longrope.rope.presets import preset, preset_table
 
-    if from_file is None and name is None:
-        if output is not None:
-            raise LongRopeError("expected the name of a preset to write to `output`; found none")
-        if as_json:
-            print_json({"presets": [asdict(row) for row in preset_table()]})
-        else:
-            show_presets(preset_table())
-        return
-    if from_file is None:
-        scaling = preset(name or "")
-    elif name is not None or model is None or target_length is None:
-        raise LongRopeError("`from_file` needs `model` and `target_length`, and no preset's name")
-    else:
+    if from_file is not None:
+        if name is not None or model is None or target_length is None:
+            raise LongRopeError("`from_file` needs `model` and `target_length`, and no preset's name")
         scaling = _from_file(from_file, model, parse_length(target_length))
+    elif name is not None:
+        scaling = preset(name)
+    elif output is not None:
+        raise LongRopeError("expected the name of a preset to write to `output`; found none")
+    else:
+        rows = preset_table()
+        print_json({"presets": [asdict(row) for row in rows]}) if as_json else show_presets(rows)
+        return
     if output is None:
         print(scaling.to_json(), end="")
         return
     check_output_file(output)
     scaling.save(output)
-    if as_json:
-        print_json({"scaling": str(output)})
-    else:
-        console.print(f"wrote {output}")
+    print_json({"scaling": str(output)}) if as_json else console.print(f"wrote {output}")
 
 
 def _from_file(path: Path, model: str, target_length: int) -> RopeScaling:

@@ -42,7 +42,7 @@ from longrope.run_files import EVALUATION, EXTENSION, REPORT
 from longrope.search.config import SearchConfig
 from longrope.search.run import SearchResult, search
 from longrope.storage import json_ready, write_json_atomic
-from longrope.units import doubling_lengths
+from longrope.units import doubling_lengths, parse_length, parse_lengths
 
 NAME = "longrope"  # the searched scaling's name in tables
 PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all positions at L' would not fit anywhere
@@ -65,12 +65,12 @@ STAGES = ("search", "compare", "export", "prove", "report")
 
 def extend(
     loaded: LoadedModel,
-    target_length: int,
+    target_length: int | str | None,
     output_dir: Path,
     *,
     search_data: Sequence[str] = (),
     evaluation_data: Sequence[str] = (),
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[int | str] | str | None = None,
     evaluation_samples: int = 10,
     config: SearchConfig | None = None,
     allow_lossy: bool = False,
@@ -79,14 +79,16 @@ def extend(
 ) -> Extension:
     """Extend `loaded` to `target_length` tokens without training, and prove it; everything goes to `output_dir`.
 
-    `lengths` are those of the comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was
-    stopped. Raises LongRopeError for what the user can mend.
+    `target_length`: by default 8 L. `lengths` are those of the comparison (default: L, 2L, … L'). `resume` goes on
+    where a run of the same command was stopped. Raises LongRopeError for what the user can mend.
     """
     callbacks, config = callbacks or Callbacks(), config or SearchConfig()
+    original = loaded.geometry.original_length
+    target_length = 8 * original if target_length is None else parse_length(target_length)
     require_longer(loaded, target_length)
-    lengths = list(lengths or doubling_lengths(loaded.geometry.original_length, target_length))
+    compared = parse_lengths(lengths) if lengths else doubling_lengths(original, target_length)
     # What the later stages need is looked at now: an error after a long search would waste it.
-    check_lengths(lengths, target_length, None)
+    check_lengths(compared, target_length, None)
     if config.start_tokens != "0" and not allow_lossy:
         raise LongRopeError(
             "transformers cannot express start tokens",
@@ -122,7 +124,7 @@ def extend(
     evaluation = evaluate(
         loaded,
         data=evaluation_sources,
-        lengths=lengths,
+        lengths=compared,
         scaling=found.scaling,
         scaling_name=NAME,
         baselines=[*CLOSED_FORMS, *([CHECKPOINT] if loaded.checkpoint_scaling is not None else [])],
