@@ -67,11 +67,11 @@ def check_refused(ran, out, says: str) -> None:
 
 
 def test_what_the_model_refuses_leaves_nothing(search, extend, tmp_path):
-    too_high = ("--critical-dim", 16)
+    too_high, says = ("--critical-dim", 16), "expected a --critical-dim from 1 to 15, found 16"
     ran = search(tmp_path / "run", *too_high)
-    check_refused(ran, tmp_path / "run", "expected a --critical-dim from 1 to 15, found 16")
+    check_refused(ran, tmp_path / "run", says)
     assert ran.out == ""
-    check_refused(extend(tmp_path / "run", *too_high), tmp_path / "run", "expected a --critical-dim from 1 to 15, found 16")
+    check_refused(extend(tmp_path / "run", *too_high), tmp_path / "run", says)
 
 
 @pytest.mark.parametrize("more", [("--workers", 2), ("--ray-address", "auto")])
