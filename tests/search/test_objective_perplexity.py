@@ -83,11 +83,6 @@ def test_numbers_that_break_the_model_give_nan() -> None:
     assert math.isfinite(OBJECTIVE.loss(IDENTITY))
 
 
-def test_token_passes_are_the_tokens_of_all_samples() -> None:
-    assert OBJECTIVE.token_passes == 3 * 64
-    assert OBJECTIVE.name == "perplexity"
-
-
 def test_serial_evaluator_answers_in_order_as_soon_as_it_knows() -> None:
     windows = [IDENTITY, ramp(64), ramp(64, 2.0)]
     evaluator = SerialEvaluator({("search", 64): OBJECTIVE})

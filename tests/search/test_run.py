@@ -329,12 +329,17 @@ def test_the_front_door_on_a_loaded_model(
 ) -> None:
     """A transformers model and its tokenizer, a length and a source as text; the model keeps what was applied to it."""
     config = SearchConfig(population=4, iterations=0, samples=1)
-    expected = search(loaded, 128, source, tmp_path / "named", config).scaling
+    result = search(loaded, 128, source, tmp_path / "named", config)
+    assert "method='longrope'" in repr(result)
+    assert len(repr(result)) < 500
+    expected = result.scaling
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     applied = apply_scaling(model, RopeScaling.extended(loaded.geometry, 96, (1.5,) * 16))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model.train()
     found = search_scaling(model, tokenizer, target_length="128", data=source[0], config=config)
     assert found.windows == expected.windows
+    assert all(module.training for module in model.modules())
     assert applied_scaling(model) == applied.scaling
     given: dict[str, Any] = {"data": source, "config": config, "output_dir": str(tmp_path / "run"), "resume": True}
     for _ in range(2):  # the same call begins a search and continues it

@@ -131,8 +131,6 @@ def sized_objectives(
 class _Sized(SampledObjective):
     """An objective of `count` texts of `length` tokens, without the texts."""
 
-    name = "sized"
-
     def __init__(self, count: int, length: int) -> None:
         self._ids = torch.empty(count, length, dtype=torch.int64, device="meta")
 

@@ -172,31 +172,15 @@ def _evolution(
 def _gradient(task: _Task) -> _Built:
     """Adam around the best seed, over doubling windows."""
     settings, stages, bounds = _gradient_settings(task), _stages(task), _bounds(task)
-    run = partial(
-        gradient_search,
-        stages=stages,
-        geometry=task.loaded.geometry,
-        settings=settings,
-        attention_factor=task.attention_factor,
-        bounds=bounds,
-    )
+    run = partial(gradient_search, stages=stages, settings=settings, bounds=bounds, **_model(task))
     return run, _gradient_requests(stages, settings, bounds), _described(stages, bounds, gradient=settings)
 
 
 def _hybrid(task: _Task) -> _Built:
     """The gradient search, then a short CMA-ES around its result."""
     polish = _cma_settings(task, evaluations=66, sigma=0.1)
-    polish.knots_of(task.loaded.geometry.pairs)
     settings, stages, bounds = _gradient_settings(task), _stages(task), _bounds(task)
-    run = partial(
-        hybrid_search,
-        stages=stages,
-        geometry=task.loaded.geometry,
-        settings=settings,
-        polish=polish,
-        attention_factor=task.attention_factor,
-        bounds=bounds,
-    )
+    run = partial(hybrid_search, stages=stages, settings=settings, polish=polish, bounds=bounds, **_model(task))
     requests = _gradient_requests(stages, settings, bounds) + polish.evaluations + 5
     return run, requests, _described(stages, bounds, gradient=settings, polish=polish)
 
@@ -205,17 +189,14 @@ def _cma(task: _Task) -> _Built:
     """CMA-ES around the best seed."""
     (stage,) = _stages(task)
     settings, bounds = _cma_settings(task, evaluations=256, sigma=0.15), _bounds(task)
-    settings.knots_of(task.loaded.geometry.pairs)
-    run = partial(
-        cma_search,
-        stage=stage,
-        geometry=task.loaded.geometry,
-        settings=settings,
-        attention_factor=task.attention_factor,
-        bounds=bounds,
-    )
+    run = partial(cma_search, stage=stage, settings=settings, bounds=bounds, **_model(task))
     requests = len(stage.seeds) + 1 + settings.evaluations + _choices(bounds)
     return run, requests, _described([stage], bounds, cma=settings)
+
+
+def _model(task: _Task) -> dict[str, Any]:
+    """The arguments that the methods on the knots take of the model."""
+    return {"geometry": task.loaded.geometry, "attention_factor": task.attention_factor}
 
 
 def _bounds(task: _Task) -> Bounds:
@@ -240,20 +221,22 @@ def _gradient_settings(task: _Task) -> GradientSettings:
         learn_attention_factor=config.learn_attention_factor,
         seed=config.seed,
     )
-    settings.knots_of(task.loaded.geometry.pairs)
+    settings.knots_of(task.loaded.geometry.pairs)  # raises where they are not for this model
     return settings
 
 
 def _cma_settings(task: _Task, *, evaluations: int, sigma: float) -> CMASettings:
     config = task.config
     knots = min(KNOTS, task.loaded.geometry.pairs) if config.knots is None else config.knots
-    return CMASettings(
+    settings = CMASettings(
         evaluations=evaluations if config.evaluations is None else config.evaluations,
         sigma=sigma,
         knots=knots or None,
         patience=config.patience if config.method == "cma" else None,
         seed=config.seed,
     )
+    settings.knots_of(task.loaded.geometry.pairs)  # raises where they are not for this model
+    return settings
 
 
 def _stages(task: _Task) -> list[Stage]:

@@ -28,7 +28,6 @@ from longrope.rope.scaling import Window
 class SampledObjective(ABC):
     """The mean loss, in nats per scored token, of rows of tokens under a window: Σ NLL / Σ tokens."""
 
-    name: str
     scaled: ScaledModel
 
     @property
@@ -49,11 +48,6 @@ class SampledObjective(ABC):
     def length(self) -> int:
         """T, the tokens of each row."""
         return self.ids.shape[1]
-
-    @property
-    def token_passes(self) -> int:
-        """Tokens that one evaluation of all rows sends through the model (a forward counts 1 per token)."""
-        return self.ids.numel()
 
     def nlls(self, window: Window, rows: Sequence[int] | None = None) -> list[Tensor]:
         """The loss in nats of every scored token, one tensor (scored(row),) for each of `rows` (default: all)."""
@@ -133,7 +127,6 @@ class NeedleObjective(SampledObjective):
 
     scaled: ScaledModel
     samples: NeedleSamples
-    name: str = "needle"
 
     @property
     def ids(self) -> Tensor:
@@ -149,7 +142,6 @@ class PerplexityObjective(SampledObjective):
 
     scaled: ScaledModel
     samples: Samples
-    name: str = "perplexity"
 
     @property
     def ids(self) -> Tensor:

@@ -26,7 +26,7 @@ from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import RECOVER_SUMMARY, SCALING, SEARCH_LOG
 from longrope.search.config import SearchConfig
 from longrope.search.initial import NONE
-from longrope.search.run import search
+from longrope.search.run import kept_modes, search
 from longrope.search.spaces import UPPER_RATIO
 from longrope.storage import json_ready, new_output_folder, write_json_atomic
 from longrope.units import parse_lengths
@@ -64,6 +64,10 @@ class RecoveryResult:
     scaling: RopeScaling
     path: Path
 
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{row.length}: {row.before:.4f} to {row.after:.4f}" for row in self.rows)
+        return f"RecoveryResult(losses=({rows}), path={str(self.path)!r})"
+
     def to_json(self) -> dict[str, Any]:
         return {"scaling": str(self.path), "lengths": [row.to_json() for row in self.rows]}
 
@@ -92,18 +96,19 @@ def recover_scaling(
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
     folder = Path(output_dir)
-    return recover(
-        open_model(model, tokenizer, load),
-        parse_lengths(lengths),
-        as_sources(data),
-        folder,
-        config,
-        max_factor=max_factor,
-        resume=resume and folder.is_dir() and any(folder.iterdir()),  # the same call begins and continues
-        workers=workers,
-        ray_address=ray_address,
-        callbacks=callbacks,
-    ).scaling
+    with kept_modes(model):
+        return recover(
+            open_model(model, tokenizer, load),
+            parse_lengths(lengths),
+            as_sources(data),
+            folder,
+            config,
+            max_factor=max_factor,
+            resume=resume and folder.is_dir() and any(folder.iterdir()),  # the same call begins and continues
+            workers=workers,
+            ray_address=ray_address,
+            callbacks=callbacks,
+        ).scaling
 
 
 def recover(

@@ -69,6 +69,13 @@ class SearchResult:
     critical_dims: CriticalDims | None = None
     chosen_seeds: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        baselines = ", ".join(f"{name} {loss:.4f}" for name, loss in self.baselines.items())
+        return (
+            f"SearchResult(method={self.method!r}, objective={self.objective!r}, best_loss={self.best_loss:.4f}, "
+            f"baselines=({baselines}), evaluations={self.evaluations}, path={str(self.path)!r})"
+        )
+
     @property
     def critical_dim(self) -> int | None:
         """d_rcd where the method finds one."""
@@ -121,7 +128,7 @@ def search_scaling(
     """
     if resume and output_dir is None:
         raise LongRopeError("expected the `output_dir` of the search to resume, found none", code="not-resumable")
-    with tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary:
+    with kept_modes(model), tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary:
         folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
         begun = (folder / SEARCH_LOG).is_file()
         return search(
@@ -200,6 +207,17 @@ def search(
         chosen_seeds=outcome.chosen_seeds,
     )
     return _saved(result, loaded, texts, header, config)
+
+
+@contextmanager
+def kept_modes(model: object) -> Iterator[None]:
+    """The modules of `model` in training mode, where it is a loaded one, are so again after the block."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, PreTrainedModel) else []
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _saved(

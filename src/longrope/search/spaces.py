@@ -1,12 +1,12 @@
-"""The space of LongRoPE's search (Table 4): rescale factors on a grid of 0.01, monotone, and start tokens.
+"""The two spaces that `Evolution` searches: candidates, mutations and crossovers. Knows no model and no loss.
 
-Factors are whole numbers of hundredths here, so that two candidates are equal exactly when their model is, a hash is
-exact, and a log replays bit for bit. Knows no model and no loss.
+- `SearchSpace` (LongRoPE, 2402.13753, Table 4): rescale factors λ in [1, 1.25·s], monotone, and start tokens n̂.
+- `CriticalSpace` (LongRoPE2, 2502.20082, Algorithms 1 and 2): the real critical dimension d_rcd is a gene. From pair
+  d_rcd on, λ is searched in [s, 2s], monotone; below it, λ is NTK with the base implied at d_rcd:
+  λ_i = λ_{d_rcd}^(i/d_rcd).
 
-The space of LongRoPE2's search (2502.20082, Algorithms 1 and 2): a real critical dimension, and factors beyond it.
-
-A candidate has d_rcd as a gene. From pair d_rcd on, λ is searched in [s, 2s], monotone, in hundredths; below it λ is
-NTK with the base implied at d_rcd: λ_i = λ_{d_rcd}^(i/d_rcd). `Evolution` runs on it as on LongRoPE's space.
+Factors are whole numbers of hundredths here, so that two candidates are equal exactly when their windows are, a hash is
+exact, and a log replays bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UPPER_RATIO = 1.25  # λ ≤ 1.25·s
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One point of the space: λ_i = steps[i]/100, and n̂."""
+    """A point of `SearchSpace`: λ_i = steps[i]/100, and n̂."""
 
     steps: tuple[int, ...]
     start_tokens: int = 0
@@ -90,7 +90,8 @@ class SearchSpace:
         if self.pairs < 1 or not 1.0 <= self.upper < np.inf or not self.start_tokens:
             raise LongRopeError(
                 "a search space needs at least one pair, a finite upper bound from 1 and a choice of start tokens; "
-                f"found {self.pairs}, {self.upper} and {self.start_tokens}"
+                f"found {self.pairs}, {self.upper} and {self.start_tokens}",
+                code="invalid-setting",
             )
 
     @classmethod
@@ -134,7 +135,7 @@ class SearchSpace:
 
 @dataclass(frozen=True, slots=True)
 class CriticalCandidate:
-    """λ_i = steps[i − critical_dim]/100 from pair `critical_dim` (d_rcd) on, NTK below it."""
+    """A point of `CriticalSpace`: λ_i = steps[i − critical_dim]/100 from pair `critical_dim` (d_rcd) on, NTK below."""
 
     critical_dim: int
     steps: tuple[int, ...]
@@ -169,7 +170,8 @@ class CriticalSpace:
         if not 0 <= self.first <= self.last < self.pairs or not 1.0 < self.ratio < np.inf:
             raise LongRopeError(
                 "LongRoPE2 needs an extension ratio above 1 and critical dimensions among the pairs; found ratio "
-                f"{self.ratio:g} and dimensions {self.first} to {self.last} of {self.pairs} pairs"
+                f"{self.ratio:g} and dimensions {self.first} to {self.last} of {self.pairs} pairs",
+                code="invalid-setting",
             )
 
     @property
