@@ -55,7 +55,7 @@ def test_a_training_of_ones_own(cli, checkpoint):
     [
         (("--target-length", "64"), "above the model's window of 64"),
         (("--target-length", "256", "--gpu", "tpu"), "expected a GPU of"),
-        (("--target-length", "256", "--train-length", "512"), "--train-length of at most 256"),
+        (("--target-length", "256", "--train-length", "512"), "--train-length of at most 256 for training"),
         (("--target-length", "256", "--gpus", "4", "--context-parallel", "3"), "divides 4"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from longrope.cli import options as given
@@ -29,7 +28,7 @@ def command(
     seed: given.Seed = 0,
     config: Annotated[EvalConfig, Options("Suites")],
     load: given.Load,
-    output: Annotated[Path | None, given.out("Write the results as a new JSON file here.")] = None,
+    output: given.Results = None,
     resume: given.ResumeCells = False,
     as_json: given.Json = False,
 ) -> None:

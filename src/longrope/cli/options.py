@@ -97,6 +97,7 @@ Original = Annotated[
     str | None, option("The model before it was trained, for 'original' and retention. Default: MODEL.")
 ]
 AllowSeen = Annotated[bool, option("Measure on documents that the search or training has seen; the results say so.")]
+Results = Annotated[Path | None, out("Write the results as a new JSON file here.")]
 ResumeCells = Annotated[bool, option("Go on with a run that was stopped: its -o NAME.json left NAME.cells.jsonl.")]
 
 # finetune

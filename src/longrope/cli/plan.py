@@ -9,10 +9,8 @@ from longrope.cli.common import print_json, quiet_libraries
 from longrope.cli.tables.costs import show_costs
 from longrope.cli.verb import Options, verb
 from longrope.costs.devices import Devices
-from longrope.errors import LongRopeError
 from longrope.search.config import METHODS, SearchConfig
 from longrope.train.config import FinetuneConfig
-from longrope.units import parse_length
 
 DEVICES = Options("Devices", names={"count": "--gpus", "memory": "--gpu-memory"})
 TRAINING = Options(
@@ -42,20 +40,16 @@ def command(
     as_json: given.Json = False,
 ) -> None:
     """Tokens, FLOPs, memory and hours of search, fine-tuning and evaluation, before they are spent."""
-    target = parse_length(target_length)
-    own = FinetuneConfig(**{"length": target} | training) if training else None
-    if own is not None and own.length > target:
-        raise LongRopeError(f"expected a --train-length of at most {target}, found {own.length}")
     from longrope.costs.plan import plan
 
     quiet_libraries()
     settings: dict[str, Any] = {"objective": objective, "samples": samples}
     planned = plan(
         model,
-        target,
+        target_length,
         devices,
         searches=[SearchConfig(**settings | {"method": name}) for name in (method or METHODS)],
-        trainings=[own] if own else None,
+        trainings=[FinetuneConfig(**{"length": target_length} | training)] if training else None,
         context_parallel=context_parallel,
         original_length=load.original_length,
         trust_remote_code=load.trust_remote_code,

@@ -150,6 +150,11 @@ def plan(
             f"{context_parallel}",
             code="invalid-setting",
         )
+    longest = max((config.length for config in trainings or ()), default=0)
+    if longest > target_length:
+        raise LongRopeError(
+            f"expected a `length` of at most {target_length} for training, found {longest}", code="invalid-setting"
+        )
     shape, original_length = shape_of(loaded.name, loaded.model), loaded.geometry.original_length
     if searches is None:
         searches = [SearchConfig(method=method) for method in METHODS]
