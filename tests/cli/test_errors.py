@@ -42,6 +42,9 @@ def test_a_list_and_a_renamed_setting() -> None:
     assert in_options("`ruler_tasks.0`, `suites`, `baselines`, `output`", evaluation) == (
         "--ruler-tasks, --suite, --against, -o"
     )
+    assert in_options("`output_dir`, `config.trials`", evaluation) == "-o, --trials"
+    extend = options_by_name(options_of("extend"))
+    assert in_options("`search_data` and `evaluation_data`", extend) == "--data and --eval-data"
     export = options_by_name(options_of("export"))
     assert in_options("`target`, `allow_lossy=True`, `output_dir`", export) == "--to, --allow-lossy, -o"
 

@@ -66,7 +66,7 @@ def test_a_run_and_what_goes_on_with_it(extend: Callable[..., Ran], tmp_path: Pa
 
 
 def test_the_embedded_model_is_the_recipes(extend: Callable[..., Ran], cli: Callable[..., Ran], tmp_path: Path) -> None:
-    assert "is for any model: give one" in refused(extend(QUICK, model=None))
+    assert "is for any model; give a MODEL" in refused(extend(QUICK, model=None))
     path = write_recipe(tmp_path, {**SEARCH_4, "target": "2x"}, model="tiny", data=[], eval_data=[])
     ran = cli("extend", "--recipe", path, "--dry-run", "-o", tmp_path / "run")
     assert ran.code == 0, ran.err

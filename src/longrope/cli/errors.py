@@ -9,10 +9,9 @@ from cyclopts import Argument, CycloptsError, MissingArgumentError, UnusedCliTok
 
 SYNONYMS = (
     ("output_dir", "output"),
-    ("model", "run_or_model", "checkpoint", "folder"),
+    ("model", "checkpoint", "folder"),
     ("data", "search_data"),
     ("eval_data", "evaluation_data"),
-    ("scaling", "scaling_path"),
     ("target", "to"),
 )
 """Arguments of library functions and parameters of verbs that mean the same."""

@@ -63,10 +63,7 @@ def prepare_recipe(
     own, original_length = recipe_model(name)
     model = model or own
     if model is None:
-        raise LongRopeError(
-            f"the recipe {name} is for any model: give one, as in longrope extend MODEL --recipe {name}",
-            code="no-such-model",
-        )
+        raise LongRopeError(f"the recipe {name} is for any model", code="no-such-model", hint="give a `model`")
     if load.original_length is None:
         load = load.replace(original_length=original_length)
     loaded = open_model(model, options=load)
