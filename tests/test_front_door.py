@@ -20,7 +20,8 @@ from longrope.rope.geometry import RopeGeometry
 
 JOBS = """search_scaling recover_scaling apply_scaling remove_scaling scaled evaluate perplexity token_nll generate
 prefill finetune export_checkpoint diagnose inspect_model plan load_scaling preset load_data""".split()
-TYPES = "RopeScaling Window RopeGeometry SearchConfig EvalConfig FinetuneConfig ExportConfig LongRoPEModel".split()
+TYPES = """RopeScaling Window RopeGeometry SearchConfig EvalConfig FinetuneConfig ExportConfig LoadOptions EvalResults
+Callbacks LongRopeError LongRoPEModel""".split()
 CLOSED_FORMS = "pi ntk ntk_critical yarn llama3".split()
 PRIVATE = re.compile(r"\b_\w+")
 

@@ -9,7 +9,7 @@
     lr.apply_scaling(model, scaling)
 
 Models are plain transformers models, folders or hub names; lengths are an int or "128k". A fault that a caller can mend
-is a `longrope.errors.LongRopeError`. Every name below is imported when it is first used.
+is a `LongRopeError`. Every name below is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a test proves
+    from longrope.callbacks import Callbacks as Callbacks
     from longrope.costs.plan import plan as plan
     from longrope.doctor.diagnose import diagnose as diagnose
+    from longrope.errors import LongRopeError as LongRopeError
     from longrope.evaluation.config import EvalConfig as EvalConfig
     from longrope.evaluation.perplexity import perplexity as perplexity
+    from longrope.evaluation.results import EvalResults as EvalResults
     from longrope.evaluation.run import evaluate as evaluate
     from longrope.export.config import ExportConfig as ExportConfig
     from longrope.export.export import export_checkpoint as export_checkpoint
     from longrope.models.apply import apply_scaling as apply_scaling
     from longrope.models.apply import remove_scaling as remove_scaling
     from longrope.models.apply import scaled as scaled
+    from longrope.models.config import LoadOptions as LoadOptions
     from longrope.models.generation.cache import prefill as prefill
     from longrope.models.generation.generate import generate as generate
     from longrope.models.inspect import inspect_model as inspect_model
@@ -54,14 +58,18 @@ if TYPE_CHECKING:  # for type checkers and editors; _PUBLIC says the same, as a 
     __version__: str
 
 _PUBLIC = {
+    "callbacks": ("Callbacks",),
     "costs.plan": ("plan",),
     "doctor.diagnose": ("diagnose",),
+    "errors": ("LongRopeError",),
     "evaluation.config": ("EvalConfig",),
     "evaluation.perplexity": ("perplexity",),
+    "evaluation.results": ("EvalResults",),
     "evaluation.run": ("evaluate",),
     "export.config": ("ExportConfig",),
     "export.export": ("export_checkpoint",),
     "models.apply": ("apply_scaling", "remove_scaling", "scaled"),
+    "models.config": ("LoadOptions",),
     "models.generation.cache": ("prefill",),
     "models.generation.generate": ("generate",),
     "models.inspect": ("inspect_model",),
