@@ -1,1 +1,1 @@
-"""The command line: one thin module per verb. It parses, calls one function of `pipeline`, and prints."""
+"""The command line: one thin module per verb, which parses, calls one function of the library and prints."""

@@ -1,4 +1,4 @@
-"""What verbs print with: two consoles, tables, numbers, the one JSON object of `--json`, and how much is said."""
+"""Consoles, tables, numbers and JSON for what verbs print, and how much they say."""
 
 from __future__ import annotations
 

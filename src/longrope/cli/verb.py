@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from longrope.cli.common import set_verbosity
+from longrope.cli.common import log, set_verbosity
+from longrope.provenance import command_line
 from longrope.settings import Settings
 
 OUTPUT = Group("Output", sort_key=9)
@@ -114,6 +115,7 @@ def verb(function: Callable[..., int | None]) -> Callable[..., int | None]:
     @functools.wraps(function)
     def command(*values: Any, verbose: bool = False, quiet: bool = False, **named: Any) -> int | None:
         set_verbosity(verbose, quiet)
+        log.info("%s", command_line())
         for name, make in makers.items():
             if named.get(name) is None:
                 named[name] = make()

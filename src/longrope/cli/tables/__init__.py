@@ -1,1 +1,1 @@
-"""What verbs print when they are done: one file for each kind of result."""
+"""Results of verbs as tables: one file for each kind of result."""

@@ -22,7 +22,7 @@ def _perplexity(loss: float) -> float:
 
 
 def show_search(result: SearchResult) -> None:
-    """Print what a search found against the baselines."""
+    """Print the loss of a search's result and of the baselines."""
     rows = table(f"Loss on the search samples ({result.objective}, nats per token)", ["method", "loss", "exp(loss)"])
     for name, loss in sorted(result.baselines.items(), key=lambda item: -item[1]):
         rows.add_row(name, number(loss, 4), number(_perplexity(loss)))
@@ -36,7 +36,7 @@ def show_search(result: SearchResult) -> None:
 
 
 def show_finetune(result: FinetuneResult) -> None:
-    """Print what a training did and where it lies."""
+    """Print the steps, tokens and losses of a fine-tuning run, and where its files are."""
     summary = result.summary
     losses = result.losses
     parts = ", ".join(f"{part} {tokens:,}" for part, tokens in summary["tokens"].items())
@@ -49,7 +49,7 @@ def show_finetune(result: FinetuneResult) -> None:
 
 
 def show_export(done: ExportResult) -> None:
-    """Print where a checkpoint lies, its proof, what it loses, and how to serve it."""
+    """Print where a checkpoint is, its proof, what it cannot express, and how to serve it."""
     output.print(f"wrote {done.path} from {done.model} and {done.scaling_path}")
     if check := done.verification:
         output.print(
@@ -88,7 +88,7 @@ def show_extension(extension: Extension, out: Path) -> None:
 
 
 def show_recipe(result: RecipeResult) -> None:
-    """What every stage came to, what was measured last, and where things lie."""
+    """Print the result of every stage, the last evaluation, and where the files are."""
     from longrope.evaluation.results import EvalResults
 
     rows = table("", ["stage", "result", "seconds"])
@@ -110,13 +110,11 @@ def show_recipe(result: RecipeResult) -> None:
 
 
 def _outcome(said: dict[str, Any]) -> str:
-    """One stage's own words as one line."""
+    """The summary of one stage as one line."""
     if "best_loss" in said:
         held = {name: loss for name, loss in said["baselines"].items() if loss is not None}
         best = min(held, key=held.__getitem__, default="none")
-        return (
-            f"loss {number(said['best_loss'], 4)} ({best} {number(held.get(best), 4)}), {said['evaluations']} questions"
-        )
+        return f"loss {number(said['best_loss'], 4)} ({best} {number(held.get(best), 4)}), {said['evaluations']} evaluations"
     if "final_loss" in said:
         return f"loss {said['first_loss']:.4f} -> {said['final_loss']:.4f}, {said['steps']} steps"
     if "lengths" in said:
