@@ -114,7 +114,8 @@ def _outcome(said: dict[str, Any]) -> str:
     if "best_loss" in said:
         held = {name: loss for name, loss in said["baselines"].items() if loss is not None}
         best = min(held, key=held.__getitem__, default="none")
-        return f"loss {number(said['best_loss'], 4)} ({best} {number(held.get(best), 4)}), {said['evaluations']} evaluations"
+        baseline = f"{best} {number(held.get(best), 4)}"
+        return f"loss {number(said['best_loss'], 4)} ({baseline}), {said['evaluations']} evaluations"
     if "final_loss" in said:
         return f"loss {said['first_loss']:.4f} -> {said['final_loss']:.4f}, {said['steps']} steps"
     if "lengths" in said:
