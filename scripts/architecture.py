@@ -40,7 +40,7 @@ def first_sentence(path: Path) -> str:
     """The first sentence of a module's docstring, without the full stop."""
     text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
     paragraph = " ".join(text.partition("\n\n")[0].split())
-    return re.split(r"\.(?:\s|$)", paragraph, maxsplit=1)[0]
+    return re.split(r"(?<! al)(?<!App)\.(?:\s|$)", paragraph, maxsplit=1)[0]  # "et al." and "App. C" end no sentence
 
 
 def tree() -> str:

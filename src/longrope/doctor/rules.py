@@ -1,6 +1,6 @@
-"""The RoPE that runtimes compute from config.json: frequencies, attention factor, and the window of each length.
+"""The RoPE that a runtime computes from config.json by its row of the table: frequencies, attention factor, windows.
 
-Every rule that the table names has one function. The closed forms (yarn, linear, llama3) are those of `longrope.rope`,
+The closed forms (yarn, linear, llama3) are those of `longrope.rope`,
 which equal transformers'; a runtime that deviates from them does so in its attention factor.
 """
 

@@ -1,4 +1,4 @@
-"""The table of runtimes, `assets/runtimes.json`, typed: by which rules each reads a checkpoint and computes its RoPE.
+"""The rules of each runtime (transformers, vLLM, SGLang, llama.cpp, …) by name, from `assets/runtimes.json`.
 
 The table holds the names of the rules, each runtime's version and the source of its rules; the rules themselves are
 functions in `readings.py`, `rules.py` and `llamacpp.py`.

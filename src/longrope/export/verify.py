@@ -1,4 +1,4 @@
-"""The proof of an export: plain transformers loads it, and its frequencies and logits must be the scaling's."""
+"""The proof of an exported folder: plain transformers loads it, its frequencies and logits are the scaling's."""
 
 from __future__ import annotations
 

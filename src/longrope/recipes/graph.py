@@ -1,6 +1,6 @@
-"""The steps of a recipe for one model, and the results that each reads. An order that cannot be is refused.
+"""The order of a recipe's stages, as steps for one model, and the results that each reads.
 
-Nothing is opened here: a step knows folders by their names.
+An order that cannot be is refused. Nothing is opened here: a step knows folders by their names.
 """
 
 from __future__ import annotations

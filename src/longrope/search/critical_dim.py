@@ -1,7 +1,7 @@
-"""The critical dimension that LongRoPE2's search found, and the one that plain perplexity would have chosen in place of
-needles (2502.20082, §3.2).
+"""The critical dimension that LongRoPE2's search found, and the one that the other objective would have chosen.
 
-For every d_rcd the best candidate of the search is scored by the other objective too.
+For every d_rcd the best candidate of the search is scored by the other objective too: plain perplexity where the search
+went by needles (2502.20082, §3.2).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""LongRoPE's evolutionary search (2402.13753, Algorithm 1): `Evolution`, an ask/tell optimizer that knows no model, and
-`evolution_search`, which runs it on an `Evaluate`.
+"""LongRoPE's evolutionary search (2402.13753, Algorithm 1) as ask/tell, without a model.
+
+`Evolution` is the optimizer; `evolution_search` runs it on an `Evaluate`.
 
 Everything random comes from one generator that only `ask` advances: the same seed and the same losses give the same
 candidates, which is what makes a log of requests and results the whole state of a search.

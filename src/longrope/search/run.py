@@ -1,4 +1,4 @@
-"""The search job: rescale factors for a model and a target length, and a run folder with scaling, log and summary.
+"""The search job: runs a search method on a model under a log, and leaves a run folder with scaling, log and summary.
 
 `search.jsonl` is the log and the whole state, `scaling.json` the result, `search.json` the summary.
 

@@ -1,1 +1,1 @@
-"""Losses of a window over prepared samples. What minimises them lives in `search/`."""
+"""Text generation across the windows of a scaling, and the caches of keys and values that it needs."""

@@ -1,4 +1,4 @@
-"""`generate` across the windows of a scaling: the window of every forward, a cache that fits it, and the refusals.
+"""`generate` across the windows of a scaling: chooses the window of every forward and keeps the cache right for it.
 
 The rule (LongRoPE2, inference): the window for n tokens, where n counts all that the text has in this forward, prompt
 and generated, whether they lie in a cache or not.
