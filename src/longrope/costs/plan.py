@@ -230,7 +230,10 @@ def _training(
     devices: Devices,
     context_parallel: int,
 ) -> CostRow:
-    """A fine-tuning: all devices share weights, optimizer states and rows, `context_parallel` of them each row."""
+    """The cost of a fine-tuning in `stages`, one after the other.
+
+    All devices share weights, optimizer states and rows; `context_parallel` of them share each row.
+    """
     flops, tokens = Flops(), 0
     for config in stages:
         tokens += config.steps * config.rows_per_step * config.length

@@ -263,6 +263,7 @@ def _reasons(by_length: Sequence[RuntimeAtLength], runtime: Runtime, found: Beha
 
 
 def _effective_factors(found: Behaviour, expected: Expected) -> dict[str, list[float]]:
+    """The factors by which the runtime divides the original frequencies: `short` and `long`, or `one` for both."""
     own = expected.scaling.geometry.inv_freq
     rotations = {SHORT: found.short, LONG: found.long} if _apart(found.short, found.long) else {"one": found.long}
     return {

@@ -94,7 +94,7 @@ class RetentionSuite(BenchmarkSuite):
     def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
         if task.task:
             return super().prepare(task, original)
-        theirs = most_likely_tokens(original[0], self.samples, original[1])
+        theirs = most_likely_tokens(original[0], self.samples, original[1])  # once, for all methods
         return PreparedTask(
             self.samples.sha256,
             sources_of(self.samples),

@@ -119,6 +119,7 @@ def _applied(model: PreTrainedModel) -> list[tuple[str, LongRopeRotary]]:
 
 
 def _scaled_layer_type(model: PreTrainedModel) -> str | None:
+    """The layer type whose RoPE is scaled; None where all layers share one RoPE."""
     types = rope_layer_types(model.config)
     if not types:
         return None

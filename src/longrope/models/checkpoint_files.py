@@ -179,7 +179,7 @@ def export_record(scaling: RopeScaling, form: str = "hf", query_scale: float = 1
 
 
 def refuse_folded(record: Any, model_name: str) -> None:
-    """Raise LongRopeError when `record`, what config.json has under RECORD, says that a factor is in the weights."""
+    """Raise LongRopeError for an export whose attention factor is folded into its weights: `record` is its RECORD."""
     if isinstance(record, dict) and record.get("query_scale", 1.0) != 1.0:
         raise LongRopeError(
             f"{model_name} is an export with an attention factor folded into its weights",

@@ -57,9 +57,10 @@ def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[str]:
 
 
 def check_recipe(loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step], finished: Collection[str] = ()) -> None:
-    """Raise LongRopeError, with the stage, for too little text, texts that would be measured on after they were seen, a
-    training step that does not fit or cannot be, and packages that are missing.
+    """Raise LongRopeError, with the stage, for a stage that cannot run.
 
+    That is: too little text, texts that would be measured on after they were seen, a training step that does not fit or
+    is impossible, and packages that are missing.
     `loaded` is the model the recipe begins with; steps whose folders are `finished` are left alone.
     """
     seen: dict[str, str] = {}

@@ -65,7 +65,7 @@ def recipe_costs(loaded: LoadedModel, steps: Sequence[Step], rates: Rates) -> li
 
 
 def measure_rates(loaded: LoadedModel) -> Rates:
-    """The rates of scoring two short texts, after one that warms up."""
+    """The FLOP/s of matrices and of attention on this machine, from scoring two texts after one that warms up."""
     shape = shape_of(loaded.name, loaded.model)
     short, long = PROBE
     _timed(loaded, short)

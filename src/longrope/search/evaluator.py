@@ -1,4 +1,4 @@
-"""Evaluations of a search: windows in, losses and gradients out, in the order of the requests.
+"""Evaluations of a search: windows in, losses and gradients out, computed here or replayed from the log.
 
 A search method is a plain function over `evaluate(requests) -> results` (`Evaluate`). `SerialEvaluator` computes in
 this process, `ray_evaluator.RayEvaluator` in many; `LoggedEvaluator` is the `Evaluate` that a method gets.
@@ -90,12 +90,12 @@ def gradient_request(window: Window, sample: int) -> EvalRequest:
 
 
 def both_splits(window: Window) -> list[EvalRequest]:
-    """The requests whose results `mean_loss` takes."""
+    """Requests for the loss of `window` on the validation and on the search samples, for `mean_loss`."""
     return [loss_request(window, VALIDATION), loss_request(window, SEARCH)]
 
 
 def mean_loss(results: Sequence[EvalResult]) -> float:
-    """The mean of the losses on the validation and the search samples, for comparisons.
+    """The mean of the losses that `both_splits` asked for; infinite where one is not finite.
 
     A few texts cannot tell results that lie thousandths of a nat apart. Both splits together prefer a result that has
     gained more on the search samples than it loses on the samples that it never saw.

@@ -47,6 +47,7 @@ def _needle(rows: Sequence[EvalRow]) -> None:
 
 
 def _ruler(rows: Sequence[EvalRow]) -> None:
+    """Print RULER's mean score by length, and the effective length of each scaling by each rule."""
     means = [row for row in rows if row.metric == "score" and row.detail["task"] == "mean"]
     tasks = {row.detail["task"] for row in rows if row.metric == "score"} - {"mean"}
     _by_length(f"RULER, mean score of {len(tasks)} tasks by context length (± standard error)", means)

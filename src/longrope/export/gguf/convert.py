@@ -242,6 +242,7 @@ def _stage(part: dict[str, Any]) -> str:
 
 
 def _tokens(document: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """The tokens of a tokenizer.json by id, padded to `size`, and their types in GGUF."""
     named = {index: (token, NORMAL) for token, index in document["model"]["vocab"].items()}
     for added in document["added_tokens"]:
         if added["lstrip"] or added["rstrip"] or added["single_word"]:
