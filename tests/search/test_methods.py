@@ -256,7 +256,7 @@ def test_the_attention_factor_is_the_checkpoints_unless_given(
     plain = open_model(str(checkpoint))
     assert {one.attention_factor for one in window(plain)} == {su_attention_factor(plain.geometry, 512)}
     assert {one.attention_factor for one in window(plain, attention_factor="1")} == {1.0}
-    with pytest.raises(LongRopeError, match="carries no scaling whose attention factor could be continued"):
+    with pytest.raises(LongRopeError, match="has no scaling whose attention factor could be continued"):
         window(plain, attention_factor="continued")
 
 

@@ -261,7 +261,7 @@ def test_what_is_refused(extended: LoadedModel, loaded: LoadedModel, source: lis
         assert "\n" not in str(error.value)
         assert not out.exists()
 
-    says("invalid-setting", "carries no scaling", lambda: recover(loaded, [WINDOW], source, out))
+    says("invalid-setting", "has no scaling", lambda: recover(loaded, [WINDOW], source, out))
     for lengths, found in (([], "none"), ([WINDOW - 1, 2 * WINDOW], "63, 128"), ([REACH], "4096")):
         says(
             "invalid-setting",

@@ -1,1 +1,1 @@
-"""Searches for rescale factors: optimisers (ask/tell, no model), evaluators (windows in, losses out), the log."""
+"""Searches for rescale factors: methods (functions, no model), evaluators (windows in, losses out), log, job."""

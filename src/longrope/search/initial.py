@@ -89,9 +89,9 @@ def baselines(loaded: LoadedModel, length: int) -> dict[str, Window]:
         if name == NONE or length > loaded.geometry.original_length:
             factors, own = form(loaded.geometry, length)
             windows[name] = Window(length, tuple(factors.tolist()), 0, own)
-    carried = loaded.checkpoint_window(length)
-    if carried is not None:
-        windows[CHECKPOINT] = replace(carried, max_length=length)
+    own_window = loaded.checkpoint_window(length)
+    if own_window is not None:
+        windows[CHECKPOINT] = replace(own_window, max_length=length)
     if loaded.checkpoint_scaling is not None and length > loaded.context_length:
         windows |= {name: second_window(name, loaded.checkpoint_scaling, length) for name in SECOND_FORMS}
     return windows

@@ -104,7 +104,8 @@ def _attention_factor(loaded: LoadedModel, target_length: int, config: SearchCon
     if wanted == CONTINUED:
         if window is None:
             raise LongRopeError(
-                f"{loaded.name} carries no scaling whose attention factor could be continued", code="invalid-setting"
+                f"the checkpoint of {loaded.name} has no scaling whose attention factor could be continued",
+                code="invalid-setting",
             )
         return continued_attention_factor(window.attention_factor, loaded.context_length, target_length)
     if wanted is None and window is not None:
@@ -116,7 +117,7 @@ _Built = tuple[Run, int, dict[str, Any]]
 
 
 def _longrope(task: _Task) -> _Built:
-    """Algorithm 1 of LongRoPE, from closed forms and what the checkpoint carries."""
+    """Algorithm 1 of LongRoPE, from closed forms and the scaling of the checkpoint."""
     pairs, upper = task.loaded.geometry.pairs, task.config.max_factor
     choices = start_tokens_of(task.config.start_tokens)
     space = SearchSpace.for_ratio(pairs, task.ratio, choices)

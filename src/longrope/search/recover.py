@@ -187,7 +187,8 @@ def _checked(loaded: LoadedModel, lengths: Sequence[int]) -> tuple[RopeScaling, 
     scaling, original = loaded.checkpoint_scaling, loaded.geometry.original_length
     if scaling is None:
         raise LongRopeError(
-            f"{loaded.name} carries no scaling: there are no short windows to recover", code="invalid-setting"
+            f"the checkpoint of {loaded.name} has no scaling, so it has no short windows to recover",
+            code="invalid-setting",
         )
     lengths = sorted(set(lengths))
     if not lengths or lengths[0] < original or lengths[-1] >= loaded.context_length:
