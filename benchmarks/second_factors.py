@@ -22,7 +22,7 @@ from longrope.models.config import LoadOptions
 from longrope.models.loading import open_model
 from longrope.models.scoring import token_nll
 from longrope.models.texts import prepare_samples, sources_or_books
-from longrope.rope.baselines import scaling_method
+from longrope.rope.baselines import Method
 from longrope.rope.progressive import SECOND_FORMS, continued_attention_factor, second_yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.units import parse_length
@@ -72,7 +72,7 @@ def main() -> None:
     for form in args.forms.split(","):
         window = stretched(loaded.checkpoint_scaling, form, args.length, args.attention)
         scaling = loaded.checkpoint_scaling.with_window(window)
-        rows = measure_needles(scaled, loaded.tokenizer, grid, scaling_method(form, scaling))
+        rows = measure_needles(scaled, loaded.tokenizer, grid, Method(form, scaling.window_for))
         found = mean([row.value for row in rows if row.metric == "accuracy"])
         loss = -mean([row.value for row in rows if row.metric == "answer_logprob"])
         with torch.inference_mode(), scaled.using(window) as model:

@@ -143,14 +143,7 @@ def test_the_same_rows_whatever_order_documents_come_in() -> None:
     first = packed("short:1,long:1")
     mixed = [DOCUMENTS[at] for at in (7, 2, 9, 0, 1, 8, 5, 4, 3, 6, 7)]  # one of them twice
     again = pack(
-        mixed,
-        parse_mix("short:1,long:1"),
-        length=N,
-        short_length=L,
-        count=12,
-        group=1,
-        special_tokens=BOTH,
-        seed=0,
+        mixed, parse_mix("short:1,long:1"), length=N, short_length=L, count=12, group=1, special_tokens=BOTH, seed=0
     )
     assert first.rows == again.rows
     assert first.sha256 == again.sha256

@@ -175,5 +175,6 @@ def test_disjoint_by_hash() -> None:
     with pytest.raises(LongRopeError, match="found 1 it has: new name;"):
         require_disjoint(hashes, [*held_out, renamed])
     document = Document.of("text", "doc0")
-    with pytest.raises(LongRopeError, match="text"):
+    with pytest.raises(LongRopeError, match="text") as error:
         require_disjoint(hashes, iter([document]))
+    assert error.value.code == "seen-texts"

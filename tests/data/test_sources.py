@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from longrope.data.documents import Document, drop_duplicates
+from longrope.data.documents import Document
 from longrope.data.sources import as_sources, read_all, read_documents
 from longrope.errors import LongRopeError
 
@@ -92,15 +92,12 @@ def test_limit_stops_before_what_lies_behind_it(tmp_path: Path) -> None:
         read_documents(path, limit=0)
 
 
-def test_identical_documents_are_kept_once_and_named(tmp_path: Path) -> None:
+def test_identical_documents_are_kept_once(tmp_path: Path) -> None:
     for name, text in (("a.txt", "same"), ("b.txt", "other"), ("c.txt", "same")):
         (tmp_path / name).write_text(text)
     assert [document.name for document in read_documents(tmp_path)] == ["a.txt", "b.txt", "c.txt"]
     assert [document.name for document in read_all([tmp_path])] == ["a.txt", "b.txt"]
     assert [document.name for document in read_all([tmp_path / "c.txt", tmp_path])] == ["c.txt", "b.txt"]
-    kept, dropped = drop_duplicates(read_documents(tmp_path))
-    assert [document.name for document in kept] == ["a.txt", "b.txt"]
-    assert [(duplicate.name, duplicate.same_as) for duplicate in dropped] == [("c.txt", "a.txt")]
 
 
 def test_read_all_wants_a_source() -> None:

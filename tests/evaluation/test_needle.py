@@ -14,16 +14,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation import needle as module
 from longrope.evaluation.needle import NeedleGrid, draw_grid, grid_depths, measure_needles, needles_that_fit
 from longrope.models.scoring import token_nll
-from tests.evaluation.embedded import (
-    TOKENIZERS,
-    WINDOW,
-    book,
-    key,
-    none,
-    tiny,
-    tiny_tokenizer,
-    tokenized,
-)
+from tests.evaluation.embedded import TOKENIZERS, WINDOW, book, key, none, tiny, tiny_tokenizer, tokenized
 from tests.evaluation.tiny import Steps, refused
 
 DEPTHS = grid_depths(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from longrope.evaluation import perplexity as module
 from longrope.evaluation.perplexity import loss_by_position, measure_perplexity, sliding_nll
-from longrope.evaluation.results import EvalRow, rows_to_json, values_by_length
-from longrope.rope.baselines import Method, scaling_method
+from longrope.evaluation.results import EvalRow, values_by_length
+from longrope.rope.baselines import Method
 from longrope.rope.scaling import RopeScaling, Window
 from tests.evaluation.tiny import (
     BOS,
@@ -46,7 +47,7 @@ def test_rows_are_exponentials_of_sums_over_tokens() -> None:
 def test_window_of_each_length_is_used() -> None:
     """A scaling of two windows: the short one up to L, the long one beyond."""
     scaling = RopeScaling.extended(GEOMETRY, 48, ramp(48).factors)
-    short, long = measure_perplexity(tiny_scaled(), SAMPLES, [32, 48], scaling_method("found", scaling))
+    short, long = measure_perplexity(tiny_scaled(), SAMPLES, [32, 48], Method("found", scaling.window_for))
     assert short.value == pytest.approx(
         math.exp(sum(sum(nll_by_hand(plain(), ids[:32])) for ids in SAMPLES.ids.tolist()) / (3 * 31)), rel=1e-4
     )
@@ -107,9 +108,7 @@ def test_one_sample_has_no_standard_error() -> None:
     assert row.trials == 1
 
 
-def test_losses_beyond_float64_are_infinite_and_nan_stays_nan(
-    fixed_losses: Callable[[dict[int, float]], None],
-) -> None:
+def test_losses_beyond_float64_are_infinite_and_nan_stays_nan(fixed_losses: Callable[[dict[int, float]], None]) -> None:
     samples = random_samples(1, 4)
     samples.ids[0, -1] = 1
     for loss, value in ((705.0, math.exp(705.0)), (800.0, math.inf), (math.inf, math.inf)):
@@ -155,12 +154,7 @@ def test_strides_out_of_range_are_refused_before_anything_is_scored(stride: int,
     steps = Steps()
     with refused("invalid-setting", f"below the shortest length 16, found {stride}"):
         measure_perplexity(
-            tiny_scaled(),
-            random_samples(1, 48, bos=bos),
-            [32, 16],
-            RAMP,
-            stride=stride,
-            callbacks=steps,
+            tiny_scaled(), random_samples(1, 48, bos=bos), [32, 16], RAMP, stride=stride, callbacks=steps
         )
     assert steps.taken == 0
 
@@ -181,7 +175,7 @@ def test_rows_as_json_and_by_length() -> None:
     assert list(values_by_length(rows, "pi")) == [512, 256]
     assert values_by_length(rows, "pi", "accuracy") == {256: 1.0}
     assert values_by_length(rows, "none") == {}
-    assert rows_to_json(rows)[1] == {
+    assert asdict(rows[1]) == {
         "suite": "perplexity",
         "scaling": "found",
         "length": 512,

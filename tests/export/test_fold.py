@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from longrope.export import weights as fold
 from longrope.export.forms import express
-from longrope.rope.hf_config import forced_attention_factor
+from longrope.rope.hf_config import default_attention_factor
 from longrope.rope.scaling import RopeScaling
 from tests.export.sources import (
     SU,
@@ -112,7 +112,7 @@ def test_short_dtypes_are_rounded_once(dtype, tmp_path):
 def test_the_forced_factor_is_that_of_the_lengths_in_the_config(tmp_path):
     source = save_model(tmp_path / "source", "llama")
     expressed = express(scaling_of(source, 1.1), "hf", fold_attention_factor=True)
-    assert forced_attention_factor(expressed.stated) == pytest.approx(SU)
+    assert default_attention_factor(expressed.stated) == pytest.approx(SU)
     assert expressed.stated.windows[0].attention_factor == expressed.stated.windows[1].attention_factor
     assert expressed.query_scale * expressed.stated.windows[1].attention_factor ** 2 == pytest.approx(1.1**2)
 

@@ -19,15 +19,7 @@ from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.chunked import checkpointed_layers
 from longrope.models.scoring import token_nll
 from longrope.rope.scaling import RopeScaling
-from tests.models.families import (
-    ALL_FAMILIES,
-    FAMILIES,
-    VOCABULARY,
-    logits,
-    slow_but_code_paths,
-    tiny_model,
-    tokens,
-)
+from tests.models.families import ALL_FAMILIES, FAMILIES, VOCABULARY, logits, slow_but_code_paths, tiny_model, tokens
 
 BATCH, LENGTH, CHUNK, MLP_CHUNK = 2, 50, 7, 11
 IDS = tokens(LENGTH, BATCH)

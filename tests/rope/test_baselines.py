@@ -8,12 +8,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError
-from longrope.rope.baselines import (
-    checkpoint_method,
-    closed_form_method,
-    dynamic_method,
-    scaling_method,
-)
+from longrope.rope.baselines import Method, checkpoint_method, closed_form_method, dynamic_method
 from longrope.rope.closed_forms import ntk_aware, ntk_critical, pi, yarn, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
@@ -85,7 +80,7 @@ def test_dynamic_checkpoint_is_what_transformers_computes() -> None:
 
 def test_scaling_chooses_its_window_by_length() -> None:
     windows = tuple(Window(length, (factor,) * 64) for length, factor in ((8192, 1.0), (16_384, 2.0), (TARGET, 8.0)))
-    method = scaling_method("found", RopeScaling(GEOMETRY, windows))
+    method = Method("found", RopeScaling(GEOMETRY, windows).window_for)
     assert method.name == "found"
     chosen = {2: 0, 8192: 0, 8193: 1, 16_384: 1, 16_385: 2, TARGET: 2}
     for length, index in chosen.items():
@@ -93,6 +88,6 @@ def test_scaling_chooses_its_window_by_length() -> None:
 
 
 def test_scaling_refuses_lengths_beyond_its_last_window() -> None:
-    method = scaling_method("found", RopeScaling.extended(GEOMETRY, TARGET, [2.0] * 64))
+    method = Method("found", RopeScaling.extended(GEOMETRY, TARGET, [2.0] * 64).window_for)
     with pytest.raises(LongRopeError, match=f"reaches {TARGET} tokens; a sequence of {TARGET + 1} is too long"):
         method.window(TARGET + 1)

@@ -54,10 +54,7 @@ PHI3: dict[str, Any] = {"hidden_size": 3072, "num_attention_heads": 32, "max_pos
         (Qwen3Config(hidden_size=1024, num_attention_heads=16, head_dim=128), (128, 1e4, 32768)),
         (Phi3Config(**PHI3, rope_parameters=_longrope(4096)), (96, 1e4, 4096)),
         # The top level goes first in transformers, so it does here.
-        (
-            Phi3Config(**PHI3, original_max_position_embeddings=8192, rope_parameters=_longrope(2048)),
-            (96, 1e4, 8192),
-        ),
+        (Phi3Config(**PHI3, original_max_position_embeddings=8192, rope_parameters=_longrope(2048)), (96, 1e4, 8192)),
         (Phi3Config(hidden_size=3072, num_attention_heads=32, max_position_embeddings=256), (96, 1e4, 256)),
         (GPTNeoXConfig(hidden_size=6144, num_attention_heads=64), (24, 1e4, 2048)),
         (GPTNeoXConfig(hidden_size=512, num_attention_heads=8, rotary_pct=0.5, rotary_emb_base=20000), (32, 2e4, 2048)),

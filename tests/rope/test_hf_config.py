@@ -137,10 +137,7 @@ def test_version_4_namespace() -> None:
 
 @pytest.mark.parametrize(
     "parameters",
-    [
-        {"full_attention": YARN | {"rope_theta": 5e5}},
-        {"full_attention": YARN | {"rope_theta": 5e5, "truncate": False}},
-    ],
+    [{"full_attention": YARN | {"rope_theta": 5e5}}, {"full_attention": YARN | {"rope_theta": 5e5, "truncate": False}}],
 )
 def test_per_layer_type(parameters: dict[str, Any]) -> None:
     sliding = {"sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_bytes
@@ -36,21 +34,3 @@ class Document:
                 f"expected valid Unicode in {name}, found a lone surrogate at character {error.start}", code="not-text"
             ) from error
         return cls(name, text, sha256_bytes(encoded))
-
-
-class Duplicate(NamedTuple):
-    """The name of a document that was dropped, and that of the kept document with the same text."""
-
-    name: str
-    same_as: str
-
-
-def drop_duplicates(documents: Iterable[Document]) -> tuple[list[Document], list[Duplicate]]:
-    """(documents, each text once, in their order; the dropped ones): the first of identical texts is kept."""
-    kept: dict[str, Document] = {}
-    dropped: list[Duplicate] = []
-    for document in documents:
-        first = kept.setdefault(document.sha256, document)
-        if first is not document:
-            dropped.append(Duplicate(document.name, first.name))
-    return list(kept.values()), dropped

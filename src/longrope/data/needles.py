@@ -50,7 +50,7 @@ class NeedleSamples:
     ids: int64 (N, length).
     answer_tokens: N counts; the last `answer_tokens[j]` tokens of sample j are its answer.
     depths: N numbers in [0, 1]: 0 puts the needle directly behind the instruction, 1 directly before the question.
-    keys, numbers: the subject of each needle and the number to recall.
+    keys, numbers: the key of each needle, which its question names, and the number to recall.
     origins: where the surrounding text of each sample comes from.
     """
 
@@ -195,7 +195,7 @@ def _check_room(begin: Sequence[int], facts: Sequence[_Fact], length: int) -> No
 
 
 def draw_key(rng: np.random.Generator) -> str:
-    """Draw the subject of a needle, such as `numerous-kite`."""
+    """Draw the key of a needle, such as `numerous-kite`."""
     return f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}"
 
 

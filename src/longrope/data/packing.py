@@ -200,13 +200,8 @@ class _Stream:
         special_tokens: SpecialTokens,
         seed: int,
     ) -> None:
-        self.part, self.documents, self.length, self.special_tokens, self.seed = (
-            part,
-            documents,
-            length,
-            special_tokens,
-            seed,
-        )
+        self.part, self.documents, self.length = part, documents, length
+        self.special_tokens, self.seed = special_tokens, seed
         least, most = {
             SHORT: (special_tokens.count + 1, short_length),
             PIECES: (short_length + 1, None),

@@ -73,29 +73,39 @@ def decode_text(raw: bytes, where: str) -> str:
 
 def read_jsonl(path: Path, name: str, field: str = "text") -> Iterator[Document]:
     """Yield one document per line: the string at `field` of its JSON object. Errors name the line, counted from 1."""
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, line in _lines(path):
+            if line.strip():
+                where = f"{path} line {number}"
+                yield number, parse_json(decode_text(line, where), where)
+
+    yield from _documents(rows(), name, field, str(path), "line")
+
+
+def _documents(
+    rows: Iterable[tuple[int, dict[str, Any]]], name: str, field: str, source: str, unit: str
+) -> Iterator[Document]:
+    """Yield the text at `field` of every row (number from 1, fields) that is not blank.
+
+    `unit` is the word for a row of `source` in errors. Raises LongRopeError: `no-such-field` where a row has no text at
+    `field`, `not-text` where all rows are blank.
+    """
     found = False
-    for number, line in _lines(path):
-        where = f"{path} line {number}"
-        if not line.strip():
-            continue
-        text = text_of(parse_json(decode_text(line, where), where), field, where)
+    for number, row in rows:
+        where = f"{source} {unit} {number}"
+        if field not in row:
+            raise _no_field("field", field, where, row)
+        text = row[field]
+        if not isinstance(text, str):
+            raise LongRopeError(
+                f"expected text in field {field!r} of {where}, found {type(text).__name__}", code="no-such-field"
+            )
         if text.strip():
             found = True
             yield Document.of(f"{name}:{number}", text)
     if not found:
-        raise _no_text(str(path))
-
-
-def text_of(row: dict[str, Any], field: str, where: str) -> str:
-    """The string at `field` of `row`. Raises LongRopeError (`no-such-field`), naming `where`, if there is none."""
-    if field not in row:
-        raise _no_field("field", field, where, row)
-    text = row[field]
-    if not isinstance(text, str):
-        raise LongRopeError(
-            f"expected text in field {field!r} of {where}, found {type(text).__name__}", code="no-such-field"
-        )
-    return text
+        raise _no_text(source)
 
 
 def read_parquet(path: Path, name: str, field: str = "text") -> Iterator[Document]:
@@ -105,7 +115,6 @@ def read_parquet(path: Path, name: str, field: str = "text") -> Iterator[Documen
         import pyarrow.parquet as pq
     except ImportError as error:
         raise _needs("pyarrow", str(path)) from error
-    found = False
     try:
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
@@ -113,15 +122,9 @@ def read_parquet(path: Path, name: str, field: str = "text") -> Iterator[Documen
                 raise _no_field("column", field, str(path), columns)
             batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field])
             rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                text = text_of(row, field, f"{path} row {number}")
-                if text.strip():
-                    found = True
-                    yield Document.of(f"{name}:{number}", text)
+            yield from _documents(enumerate(rows, start=1), name, field, str(path), "row")
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    if not found:
-        raise _no_text(str(path))
 
 
 # In any order: no suffix is the end of another.
@@ -209,19 +212,12 @@ def read_dataset(wanted: DatasetName, field: str) -> Iterator[Document]:
     except ImportError as error:
         raise _needs("datasets", f"hf:{wanted.name}") from error
     label = f"hf:{wanted.name}" + (f":{wanted.config}" if wanted.config else "") + f"@{wanted.split}"
-    found = False
     try:
         rows = datasets.load_dataset(wanted.name, wanted.config, split=wanted.split, streaming=True)
         if wanted.first is not None:
             rows = rows.take(wanted.first)
-        for number, row in enumerate(rows, start=1):
-            text = text_of(row, field, f"{label} row {number}")
-            if text.strip():
-                found = True
-                yield Document.of(f"{label}:{number}", text)
+        yield from _documents(enumerate(rows, start=1), label, field, label, "row")
     except LongRopeError:
         raise
     except Exception as error:  # datasets raises whatever its HTTP client and file formats raise: no common type
         raise LongRopeError(f"cannot read {label}: {one_line(error)}", code="unreadable-file") from error
-    if not found:
-        raise _no_text(label)

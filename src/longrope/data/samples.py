@@ -133,15 +133,23 @@ def draw_origins(
     return tuple(place for place, _ in zip(places, range(count), strict=False))
 
 
-def require_disjoint(searched: Iterable[str], documents: Iterable[Document | TokenizedDocument]) -> None:
-    """Raise LongRopeError (`seen-text`), naming them, where some of `documents` have hashes among `searched`."""
+def shared_names(searched: Iterable[str], documents: Iterable[Document | TokenizedDocument]) -> list[str]:
+    """The names of the `documents` whose hashes are among `searched`, sorted."""
     hashes = frozenset(searched)
-    shared = sorted({document.name for document in documents if document.sha256 in hashes})
-    if shared:
+    return sorted({document.name for document in documents if document.sha256 in hashes})
+
+
+def require_disjoint(
+    searched: Iterable[str],
+    documents: Iterable[Document | TokenizedDocument],
+    hint: str = "evaluate on other documents",
+) -> None:
+    """Raise LongRopeError (`seen-texts`), naming them, where some of `documents` have hashes among `searched`."""
+    if shared := shared_names(searched, documents):
         raise LongRopeError(
             f"expected evaluation texts that the search has not seen, found {len(shared)} it has: {', '.join(shared)}",
-            code="seen-text",
-            hint="evaluate on other documents",
+            code="seen-texts",
+            hint=hint,
         )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from longrope.checks import shown
 from longrope.data.books import read_book
-from longrope.data.documents import Document, drop_duplicates
+from longrope.data.documents import Document
 from longrope.data.readers import DatasetName, known_suffixes, read_dataset, reader_for
 from longrope.errors import LongRopeError
 
@@ -63,8 +63,11 @@ def read_all(sources: Sequence[TextSource], *, field: str = "text", limit: int |
             code="missing-data",
             hint="give a file, a folder or book:NAME",
         )
-    documents = [document for source in sources for document in read_documents(source, field=field, limit=limit)]
-    return drop_duplicates(documents)[0]
+    kept: dict[str, Document] = {}
+    for source in sources:
+        for document in read_documents(source, field=field, limit=limit):
+            kept.setdefault(document.sha256, document)
+    return list(kept.values())
 
 
 def _iterate(source: TextSource, field: str) -> Iterator[Document]:

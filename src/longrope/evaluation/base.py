@@ -87,7 +87,7 @@ class Suite(ABC):
 
     @classmethod
     def needs_text(cls, config: EvalConfig) -> bool:
-        """Whether the suite draws from documents."""
+        """True if the suite draws from documents."""
         return True
 
     @abstractmethod

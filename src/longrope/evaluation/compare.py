@@ -18,7 +18,6 @@ from longrope.rope.baselines import (
     checkpoint_method,
     closed_form_method,
     dynamic_method,
-    scaling_method,
     second_method,
 )
 from longrope.rope.geometry import rope_parameters_of
@@ -80,13 +79,13 @@ class Comparison:
             else:
                 given.check_fits(loaded.geometry)
                 scalings[entry] = given
-                methods.append(scaling_method(entry, given))
+                methods.append(Method(entry, given.window_for))
         if scaling is not None:
             if name in names:
                 raise LongRopeError(
                     f"{name} is compared with itself", code="invalid-setting", hint="leave it out of `baselines`"
                 )
-            methods.append(scaling_method(name, scaling))
+            methods.append(Method(name, scaling.window_for))
             scalings[name] = scaling
         return cls(tuple(methods), scalings, before)
 

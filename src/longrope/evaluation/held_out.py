@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from longrope.data.documents import Document
+from longrope.data.samples import require_disjoint, shared_names
 from longrope.data.sources import TextData, as_sources, read_all
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel, recorded_scaling
@@ -22,10 +23,7 @@ def read_texts(loaded: LoadedModel, data: TextData) -> list[Document]:
 
 
 def check_unseen(
-    loaded: LoadedModel,
-    documents: Sequence[Document],
-    scalings: Iterable[RopeScaling | None],
-    allow_seen: bool,
+    loaded: LoadedModel, documents: Sequence[Document], scalings: Iterable[RopeScaling | None], allow_seen: bool
 ) -> dict[str, Any]:
     """The documents that the search or training of a scaling has seen, as entries for the results' settings.
 
@@ -33,13 +31,10 @@ def check_unseen(
     seen. Raises LongRopeError where one was, unless `allow_seen`.
     """
     hashes = {value for scaling in (recorded_scaling(loaded.name), *scalings) for value in seen_documents(scaling)}
-    names = sorted({document.name for document in documents if document.sha256 in hashes})
-    if names and not allow_seen:
-        raise LongRopeError(
-            f"expected evaluation texts that the search has not seen, found {len(names)} it has: {', '.join(names)}",
-            code="seen-texts",
-            hint="evaluate on other documents, or give `allow_seen=True`, which the results will say",
-        )
+    if not allow_seen:
+        hint = "evaluate on other documents, or give `allow_seen=True`, which the results will say"
+        require_disjoint(hashes, documents, hint)
+    names = shared_names(hashes, documents)
     warning = "measured on documents that the search or training of a method has seen"
     return {"seen_documents": names, "warnings": [f"{warning}: {', '.join(names)}"]} if names else {}
 

@@ -54,7 +54,7 @@ class EvalResults:
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file. NaN and infinity, which JSON does not have, become null."""
-        results = json_ready(rows_to_json(self.rows))
+        results = json_ready([asdict(row) for row in self.rows])
         return {"schema": SCHEMA, "settings": self.settings, "results": results, **self.provenance}
 
     def save(self, path: Path | str) -> None:
@@ -135,13 +135,8 @@ class EvalResults:
         return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
 
 
-def rows_to_json(rows: Sequence[EvalRow]) -> list[dict[str, Any]]:
-    """The rows as dictionaries."""
-    return [asdict(row) for row in rows]
-
-
 def row_from_json(row: Any) -> EvalRow:
-    """The row that `rows_to_json` made a dictionary of. Raises LongRopeError, naming the field, for anything else.
+    """The row in a dictionary of its fields. Raises LongRopeError, naming the field, for anything else.
 
     A null value is a number that JSON cannot hold; it becomes NaN.
     """

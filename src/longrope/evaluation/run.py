@@ -121,7 +121,8 @@ def evaluate(
     for suite in prepared:
         suite.check()
     settings = _settings(prepared, comparison, wanted, list(against), target, before) | seen
-    log = None if path is None else _open_log(log_path(path), settings, resume)
+    start = TaskLog.resume if resume else TaskLog.create
+    log = None if path is None else start(log_path(path), settings | {"versions": versions()})
     with log or nullcontext():
         measured = run_tasks(prepared, comparison, before, log, callbacks)
     rows = [row for result in measured for row in result.rows]
@@ -212,8 +213,3 @@ def _samples(measured: Sequence[TaskResult]) -> dict[str, Any]:
         "documents": sorted(set(documents.values())),
         "samples_sha256": samples,
     }
-
-
-def _open_log(path: Path, settings: dict[str, Any], resume: bool) -> TaskLog:
-    header = settings | {"versions": versions()}
-    return TaskLog.resume(path, header) if resume else TaskLog.create(path, header)

@@ -90,9 +90,7 @@ class TaskLog(LineLog):
             log.write_first(json.dumps({"schema": LOG_SCHEMA, **header}, allow_nan=False))
         except OSError as error:
             raise LongRopeError(
-                f"cannot write {path}: {error.strerror}",
-                code="output-not-writable",
-                hint="make room and start again",
+                f"cannot write {path}: {error.strerror}", code="output-not-writable", hint="make room and start again"
             ) from error
         return log
 

@@ -19,7 +19,7 @@ from longrope.export.gguf.convert import MODEL_TYPES
 from longrope.export.gguf.keys import CONTEXT_STEP
 from longrope.export.verify import Verification
 from longrope.provenance import command_line, versions
-from longrope.rope.hf_config import THREE_KEYS, is_forced
+from longrope.rope.hf_config import THREE_KEY_FAMILIES, has_default_attention_factor
 from longrope.rope.scaling import RopeScaling
 from longrope.units import format_length
 
@@ -65,7 +65,7 @@ def serving(path: str, model_name: str, family: str, expressed: ExpressedScaling
 def _transformers(family: str, expressed: ExpressedScaling) -> list[str]:
     switch, target = expressed.switch, expressed.stated.target_length
     notes = [f'in Python: AutoModelForCausalLM.from_pretrained("PATH"); texts of up to {target} tokens']
-    if family in THREE_KEYS and not is_forced(expressed.stated):
+    if family in THREE_KEY_FAMILIES and not has_default_attention_factor(expressed.stated):
         notes.append(
             "transformers 4 refuses this config, because its Phi-3 takes no attention factor; "
             "--fold-attention-factor mends that"
@@ -112,7 +112,7 @@ def _sglang(expressed: ExpressedScaling) -> list[str]:
 def _llama_cpp(place: str, model_name: str, family: str, expressed: ExpressedScaling) -> Serving:
     serve = f"llama-server -m model.gguf -c {expressed.stated.target_length}"
     # Its converter of Phi-3 writes factors, and computes the attention factor from the lengths.
-    if "phi3" in (expressed.form, family) and is_forced(expressed.stated):
+    if "phi3" in (expressed.form, family) and has_default_attention_factor(expressed.stated):
         convert = f"python convert_hf_to_gguf.py {place} --outfile model.gguf"
         notes = "the converter of Phi-3 takes SentencePiece and GPT-2 vocabularies only; for another, --to gguf --gguf"
         return Serving("llama.cpp", (convert, serve), (notes, *_contexts(expressed)))

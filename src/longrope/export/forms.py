@@ -8,25 +8,30 @@ where the user allows it and names each one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.export.config import FORMS, UNIFIED
 from longrope.models.checkpoint_files import export_record
-from longrope.rope.hf_config import forced_attention_factor, is_forced, transformers_scaling
+from longrope.rope.hf_config import (
+    default_attention_factor,
+    has_default_attention_factor,
+    refuse_unsupported,
+    transformers_scaling,
+    unsupported_by_transformers,
+)
 from longrope.rope.scaling import RopeScaling
 
 
-def refuse_unsupported(unsupported: Sequence[str], runtime: str, allow_lossy: bool) -> None:
-    """Raise LongRopeError (`not-expressible`) for `unsupported` parts, unless the user allows their loss."""
-    if unsupported and not allow_lossy:
-        raise LongRopeError(
-            f"{runtime} cannot express this scaling; it would lose {', and '.join(unsupported)}",
-            code="not-expressible",
-            hint="pass `allow_lossy=True` to export the rest",
-        )
+def unsupported_parts(scaling: RopeScaling, runtime: str, allow_lossy: bool) -> list[str]:
+    """The parts of `scaling` that neither transformers nor llama.cpp (`runtime`) can express.
+
+    Raises LongRopeError (`not-expressible`) where there are any, unless the user allows their loss.
+    """
+    unsupported = unsupported_by_transformers(scaling)
+    refuse_unsupported([] if allow_lossy else unsupported, runtime, "pass `allow_lossy=True` to export the rest")
+    return unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class ExpressedScaling:
 
     @property
     def one_regime(self) -> bool:
-        """Whether short and long factors are the same."""
+        """True if short and long factors are the same."""
         short, long = self.stated.windows
         return short.factors == long.factors
 
@@ -79,8 +84,8 @@ def express(scaling: RopeScaling, form: str, fold_attention_factor: bool = False
         short, long = effective.windows
         effective = replace(effective, windows=(replace(short, factors=long.factors), long))
     stated = effective
-    if fold_attention_factor and not is_forced(effective):
-        m = forced_attention_factor(effective)
+    if fold_attention_factor and not has_default_attention_factor(effective):
+        m = default_attention_factor(effective)
         windows = tuple(replace(window, attention_factor=m) for window in effective.windows)
         stated = replace(effective, windows=windows)
     return ExpressedScaling(form, scaling, effective, stated)
@@ -105,10 +110,10 @@ def notes_on(expressed: ExpressedScaling) -> list[str]:
             "length up to that rounding. Inside the original window they are close to what they would be unfolded, "
             "not equal bit for bit, and a runtime that drops the scaling computes wrong attention there too."
         )
-    elif not is_forced(expressed.stated):
+    elif not has_default_attention_factor(expressed.stated):
         notes.append(
             "MLX and ExLlamaV3 compute an attention factor of "
-            f"{forced_attention_factor(expressed.stated):.6g} from the lengths whatever the config says; this scaling "
+            f"{default_attention_factor(expressed.stated):.6g} from the lengths whatever the config says; this scaling "
             f"has {stated:.6g}. With --fold-attention-factor all agree."
         )
     return notes

@@ -18,7 +18,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow
 from longrope.export.card import Serving, model_card, public_name, serving
 from longrope.export.config import PHI3, ExportConfig
-from longrope.export.forms import ExpressedScaling, express, notes_on, refuse_unsupported
+from longrope.export.forms import ExpressedScaling, express, notes_on, unsupported_parts
 from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
 from longrope.export.verify import Verification, verify_hf, verify_tokenizer
 from longrope.export.weights import WeightPlan, fold_changes, rewrite, stored_tensors
@@ -33,7 +33,7 @@ from longrope.models.checkpoint_files import (
 )
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
-from longrope.rope.hf_config import superset_config, unsupported_by_transformers
+from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import SCALING
 from longrope.storage import new_output_folder, read_json, write_json_atomic, write_text_atomic
@@ -69,8 +69,7 @@ def export_hf(
     was.
     """
     config = config or ExportConfig()
-    unsupported = unsupported_by_transformers(scaling)
-    refuse_unsupported(unsupported, "transformers", config.allow_lossy)
+    unsupported = unsupported_parts(scaling, "transformers", config.allow_lossy)
     expressed = express(scaling, config.target, config.fold_attention_factor)
     model_config = load_config(model_name, trust_remote_code=trust_remote_code)
     scaling.check_fits(RopeGeometry.from_config(model_config, original_length=original_length))

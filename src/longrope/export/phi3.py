@@ -11,7 +11,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.export.weights import StoredTensor
-from longrope.rope.geometry import RopeGeometry
+from longrope.rope.geometry import RopeGeometry, head_dim_of
 
 _FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -44,7 +44,7 @@ def require_eligible(config: Any, geometry: RopeGeometry) -> None:
     family = getattr(config, "model_type", None)
     if family == "phi3":
         raise LongRopeError("the model is Phi-3 already", code="unsupported-model", hint="use the `target` hf")
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = head_dim_of(config)
     reasons = {
         f"its architecture is {family}, not {' or '.join(_FAMILIES)}": family not in _FAMILIES,
         "its projections have biases": getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False),

@@ -83,14 +83,14 @@ def verify_hf(
     return Verification(frequency_error, *errors)
 
 
-def verify_tokenizer(path: Path, source: str, *, trust_remote_code: bool = False) -> None:
+def verify_tokenizer(path: Path, source: str) -> None:
     """Raise LongRopeError (`differs`) when the checkpoint in `path` splits a text otherwise than `source` does.
 
     transformers chooses tokenizer classes, and mends some, by the model type in config.json, which `phi3` changes.
     """
     if not any(path.glob("tokenizer*")):
         return
-    theirs, ours = (load_tokenizer(name, trust_remote_code=trust_remote_code) for name in (source, str(path)))
+    theirs, ours = map(load_tokenizer, (source, str(path)))
     if theirs(_TEXT).input_ids != ours(_TEXT).input_ids:
         raise LongRopeError(
             f"as {load_config(str(path)).model_type} the tokenizer of {source} gives other tokens",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from longrope.errors import LongRopeError
 from longrope.models.checkpoint_files import INDEX, SINGLE, weight_files
-from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_types
+from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, head_dim_of, rope_layer_types
 from longrope.storage import read_json, write_json_atomic
 
 Change = Callable[[Tensor], Tensor]
@@ -134,7 +134,7 @@ def _content(name: str, part: StoredTensor, change: Change | None) -> Iterable[b
     with part.file.open("rb") as file:
         file.seek(part.start)
         if change is None:
-            yield from _pieces(file, part.end - part.start)
+            yield from pieces_of(file, part.end - part.start)
             return
         if part.dtype not in _DTYPES:
             raise LongRopeError(
@@ -147,11 +147,12 @@ def _content(name: str, part: StoredTensor, change: Change | None) -> Iterable[b
     yield changed.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _pieces(file: BinaryIO, size: int) -> Iterable[bytes]:
+def pieces_of(file: BinaryIO, size: int) -> Iterable[bytes]:
+    """Read the next `size` bytes of `file` in pieces. Raises LongRopeError (`damaged-file`) where it ends before."""
     while size:
         piece = file.read(min(size, _PIECE))
         if not piece:
-            raise LongRopeError(f"{file.name} ends too early; give a complete file", code="damaged-file")
+            raise LongRopeError(f"{file.name} ends too early", code="damaged-file", hint="give a complete file")
         size -= len(piece)
         yield piece
 
@@ -218,7 +219,7 @@ def fold_changes(
             hint=_NO_FOLD,
         )
     heads = int(config.num_attention_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    head_dim = head_dim_of(config)
 
     def change(tensor: Tensor) -> Tensor:
         out = tensor.clone()

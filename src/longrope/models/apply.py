@@ -152,7 +152,7 @@ def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:
 
 
 def _logits_move(handle: ScaledModel) -> bool:
-    """Whether two very different windows give different logits on a few tokens."""
+    """True if two very different windows give different logits on a few tokens."""
     model, geometry = handle.model, handle.scaling.geometry
     ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
     training = [module for module in model.modules() if module.training]

@@ -43,12 +43,9 @@ class Inspection:
 
 
 def inspect_model(
-    model: PreTrainedModel | Path | str,
-    *,
-    original_length: int | str | None = None,
-    trust_remote_code: bool = False,
+    model: PreTrainedModel | Path | str, *, original_length: int | str | None = None, trust_remote_code: bool = False
 ) -> Inspection:
-    """Look at a model's rotary embedding.
+    """Describe a model's rotary embedding.
 
     `model` is a transformers model, a folder, a hub name or the name of an embedded model; `original_length` is the
     window that it was trained with, where its config is wrong. Raises LongRopeError when there is no such model, or it
@@ -58,19 +55,15 @@ def inspect_model(
     config, geometry, checkpoint_scaling = config_and_scaling(model, length, trust_remote_code=trust_remote_code)
     text = text_config(config)
     stated = text.max_position_embeddings
-    windows = (
-        []
-        if checkpoint_scaling is None
-        else [
-            {
-                "max_length": window.max_length,
-                "first_factor": window.factors[0],
-                "last_factor": window.factors[-1],
-                "attention_factor": window.attention_factor,
-            }
-            for window in checkpoint_scaling.windows
-        ]
-    )
+    windows = [
+        {
+            "max_length": window.max_length,
+            "first_factor": window.factors[0],
+            "last_factor": window.factors[-1],
+            "attention_factor": window.attention_factor,
+        }
+        for window in (checkpoint_scaling.windows if checkpoint_scaling else ())
+    ]
     uses_sliding = getattr(text, "use_sliding_window", True)
     return Inspection(
         model=name_of(model) if isinstance(model, PreTrainedModel) else str(model),

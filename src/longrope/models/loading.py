@@ -1,4 +1,4 @@
-"""Loading a causal language model from a folder, the hub or this package, and what a job knows of it: `LoadedModel`.
+"""Loads a causal language model from a folder, the hub or this package, with all that a job needs: `LoadedModel`.
 
 Weights come from safetensors only; code that travels with a checkpoint runs only when the caller says so.
 """
@@ -92,7 +92,7 @@ def load_model(
         return model.to(target).eval()
     except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
         code = "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "runtime-fault"
-        raise LongRopeError(f"cannot put {name} on {device}: {one_line(error)}", code=code) from error
+        raise LongRopeError(f"cannot move {name} to {device}: {one_line(error)}", code=code) from error
 
 
 def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
@@ -118,7 +118,7 @@ def _why_unreachable(hub_name: str) -> str:
     try:
         model_info(hub_name, timeout=10)
     except HfHubHTTPError:
-        return ""  # it did answer: what is wrong with the name is transformers' to say
+        return ""  # the hub answered; transformers reports the fault in the name
     except Exception as error:  # the HTTP client's own kinds: no common type
         return one_line(error)
     return ""
@@ -135,7 +135,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         owner, _, key = name.rpartition(".")
-        with align_module_device(model.get_submodule(owner)):  # brings weights back that a device_map has put away
+        with align_module_device(model.get_submodule(owner)):  # loads weights that a device_map has moved away
             flat = model.get_submodule(owner).get_parameter(key).detach().flatten()
             places = torch.linspace(0, flat.numel() - 1, min(_VALUES, flat.numel()), dtype=torch.float64).long()
             values = flat[places.to(flat.device)].double().cpu().numpy()
@@ -162,17 +162,13 @@ class LoadedModel:
     @property
     def context_length(self) -> int:
         """Tokens that the checkpoint supports: up to the end of its scaling, or the original window without one."""
-        return (
-            self.geometry.original_length if self.checkpoint_scaling is None else self.checkpoint_scaling.target_length
-        )
+        scaling = self.checkpoint_scaling
+        return self.geometry.original_length if scaling is None else scaling.target_length
 
     def checkpoint_window(self, length: int) -> Window | None:
-        """The window of `checkpoint_scaling` for `length` tokens, the last beyond them all; None without one."""
-        return (
-            None
-            if self.checkpoint_scaling is None
-            else self.checkpoint_scaling.window_for(min(length, self.context_length))
-        )
+        """The window of the checkpoint's scaling for `length` tokens, beyond all windows the last; None without one."""
+        scaling = self.checkpoint_scaling
+        return None if scaling is None else scaling.window_for(min(length, scaling.target_length))
 
 
 def open_model(
@@ -221,7 +217,7 @@ def open_model(
 def _opened(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | str | None, options: LoadOptions
 ) -> LoadedModel:
-    """`open_model` of a model that is loaded already."""
+    """`open_model` for a `PreTrainedModel`."""
     geometry = geometry_of(model, options.original_length)
     name = name_of(model)
     if tokenizer is None and not model.name_or_path:
@@ -256,7 +252,7 @@ def _folder(model: PreTrainedModel) -> str | None:
 def config_and_scaling(
     model: PreTrainedModel | Path | str, original_length: int | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedConfig, RopeGeometry, RopeScaling | None]:
-    """Config, geometry and checkpoint scaling of a loaded model, a folder or a name; weights are not read.
+    """The config, geometry and checkpoint scaling of a model, a folder or a name; weights are not read.
 
     Raises LongRopeError as `open_model` does.
     """
@@ -306,7 +302,7 @@ def recorded_scaling(name: str) -> RopeScaling | None:
 
 
 def is_export(config: Any, recorded: RopeScaling) -> bool:
-    """Whether `longrope export` wrote `config` to express `recorded`."""
+    """True if `longrope export` wrote `config` to express `recorded`."""
     record = getattr(config, RECORD, None)
     return isinstance(record, dict) and record.get("scaling_sha256") == numbers_sha256(recorded)
 

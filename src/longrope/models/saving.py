@@ -1,7 +1,7 @@
 """`save_pretrained` and `push_to_hub` of a model with a scaling applied: the saved config states the scaling.
 
-The model's own config says nothing of an applied scaling, so that a plain save would leave a checkpoint with the
-original RoPE and no error. The config is written as `longrope export` writes it, and `scaling.json` beside it. Nothing
+The model's own config does not state an applied scaling, so a plain save would leave a checkpoint with the original
+RoPE, without an error. The config is written as `longrope export` writes it, and `scaling.json` beside it. Nothing
 is reloaded: `export_checkpoint` proves the logits of a checkpoint, too.
 """
 
@@ -23,6 +23,7 @@ from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
 from longrope.rope.angles import cos_sin
 from longrope.rope.geometry import text_config
 from longrope.rope.hf_config import (
+    refuse_unsupported,
     scaling_of_config,
     superset_config,
     transformers_scaling,
@@ -34,6 +35,7 @@ from longrope.storage import read_json, write_json_atomic
 
 _PROBED = 64  # positions at which cosines are compared
 _TOLERANCE = 1e-4  # of cosines there: transformers' frequencies are float32
+_SAVE_APART = "save the scaling with its `save`, call `remove_scaling(model)`, then save the weights"
 
 
 def hook_saving(scaled: ScaledModel) -> None:
@@ -79,8 +81,7 @@ def plain_saves(model: PreTrainedModel) -> Iterator[None]:
 def require_expressible(scaled: ScaledModel) -> None:
     """Raise LongRopeError unless transformers computes the scaling from the config that would be saved."""
     model, scaling = scaled.model, scaled.scaling
-    if unsupported := unsupported_by_transformers(scaling):
-        raise _not_expressible(f"a saved config cannot express this scaling, it would lose {'; '.join(unsupported)}")
+    refuse_unsupported(unsupported_by_transformers(scaling), "a saved config", _SAVE_APART)
     raw = json.loads(model.config.to_json_string())
     try:
         config = text_config(type(model.config).from_dict(scaled_config(raw, model.config, scaling)))
@@ -101,21 +102,17 @@ def scaled_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> dic
 
 
 def _changes_nothing(model: PreTrainedModel, scaling: RopeScaling) -> bool:
-    """Whether the model's own config computes the same as `scaling`: both are the original RoPE."""
+    """True if `scaling` and the model's own config are both the original RoPE."""
     plain = all(window.is_identity for window in scaling.windows)
     return plain and scaling.target_length <= scaling.geometry.original_length and not scaling_of_config(model.config)
 
 
 def _not_expressible(message: str) -> LongRopeError:
-    return LongRopeError(
-        message,
-        code="not-expressible",
-        hint="save the scaling with its `save`, call `remove_scaling(model)`, then save the weights",
-    )
+    return LongRopeError(message, code="not-expressible", hint=_SAVE_APART)
 
 
 def _same_cosines(rotary: LongRopeRotary, config: Any, scaling: RopeScaling) -> bool:
-    """Whether a new rotary module of the family, made from `config`, has the cosines and sines of both windows."""
+    """True if a new rotary module of the family, made from `config`, has the cosines and sines of both windows."""
     fresh = type(rotary.original)(config)
     arguments = () if rotary.layer_type is None else (rotary.layer_type,)
     for window in scaling.windows:

@@ -1,1 +1,1 @@
-"""Rotary embeddings: geometry, closed-form factors, the `RopeScaling` artefact and its angles; knows no model."""
+"""Rotary embeddings: geometry, closed-form factors, `RopeScaling` and its angles. No model is loaded here."""

@@ -21,7 +21,10 @@ BASELINES = (*CLOSED_FORMS, CHECKPOINT, ORIGINAL, *SECOND_FORMS)
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A named choice of window by length: `window(length)` is the window for a text of `length` tokens."""
+    """A named choice of window by length: `window(length)` is the window for a text of `length` tokens.
+
+    The method of a scaling is its `window_for`, which raises LongRopeError for a length beyond its last window.
+    """
 
     name: str
     window: Callable[[int], Window]
@@ -34,11 +37,6 @@ def check_baseline(name: str) -> None:
             f"expected {', '.join(BASELINES)} or a scaling's path ending in .json to compare with, found {name!r}",
             code="unknown-baseline",
         )
-
-
-def scaling_method(name: str, scaling: RopeScaling) -> Method:
-    """A scaling with its own windows, chosen by length; a length beyond its last window raises LongRopeError."""
-    return Method(name, scaling.window_for)
 
 
 def checkpoint_method(scaling: RopeScaling) -> Method:
@@ -92,5 +90,5 @@ def second_method(name: str, checkpoint_scaling: RopeScaling, target_length: int
     `target_length`, without a search. Raises LongRopeError for an unknown name, or a `target_length` that is not above
     the checkpoint's context length.
     """
-    window = second_window(name, checkpoint_scaling, target_length)
-    return scaling_method(name, checkpoint_scaling.with_window(window))
+    stretched = checkpoint_scaling.with_window(second_window(name, checkpoint_scaling, target_length))
+    return Method(name, stretched.window_for)

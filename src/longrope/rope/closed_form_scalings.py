@@ -38,11 +38,7 @@ def ntk(model: Any, target_length: int | str, *, original_length: int | str | No
 
 
 def ntk_critical(
-    model: Any,
-    target_length: int | str,
-    *,
-    critical_dim: int | None = None,
-    original_length: int | str | None = None,
+    model: Any, target_length: int | str, *, critical_dim: int | None = None, original_length: int | str | None = None
 ) -> RopeScaling:
     """NTK by critical dimension (Liu et al. 2023; "NTK" in LongRoPE2's tables): λ_i = s^(i/d_c).
 

@@ -78,13 +78,8 @@ def yarn(
     Raises LongRopeError when L' < L, beta_fast < beta_slow or `critical_dim` is out of range.
     """
     ratio = _ratio(geometry, target_length)
-    fast, slow = positive_number("beta_fast", beta_fast), positive_number("beta_slow", beta_slow)
-    if fast < slow:
-        raise LongRopeError(
-            f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}", code="invalid-setting"
-        )
-
-    low, high = (pair_that_turns(geometry, turns, geometry.original_length) for turns in (fast, slow))
+    turns = ramp_ends(beta_fast, beta_slow)
+    low, high = (pair_that_turns(geometry, count, geometry.original_length) for count in turns)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     if critical_dim is not None:
@@ -100,6 +95,16 @@ def pair_that_turns(geometry: RopeGeometry, turns: float, length: float) -> floa
     Below 0, or beyond the last pair, where no pair does.
     """
     return geometry.rotary_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(geometry.base))
+
+
+def ramp_ends(beta_fast: float, beta_slow: float) -> tuple[float, float]:
+    """The turns at the two ends of YaRN's ramp. Raises LongRopeError when `beta_fast` is below `beta_slow`."""
+    fast, slow = positive_number("beta_fast", beta_fast), positive_number("beta_slow", beta_slow)
+    if fast < slow:
+        raise LongRopeError(
+            f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}", code="invalid-setting"
+        )
+    return fast, slow
 
 
 def ramp(geometry: RopeGeometry, low: float, high: float) -> FloatArray:
@@ -121,10 +126,8 @@ def llama3(
     Raises LongRopeError when `factor` < 1 or the frequency factors are not in order.
     """
     ratio = _ratio(geometry, positive_number("factor", factor) * geometry.original_length)
-    low, high = (
-        positive_number("low_freq_factor", low_freq_factor),
-        positive_number("high_freq_factor", high_freq_factor),
-    )
+    low = positive_number("low_freq_factor", low_freq_factor)
+    high = positive_number("high_freq_factor", high_freq_factor)
     if low >= high:
         raise LongRopeError(
             f"low_freq_factor must be below high_freq_factor; found {low:g} and {high:g}", code="invalid-setting"

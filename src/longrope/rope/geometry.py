@@ -103,9 +103,7 @@ class RopeGeometry:
         if original_length is None:
             original_length = _original_length(config, parameters)
         return cls(
-            rotary_dim=_rotary_dim(config, parameters),
-            base=parameters["rope_theta"],
-            original_length=original_length,
+            rotary_dim=_rotary_dim(config, parameters), base=parameters["rope_theta"], original_length=original_length
         )
 
 
@@ -117,6 +115,11 @@ def text_config(config: Any) -> Any:
     """The configuration of the text model inside a multimodal one; any other configuration unchanged."""
     inner = getattr(config, "get_text_config", None)
     return inner() if callable(inner) else config
+
+
+def head_dim_of(config: Any) -> int:
+    """The dimension of one attention head: `head_dim`, else the hidden size divided among the heads."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def rope_layer_types(config: Any) -> list[str]:

@@ -14,7 +14,7 @@ is written in every place that some runtime reads, all with the same value. Wher
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,7 @@ from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import (
     FULL_ATTENTION,
     RopeGeometry,
+    head_dim_of,
     rope_layer_types,
     rope_parameters_of,
     text_config,
@@ -166,10 +167,11 @@ def _provenance(parameters: _Parameters) -> dict[str, Any]:
     return {"origin": "configuration of the checkpoint", "rope_parameters": scalars}
 
 
-THREE_KEYS = ("phi3", "phi4_multimodal")
-"""transformers 4 refuses their `rope_scaling` unless it has `type`, `short_factor` and `long_factor` alone."""
+THREE_KEY_FAMILIES = ("phi3", "phi4_multimodal")
+"""Families whose `rope_scaling` may have `type`, `short_factor` and `long_factor` only in transformers 4."""
 _FLAT_BESIDE_NESTED = ("gemma3_text", "olmo3")
-"""One RoPE per layer type in transformers 5, where `rope_scaling` updates full attention's; flat in transformers 4."""
+"""Families with one RoPE per layer type in transformers 5, where `rope_scaling` is that of full attention; transformers
+4 reads flat keys."""
 
 
 def unsupported_by_transformers(scaling: RopeScaling) -> list[str]:
@@ -196,6 +198,16 @@ def unsupported_by_transformers(scaling: RopeScaling) -> list[str]:
     return unsupported
 
 
+def refuse_unsupported(unsupported: Sequence[str], runtime: str, hint: str) -> None:
+    """Raise LongRopeError (`not-expressible`) when `runtime` does not support some parts of a scaling."""
+    if unsupported:
+        raise LongRopeError(
+            f"{runtime} cannot express this scaling; it would lose {', and '.join(unsupported)}",
+            code="not-expressible",
+            hint=hint,
+        )
+
+
 def transformers_scaling(scaling: RopeScaling) -> RopeScaling:
     """The part of `scaling` that transformers expresses: two windows, one attention factor, no start tokens.
 
@@ -215,18 +227,18 @@ def transformers_scaling(scaling: RopeScaling) -> RopeScaling:
     return RopeScaling(scaling.geometry, windows, scaling.provenance)
 
 
-def forced_attention_factor(expressed: RopeScaling) -> float:
-    """The attention factor that vLLM, SGLang, MLX and ExLlamaV3 compute from the two lengths in config.json.
+def default_attention_factor(expressed: RopeScaling) -> float:
+    """√(1 + ln(L'/L0)/ln L0): the attention factor that runtimes compute by default from the lengths in config.json.
 
-    √(1 + ln(L'/L0)/ln L0), where L0 is the first window's length, at which runtimes switch.
+    L0 is the first window's length, at which runtimes switch. MLX and ExLlamaV3 compute it whatever the config states.
     """
     short, long = expressed.windows
     return closed.su_attention_factor(replace(expressed.geometry, original_length=short.max_length), long.max_length)
 
 
-def is_forced(expressed: RopeScaling) -> bool:
-    """Whether the attention factor is the one that every runtime computes by itself."""
-    return abs(expressed.windows[-1].attention_factor / forced_attention_factor(expressed) - 1.0) < 1e-9
+def has_default_attention_factor(expressed: RopeScaling) -> bool:
+    """True if the attention factor is the one that runtimes compute by default."""
+    return abs(expressed.windows[-1].attention_factor / default_attention_factor(expressed) - 1.0) < 1e-9
 
 
 def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> dict[str, Any]:
@@ -250,21 +262,19 @@ def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> d
     entry = _entry(config, scaling)
     section["max_position_embeddings"] = scaling.target_length
     section["original_max_position_embeddings"] = scaling.windows[0].max_length
-    if getattr(text, "head_dim", None) is not None:
-        section["head_dim"] = text.head_dim  # Mixtral's config has None, which transformers' longrope cannot read
-    elif hasattr(text, "head_dim"):
-        section["head_dim"] = text.hidden_size // text.num_attention_heads
+    if hasattr(text, "head_dim"):
+        section["head_dim"] = head_dim_of(text)  # Mixtral's config has None, which transformers' longrope cannot read
     layer_types = rope_layer_types(config)
     if layer_types:
         others = {name: dict(text.rope_parameters[name]) for name in layer_types if name != FULL_ATTENTION}
         section["rope_parameters"] = {FULL_ATTENTION: entry, **others}
         if text.model_type in _FLAT_BESIDE_NESTED:
-            section |= _legacy(text.model_type, entry, is_forced(scaling))
+            section |= _transformers4_keys(text.model_type, entry, has_default_attention_factor(scaling))
         if text.model_type == "gemma3_text":
             section["rope_local_base_freq"] = others["sliding_attention"]["rope_theta"]
     else:
         section["rope_parameters"] = entry
-        section |= _legacy(text.model_type, entry, is_forced(scaling))
+        section |= _transformers4_keys(text.model_type, entry, has_default_attention_factor(scaling))
     return out
 
 
@@ -289,13 +299,16 @@ def _entry(config: Any, scaling: RopeScaling) -> dict[str, Any]:
     return entry
 
 
-def _legacy(family: str, entry: dict[str, Any], forced: bool) -> dict[str, Any]:
-    """The keys that transformers 4 and its readers look for beside `rope_parameters`, under the family's own names."""
-    three = family in THREE_KEYS and forced  # the attention factor is computed from the lengths there
+def _transformers4_keys(family: str, entry: dict[str, Any], default_factor: bool) -> dict[str, Any]:
+    """The keys beside `rope_parameters` that transformers 4 reads, under the family's own names.
+
+    `default_factor`: the attention factor is the one that transformers 4 computes from the lengths.
+    """
+    three = family in THREE_KEY_FAMILIES and default_factor
     scaling = {key: entry[key] for key in ("type", "short_factor", "long_factor")} if three else dict(entry)
-    legacy: dict[str, Any] = {"rope_theta": entry["rope_theta"], "rope_scaling": scaling}
+    keys: dict[str, Any] = {"rope_theta": entry["rope_theta"], "rope_scaling": scaling}
     if "partial_rotary_factor" in entry:
-        legacy["partial_rotary_factor"] = entry["partial_rotary_factor"]
+        keys["partial_rotary_factor"] = entry["partial_rotary_factor"]
     if family == "gpt_neox":
-        legacy |= {"rotary_emb_base": entry["rope_theta"], "rotary_pct": entry["partial_rotary_factor"]}
-    return legacy
+        keys |= {"rotary_emb_base": entry["rope_theta"], "rotary_pct": entry["partial_rotary_factor"]}
+    return keys

@@ -38,7 +38,7 @@ class PresetRow:
     role: str
     """`fine-tuning factors`, `second interpolation` (without further training), `recovery` (of a short window), …"""
     monotone: bool
-    """Whether no factor is below its predecessor; some of the Mistral tables are not monotone."""
+    """True if no factor is below its predecessor; some of the Mistral tables are not monotone."""
     note: str = ""
 
 
@@ -91,10 +91,7 @@ def preset(name: str) -> RopeScaling:
     )
     make = RopeScaling.extended if table["role"].startswith("LongRoPE2") else RopeScaling.single
     scaling = make(
-        geometry,
-        table["window"],
-        table["factors"],
-        attention_factor=su_attention_factor(geometry, table["window"]),
+        geometry, table["window"], table["factors"], attention_factor=su_attention_factor(geometry, table["window"])
     )
     kept = ("model", "role", "finetuned_length", "note")
     return scaling.with_provenance(

@@ -1,10 +1,10 @@
 """Closed-form factors of a second extension: a model trained to L_ft under factors λ, stretched on to L' > L_ft.
 
 LongRoPE (arXiv:2402.13753, §3.3) fine-tunes to 256k and interpolates a second time, to 2048k, without training; its
-ablation of that second step compares the search with PI and YaRN applied to the fine-tuned model. These are those
-forms, and NTK's. They are the forms of `closed_forms.py` with the fine-tuned model's periods λ_i·T_i in place of T_i
-and its training length L_ft in place of L. Every result is relative to the *original* RoPE, as all factors are:
-s₂ = L'/L_ft multiplies λ, it does not replace it.
+ablation of that second step compares the search with PI and YaRN applied to the fine-tuned model. Here are PI, NTK and
+YaRN of that kind: the forms of `closed_forms.py` with the fine-tuned model's periods λ_i·T_i in place of T_i and its
+training length L_ft in place of L. Every result is relative to the *original* RoPE, as all factors are: s₂ = L'/L_ft
+multiplies λ, it does not replace it.
 
 Every function takes a geometry, the trained factors λ (D,), L_ft and L' in tokens, and returns float64 (D,),
 non-decreasing: a trained factor below its predecessor is raised to it first. With λ = 1 and L_ft = L the results are
@@ -21,7 +21,7 @@ import numpy as np
 
 from longrope.checks import positive_number
 from longrope.errors import LongRopeError
-from longrope.rope.closed_forms import pair_that_turns, ramp
+from longrope.rope.closed_forms import pair_that_turns, ramp, ramp_ends
 from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 
@@ -80,12 +80,7 @@ def second_yarn(
     LongRopeError when beta_fast < beta_slow, too.
     """
     factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
-    fast, slow = positive_number("beta_fast", beta_fast), positive_number("beta_slow", beta_slow)
-    if fast < slow:
-        raise LongRopeError(
-            f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}", code="invalid-setting"
-        )
-    low, high = (_pair_of(geometry, factors, trained_length, turns) for turns in (fast, slow))
+    low, high = (_pair_of(geometry, factors, trained_length, turns) for turns in ramp_ends(beta_fast, beta_slow))
     shares = ramp(geometry, math.floor(low), math.ceil(high))
     return np.asarray(factors * (1.0 / (shares / ratio + (1.0 - shares))), dtype=np.float64)
 

@@ -1,7 +1,7 @@
-"""`RopeScaling`, the one artefact: everything about a scaled rotary embedding, as JSON that is safe to read.
+"""`RopeScaling`: the rescale factors of one model's RoPE by length, saved as JSON that is safe to read.
 
-Search, evaluation and every export take it and nothing else. It holds numbers and where they come from; the angles
-are computed in `angles.py`. No pickle: a file from a stranger is parsed, checked field by field and never executed.
+Search writes it; evaluation and export take it and nothing else. It holds numbers and their provenance; the angles are
+computed in `angles.py`. No pickle: a file from a stranger is parsed, checked field by field and never executed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Window:
 
     @property
     def is_identity(self) -> bool:
-        """Whether this window is the original RoPE: all factors 1 and attention factor 1."""
+        """True if this window is the original RoPE: all factors 1 and attention factor 1."""
         return self.attention_factor == 1.0 and all(factor == 1.0 for factor in self.factors)
 
 
@@ -239,16 +239,13 @@ class RopeScaling:
         """
         try:
             document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+            return cls._from_document(document)
         except LongRopeError as error:
             raise LongRopeError(f"{source}: {error}", code="damaged-file") from error
         except (ValueError, RecursionError) as error:
             raise LongRopeError(
                 f"{source} is not a scaling: expected JSON, found {_reason(error)}", code="damaged-file"
             ) from error
-        try:
-            return cls._from_document(document)
-        except LongRopeError as error:
-            raise LongRopeError(f"{source}: {error}", code="damaged-file") from error
 
     @classmethod
     def _from_document(cls, document: Any) -> RopeScaling:

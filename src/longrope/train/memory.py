@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.rope.geometry import head_dim_of
 from longrope.train.config import FinetuneConfig
 
 GIB = 2**30
@@ -48,8 +49,7 @@ def least_bytes(model: PreTrainedModel, config: FinetuneConfig, *, shards: int, 
 def _key_width(config: Any) -> int:
     """Numbers in the keys of one token in a layer, all heads."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(heads * head)
+    return int(heads * head_dim_of(config))
 
 
 def require_room(

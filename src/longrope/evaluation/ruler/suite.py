@@ -126,11 +126,7 @@ def summary_rows(rows: Sequence[EvalRow], original_length: int, config: EvalConf
     averages = means(rows)
     reference = ORIGINAL if any(row.scaling == ORIGINAL for row in averages) else "none"
     return averages + effective_lengths(
-        averages,
-        original_length=original_length,
-        reference=reference,
-        threshold=config.threshold,
-        share=config.share,
+        averages, original_length=original_length, reference=reference, threshold=config.threshold, share=config.share
     )
 
 

@@ -58,7 +58,7 @@ class RulerSamples:
 
 
 def needs_text(task: str) -> bool:
-    """Whether a task hides its needles in the text given as data."""
+    """True if a task hides its needles in the text given as data."""
     return task in NIAH and NIAH[task].haystack == "essay"
 
 
@@ -123,8 +123,7 @@ def fit(
     low, low_tokens = smallest, tokens(best)
     if low_tokens > length:
         raise LongRopeError(
-            f"needs at least {low_tokens} tokens with this tokenizer; found a length of {length}",
-            code=TOO_SHORT,
+            f"needs at least {low_tokens} tokens with this tokenizer; found a length of {length}", code=TOO_SHORT
         )
     while True:
         high = 2 * low if largest is None else min(2 * low, largest)

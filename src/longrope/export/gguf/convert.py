@@ -19,7 +19,7 @@ from longrope.errors import LongRopeError
 from longrope.export.gguf.container import gguf_package
 from longrope.export.gguf.keys import GgufKeys, GgufTensors
 from longrope.models.loading import load_model, load_tokenizer
-from longrope.rope.geometry import RopeGeometry, rope_parameters_of
+from longrope.rope.geometry import RopeGeometry, head_dim_of, rope_parameters_of
 from longrope.rope.scaling import MAX_POSITION
 
 ARCHITECTURE = "llama"
@@ -44,7 +44,7 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 
 def check_llama(config: Any, geometry: RopeGeometry, context_length: int) -> None:
     """Raise LongRopeError (`unsupported-model`) when llama.cpp's Llama graph does not compute the model of `config`."""
-    head_dim, window = _head_dim(config), _sliding_window(config)
+    head_dim, window = head_dim_of(config), _sliding_window(config)
     faults = [
         (config.model_type not in MODEL_TYPES, f"{config.model_type!r} is none of {', '.join(MODEL_TYPES)}"),
         (getattr(config, "quantization_config", None) is not None, "its weights are quantised"),
@@ -79,11 +79,11 @@ def write_llama(path: Path, model_name: str, keys: GgufKeys, tensors: GgufTensor
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(_head_dim(config))
-    writer.add_value_length(_head_dim(config))
+    writer.add_key_length(head_dim_of(config))
+    writer.add_value_length(head_dim_of(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(rows)
-    writer.add_rope_dimension_count(_head_dim(config))
+    writer.add_rope_dimension_count(head_dim_of(config))
     writer.add_rope_freq_base(rope_parameters_of(config)["rope_theta"])
     _add_tokenizer(writer, words)
     for key, (kind, value) in keys.items():
@@ -152,10 +152,6 @@ def _dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def _sliding_window(config: Any) -> int:
     """Tokens that a layer can look back; without a sliding window, all."""
     used = getattr(config, "use_sliding_window", True)
@@ -180,7 +176,7 @@ class Vocabulary:
     add_eos: bool
     chat_template: str | None
     normalises: bool
-    """Whether the tokenizer brings text into Unicode's form NFC first (Qwen's), which llama.cpp does not."""
+    """True if the tokenizer brings text into Unicode's form NFC first (Qwen's), which llama.cpp does not."""
 
 
 def vocabulary(model_name: str, size: int, *, eos: int | None = None) -> Vocabulary:
@@ -258,7 +254,7 @@ def _tokens(document: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
 
 
 def _bos_and_eos(tokenizer: Any, special: dict[str, int | None]) -> tuple[bool, bool]:
-    """Whether the tokenizer puts a BOS before and an EOS after a text. Raises LongRopeError for any other token."""
+    """True if the tokenizer puts a BOS before and an EOS after a text. Raises LongRopeError for any other token."""
     plain, whole = tokenizer("x", add_special_tokens=False).input_ids, tokenizer("x").input_ids
     for bos in (False, True):
         for eos in (False, True):

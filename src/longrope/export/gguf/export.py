@@ -13,14 +13,14 @@ from typing import Any
 
 from longrope.errors import LongRopeError, one_line
 from longrope.export.config import ExportConfig
-from longrope.export.forms import refuse_unsupported
+from longrope.export.forms import unsupported_parts
 from longrope.export.gguf.container import GgufFile, gguf_package, read_gguf
 from longrope.export.gguf.convert import ARCHITECTURE, check_llama, write_llama
 from longrope.export.gguf.keys import CONTEXT_STEP, check_architecture, rope_keys, rope_of, rope_tensors
 from longrope.export.gguf.patch import write_patched
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
-from longrope.rope.hf_config import transformers_scaling, unsupported_by_transformers
+from longrope.rope.hf_config import transformers_scaling
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import check_output_file
 
@@ -47,8 +47,7 @@ def export_gguf(model: str, scaling: RopeScaling, output: Path, config: ExportCo
     gguf_package()
     model_config = load_config(model)
     scaling.check_fits(RopeGeometry.from_config(model_config, original_length=scaling.geometry.original_length))
-    unsupported = unsupported_by_transformers(scaling)  # llama.cpp expresses the same as transformers
-    refuse_unsupported(unsupported, "llama.cpp", config.allow_lossy)
+    unsupported = unsupported_parts(scaling, "llama.cpp", config.allow_lossy)
     expressed = transformers_scaling(scaling)
     tensors = rope_tensors(expressed)
     source = None if config.gguf is None else read_gguf(config.gguf)

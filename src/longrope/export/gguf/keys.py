@@ -33,18 +33,7 @@ GgufTensors = Mapping[str, npt.NDArray[np.float32]]
 CONTEXT_STEP = 256
 """llama.cpp rounds the size of a context up to a multiple of this."""
 
-GRAPHS = (
-    "llama",
-    "mistral3",
-    "phi3",
-    "phimoe",
-    "minicpm",
-    "minicpm3",
-    "granite",
-    "granitemoe",
-    "deci",
-    "apertus",
-)
+GRAPHS = ("llama", "mistral3", "phi3", "phimoe", "minicpm", "minicpm3", "granite", "granitemoe", "deci", "apertus")
 """Architectures whose graph turns queries and keys by one of the two sets of factors, in all layers alike.
 
 The tests run llama, mistral3, minicpm, granite, granitemoe and deci; the others' graphs were read."""
@@ -88,10 +77,7 @@ def rope_keys(architecture: str, expressed: RopeScaling, given: RopeScaling, uns
 def rope_tensors(expressed: RopeScaling) -> GgufTensors:
     """The long and the short factors, float32 (D,) each. ggml divides the angles by them, as transformers does."""
     short, long = expressed.windows
-    return {
-        LONG_FACTORS: np.asarray(long.factors, dtype="<f4"),
-        SHORT_FACTORS: np.asarray(short.factors, dtype="<f4"),
-    }
+    return {LONG_FACTORS: np.asarray(long.factors, dtype="<f4"), SHORT_FACTORS: np.asarray(short.factors, dtype="<f4")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-from longrope.errors import LongRopeError
 from longrope.export.gguf.container import F32, MAGIC, SCALARS, STRING, GgufFile, padded
 from longrope.export.gguf.keys import LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS, GgufKeys, GgufTensors
+from longrope.export.weights import pieces_of
 
-_PIECE = 16 * 2**20
 # `finetuned` stays: Granite's graph takes it as the switch of its RoPE.
 _KEPT_ROPE_KEYS = ("rope.scaling.finetuned",)
 
@@ -31,7 +30,8 @@ def write_patched(source: GgufFile, out: BinaryIO, architecture: str, keys: Gguf
     out.write(MAGIC + struct.pack("<IQQ", source.version, len(kept) + len(tensors), len(kept_keys) + len(keys)))
     with source.path.open("rb") as data:
         for key in kept_keys.values():
-            _copy(data, out, key.start, key.end - key.start)
+            data.seek(key.start)
+            out.writelines(pieces_of(data, key.end - key.start))
         for name, (kind, value) in keys.items():
             out.write(_string(name) + struct.pack("<I", kind) + _value(kind, value))
         offset = 0
@@ -43,7 +43,8 @@ def write_patched(source: GgufFile, out: BinaryIO, architecture: str, keys: Gguf
             offset += padded(array.nbytes, source.alignment)
         _pad(out, source.alignment)
         for tensor in kept.values():
-            _copy(data, out, tensor.start, tensor.size)
+            data.seek(tensor.start)
+            out.writelines(pieces_of(data, tensor.size))
             _pad(out, source.alignment)
     for array in tensors.values():
         out.write(array.astype("<f4").tobytes())
@@ -51,7 +52,7 @@ def write_patched(source: GgufFile, out: BinaryIO, architecture: str, keys: Gguf
 
 
 def _scales(key: str, architecture: str) -> bool:
-    """Whether `key` states a scaling of the RoPE."""
+    """True if `key` states a scaling of the RoPE."""
     name = key.removeprefix(f"{architecture}.")
     return name == "rope.scale_linear" or (name.startswith("rope.scaling.") and name not in _KEPT_ROPE_KEYS)
 
@@ -72,15 +73,3 @@ def _tensor_info(name: str, dims: tuple[int, ...], kind: int, offset: int) -> by
 def _pad(out: BinaryIO, alignment: int) -> None:
     at = out.tell()
     out.write(bytes(padded(at, alignment) - at))
-
-
-def _copy(data: BinaryIO, out: BinaryIO, start: int, size: int) -> None:
-    data.seek(start)
-    while size:
-        piece = data.read(min(size, _PIECE))
-        if not piece:  # it was complete when its header was read
-            raise LongRopeError(
-                "the GGUF file became shorter while it was copied; nothing was written", code="damaged-file"
-            )
-        out.write(piece)
-        size -= len(piece)

@@ -1,7 +1,7 @@
 """Keys and values of a text under one window: filled in chunks, shared by many continuations.
 
-Not generation across windows: that is `hooks.py`. Here the caller chooses the window, as evaluation does: a long text
-is read once and many questions are asked about it.
+Not generation across windows: that is `hooks.py`. Here the caller chooses the window. Evaluation reads a long text once
+and asks many questions about it.
 """
 
 from __future__ import annotations
@@ -127,26 +127,23 @@ class Prefilled:
 
     @contextmanager
     def _continued(self) -> Iterator[None]:
-        """What the block adds to the cache is cut off after it.
+        """Removes from the cache, at the end of the block, the tokens that the block added.
 
         A full layer is cut, so that the text's keys never exist twice; a sliding one has dropped tokens of the text by
         then, and gets its few tensors back (an update makes new ones and leaves them alone).
         """
-        before = [dict(vars(layer)) if layer.is_sliding or not layer.is_initialized else {} for layer in _layers(self)]
+        layers: list[Any] = list(self.cache.layers)
+        before = [dict(vars(layer)) if layer.is_sliding or not layer.is_initialized else {} for layer in layers]
         length = self.length - 1
         try:
             with torch.no_grad():
                 yield
         finally:
-            for layer, kept in zip(_layers(self), before, strict=True):
+            for layer, kept in zip(layers, before, strict=True):
                 if kept:
                     vars(layer).update(kept)
                 else:
                     layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
-
-
-def _layers(prefilled: Prefilled) -> list[Any]:
-    return list(prefilled.cache.layers)
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
@@ -157,7 +154,7 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def is_plain(cache: Any) -> bool:
-    """Whether `cache` is a dynamic cache of keys and values, of full or sliding layers."""
+    """True if `cache` is a dynamic cache of keys and values, of full or sliding layers."""
     layers = getattr(cache, "layers", None)
     kinds = (DynamicLayer, DynamicSlidingWindowLayer)
     return layers is not None and not cache.offloading and all(type(layer) in kinds for layer in layers)

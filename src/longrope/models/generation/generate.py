@@ -48,7 +48,8 @@ def generation(
         raise _invalid(f"expected a `switch` of {' or '.join(get_args(Switch))}, found {switch!r}")
     if prefill_chunk < 1:
         raise _invalid(f"expected a `prefill_chunk` of at least 1 token, found {prefill_chunk}")
-    with _handle(model, scaling) as handle:
+    own = model.model if isinstance(model, ScaledModel) else model
+    with nullcontext(handle_of(model)) if scaling is None else scaled(own, scaling) as handle:
         hook = cache_hook(handle)
         before = hook.prefill_chunk, hook.rerotation
         hook.prefill_chunk = prefill_chunk
@@ -57,16 +58,6 @@ def generation(
             yield handle
         finally:
             hook.prefill_chunk, hook.rerotation = before
-
-
-@contextmanager
-def _handle(model: PreTrainedModel | ScaledModel, scaling: RopeScaling | Path | str | None) -> Iterator[ScaledModel]:
-    """The handle of `model` with `scaling` applied, or with the scaling that it has where none is given."""
-    if scaling is None:
-        yield handle_of(model)
-        return
-    with scaled(model.model if isinstance(model, ScaledModel) else model, scaling) as handle:
-        yield handle
 
 
 def generate(

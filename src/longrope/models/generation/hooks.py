@@ -14,6 +14,7 @@ which sees every forward before it runs, and two that refuse ways of generating 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 from torch import Tensor
@@ -26,10 +27,11 @@ from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
 from longrope.rope.scaling import Window
 
 Switch = Literal["recompute", "rerotate"]
-"""How cached keys come under another window: computed again from the tokens, or turned by the angle difference."""
+"""The ways to change cached keys to another window: compute them again from the tokens, or turn them by the angles."""
 
 _RIGHT_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 _OF_TOKENS = ("attention_mask", "position_ids")
+_rotation = attrgetter("factors", "start_tokens", "attention_factor")
 _MARK = "longrope_window"  # on a cache: the window of its keys; copies of the cache carry it along
 
 
@@ -60,18 +62,14 @@ def cache_hook(scaled: ScaledModel) -> CacheHook:
 
 
 def windows_differ(scaled: ScaledModel) -> bool:
-    """Whether the keys of a text can come to need another window: not when one is pinned, or all have the same keys."""
+    """True if a growing text can need keys of another window: no window is pinned, and not all have the same keys."""
     windows = scaled.scaling.windows
     return scaled.pinned is None and not all(same_keys(windows[0], window) for window in windows)
 
 
 def same_keys(one: Window, other: Window) -> bool:
-    """Whether two windows rotate every key alike, whatever lengths they are for."""
-    return one == other or (one.factors, one.start_tokens, one.attention_factor) == (
-        other.factors,
-        other.start_tokens,
-        other.attention_factor,
-    )
+    """True if two windows rotate every key alike, whatever lengths they are for."""
+    return bool(_rotation(one) == _rotation(other))
 
 
 def window_of_rows(scaled: ScaledModel, lengths: Sequence[int]) -> Window:
@@ -162,7 +160,7 @@ class CacheHook(MethodHook):
 
     @property
     def _numbers_replaced(self) -> bool:
-        """Whether tensors replace the numbers of the pinned window: then nothing can be filled under a window."""
+        """True if tensors replace the numbers of the pinned window: then nothing can be filled under a window."""
         rotary = self.scaled.rotaries[0]
         return rotary.factors is not None or rotary.attention_factor is not None
 
