@@ -31,10 +31,7 @@ LISTS = {"short_factor": SHORT, "long_factor": LONG}
 OWN = {"original_max_position_embeddings": L}
 ENTRY: dict[str, Any] = {"type": "longrope", "rope_type": "longrope", "factor": 4.0, "rope_theta": BASE, **OWN, **LISTS}
 THREE = {"type": "longrope", **LISTS}
-NESTED = {
-    "full_attention": ENTRY,
-    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
-}
+NESTED = {"full_attention": ENTRY, "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32, "head_dim": 32}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": BASE, **OWN}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **OWN}
@@ -78,10 +75,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", **superset(ENTRY)},
     "mistral without head_dim": {"model_type": "mistral", **without(superset(ENTRY), "head_dim")},
     "mixtral": {"model_type": "mixtral", **superset(ENTRY)},
-    "mixtral without head_dim": {
-        "model_type": "mixtral",
-        **without(superset(ENTRY), "head_dim"),
-    },
+    "mixtral without head_dim": {"model_type": "mixtral", **without(superset(ENTRY), "head_dim")},
     "qwen2": {"model_type": "qwen2", **superset(ENTRY)},
     "qwen3": {"model_type": "qwen3", **superset(ENTRY)},
     "olmo2": {"model_type": "olmo2", **superset(ENTRY)},

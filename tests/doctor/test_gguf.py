@@ -147,7 +147,7 @@ def test_a_file_that_is_not_ours(tmp_path):
     path = write(tmp_path / "model.gguf")
     (tmp_path / "scaling.json").unlink()
     found = diagnose(path)
-    assert found.expected.source == "what model.gguf itself states"
+    assert found.expected.source == "the keys and tensors of model.gguf itself"
     assert {one.verdict for one in found.findings} == {"partly"}
     path = write(tmp_path / "model.gguf", tensors=dict.fromkeys(TENSORS))
     (tmp_path / "scaling.json").unlink()

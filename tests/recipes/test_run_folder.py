@@ -228,11 +228,7 @@ def test_the_command_line_knows_it(cli: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [
-        ("{}", "expected a scaling with schema"),
-        ("not JSON", "is not a scaling: expected JSON"),
-        (b"\xff", "not UTF-8"),
-    ],
+    [("{}", "expected a scaling with schema"), ("not JSON", "is not a scaling: expected JSON"), (b"\xff", "not UTF-8")],
 )
 def test_a_file_that_is_no_scaling(run: Path, content: str | bytes, says: str) -> None:
     (run / "scaling.json").write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -160,10 +160,7 @@ def fails(path: str, original_length: int = 64) -> str:
         ([{**TUNE, "processes": 3}], "expected a batch that 3 rows at once divide (micro_batch × processes / context"),
         ([{**TUNE, "context_parallel": 2}], "expected a multiple of it, found processes 1"),
         ([{**TUNE, "lora": {"merge": False}}], "stage 1 (finetune): the stages after it work on merged weights"),
-        (
-            [{"stage": "recover", "method": "gradient"}],
-            "a recovery searches by the method longrope only",
-        ),
+        ([{"stage": "recover", "method": "gradient"}], "a recovery searches by the method longrope only"),
         ([{"stage": "recover", "lengths": []}], "stage 1 (recover): expected at least 1 of `lengths`"),
         ([{"stage": "evaluate", "suites": ["chess"]}], "stage 1 (evaluate): expected suites of perplexity"),
         ([{"stage": "evaluate", "suites": []}], "stage 1 (evaluate): expected at least 1 of `suites`"),

@@ -143,10 +143,7 @@ def test_searches_of_a_recipe_leave_a_window_each(loaded: LoadedModel, tmp_path:
 LLAMA = RopeGeometry(rotary_dim=128, base=10_000.0, original_length=4096)
 CARRIED = RopeScaling(
     LLAMA,
-    (
-        Window(4096, (1.0,) * 64),
-        Window(262_144, tuple(ntk_critical(LLAMA, 262_144).tolist()), attention_factor=1.2),
-    ),
+    (Window(4096, (1.0,) * 64), Window(262_144, tuple(ntk_critical(LLAMA, 262_144).tolist()), attention_factor=1.2)),
 )
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from longrope.report.collect import collect
-from longrope.report.html import render
-from longrope.report.page import Report, build
+from longrope.report.page import Report, build, render
 from tests.report import runs
 
 

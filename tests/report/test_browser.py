@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longrope.report.figures.colours import TONES
+from longrope.report.styles import TONES
 from tests.report.browser import chromium
 
 PHONE, DESKTOP, PAPER = 390, 1200, 794

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from longrope.report.figures.by_length import accuracy_figure, perplexity_figure, score_figure
-from longrope.report.figures.colours import TONES, light
+from longrope.report.figures.by_length import accuracy_figure, perplexity_figure, position_figure, score_figure
 from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.needles import needle_figure
-from longrope.report.figures.position import position_figure
 from longrope.report.figures.search import outside, search_figure
 from longrope.report.sections import closed_forms
-from longrope.report.styles import OWN, method_styles
+from longrope.report.styles import OWN, TONES, light, method_styles
 from longrope.report.svg import drawing
 from longrope.report.trace import read_trace
 from tests.report import runs

@@ -40,8 +40,7 @@ def test_few_trials_are_marked():
 
 # Wilson's score interval as Brown, Cai and DasGupta (2001) give it, computed by hand for these three.
 @pytest.mark.parametrize(
-    ("value", "trials", "low", "high"),
-    [(0.0, 10, 0.0, 0.27753), (0.5, 10, 0.23659, 0.76341), (1.0, 100, 0.96301, 1.0)],
+    ("value", "trials", "low", "high"), [(0.0, 10, 0.0, 0.27753), (0.5, 10, 0.23659, 0.76341), (1.0, 100, 0.96301, 1.0)]
 )
 def test_wilsons_interval(value, trials, low, high):
     assert wilson(value, trials) == pytest.approx((low, high), abs=2e-5)

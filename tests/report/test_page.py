@@ -8,9 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from longrope.report.collect import collect
-from longrope.report.figures.colours import TONES
-from longrope.report.html import render
-from longrope.report.page import build
+from longrope.report.page import build, render
+from longrope.report.styles import TONES
 from tests.report import runs
 
 VOID = {"meta", "link", "br"}

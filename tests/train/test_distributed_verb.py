@@ -94,13 +94,7 @@ def test_shared_rows_resume_to_the_same_bits(folder: Path) -> None:
     whole = trained(folder, "shared", 2, context_parallel=2)
     settings = json.dumps(SETTINGS | {"context_parallel": 2})
     killed = torchrun(
-        "tests.train.distributed_verb",
-        2,
-        folder / "model",
-        folder / "texts",
-        folder / "parts",
-        settings,
-        "interrupt",
+        "tests.train.distributed_verb", 2, folder / "model", folder / "texts", folder / "parts", settings, "interrupt"
     )
     assert killed.returncode != 0
     assert not (folder / "parts/checkpoint").exists()

@@ -27,16 +27,7 @@ from longrope.train.config import FinetuneConfig, LoraConfig
 from longrope.train.finetune import FinetuneResult, finetune
 from longrope.train.resume import SEAL
 from tests.checkpoints import WINDOW, save_checkpoint, words
-from tests.train.runs import (
-    MIXED,
-    TARGET,
-    InterruptAt,
-    Recorded,
-    open_fresh,
-    training,
-    write_texts,
-    yarn_scaling,
-)
+from tests.train.runs import MIXED, TARGET, InterruptAt, Recorded, open_fresh, training, write_texts, yarn_scaling
 
 CONFIG = training(mix=MIXED)
 

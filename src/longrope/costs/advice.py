@@ -1,4 +1,4 @@
-"""The words of a cost plan: what it assumes, and, where something does not fit, what would fit."""
+"""The texts of a cost plan: its assumptions, and advice where something does not fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_GPUS = 4096
 
 
 def search_advice(size: Callable[[int, int], Bytes], length: int, devices: Devices) -> str:
-    """What fits in place of a search or evaluation that does not: the model and a whole text are on one device.
+    """Advice for a search or evaluation that does not fit: the model and a whole text are on one device.
 
     `size`: bytes by length and itemsize.
     """
@@ -35,7 +35,7 @@ def search_advice(size: Callable[[int, int], Bytes], length: int, devices: Devic
 def training_advice(
     size: Callable[[int, bool, int], Bytes], devices: Devices, offload: bool, context_parallel: int
 ) -> str:
-    """What fits in place of a training that does not.
+    """Advice for a training that does not fit.
 
     `size`: bytes by number of GPUs, offload, and devices that share a row.
     """
@@ -85,7 +85,7 @@ def gigabytes(size: float) -> str:
 
 
 def assumptions(shape: ModelShape, devices: Devices, config: Any) -> tuple[str, ...]:
-    """Everything that decides the numbers of a plan and was not counted, one line each."""
+    """The assumptions behind the numbers of a plan, one line each."""
     gpu = gpu_table()[devices.gpu]
     source = "given" if devices.tflops else gpu["source"]
     lines = [

@@ -34,7 +34,7 @@ class Devices(Settings):
     gpu: str = "h100"
     """A GPU of the table: a100-80, h100, h200, b200, l40s, rtx4090, mi300x, cpu, …"""
     count: int = Field(1, ge=1)
-    """How many of them."""
+    """The number of devices."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """The dtype of computing."""
     mfu: float = Field(0.5, gt=0, le=1)
@@ -85,7 +85,7 @@ class Devices(Settings):
         }
 
     def holds(self, size: float) -> bool:
-        """Whether `size` bytes fit on one device."""
+        """True if `size` bytes fit on one device."""
         return size <= USABLE * self.memory_bytes
 
     def seconds(self, flops: Flops) -> float:

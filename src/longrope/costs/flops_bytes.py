@@ -151,13 +151,7 @@ def reading_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
 
 
 def training_bytes(
-    shape: ModelShape,
-    length: int,
-    *,
-    gpus: int,
-    context_parallel: int = 1,
-    offload: bool = False,
-    itemsize: int = 2,
+    shape: ModelShape, length: int, *, gpus: int, context_parallel: int = 1, offload: bool = False, itemsize: int = 2
 ) -> Bytes:
     """The bytes of a training step: AdamW with float32 states sharded over `gpus` (FSDP2), computed in bfloat16.
 

@@ -50,7 +50,7 @@ class SearchWork:
 
     @property
     def by_gradient(self) -> bool:
-        """Whether some evaluation takes the gradient."""
+        """True if some evaluation takes the gradient."""
         return any(work.gradient for work in itertools.chain(*self.rounds))
 
     @property

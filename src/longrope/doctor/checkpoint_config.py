@@ -40,7 +40,7 @@ class CheckpointConfig:
 
     @property
     def model_class(self) -> ModelClass:
-        """How transformers' class of this family differs from Llama's."""
+        """The differences of transformers' class of this family from Llama's."""
         return model_class(self.family)
 
     @property

@@ -62,15 +62,15 @@ class RuntimeAtLength:
     expected_attention_factor: float
     as_expected: bool
     other_window: bool
-    """Whether the runtime applies, exactly, another window of the scaling."""
+    """True if the runtime applies, exactly, another window of the scaling."""
     other_factors: bool
-    """Whether the runtime applies the factors of another window, whatever its attention factor."""
+    """True if the runtime applies the factors of another window, whatever its attention factor."""
     plain: bool
-    """Whether no frequency is rescaled."""
+    """True if no frequency is rescaled."""
 
     @property
     def wrong_attention_factor(self) -> bool:
-        """Whether the length is served with another attention factor than the expected one."""
+        """True if the length is served with another attention factor than the expected one."""
         return self.window is not None and _differ(self.attention_factor, self.expected_attention_factor)
 
 

@@ -66,10 +66,7 @@ class Diagnosis:
 
 
 def diagnose(
-    checkpoint: str | Path,
-    *,
-    expect: RopeScaling | str | Path | None = None,
-    runtime: str | Sequence[str] = (),
+    checkpoint: str | Path, *, expect: RopeScaling | str | Path | None = None, runtime: str | Sequence[str] = ()
 ) -> Diagnosis:
     """Compare the RoPE that each runtime computes from `checkpoint` with the scaling that it should apply.
 
@@ -180,7 +177,7 @@ def _diagnose_gguf(file: Path, given: RopeScaling | Path | None, rows: Sequence[
         for row in rows
         if row.reads == "gguf"
     ]
-    remarks = [f"{file.name} states the type longrope and holds no factors; what they were, --expect can say"]
+    remarks = [f"{file.name} states the type longrope and holds no factors: give the scaling to expect"]
     return _FileDiagnosis(expected, findings, lint_gguf(rope, target), [] if expected else remarks)
 
 

@@ -29,7 +29,7 @@ class Expected:
     scaling: RopeScaling
     source: str
     stated: bool = False
-    """Whether it is the statement of the checkpoint's own config.json or GGUF keys."""
+    """True if it is the statement of the checkpoint's own config.json or GGUF keys."""
 
     @property
     def switch(self) -> int:
@@ -125,7 +125,7 @@ def _stated_in_gguf(rope: GgufRope) -> Expected | None:
         return None
     else:
         scaling = RopeScaling.original(geometry)
-    return Expected(scaling, f"what {rope.path.name} itself states", stated=True)
+    return Expected(scaling, f"the keys and tensors of {rope.path.name} itself", stated=True)
 
 
 def _stated(config: CheckpointConfig) -> RopeScaling:

@@ -161,9 +161,7 @@ def _attention(value: Any, name: str) -> Iterator[Lint]:
     if isinstance(value, int | float) and not low <= value <= high:
         says = f"{name} is {value:g}, outside of [{low:g}, {high:g}]: attention logits scale with its square"
         yield Lint(
-            "attention-factor",
-            says,
-            "it should be near √(1 + ln s/ln L); was the ratio s written in its place?",
+            "attention-factor", says, "it should be near √(1 + ln s/ln L); was the ratio s written in its place?"
         )
 
 

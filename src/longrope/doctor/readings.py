@@ -1,4 +1,4 @@
-"""How runtimes read config.json: the RoPE type, base, original length and rotary dimension that each takes from it.
+"""Readings of config.json: the RoPE type, base, original length and rotary dimension that each runtime takes from it.
 
 There are three ways: transformers 5 (and all that is built on its config classes: vLLM, SGLang, converters),
 transformers 4.57, and runtimes that parse the file themselves, by the places named in the table.

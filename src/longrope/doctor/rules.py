@@ -33,7 +33,7 @@ class Rotation:
     attention_factor: float
     """m, which multiplies cosines and sines."""
     plain: bool = False
-    """Whether the frequencies are base^(-2i/d): no factor other than 1."""
+    """True if the frequencies are base^(-2i/d): no factor other than 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Behaviour:
     engine: int
     """Tokens that the engine or context is started for; it serves no more."""
     windowed: bool
-    """Whether it has two windows, which may hold the same numbers."""
+    """True if it has two windows, which may hold the same numbers."""
     remarks: tuple[str, ...] = ()
 
     def window(self, length: int) -> str | None:

@@ -32,14 +32,14 @@ class FilesRule:
     base_required: bool = False
     default_original_length: int | None = None
     su: bool = False
-    """Whether `su`, the old name of `longrope`, is known."""
+    """True if `su`, the old name of `longrope`, is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """One row of the table.
 
-    Texts may hold {path}, {family}, {repair} (how its config.json is mended), {switch} (L), {target} (L') and {engine}.
+    Texts may hold {path}, {family}, {repair} (advice for its config.json), {switch} (L), {target} (L') and {engine}.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Runtime:
     evidence: Literal["executed", "read"]
     source: str
     counted: bool
-    """Whether a verdict counts for the exit code when no runtime is named."""
+    """True if a verdict counts for the exit code when no runtime is named."""
     reads: Literal["transformers-5", "transformers-4", "files", "gguf"]
     switch: Literal["forward", "past", "engine", "context", "always"]
     switch_says: str

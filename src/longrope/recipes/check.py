@@ -21,15 +21,7 @@ from longrope.evaluation.run import SUITES
 from longrope.models.loading import LoadedModel, as_if_trained
 from longrope.models.texts import sources_or_books
 from longrope.recipes.graph import Step
-from longrope.recipes.schema import (
-    EvaluateStage,
-    ExportStage,
-    FinetuneStage,
-    Recipe,
-    RecoverStage,
-    SearchStage,
-    Stage,
-)
+from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage, Stage
 from longrope.rope.baselines import check_baseline
 from longrope.rope.scaling import RopeScaling
 from longrope.search.search_data import prepare_texts
@@ -138,7 +130,7 @@ def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequen
     model.config._attn_implementation = loaded.model.config._attn_implementation
     model = model.to(loaded.model.dtype if stage.dtype == "auto" else getattr(torch, stage.dtype))
     if settings.lora is not None:
-        model.requires_grad_(False)  # what LoRA trains is little
+        model.requires_grad_(False)  # LoRA trains few weights
     sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
     require_room(model, settings, device, shards=stage.processes if sharded else 1, packed=packed)
     pack(

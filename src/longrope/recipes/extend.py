@@ -1,4 +1,4 @@
-"""The whole way for one model: inspect, search, compare on other books, export, reload, prove, and report.
+"""`extend`: for one model, search, compare on other books, export, reload the checkpoint, prove it, and report.
 
 The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, `eval.json`, `checkpoint/`,
 `extend.json`, the figures in `report_figures/`, and at the end `report.html`.
@@ -87,7 +87,7 @@ def extend(
     target_length = 8 * original if target_length is None else parse_length(target_length)
     require_longer(loaded, target_length)
     compared = parse_lengths(lengths) if lengths else doubling_lengths(original, target_length)
-    # What the later stages need is looked at now: an error after a long search would waste it.
+    # The needs of later stages are checked now: an error after a long search would waste it.
     check_lengths(compared, target_length, None)
     if config.start_tokens != "0" and not allow_lossy:
         raise LongRopeError(
@@ -108,16 +108,8 @@ def extend(
         )
 
     _begin(callbacks, "search")
-    found = search(
-        loaded,
-        target_length,
-        search_sources,
-        output_dir,
-        config,
-        resume=resume,
-        callbacks=callbacks,
-    )
-    # What was saved is what is measured and exported: resuming does not save the scaling again.
+    found = search(loaded, target_length, search_sources, output_dir, config, resume=resume, callbacks=callbacks)
+    # The saved scaling is measured and exported: resuming does not save it again.
     found = replace(found, scaling=RopeScaling.load(found.path))
     _begin(callbacks, "compare")
     (output_dir / EVALUATION).unlink(missing_ok=True)  # of a run that was stopped after its comparison
@@ -152,9 +144,8 @@ def extend(
     proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
     write_json_atomic(output_dir / EXTENSION, json_ready(found.to_json()) | proved | record())
     _begin(callbacks, "report")
-    shutil.rmtree(
-        figures_folder(output_dir / REPORT), ignore_errors=True
-    )  # of a run that was stopped while it wrote them
+    # A run that was stopped while it wrote figures has left some.
+    shutil.rmtree(figures_folder(output_dir / REPORT), ignore_errors=True)
     written = report([output_dir], output_dir / REPORT)
     return Extension(found, evaluation, checkpoint, losses, proofs, written)
 
@@ -206,7 +197,7 @@ def _last_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def summary(extension: Extension) -> dict[str, Any]:
-    """What `longrope extend --json` prints."""
+    """The object that `longrope extend --json` prints."""
     return {
         **json_ready(extension.search.to_json()),
         "results": extension.evaluation.to_json()["results"],

@@ -161,7 +161,7 @@ def _plain(value: Any) -> Any:
 
 
 def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether two descriptions of a stage say the same. A setting that is newer than the run had its default then."""
+    """True if two descriptions of a stage are the same. A setting that is newer than the run had its default then."""
     kind = str(wanted.get("stage"))
     if kind in SETTINGS and isinstance(stage.get("settings"), dict):
         defaults = {

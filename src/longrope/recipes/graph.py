@@ -8,15 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longrope.errors import LongRopeError
-from longrope.recipes.schema import (
-    EvaluateStage,
-    ExportStage,
-    FinetuneStage,
-    Recipe,
-    RecoverStage,
-    SearchStage,
-    Stage,
-)
+from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage, Stage
 from longrope.units import format_length
 
 
@@ -34,7 +26,7 @@ class Step:
     scaling: str | None
     """The folder with the scaling that holds when the step begins; None for none yet."""
     context_length: int
-    """Tokens that this scaling reaches."""
+    """The context length under this scaling, in tokens."""
     factors: str | None = None
     """Of a fine-tuning: the folder of the search whose factors it trains."""
     continues: bool = False
@@ -72,7 +64,7 @@ def steps(recipe: Recipe, original_length: int, context_length: int) -> list[Ste
     """
     made: list[Step] = []
     weights = scaling = None
-    trained = reaches = context_length
+    trained = context_length
     searches: dict[int, str] = {}
     recovered: str | None = None
     trainings = [place for place, stage in enumerate(recipe.stages, start=1) if isinstance(stage, FinetuneStage)]
@@ -93,10 +85,10 @@ def steps(recipe: Recipe, original_length: int, context_length: int) -> list[Ste
                     f"{where}: expected a target above the {trained} tokens that the model is trained for by then, "
                     f"found {stage.target}: put the stages in order of their targets"
                 )
-            if continues and stage.target <= reaches:
+            if continues and stage.target <= context_length:
                 raise _wrong_order(
-                    f"{where}: expected a target above the {reaches} tokens that the search before it reaches, found "
-                    f"{stage.target}: put the searches after the last fine-tuning in order of their targets"
+                    f"{where}: expected a target above the {context_length} tokens that the search before it reaches, "
+                    f"found {stage.target}: put the searches after the last fine-tuning in order of their targets"
                 )
         if isinstance(stage, FinetuneStage):
             factors = searches.get(stage.target)
@@ -108,29 +100,31 @@ def steps(recipe: Recipe, original_length: int, context_length: int) -> list[Ste
         elif not isinstance(stage, SearchStage):
             if scaling is None:
                 raise _wrong_order(f"{where}: there is no search before it: put one there")
-            _check_lengths(where, stage, original_length, reaches)
-        made.append(Step(stage, name, weights, trained, scaling, reaches, factors, continues))
+            _check_lengths(where, stage, original_length, context_length)
+        made.append(Step(stage, name, weights, trained, scaling, context_length, factors, continues))
         if isinstance(stage, SearchStage):
             searches[stage.target] = scaling = name
-            reaches = stage.target
+            context_length = stage.target
         elif isinstance(stage, FinetuneStage):
             weights = scaling = name
-            trained = reaches = stage.target
+            trained = context_length = stage.target
         elif isinstance(stage, RecoverStage):
             scaling, recovered = name, f"stage {place}"
     return made
 
 
-def _check_lengths(where: str, stage: Stage, original_length: int, reach: int) -> None:
+def _check_lengths(where: str, stage: Stage, original_length: int, context_length: int) -> None:
     """Raise LongRopeError for lengths that a recovery or an evaluation cannot have by then."""
-    if isinstance(stage, RecoverStage) and not original_length <= min(stage.lengths) <= max(stage.lengths) < reach:
+    if isinstance(stage, RecoverStage) and (
+        min(stage.lengths) < original_length or max(stage.lengths) >= context_length
+    ):
         raise _wrong_order(
-            f"{where}: expected lengths from the original window of {original_length} tokens, below the {reach} that "
-            f"the model reaches by then; found {', '.join(map(str, stage.lengths))}"
+            f"{where}: expected lengths from the original window of {original_length} tokens, below the "
+            f"{context_length} that the model reaches by then; found {', '.join(map(str, stage.lengths))}"
         )
-    if isinstance(stage, EvaluateStage) and max(stage.lengths_for(original_length, reach), default=0) > reach:
+    if isinstance(stage, EvaluateStage) and max(stage.lengths, default=0) > context_length:
         raise _wrong_order(
-            f"{where}: expected lengths up to the {reach} tokens that the model reaches by then, found "
+            f"{where}: expected lengths up to the {context_length} tokens that the model reaches by then, found "
             f"{max(stage.lengths)}"
         )
 

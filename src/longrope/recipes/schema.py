@@ -170,12 +170,12 @@ class EvaluateStage(_WorkingStage):
 
     @property
     def by_length(self) -> bool:
-        """Whether any suite measures at lengths."""
+        """True if a suite measures at lengths."""
         return any(SUITES[name].by_length for name in self.suites)
 
     @property
     def needs_text(self) -> bool:
-        """Whether any suite measures on texts."""
+        """True if a suite measures on texts."""
         return any(SUITES[name].needs_text(self.settings) for name in self.suites)
 
     def lengths_for(self, original_length: int, context_length: int) -> list[int]:
@@ -230,7 +230,7 @@ class Recipe(Settings):
     """A recipe for a model with a known original window."""
 
     about: str = ""
-    """What the recipe is for."""
+    """The purpose of the recipe."""
     model: str | None = None
     """The model that it is for unless another is given."""
     original_length: int | str | None = None
@@ -247,7 +247,7 @@ class Recipe(Settings):
     @field_validator("stages", mode="before")
     @classmethod
     def _each(cls, stages: Any, info: ValidationInfo) -> Any:
-        """The stages one by one, so that a fault is told with the stage that has it."""
+        """The stages one by one, so that an error names its stage."""
         if not isinstance(stages, list):
             return stages
         return tuple(
@@ -268,7 +268,7 @@ class Recipe(Settings):
 
 
 def _stage(place: int, raw: Any, seed: int, context: dict[str, int] | None) -> _Stage:
-    """Stage number `place`. Raises LongRopeError, with its number and kind, for what is wrong in it."""
+    """Stage number `place`. Raises LongRopeError, with its number and kind, where it is wrong."""
     kind = raw.get("stage") if isinstance(raw, Mapping) else None
     if not isinstance(kind, str) or kind not in STAGES:
         raise _wrong(f"stage {place}: expected 'stage' to be one of {', '.join(STAGES)}")
@@ -279,7 +279,7 @@ def _stage(place: int, raw: Any, seed: int, context: dict[str, int] | None) -> _
 
 
 def _reads(stage: Stage, evaluates: bool) -> bool:
-    """Whether a stage reads the recipe's texts: those to be measured on, or the others."""
+    """True if a stage reads the recipe's texts: those to be measured on, or the others."""
     if isinstance(stage, ExportStage) or stage.data is not None:
         return False
     return isinstance(stage, EvaluateStage) == evaluates and (not isinstance(stage, EvaluateStage) or stage.needs_text)

@@ -1,6 +1,6 @@
 """The stages of a recipe: each runs one job in a folder of its own, from its beginning or from where it was stopped.
 
-A process may have been killed anywhere. What it left half written is removed here, or cut back to whole lines; the job
+A process may have been killed anywhere. Its half-written files are removed here, or cut back to whole lines; the job
 then goes on from its own log, checkpoints or results to the end it would have had.
 """
 
@@ -45,7 +45,7 @@ class Stages:
     callbacks: Callbacks
 
     def run(self, step: Step, scaling: RopeScaling | None) -> dict[str, Any]:
-        """Run a step, or the rest of it. Returns its summary. `scaling`: of an evaluation or export, what it is of."""
+        """Run a step, or the rest of it. Returns its summary. `scaling`: the one to evaluate or export."""
         stage, folder = step.stage, self.out / step.folder
         if isinstance(stage, SearchStage):
             return self._search(step, stage, folder)
@@ -53,7 +53,7 @@ class Stages:
             return self._finetune(step, stage, folder)
         if isinstance(stage, RecoverStage):
             return self._recover(step, stage, folder)
-        assert scaling is not None  # `steps` has refused what comes before any search
+        assert scaling is not None  # `steps` has refused stages before any search
         if isinstance(stage, EvaluateStage):
             return self._evaluate(step, stage, folder, scaling)
         return self._export(step, stage, folder, scaling)
@@ -102,7 +102,7 @@ class Stages:
                 finetune_in_processes(stage.processes, self._name(step), **given)
             else:
                 finetune(self._name(step), **given)
-                # What the Trainer has set is not for the stages after it, which may begin in another process.
+                # The Trainer's setting is not for the stages after it, which may begin in another process.
                 torch.use_deterministic_algorithms(deterministic)
         shutil.rmtree(folder / TRAINER, ignore_errors=True)
         made = FinetuneResult.load(folder)
@@ -149,7 +149,7 @@ class Stages:
             resume=resume,
             callbacks=self.callbacks,
         )
-        scaling.save(folder / SCALING)  # what was measured: the folder is one that `longrope report` reads
+        scaling.save(folder / SCALING)  # the measured one: `longrope report` reads this folder
         return {"evaluation": str(output)}
 
     def _export(self, step: Step, stage: ExportStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _kept(folder: Path, begun: bool) -> bool:
 
 
 def _begun_search(folder: Path) -> bool:
-    """Whether a search in `folder` can be resumed; else the folder is removed."""
+    """True if a search in `folder` can be resumed; else the folder is removed."""
     if not _kept(folder, _whole_lines(folder / SEARCH_LOG)):
         return False
     if not (folder / SEARCH_SUMMARY).exists():  # it comes after the scaling, and only with it

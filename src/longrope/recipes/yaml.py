@@ -19,7 +19,7 @@ BUILT_IN = ("longrope", "longrope2", "quick")
 def load_recipe(name: str, original_length: int) -> Recipe:
     """The built-in recipe `name`, or that of a YAML file, for a model with a window of `original_length` tokens.
 
-    Paths of texts in a file are relative to it. Raises LongRopeError, on one line with the stage, for what is wrong.
+    Paths of texts in a file are relative to it. Raises LongRopeError, on one line with the stage, for any fault.
     """
     text, called, folder = _read(name)
     raw = _mapping(text, called)

@@ -146,7 +146,7 @@ def _extension(file: Path) -> Extension:
 
 
 def _is_evaluation(file: Path) -> bool:
-    """Whether `file` says that it is an evaluation, or holds results: then it must be a whole one."""
+    """True if `file` says that it is an evaluation, or holds results: then it must be a whole one."""
     document = _json_object(file)
     return str(document.get("schema", "")).partition("/")[0] == SCHEMA.partition("/")[0] or "results" in document
 

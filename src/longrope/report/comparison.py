@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from longrope.evaluation.results import EvalRow
@@ -13,14 +13,12 @@ from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.search import search_figure
 from longrope.report.numbers import NOTHING, Cell, count
 from longrope.report.sections import Exhibit, closed_forms, loss_unit
-from longrope.report.styles import OWN, MethodStyle, is_baseline, method_styles
+from longrope.report.styles import OWN, Shown, is_baseline, method_styles
 from longrope.report.summary import headline, pooled
 from longrope.report.svg import Drawing
 from longrope.report.tables import Line, Table
 from longrope.report.warnings import comparability
 from longrope.rope.scaling import Window
-
-Shown = Mapping[str, MethodStyle]
 
 
 def comparison(runs: Sequence[Run], shown: Shown) -> list[Exhibit]:

@@ -74,8 +74,8 @@ def facts(run: Run) -> list[Fact]:
         found.append(Fact("Search documents (SHA-256)", tuple(_documents(provenance.get("data")))))
     for file, evaluation in run.evaluations.items():
         settings = evaluation.settings
-        told = {key: value for key, value in settings.items() if key not in _ELSEWHERE}
-        found.append(Fact(f"Settings of {file}", tuple(_pairs({key: value}) for key, value in told.items())))
+        shown = {key: value for key, value in settings.items() if key not in _ELSEWHERE}
+        found.append(Fact(f"Settings of {file}", tuple(_pairs({key: value}) for key, value in shown.items())))
         found.append(Fact("Documents measured on (SHA-256)", tuple(_measured_on(settings))))
         found.append(Fact("Samples measured on (SHA-256)", tuple(_hashes(settings.get("samples_sha256")))))
         if not search and "model_fingerprint" in settings:

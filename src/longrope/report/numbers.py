@@ -84,7 +84,7 @@ def amount(value: float) -> str:
 
 
 def per_cent(value: float, reference: float) -> str:
-    """How much larger `value` is than `reference`, with its sign."""
+    """The change from `reference` to `value` in per cent, with its sign."""
     change = 100 * (value / reference - 1)
     return f"{change:+.1f} %".replace("-", "−")
 

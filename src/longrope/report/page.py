@@ -1,17 +1,26 @@
-"""A whole report: a chapter for every run, and before them a comparison where there are several."""
+"""A whole report, and its page: a chapter for every run, and before them a comparison where there are several.
+
+The page is one HTML file: no script, nothing from a network, figures as SVG that follow the page's colours. A content
+security policy in it forbids everything that is not in the file itself. Its template is `assets/report.html.j2`, its
+style `assets/report.css`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from longrope.report.collect import Run
 from longrope.report.comparison import comparison
 from longrope.report.metadata import Fact, description, facts
-from longrope.report.numbers import count, listed
+from longrope.report.numbers import FEW_TRIALS, MARK, count, listed
 from longrope.report.sections import Exhibit, exhibits
-from longrope.report.styles import OWN, MethodStyle, method_styles
+from longrope.report.styles import OWN, Shown, method_styles, variables
 from longrope.report.summary import Number, headline
 from longrope.report.svg import drawing
 from longrope.report.warnings import WarningGroup, comparability, warnings
@@ -65,7 +74,7 @@ def _title(run: Run) -> str:
     return f"{run.model}: from {count(original)} to {count(target)} tokens"
 
 
-def _first_chapter(runs: Sequence[Run], shown: Mapping[str, MethodStyle]) -> Chapter:
+def _first_chapter(runs: Sequence[Run], shown: Shown) -> Chapter:
     models = list(dict.fromkeys(run.model for run in runs))
     doubts = comparability(runs)
     return Chapter(
@@ -78,7 +87,7 @@ def _first_chapter(runs: Sequence[Run], shown: Mapping[str, MethodStyle]) -> Cha
     )
 
 
-def _chapter(run: Run, shown: Mapping[str, MethodStyle], name: str) -> Chapter:
+def _chapter(run: Run, shown: Shown, name: str) -> Chapter:
     found = exhibits(run, shown)
     if name:
         found = [replace(exhibit, name=f"{_slug(name)}-{exhibit.name}") for exhibit in found]
@@ -96,3 +105,37 @@ def _chapter(run: Run, shown: Mapping[str, MethodStyle], name: str) -> Chapter:
 def _slug(name: str) -> str:
     """`name` as part of a file name and an anchor."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
+
+
+def render(report: Report, version: str) -> str:
+    """The page of `report`, made by `version` of longrope. The same report gives the same text."""
+    assets = files("longrope") / "assets"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((assets / "report.html.j2").read_text("utf-8"))
+    return template.render(
+        report=report,
+        numbered=_numbered(report),
+        style=Markup((assets / "report.css").read_text("utf-8")),
+        light=Markup(variables(dark=False)),
+        dark=Markup(variables(dark=True)),
+        mark=MARK,
+        few_trials=FEW_TRIALS,
+        svg=_svg,
+        version=version,
+    )
+
+
+def _svg(exhibit: Exhibit) -> Markup:
+    assert exhibit.drawing is not None
+    return Markup(exhibit.drawing.inline(exhibit.name, f"{exhibit.title}; the table that follows has its numbers"))
+
+
+def _numbered(report: Report) -> dict[str, int]:
+    """Exhibit name -> its number among the figures, or among the tables for one without a figure."""
+    numbers: dict[str, int] = {}
+    counts = {True: 0, False: 0}
+    for exhibit in report.exhibits:
+        kind = exhibit.drawing is not None
+        counts[kind] += 1
+        numbers[exhibit.name] = counts[kind]
+    return numbers

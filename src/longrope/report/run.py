@@ -12,8 +12,7 @@ from pathlib import Path
 from longrope import __version__
 from longrope.errors import LongRopeError
 from longrope.report.collect import collect
-from longrope.report.html import render
-from longrope.report.page import Report, build
+from longrope.report.page import Report, build, render
 from longrope.storage import check_output_file, check_output_folder, write_text_atomic
 
 

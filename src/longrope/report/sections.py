@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from longrope.evaluation.results import EvalRow
 from longrope.report import tables
 from longrope.report.collect import Run
-from longrope.report.figures.by_length import accuracy_figure, perplexity_figure, score_figure
+from longrope.report.figures.by_length import accuracy_figure, perplexity_figure, position_figure, score_figure
 from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.needles import needle_figure
-from longrope.report.figures.position import position_figure
 from longrope.report.figures.search import outside, search_figure
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed
-from longrope.report.styles import OWN, MethodStyle
+from longrope.report.styles import OWN, Shown
 from longrope.report.svg import Drawing
 from longrope.report.tables import Table
 from longrope.rope.baselines import closed_form_method
 from longrope.rope.scaling import RopeScaling, Window
-
-Shown = Mapping[str, MethodStyle]
 
 FACTORS_SHOWN = ("pi", "ntk", "ntk-critical", "yarn")
 """The closed forms that factors are drawn against; the others are one of these at the target length, or all ones."""

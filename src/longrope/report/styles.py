@@ -1,14 +1,32 @@
-"""The style of each method: one label, colour, marker and line, the same in every figure and table of a report.
+"""The colours of a report, and the style of each method: one label, colour, marker and line in all figures and tables.
 
-Colours are Okabe and Ito's, distinct for every common kind of colour vision; markers and line styles say it again.
+Colours are Okabe and Ito's, distinct for every common kind of colour vision; markers and line styles say it again. A
+figure is drawn in the light values. Written into a page, each becomes a CSS variable (`svg.py`), and the page's style
+sheet gives the variables their values for light, dark and print.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from longrope.rope.baselines import CHECKPOINT, ORIGINAL
+
+TONES = {
+    # name: (light, dark); Okabe and Ito's palette, lighter on a dark page
+    "vermilion": ("#d55e00", "#f4894a"),
+    "blue": ("#0072b2", "#58ace4"),
+    "green": ("#009e73", "#35c79c"),
+    "purple": ("#cc79a7", "#dd9cc2"),
+    "sky": ("#56b4e9", "#86cdf4"),
+    "amber": ("#e69f00", "#f2bd49"),
+    "grey": ("#7f7f7f", "#a0a0a0"),
+    # of the page
+    "ink": ("#1b1b1d", "#e8e6e1"),
+    "quiet": ("#5c5f66", "#a3a6ad"),
+    "line": ("#dbdad5", "#36383d"),
+    "paper": ("#fefefd", "#151618"),
+}
 
 OWN = "own scaling"
 """The name of a run's own scaling in its rows, whatever file it came from."""
@@ -17,7 +35,7 @@ OWN_LABEL = "longrope"
 
 @dataclass(frozen=True, slots=True)
 class MethodStyle:
-    """The style of one method. `tone` names its colour: `colours.TONES` has the values for light and dark."""
+    """The style of one method. `tone` names its colour in TONES."""
 
     name: str
     label: str
@@ -26,6 +44,9 @@ class MethodStyle:
     line: str = "--"
     own: bool = False
 
+
+Shown = Mapping[str, MethodStyle]
+"""The styles of the methods that are shown, by name and in order."""
 
 _KNOWN = {
     method.name: method
@@ -51,7 +72,7 @@ _FURTHER = (("amber", "*"), ("sky", ">"), ("blue", "p"), ("green", "8"), ("purpl
 
 
 def is_baseline(name: str) -> bool:
-    """Whether `name` is a closed form or the model as it was, and not a scaling that was found."""
+    """True if `name` is a closed form or the model as it was, and not a scaling that was found."""
     return name in _KNOWN
 
 
@@ -71,3 +92,13 @@ def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
 def label(name: str) -> str:
     """The label of a scaling that was found; of a long name its end, where file names differ."""
     return OWN_LABEL if name == OWN else name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
+
+
+def light(tone: str) -> str:
+    """The colour that a figure is drawn in."""
+    return TONES[tone][0]
+
+
+def variables(dark: bool) -> str:
+    """CSS declarations of every tone."""
+    return " ".join(f"--{name}: {values[dark]};" for name, values in TONES.items())

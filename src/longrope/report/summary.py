@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.collect import Run
 from longrope.report.numbers import Cell, amount, count, per_cent, share, with_error
-from longrope.report.styles import OWN, MethodStyle
+from longrope.report.styles import OWN, Shown
 from longrope.report.tables import Show, shown_share, shown_value
 from longrope.rope.baselines import CHECKPOINT, ORIGINAL
 
@@ -23,7 +23,7 @@ class Number:
     note: str
 
 
-def headline(run: Run, shown: Mapping[str, MethodStyle]) -> list[Number]:
+def headline(run: Run, shown: Shown) -> list[Number]:
     """The numbers of `run` that were measured, the most telling first."""
     own_name = method_of(run)
     found = [
@@ -58,7 +58,7 @@ def pooled(rows: Sequence[EvalRow]) -> tuple[float, int]:
     return sum(row.value * row.trials for row in rows) / trials if trials else math.nan, trials
 
 
-def _perplexity(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number | None:
+def _perplexity(run: Run, shown: Shown, own_name: str) -> Number | None:
     rows = run.of("perplexity", "perplexity")
     own = _longest(rows, own_name)
     if own is None:
@@ -88,7 +88,7 @@ def _price(run: Run, own_name: str) -> Number | None:
     return Number(label, Cell(per_cent(own.value, original.value), few=few), note)
 
 
-def _passkey(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number | None:
+def _passkey(run: Run, shown: Shown, own_name: str) -> Number | None:
     rows = run.of("passkey", "accuracy")
     own = _longest(rows, own_name)
     if own is None:
@@ -97,7 +97,7 @@ def _passkey(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Numbe
     return Number(f"passkeys found at {count(own.length)} tokens", share(own.value, own.trials), note)
 
 
-def _needle(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number | None:
+def _needle(run: Run, shown: Shown, own_name: str) -> Number | None:
     rows = run.of("needle", "accuracy")
     longest = _longest(rows, own_name)
     if longest is None:
@@ -115,7 +115,7 @@ def _needle(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number
     return Number(f"needles found at {count(longest.length)} tokens", share(*shares[own_name]), note)
 
 
-def _ruler(run: Run, shown: Mapping[str, MethodStyle], own_name: str) -> Number | None:
+def _ruler(run: Run, shown: Shown, own_name: str) -> Number | None:
     rows = [row for row in run.of("ruler", "score") if row.detail.get("task") == "mean"]
     own = _longest(rows, own_name)
     if own is None:
@@ -139,7 +139,7 @@ def _agreement(run: Run, own_name: str) -> Number | None:
     return Number(f"same next token as the original, {count(row.length)} tokens", value, f"{count(row.trials)} texts")
 
 
-def _search_loss(run: Run, shown: Mapping[str, MethodStyle]) -> Number | None:
+def _search_loss(run: Run, shown: Shown) -> Number | None:
     """The loss on the search texts, only where nothing was measured on others: the result was chosen on these."""
     if run.trace is None or run.trace.result is None or run.rows:
         return None
@@ -172,12 +172,7 @@ def _longest(rows: Sequence[EvalRow], name: str) -> EvalRow | None:
     return max((row for row in rows if row.scaling == name), key=lambda row: row.length, default=None)
 
 
-def _best_other(
-    rows: Sequence[EvalRow],
-    own_name: str,
-    shown: Mapping[str, MethodStyle],
-    show: Show = shown_share,
-) -> str:
+def _best_other(rows: Sequence[EvalRow], own_name: str, shown: Shown, show: Show = shown_share) -> str:
     others = [row for row in rows if row.scaling != own_name and math.isfinite(row.value)]
     if not others:
         return ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.numbers import NOTHING, Cell, count, fixed, per_cent, share, with_error
-from longrope.report.styles import MethodStyle
+from longrope.report.styles import MethodStyle, Shown
 from longrope.report.trace import Trace
 from longrope.rope.baselines import ORIGINAL
 from longrope.rope.geometry import RopeGeometry
@@ -35,7 +35,7 @@ class Table:
 
     @property
     def few(self) -> bool:
-        """Whether a number comes from few trials."""
+        """True if a number comes from few trials."""
         return any(cell.few for line in self.lines for cell in line.cells)
 
 
@@ -52,9 +52,7 @@ def shown_share(row: EvalRow) -> Cell:
     return share(row.value, row.trials)
 
 
-def by_length(
-    rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], caption: str, show: Show = shown_value
-) -> Table:
+def by_length(rows: Sequence[EvalRow], shown: Shown, caption: str, show: Show = shown_value) -> Table:
     """A line per method, a column per length."""
     lengths = sorted({row.length for row in rows})
     cells = {(row.scaling, row.length): show(row) for row in rows}
@@ -63,19 +61,13 @@ def by_length(
 
 
 def factors(
-    geometry: RopeGeometry,
-    windows: Mapping[str, Window],
-    shown: Mapping[str, MethodStyle],
-    further: Mapping[str, Window],
+    geometry: RopeGeometry, windows: Mapping[str, Window], shown: Shown, further: Mapping[str, Window]
 ) -> Table:
     """A line per rotary pair: its period in tokens and λ under every method."""
     named = [(one.label, windows[name]) for name, one in shown.items() if name in windows]
     columns = [*named, *further.items()]
     lines = [
-        Line(
-            str(pair),
-            (Cell(_short(period)), *(Cell(fixed(window.factors[pair], 3)) for _, window in columns)),
-        )
+        Line(str(pair), (Cell(_short(period)), *(Cell(fixed(window.factors[pair], 3)) for _, window in columns)))
         for pair, period in enumerate(geometry.periods.tolist())
     ]
     extra = [Line("attention factor m", (NOTHING, *(Cell(fixed(window.attention_factor, 4)) for _, window in columns)))]
@@ -85,7 +77,7 @@ def factors(
     return Table("Rescale factor λ by rotary pair.", head, (*lines, *extra))
 
 
-def baselines(trace: Trace, shown: Mapping[str, MethodStyle], own: MethodStyle) -> Table:
+def baselines(trace: Trace, shown: Shown, own: MethodStyle) -> Table:
     """Losses on the search texts at the target length, the search's result among them, highest first."""
     pairs = [(shown[name], loss) for name, loss in trace.baselines.items() if name in shown]
     pairs += [] if trace.result is None else [(own, trace.result)]
@@ -126,7 +118,7 @@ def improvements(trace: Trace, other: bool) -> Table:
     return Table(caption, ("evaluation", "token passes", "texts, window", "loss"), tuple(lines))
 
 
-def positions(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], length: int) -> Table:
+def positions(rows: Sequence[EvalRow], shown: Shown, length: int) -> Table:
     """A line per bucket of positions, a column per method, at one context length."""
     rows = [row for row in rows if row.length == length]
     buckets = sorted({(int(row.detail["from"]), int(row.detail["to"])) for row in rows})
@@ -140,7 +132,7 @@ def positions(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], length:
     return Table(caption, ("positions", *(one.label for one in present)), tuple(lines))
 
 
-def by_depth(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], caption: str, show: Show) -> Table:
+def by_depth(rows: Sequence[EvalRow], shown: Shown, caption: str, show: Show) -> Table:
     """A line per method and depth, a column per length."""
     lengths = sorted({row.length for row in rows})
     depths = sorted({float(row.detail["depth"]) for row in rows})
@@ -157,7 +149,7 @@ def by_depth(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], caption:
     return Table(caption, ("scaling", *map(format_length, lengths)), tuple(lines))
 
 
-def by_task(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], caption: str) -> Table:
+def by_task(rows: Sequence[EvalRow], shown: Shown, caption: str) -> Table:
     """A line per method and task, a column per length."""
     lengths = sorted({row.length for row in rows})
     tasks = list(dict.fromkeys(str(row.detail["task"]) for row in rows))
@@ -170,7 +162,7 @@ def by_task(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], caption: 
     return Table(caption, ("task, scaling", *map(format_length, lengths)), tuple(lines))
 
 
-def effective_lengths(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle]) -> Table:
+def effective_lengths(rows: Sequence[EvalRow], shown: Shown) -> Table:
     """The longest length whose mean score passes a threshold, a column per rule and threshold."""
     rules = sorted({(str(row.detail.get("rule")), float(row.detail["threshold"])) for row in rows})
     cells = {(row.scaling, str(row.detail.get("rule")), float(row.detail["threshold"])): row.value for row in rows}
@@ -179,7 +171,7 @@ def effective_lengths(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle])
     return Table("Effective length in tokens: the longest whose mean score passes the threshold.", head, tuple(lines))
 
 
-def retention(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle]) -> Table:
+def retention(rows: Sequence[EvalRow], shown: Shown) -> Table:
     """A line per measure, a column per method, and what is kept of the original model's value."""
     measures = list(dict.fromkeys((str(row.detail.get("task", "")), row.metric, row.length) for row in rows))
     values = {(row.scaling, str(row.detail.get("task", "")), row.metric, row.length): row for row in rows}
@@ -210,7 +202,7 @@ def _measure(task: str, metric: str, length: int) -> str:
     return f"{task}: {metric.partition(',')[0]}"
 
 
-def _among(rows: Iterable[EvalRow], shown: Mapping[str, MethodStyle]) -> list[MethodStyle]:
+def _among(rows: Iterable[EvalRow], shown: Shown) -> list[MethodStyle]:
     names = {row.scaling for row in rows}
     return [one for name, one in shown.items() if name in names]
 

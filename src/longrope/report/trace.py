@@ -84,22 +84,22 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
     baselines: dict[str, float] = {}
     series: dict[tuple[str, int], list[Point]] = {}
     partial: dict[str, list[float]] = {}
-    asked = passes = 0
-    known: set[str] = set()  # a question that was asked before was not computed again
+    evaluations = passes = 0
+    known: set[str] = set()  # requests: a repeated one was not computed again
     for entry in logged:
         row = dict(entry.request)
         if "baseline" in row:
             baselines[str(row["baseline"])] = entry.loss
             continue
         split, length, samples = row.get("split", SEARCH), int(row.get("length", target)), row.pop("samples", None)
-        if split == OTHER:  # asked when the search was over
+        if split == OTHER:  # requested after the search
             continue
         count = texts.get((split, length), 0)
         rows = count if samples is None else len(samples)
-        asked += 1
-        question = f"{json.dumps(entry.request)} {entry.gradient is None}"
-        if question not in known:
-            known.add(question)
+        evaluations += 1
+        request = f"{json.dumps(entry.request)} {entry.gradient is None}"
+        if request not in known:
+            known.add(request)
             passes += rows * length * (1 if entry.gradient is None else 3)
         loss: float | None = entry.loss
         if samples is not None:  # a raced candidate is scored text by text
@@ -108,10 +108,10 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
             complete = len(scored) == count and entry.gradient is None
             loss = math.fsum(scored) / count if complete else None
         if loss is not None:
-            series.setdefault((split, length), []).append(Point(asked, passes, loss))
+            series.setdefault((split, length), []).append(Point(evaluations, passes, loss))
     result = provenance.get("best_loss")
     chosen = float(result) if isinstance(result, int | float) else None
-    return Trace(target, header, baselines, series, asked, passes, bool(texts), chosen)
+    return Trace(target, header, baselines, series, evaluations, passes, bool(texts), chosen)
 
 
 def _texts(data: Any) -> Counter[tuple[str, int]]:

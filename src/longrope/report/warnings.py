@@ -6,14 +6,14 @@ Every warning follows from the run's files; none is general advice.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.collect import Run
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed, per_cent
-from longrope.report.styles import MethodStyle
+from longrope.report.styles import Shown
 from longrope.report.summary import method_of, original_row
 from longrope.report.tables import shown_value
 from longrope.rope.closed_forms import su_attention_factor
@@ -40,7 +40,7 @@ class WarningGroup:
     items: tuple[str, ...]
 
 
-def warnings(run: Run, shown: Mapping[str, MethodStyle]) -> list[WarningGroup]:
+def warnings(run: Run, shown: Shown) -> list[WarningGroup]:
     """All warnings of a run; headings without any are left out."""
     groups = [
         WarningGroup("Limits of the runtimes", tuple(_runtimes(run.scaling) if run.scaling else ())),
@@ -52,7 +52,7 @@ def warnings(run: Run, shown: Mapping[str, MethodStyle]) -> list[WarningGroup]:
 
 
 def measured(run: Run, suite: str) -> bool:
-    """Whether `run` has rows of a key of SUITES."""
+    """True if `run` has rows of a key of SUITES."""
     if suite == "position":
         return any(row.metric == "nll" for row in run.rows)
     return any(row.suite == suite and row.metric != "nll" for row in run.rows)
@@ -95,7 +95,7 @@ def _lost(run: Run) -> list[str]:
     return [f"The exported checkpoint lost {loss}." for loss in run.extension.losses]
 
 
-def _worse(run: Run, shown: Mapping[str, MethodStyle]) -> list[str]:
+def _worse(run: Run, shown: Shown) -> list[str]:
     """The lengths at which the run's own scaling is worse than the original model, or than another method."""
     own_name, rows = method_of(run), run.of("perplexity", "perplexity")
     items = []
@@ -170,7 +170,7 @@ def _warned(run: Run) -> list[str]:
     ]
 
 
-def _not_finite(run: Run, shown: Mapping[str, MethodStyle]) -> list[str]:
+def _not_finite(run: Run, shown: Shown) -> list[str]:
     broken = list(dict.fromkeys(row.scaling for row in run.rows if not math.isfinite(row.value)))
     return [f"Some values of {shown[name].label} are not finite." for name in broken]
 

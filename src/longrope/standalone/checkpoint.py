@@ -15,7 +15,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling
 from longrope.standalone.sizes import Sizes
-from longrope.storage import new_output_folder, write_json_atomic
+from longrope.storage import new_output_folder, read_json, write_json_atomic
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "standalone.json"
 SCHEMA = "longrope.standalone/1"
@@ -43,18 +43,10 @@ def write_standalone(folder: Path, sizes: Sizes, scaling: RopeScaling, tensors: 
 def read_standalone(folder: Path) -> tuple[Sizes, RopeScaling, dict[str, Tensor]]:
     """Sizes, scaling and weights in `folder`, each checked. Raises LongRopeError when one is missing or damaged."""
     path = folder / DESCRIPTION
-    try:
-        text = path.read_bytes().decode("utf-8")
-        description = json.loads(text)
-    except OSError as error:
-        raise LongRopeError(
-            f"no saved LongRoPEModel in {folder}: cannot read {path}: {error.strerror}", code="no-such-model"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise LongRopeError(
-            f"expected JSON in {path}, found something else: {one_line(error)}", code="damaged-file"
-        ) from error
-    found = description.get("schema") if isinstance(description, dict) else None
+    if not path.is_file():
+        raise LongRopeError(f"no saved LongRoPEModel in {folder}: it has no {DESCRIPTION}", code="no-such-model")
+    description = read_json(path)
+    found = description.get("schema")
     if found != SCHEMA:
         raise LongRopeError(
             f"expected a saved LongRoPEModel with schema {SCHEMA!r} in {path}; found {found!r}", code="damaged-file"

@@ -140,7 +140,7 @@ class StandaloneModel(nn.Module):
                     weight.copy_(std * drawn)
 
     def _check(self, inputs: Tensor) -> bool:
-        """Whether `inputs` are token ids. Raises LongRopeError when they are neither ids nor fitting embeddings."""
+        """True if `inputs` are token ids. Raises LongRopeError when they are neither ids nor fitting embeddings."""
         weight = self.embed_tokens.weight
         is_ids = not inputs.is_floating_point() and not inputs.is_complex() and inputs.dtype != torch.bool
         shaped = inputs.dim() == 2 if is_ids else inputs.dim() == 3 and inputs.shape[2] == self.sizes.d_model

@@ -96,7 +96,7 @@ class FinetuneConfig(Settings):
 
     @property
     def mixed(self) -> bool:
-        """Whether the original window is trained too."""
+        """True if the original window is trained too."""
         return any(part in ORIGINAL_WINDOW for part in self.shares)
 
     @property

@@ -31,6 +31,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
 from longrope.errors import LongRopeError, one_line
+from longrope.train.loss import hidden_states
 
 NAME = "longrope_context_parallel"
 QUERY_BLOCK = 1024  # queries whose mask exists at once
@@ -87,7 +88,7 @@ class RowMask:
 
     @property
     def plain(self) -> bool:
-        """Whether every query attends to all tokens before it."""
+        """True if every query attends to all tokens before it."""
         return self.row.documents is None and self.allowed is causal_mask_function
 
     def first_key(self, query: int) -> int:
@@ -244,7 +245,7 @@ def context_parallel(model: PreTrainedModel, processes: int, *, packed: bool) ->
     length = 2 * processes * _PROBE_PIECE
     positions = torch.arange(length, device=model.device)[None] % (length // 2 if packed else length)
     ids = torch.arange(length, device=model.device)[None] % model.config.get_text_config().vocab_size
-    whole = _hidden(model, ids, positions)
+    whole = hidden_states(model, ids, positions)
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, shared.mask)
     model.set_attn_implementation(NAME)
@@ -266,24 +267,12 @@ def _group(processes: int) -> Any:
     return groups[dist.get_rank() // processes]
 
 
-def _hidden(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-    finally:
-        for module in training:
-            module.training = True
-    return hidden
-
-
 def _require_same(model: PreTrainedModel, shared: SharedRows, ids: Tensor, positions: Tensor, whole: Tensor) -> None:
     """Prove on a short row that the shares are the model's output for the whole row."""
     shared.begin(positions)
     found, why = torch.tensor(True), ""
     try:
-        own = _hidden(model, *(share(tensor, shared.processes, shared.index) for tensor in (ids, positions)))
+        own = hidden_states(model, *(share(tensor, shared.processes, shared.index) for tensor in (ids, positions)))
         expected = share(whole, shared.processes, shared.index, dim=1)
         error = (own - expected).double().norm() / expected.double().norm()
         found = (error < torch.finfo(whole.dtype).eps ** 0.5).cpu()

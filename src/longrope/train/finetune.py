@@ -69,7 +69,7 @@ def finetune(
 
     Rows of the parts `medium` and `long` of the mix are computed under the scaling's window for `config.length` tokens,
     rows of `short` and `pieces` under the window that the checkpoint came with: its original RoPE with attention factor
-    1, or the first window of the scaling it carries. The scaling left in `output_dir` has the windows that were
+    1, or the first window of the scaling in its checkpoint. The scaling left in `output_dir` has the windows that were
     trained and no others (LongRoPE2, §3.3). Every process of a distributed run calls this alike.
 
     With `resume`, an interrupted run in `output_dir` continues to the weights it would have had, bit for bit on the

@@ -22,9 +22,7 @@ def with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
         peft: Any = import_module("peft")
     except ImportError as error:
         raise LongRopeError(
-            "LoRA needs peft, which is not installed",
-            code="missing-dependency",
-            hint='pip install "longrope[train]"',
+            "LoRA needs peft, which is not installed", code="missing-dependency", hint='pip install "longrope[train]"'
         ) from error
     config = peft.LoraConfig(
         r=lora.rank,

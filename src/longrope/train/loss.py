@@ -89,6 +89,19 @@ def chunked_loss(
         yield loss
 
 
+def hidden_states(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
+    """Last hidden states (B, T, H) in eval mode without gradients; the modules' modes are put back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    finally:
+        for module in training:
+            module.training = True
+    return hidden
+
+
 def require_documents_apart(model: PreTrainedModel, batch: int) -> None:
     """Prove that documents packed into one row do not attend to each other in `model`, with `batch` rows at once.
 
@@ -101,17 +114,7 @@ def require_documents_apart(model: PreTrainedModel, batch: int) -> None:
     ids = (torch.arange(2 * size, device=model.device)[None] % vocabulary).expand(batch, -1)
     other = ids.clone()
     other[:, :size] = (other[:, :size] + size) % vocabulary
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            first, second = (
-                model.base_model(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state
-                for row in (ids, other)
-            )
-    finally:
-        for module in training:
-            module.training = True
+    first, second = (hidden_states(model, row, positions) for row in (ids, other))
     if not torch.equal(first[:, size:], second[:, size:]):
         raise LongRopeError(
             f"{type(model).__name__} with {model.config._attn_implementation} attention lets packed documents see each "
@@ -152,8 +155,7 @@ def fused_loss(model: PreTrainedModel, device: torch.device) -> FusedLoss | None
 
 
 def plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are hidden states times one matrix, without bias, soft cap or scale: both are computed and
-    compared."""
+    """True if logits are hidden states times one matrix, without bias, soft cap or scale; computed and compared."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None or model.dtype == torch.float64:
         return False

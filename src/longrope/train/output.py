@@ -100,7 +100,7 @@ class FinishedTraining:
                 self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(folder)
             else:
                 self._save_weights(folder)
-            trained.save(folder / SCALING)  # the weights alone then tell which texts they have seen
+            trained.save(folder / SCALING)  # the weights alone then say which texts they have seen
             folder.rename(checkpoint)  # in full or not at all
         summary = {
             "checkpoint": str(checkpoint),

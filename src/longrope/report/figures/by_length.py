@@ -1,22 +1,22 @@
-"""Anything measured by context length: perplexity, passkey accuracy, RULER's score. One line per method."""
+"""Measurements by context length (perplexity, passkey accuracy, RULER's score) or by position: a line per method."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.figures.canvas import legend, length_axis, line_style, log_values, new_figure, note, window_line
-from longrope.report.figures.colours import light
 from longrope.report.numbers import wilson
-from longrope.report.styles import MethodStyle
+from longrope.report.styles import Shown, light
 
 Errors = Callable[[EvalRow], tuple[float, float]]
 
 
-def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], original_length: int | None) -> Figure:
+def perplexity_figure(rows: Sequence[EvalRow], shown: Shown, original_length: int | None) -> Figure:
     """Perplexity, both axes logarithmic, bars of one standard error."""
     figure = _figure(rows, shown, original_length, "perplexity", standard_error)
     log_values(
@@ -25,19 +25,14 @@ def perplexity_figure(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle],
     return figure
 
 
-def accuracy_figure(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle], original_length: int | None) -> Figure:
+def accuracy_figure(rows: Sequence[EvalRow], shown: Shown, original_length: int | None) -> Figure:
     """Shares in per cent with their 95 % intervals."""
     figure = _figure(rows, shown, original_length, "exact answers (%)", interval, 100.0)
     figure.axes[0].set_ylim(-4, 108)
     return figure
 
 
-def score_figure(
-    rows: Sequence[EvalRow],
-    shown: Mapping[str, MethodStyle],
-    original_length: int | None,
-    threshold: float | None,
-) -> Figure:
+def score_figure(rows: Sequence[EvalRow], shown: Shown, original_length: int | None, threshold: float | None) -> Figure:
     """Scores from 0 to 100, bars of one standard error, and the threshold of the effective length as a line."""
     figure = _figure(rows, shown, original_length, "mean score (0 to 100)", standard_error)
     axes = figure.axes[0]
@@ -47,6 +42,17 @@ def score_figure(
         at = (1.0, threshold)
         note(axes, f"threshold {threshold:g}", at, (0, 2), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     return figure
+
+
+def position_figure(rows: Sequence[EvalRow], shown: Shown, original_length: int | None) -> Figure:
+    """Mean NLL of each bucket of positions (`detail` has `from` and `to`), drawn at the bucket's last position.
+
+    A line that goes on falling beyond the original window uses far context.
+    """
+    ends = [replace(row, length=int(row.detail["to"])) for row in rows]
+    ends.sort(key=lambda row: row.length)
+    label = "position in the text, up to"
+    return _figure(ends, shown, original_length, "loss (nats per token)", standard_error, xlabel=label)
 
 
 def standard_error(row: EvalRow) -> tuple[float, float]:
@@ -61,11 +67,12 @@ def interval(row: EvalRow) -> tuple[float, float]:
 
 def _figure(
     rows: Sequence[EvalRow],
-    shown: Mapping[str, MethodStyle],
+    shown: Shown,
     original_length: int | None,
     ylabel: str,
     errors: Errors,
     scale: float = 1.0,
+    xlabel: str = "context length",
 ) -> Figure:
     figure, axes = new_figure()
     handles, labels = [], []
@@ -84,7 +91,7 @@ def _figure(
         handles.append(drawn[0])
         labels.append(method.label)
     lengths = [row.length for row in rows]
-    length_axis(axes, [*lengths, *([original_length] if original_length else [])], "context length")
+    length_axis(axes, [*lengths, *([original_length] if original_length else [])], xlabel)
     window_line(axes, original_length)
     axes.set_ylabel(ylabel)
     legend(figure, handles, labels)

@@ -1,4 +1,4 @@
-"""What every figure shares: its size, its axes, ticks that a person would choose, and a legend below.
+"""Parts of every figure: its size, its axes, ticks that a person would choose, and a legend below.
 
 The size is that of a phone's page: text stays legible there, and a desktop shows the figure a little larger.
 """
@@ -16,8 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from longrope.report.figures.colours import light
-from longrope.report.styles import MethodStyle
+from longrope.report.styles import MethodStyle, light
 from longrope.units import format_length
 
 WIDTH = 4.4  # inches

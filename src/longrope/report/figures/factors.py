@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from longrope.report.figures.canvas import legend, line_style, mark, new_figure
-from longrope.report.figures.colours import light
-from longrope.report.styles import MethodStyle
+from longrope.report.styles import Shown, light
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 
@@ -18,7 +17,7 @@ _FADED = 0.55
 def factors_figure(
     geometry: RopeGeometry,
     windows: Mapping[str, Window],
-    shown: Mapping[str, MethodStyle],
+    shown: Shown,
     further: Mapping[str, Window],
     real_critical_dim: int | None,
 ) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from longrope.evaluation.results import EvalRow
 from longrope.report.figures.canvas import WIDTH
-from longrope.report.figures.colours import light
-from longrope.report.styles import MethodStyle
+from longrope.report.styles import Shown, light
 from longrope.units import format_length
 
 _COLUMNS = 2
@@ -20,7 +19,7 @@ _NARROW = 6  # more lengths than this and a panel takes the whole width
 _CELL, _ABOVE, _BELOW = 0.21, 0.30, 0.55  # inches
 
 
-def needle_figure(rows: Sequence[EvalRow], shown: Mapping[str, MethodStyle]) -> Figure:
+def needle_figure(rows: Sequence[EvalRow], shown: Shown) -> Figure:
     """Share of exact answers in per cent; depth 0 is the start of the text, on top. Cells not measured are empty."""
     lengths = sorted({row.length for row in rows})
     depths = sorted({float(row.detail["depth"]) for row in rows})

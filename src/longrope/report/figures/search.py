@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from longrope.report.figures.canvas import HEIGHT, WIDTH, legend, log_ticks, note, plain, thinned
-from longrope.report.figures.colours import light
-from longrope.report.styles import MethodStyle
+from longrope.report.styles import MethodStyle, Shown, light
 from longrope.report.trace import Point, Trace
 from longrope.search.evaluator import SEARCH
 from longrope.units import format_length
@@ -22,7 +21,7 @@ _WORTH_A_PANEL = 0.5  # of the whole range: when what the search gained takes le
 Entries = dict[str, Line2D]
 
 
-def search_figure(traces: Mapping[str, Trace], shown: Mapping[str, MethodStyle]) -> Figure:
+def search_figure(traces: Mapping[str, Trace], shown: Shown) -> Figure:
     """Best loss so far of each search, by method, and the baselines of the first one.
 
     With one search its evaluations are dots, and its losses on other texts or windows are a thin line of their own.
@@ -90,13 +89,13 @@ def _with_margin(values: Iterable[float]) -> tuple[float, float]:
 
 
 def outside(trace: Trace) -> tuple[int, list[str]]:
-    """How many evaluations lie above the frame of `trace` alone, or are not finite, and which baselines."""
+    """The number of evaluations above the frame of `trace` alone, or not finite, and the baselines there."""
     _, high = frame([trace])
     above = sum(not point.loss <= high for point in trace.progress)
     return above, [name for name, loss in trace.baselines.items() if not loss <= high]
 
 
-def _baselines(axes: Axes, trace: Trace, shown: Mapping[str, MethodStyle], limits: tuple[float, float]) -> Entries:
+def _baselines(axes: Axes, trace: Trace, shown: Shown, limits: tuple[float, float]) -> Entries:
     """A line per loss; baselines of the same loss share it (dynamic NTK at the target length is NTK-aware)."""
     by_loss: dict[float, list[MethodStyle]] = {}
     for name, loss in trace.baselines.items():
@@ -141,7 +140,7 @@ def _search(axes: Axes, trace: Trace, method: MethodStyle, counted: bool, scale:
 
 
 def _scale(traces: Iterable[Trace]) -> tuple[int, str]:
-    """What to divide token passes by, and its name."""
+    """The unit of token passes, and its name."""
     most = max((points[-1].token_passes for trace in traces for points in trace.series.values()), default=0)
     for size, word in ((10**12, "trillions"), (10**9, "billions"), (10**6, "millions"), (10**3, "thousands")):
         if most >= size:
