@@ -261,7 +261,7 @@ def test_one_process_at_a_time_and_a_killed_one_leaves_nothing_that_blocks(tmp_p
         return FolderLock(tmp_path, "busy") if kind == "folder" else LineLog(tmp_path / "a.jsonl", new=False)
 
     with LineLog(tmp_path / "a.jsonl", new=True) as log:
-        log.write_first("first")
+        log.write("first")
     with subprocess.Popen([sys.executable, "-c", HOLD, kind], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -298,16 +298,16 @@ def test_a_log_holds_whole_lines_only(tmp_path: Path, monkeypatch: pytest.Monkey
 
     path = tmp_path / "a.jsonl"
     with LineLog(path, new=True) as log:
-        log.write_first("first")
+        log.write("first")
         monkeypatch.setattr(os, "write", half)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(LongRopeError, match="No space left"):
             log.write("the second line")
         monkeypatch.undo()
         log.write("second")
         assert log.read() == b"first\nsecond\n" == path.read_bytes()
         monkeypatch.setattr(os, "write", half)
-        with pytest.raises(OSError, match="No space left"):
-            LineLog(tmp_path / "new.jsonl", new=True).write_first("the first line")
+        with pytest.raises(LongRopeError, match="No space left"):
+            LineLog.create(tmp_path / "new.jsonl", {})
     assert os.listdir(tmp_path) == ["a.jsonl"]
 
 

@@ -13,14 +13,14 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from filelock import lock_descriptor, unlock_descriptor
 
 from longrope.errors import LongRopeError, one_line
 from longrope.run_files import LOCK
 
-_ANOTHER_FOLDER = "choose another `output_dir`"
+ANOTHER_FOLDER = "choose another `output_dir`"
 _ANOTHER_FILE = "choose another `output`"
 
 
@@ -119,17 +119,17 @@ def check_output_folder(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise LongRopeError(
-            f"expected a folder for the output, found a file at {path}", code="output-exists", hint=_ANOTHER_FOLDER
+            f"expected a folder for the output, found a file at {path}", code="output-exists", hint=ANOTHER_FOLDER
         )
     try:
         full = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
     except OSError as error:
         raise LongRopeError(
-            f"cannot read the output folder {path}: {error.strerror}", code="output-not-writable", hint=_ANOTHER_FOLDER
+            f"cannot read the output folder {path}: {error.strerror}", code="output-not-writable", hint=ANOTHER_FOLDER
         ) from error
     if full:
         raise LongRopeError(
-            f"the output folder {path} is not empty; nothing is overwritten", code="output-exists", hint=_ANOTHER_FOLDER
+            f"the output folder {path} is not empty; nothing is overwritten", code="output-exists", hint=ANOTHER_FOLDER
         )
 
 
@@ -165,7 +165,7 @@ def new_output_folder(path: Path) -> Path:
         raise LongRopeError(
             f"cannot write to the output folder {path}: {error.strerror}",
             code="output-not-writable",
-            hint=_ANOTHER_FOLDER,
+            hint=ANOTHER_FOLDER,
         ) from error
     return path
 
@@ -207,7 +207,7 @@ class FolderLock(_LockedFile):
     def __init__(self, folder: Path, busy: str, *, name: str = LOCK, create: bool = True) -> None:
         """Lock `folder`, which exists; `create` makes the file where it is missing.
 
-        `busy` says what another process does there. Raises LongRopeError: `locked` where one does,
+        `busy` is the message where another process works there. Raises LongRopeError: `locked` where one does,
         `output-not-writable` where the file cannot be opened or locked.
         """
         try:
@@ -216,21 +216,69 @@ class FolderLock(_LockedFile):
             raise LongRopeError(
                 f"cannot write to the run folder {folder}: {error.strerror}",
                 code="output-not-writable",
-                hint=_ANOTHER_FOLDER,
+                hint=ANOTHER_FOLDER,
             ) from error
 
 
 class LineLog(_LockedFile):
-    """An append-only file of lines with one writer: every line in it is whole."""
+    """An append-only JSONL file with one writer: every line is whole, and the first says which run it is of.
+
+    A subclass reads its lines in `_load`. Use `create` or `resume`, in a `with` block.
+    """
+
+    schema: ClassVar[str] = ""
+    """The `schema` in the first line."""
+    another: ClassVar[str] = _ANOTHER_FILE
+    """The hint where the file is of another run."""
 
     def __init__(self, path: Path, *, new: bool) -> None:
-        """Open and lock; `new` creates the file.
+        """Open and lock `path`, which `new` creates.
 
-        Raises OSError where it cannot be opened, is there already (`new`) or is not (else), and LongRopeError
-        (`locked`) where another process writes it.
+        Raises LongRopeError: `locked` where another process writes it, `output-exists` where a new one is there
+        already, `not-resumable` where there is none to go on with, `output-not-writable` where it cannot be opened.
         """
         flags = os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0)
-        super().__init__(path, flags, f"another process is writing {path}")
+        try:
+            super().__init__(path, flags, f"another process is writing {path}")
+        except FileExistsError as error:
+            hint = f"continue it with `resume=True`, or {self.another}"
+            raise LongRopeError(f"{path} exists", code="output-exists", hint=hint) from error
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not new:
+                raise nothing_to_resume(path) from error
+            raise LongRopeError(f"cannot write {path}: {error.strerror}", code="output-not-writable") from error
+
+    @classmethod
+    def create(cls, path: Path, header: dict[str, Any]) -> Self:
+        """A new file with `header` as its first line. Raises LongRopeError as opening and writing do."""
+        line = json.dumps({"schema": cls.schema, **header}, allow_nan=False)
+        log = cls(path, new=True)
+        try:
+            log.write(line)
+        except BaseException:  # an empty file could be neither resumed nor created again
+            log.close()
+            path.unlink()
+            raise
+        return log
+
+    @classmethod
+    def resume(cls, path: Path, header: dict[str, Any]) -> Self:
+        """The file at `path` with its lines, ready to go on.
+
+        Raises LongRopeError when there is none, when a line is damaged, or when the file is of another run than
+        `header`: results of other settings, texts or models are not comparable.
+        """
+        log = cls(path, new=False)
+        try:
+            log._load(json.loads(json.dumps(header)))
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def _load(self, header: dict[str, Any]) -> None:
+        """Read the lines of a file whose first line must be of the run of `header`."""
+        raise NotImplementedError
 
     def read(self) -> bytes:
         """The whole file, read by the handle that holds the lock: on Windows no other could."""
@@ -240,29 +288,32 @@ class LineLog(_LockedFile):
             pieces.append(piece)
         return b"".join(pieces)
 
-    def write_first(self, line: str) -> None:
-        """Write the first line of a new file, or delete it: an empty one could be neither resumed nor created again.
-
-        Raises OSError.
-        """
-        try:
-            self.write(line)
-        except BaseException:
-            self.close()
-            self.path.unlink()
-            raise
-
     def write(self, line: str) -> None:
-        """Append a line in full; where that fails, or on Ctrl-C, remove the part already written. Raises OSError."""
+        """Append a line in full; where that fails, or on Ctrl-C, remove the part already written.
+
+        Raises LongRopeError (`output-not-writable`); the lines before are kept.
+        """
         data = f"{line}\n".encode()
         size = os.fstat(self._handle).st_size
         try:
             while data:
                 data = data[os.write(self._handle, data) :]
-        except BaseException:
+        except BaseException as error:
             self.cut(size)
-            raise
+            if not isinstance(error, OSError):
+                raise
+            kept, hint = "it is valid up to here", "make room and continue with `resume=True`"
+            if not size:
+                kept, hint = "nothing was kept", "make room and start again"
+            raise LongRopeError(
+                f"cannot write {self.path}: {error.strerror}; {kept}", code="output-not-writable", hint=hint
+            ) from error
 
     def cut(self, size: int) -> None:
         """Remove everything after the first `size` bytes."""
         os.ftruncate(self._handle, size)
+
+
+def nothing_to_resume(path: Path) -> LongRopeError:
+    """The error where the log `path` is missing."""
+    return LongRopeError(f"there is no {path} to resume", code="not-resumable", hint="start without `resume=True`")

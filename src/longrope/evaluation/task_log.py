@@ -15,8 +15,6 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow, row_from_json
 from longrope.storage import LineLog, json_number
 
-LOG_SCHEMA = "longrope.eval-cells/1"
-
 
 @dataclass(frozen=True, slots=True)
 class TaskKey:
@@ -62,54 +60,14 @@ class TaskResult:
 class TaskLog(LineLog):
     """An open log of finished tasks, locked against other processes. Use `create` or `resume`, in a `with` block."""
 
+    schema = "longrope.eval-cells/1"
+
     def __init__(self, path: Path, *, new: bool) -> None:
-        """Open and lock. Raises LongRopeError when another process has the file, or there is (not) one already."""
         self.results: dict[TaskKey, TaskResult] = {}
-        try:
-            super().__init__(path, new=new)
-        except FileExistsError as error:
-            raise LongRopeError(
-                f"{path} exists, from a run that did not end or whose output was moved",
-                code="output-exists",
-                hint="give `resume=True` to go on with it, or choose another `output`",
-            ) from error
-        except FileNotFoundError as error:
-            if new:
-                raise LongRopeError(f"cannot write {path}: {error.strerror}", code="output-not-writable") from error
-            raise LongRopeError(
-                f"there is no {path} to resume", code="not-resumable", hint="start without `resume=True`"
-            ) from error
-        except OSError as error:
-            raise LongRopeError(f"cannot write {path}: {error.strerror}", code="output-not-writable") from error
+        super().__init__(path, new=new)
 
-    @classmethod
-    def create(cls, path: Path, header: dict[str, Any]) -> TaskLog:
-        """A new file. Raises LongRopeError when there is one already, or it cannot be written."""
-        log = cls(path, new=True)
-        try:
-            log.write_first(json.dumps({"schema": LOG_SCHEMA, **header}, allow_nan=False))
-        except OSError as error:
-            raise LongRopeError(
-                f"cannot write {path}: {error.strerror}", code="output-not-writable", hint="make room and start again"
-            ) from error
-        return log
-
-    @classmethod
-    def resume(cls, path: Path, header: dict[str, Any]) -> TaskLog:
-        """The file at `path` with its finished tasks, ready to go on; a last line that was cut off is dropped.
-
-        Raises LongRopeError when there is none, when a line is damaged, or when it belongs to another run: results
-        measured with other settings, texts, model or versions are not comparable.
-        """
-        log = cls(path, new=False)
-        try:
-            log._read(json.loads(json.dumps(header)))
-        except BaseException:
-            log.close()
-            raise
-        return log
-
-    def _read(self, header: dict[str, Any]) -> None:
+    def _load(self, header: dict[str, Any]) -> None:
+        """Read the finished tasks; a last line that was cut off is dropped."""
         content = self.read()
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.decode("utf-8", errors="replace").splitlines()
@@ -117,11 +75,11 @@ class TaskLog(LineLog):
             found = json.loads(lines[0]) if lines else {}
         except (ValueError, RecursionError):
             found = {}
-        if not isinstance(found, dict) or found.pop("schema", None) != LOG_SCHEMA:
+        if not isinstance(found, dict) or found.pop("schema", None) != self.schema:
             raise LongRopeError(
-                f"{self.path} is no log of an evaluation (schema {LOG_SCHEMA})",
+                f"{self.path} is no log of an evaluation (schema {self.schema})",
                 code="other-schema",
-                hint="choose another `output`",
+                hint=self.another,
             )
         keys = (header.keys() | found.keys()) - {"warnings"}  # sentences about the other settings
         differing = sorted(key for key in keys if header.get(key) != found.get(key))
@@ -145,12 +103,5 @@ class TaskLog(LineLog):
 
     def append(self, result: TaskResult) -> None:
         """Keep a finished task. Raises LongRopeError when it cannot be written; the tasks before it are kept."""
-        try:
-            self.write(result.to_json())
-        except OSError as error:
-            raise LongRopeError(
-                f"cannot write {self.path}: {error.strerror}; finished tasks are kept",
-                code="output-not-writable",
-                hint="make room and go on with `resume=True`",
-            ) from error
+        self.write(result.to_json())
         self.results[result.key] = result

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.storage import LineLog, json_number
+from longrope.storage import ANOTHER_FOLDER, LineLog, json_number, nothing_to_resume
 
 SCHEMA = "longrope.search/1"
 
@@ -49,76 +49,28 @@ class LogRow:
 class SearchLog(LineLog):
     """An open log, locked against other processes. Use `create` or `resume`, in a `with` block."""
 
+    schema, another = SCHEMA, ANOTHER_FOLDER
+
     def __init__(self, path: Path, *, new: bool) -> None:
-        """Open and lock. Raises LongRopeError when another process has the log, or there is (not) one already."""
         self.rows: list[LogRow] = []
-        try:
-            super().__init__(path, new=new)
-        except FileExistsError as error:
-            hint = "continue it with `resume=True`, or choose another `output_dir`"
-            raise LongRopeError(f"{path} exists", code="output-exists", hint=hint) from error
-        except OSError as error:
-            if not new and isinstance(error, FileNotFoundError):
-                raise _nothing_to_resume(path) from error
-            raise LongRopeError(
-                f"cannot write the search log {path}: {error.strerror}", code="output-not-writable"
-            ) from error
+        super().__init__(path, new=new)
 
-    @classmethod
-    def create(cls, path: Path, header: dict[str, Any]) -> SearchLog:
-        """A new log. Raises LongRopeError when there is one already."""
-        line = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
-        log = cls(path, new=True)
-        try:
-            log.write_first(line)
-        except OSError as error:
-            raise LongRopeError(
-                f"cannot write the search log {path}: {error.strerror}; nothing was kept",
-                code="output-not-writable",
-                hint="make room and start again",
-            ) from error
-        return log
-
-    @classmethod
-    def resume(cls, path: Path, header: dict[str, Any]) -> SearchLog:
-        """The log at `path`, ready to go on.
-
-        Raises LongRopeError when there is none, when a line is damaged or cut off, or when it belongs to another
-        search: resuming with other settings, samples or model would not be the same search.
-        """
-        log = cls(path, new=False)
-        try:
-            log.rows = log._checked(header)
-        except BaseException:
-            log.close()
-            raise
-        return log
-
-    def _checked(self, header: dict[str, Any]) -> list[LogRow]:
-        path = self.path
-        found, rows = read_log(path, self.read())
-        wanted = json.loads(json.dumps(header))
-        differing = sorted(key for key in wanted if key != "record" and found.get(key) != wanted[key])
+    def _load(self, header: dict[str, Any]) -> None:
+        """Read the evaluations. A last line that was cut off is an error, too."""
+        found, self.rows = read_log(self.path, self.read())
+        differing = sorted(key for key in header if key != "record" and found.get(key) != header[key])
         if differing:
             key = differing[0]
             raise LongRopeError(
-                f"{path} is the log of another search: {', '.join(differing)} differ "
-                f"(log: {key} = {_short(found.get(key))}, now: {_short(wanted[key])})",
+                f"{self.path} is the log of another search: {', '.join(differing)} differ "
+                f"(log: {key} = {_short(found.get(key))}, now: {_short(header[key])})",
                 code="other-run",
                 hint="use the same settings or another `output_dir`",
             )
-        return rows
 
     def append(self, row: LogRow) -> None:
         """Write one evaluation. Raises LongRopeError when it cannot be written; the lines before it are kept."""
-        try:
-            self.write(row.to_json())
-        except OSError as error:
-            raise LongRopeError(
-                f"cannot write the search log {self.path}: {error.strerror}; the log is valid up to here",
-                code="output-not-writable",
-                hint="make room and continue with `resume=True`",
-            ) from error
+        self.write(row.to_json())
         self.rows.append(row)
 
 
@@ -130,7 +82,7 @@ def read_log(path: Path, content: bytes | None = None) -> tuple[dict[str, Any], 
     try:
         text = (path.read_bytes() if content is None else content).decode("utf-8")
     except FileNotFoundError as error:
-        raise _nothing_to_resume(path) from error
+        raise nothing_to_resume(path) from error
     except (OSError, UnicodeDecodeError) as error:
         raise LongRopeError(f"cannot read the search log {path}: {error}", code="damaged-file") from error
     lines = text.split("\n")
@@ -164,11 +116,6 @@ def read_log(path: Path, content: bytes | None = None) -> tuple[dict[str, Any], 
             raise _damaged(path, number, f"evaluation {len(rows)}, found {row.index}")
         rows.append(row)
     return header, rows
-
-
-def _nothing_to_resume(path: Path) -> LongRopeError:
-    hint = "start without `resume=True`"
-    return LongRopeError(f"there is no search log at {path} to resume", code="not-resumable", hint=hint)
 
 
 def _damaged(path: Path, line: int, expected: str) -> LongRopeError:
