@@ -22,7 +22,7 @@ torch.set_num_threads(1)  # two cores: tests that run side by side do not fight 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run of the command line left: exit code, standard output, standard error."""
+    """The result of a run of the command line: exit code, standard output, standard error."""
 
     code: int
     out: str

@@ -55,7 +55,7 @@ def imported_modules(tree: ast.AST, module: tuple[str, ...]) -> set[str]:
 
 
 def import_faults(path: Path, package: Path) -> list[str]:
-    """What `path` imports of `package` that lies above it, one line each."""
+    """The modules of `package` above `path` that it imports, one line each."""
     room = room_of(path, package)
     module = (package.name, *path.relative_to(package).parent.parts)
     targets = {

@@ -32,7 +32,7 @@ class TrainProgress:
 
 
 class Callbacks:
-    """Methods that a job calls while it works. None of them does anything here."""
+    """Methods that a job calls while it works. In this base class they do nothing."""
 
     def on_stage(self, stage: str, number: int = 1, count: int = 1, finished: bool = False) -> None:
         """Stage `number` of `count` begins; `finished`: an earlier run has done it already."""

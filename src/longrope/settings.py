@@ -1,4 +1,4 @@
-"""The base of every configuration: typed, frozen, validated where it is made, with one line for what is wrong.
+"""The base of every configuration: typed, frozen, validated where it is made, with errors of one line.
 
 A subclass writes each setting once: name, type, bounds, default, and a docstring below it. Validation, the options of
 the command line and their help, the keys of recipes, the JSON beside every output and the tables of the docs are made

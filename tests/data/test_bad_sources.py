@@ -1,4 +1,4 @@
-"""What is no text: each a LongRopeError of one line that names the path and says what is wrong."""
+"""Files that are not text: each a LongRopeError of one line that names the path and the fault."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_numbers_have_no_leading_zero(documents, bos_tokenizer):
 
 
 def text_of(samples, place, tokenizer):
-    """What a sample holds beside its parts."""
+    """The haystack of a sample: its text without instruction, needle, question and answer."""
     parts = {"key": samples.keys[place], "number": samples.numbers[place]}
     row = samples.ids[place].tolist()
     needle = encode(tokenizer, NEEDLE.format(**parts))

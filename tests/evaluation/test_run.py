@@ -261,7 +261,7 @@ def test_provenance_that_cannot_be_read_is_not_taken_for_unseen(loaded: LoadedMo
             seen_documents(scaling(loaded, data=data))
 
 
-# What a caller of the Python functions gives: a model of transformers, scalings as objects, lengths as text.
+# Arguments of the Python functions: a model of transformers, scalings as objects, lengths as text.
 
 
 @pytest.fixture

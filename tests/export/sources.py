@@ -60,7 +60,7 @@ def ids(length: int) -> Tensor:
 
 
 def plain_logits(folder: Path, *lengths: int) -> list[Tensor]:
-    """What stock transformers computes from `folder` for texts of `lengths` tokens."""
+    """The logits of stock transformers from `folder` for texts of `lengths` tokens."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.inference_mode():
         return [model(ids(length), use_cache=False).logits for length in lengths]

@@ -1,4 +1,4 @@
-"""What an export starts from: run folders find their model and scaling; what is missing is said."""
+"""The source of an export: run folders find their model and scaling; errors name what is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROW = EvalRow("perplexity", "longrope", TARGET, "perplexity", 33.25, 0.5, 10, {}
 
 @pytest.fixture
 def run(tmp_path):
-    """What `longrope extend` leaves, as far as an export looks at it."""
+    """The files of `longrope extend` that an export reads."""
     source = save_model(tmp_path / "source", "llama")
     (tmp_path / "run").mkdir()
     scaling_of(source, SU).with_provenance(model=str(source)).save(tmp_path / "run/scaling.json")

@@ -118,7 +118,7 @@ def test_card_has_evidence_limits_and_every_command(tmp_path):
     assert "| longrope | 0.875 |" in card
     assert "Passkey, accuracy, by length" in card
     assert "3.00" not in card
-    for part in ("## How", "## Evidence", "## Limits", "## Serve", "vllm serve PATH", "--fold-attention-factor"):
+    for part in ("## Method", "## Evidence", "## Limits", "## Serve", "vllm serve PATH", "--fold-attention-factor"):
         assert part in card
     assert str(tmp_path) not in card.partition("Command:")[0]
     export_hf(str(source), scaling_of(source), tmp_path / "one", ExportConfig(target="hf-unified"), evidence=rows)

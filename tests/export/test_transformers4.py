@@ -53,7 +53,7 @@ class Old:
     python: Path
 
     def logits(self, folders: list[Path], texts: dict[str, Tensor], scratch: Path) -> list[dict[str, Tensor]]:
-        """What it computes from each folder: length -> (1, length, vocabulary)."""
+        """The logits that it computes from each folder: length -> (1, length, vocabulary)."""
         save_file(texts, scratch / "texts.safetensors")
         jobs = [
             (str(folder), str(scratch / "texts.safetensors"), str(scratch / f"{number}.safetensors"))
@@ -151,7 +151,7 @@ def test_every_family(old, tmp_path):
 
 
 def test_without_the_legacy_keys_it_differs(old, embedded, tmp_path):
-    """What save_pretrained of transformers 5 leaves is plain RoPE there, and a length in the dictionary alone never
+    """A folder that transformers 5 saved is plain RoPE there, and a length in the dictionary alone never
     switches; transformers says nothing in either case."""
     su, _, texts = embedded
     whole = export("tiny", su, tmp_path / "whole").path

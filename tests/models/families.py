@@ -38,7 +38,7 @@ _COMMON: dict[str, Any] = {
 }
 _LAYER_TYPES = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24}
 
-# What each family has beyond the common numbers: what is special about it is switched on, at a size that shows.
+# The settings of each family beyond the common ones: its special features are switched on, at a size that shows.
 _OWN: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None, "head_dim": 32},

@@ -106,7 +106,7 @@ def test_only_full_attention_layers_are_scaled(family: str) -> None:
     assert not torch.equal(seen[1], seen_before[1])
 
 
-# Which window.
+# The choice of the window.
 
 
 def three_windows(model: PreTrainedModel) -> RopeScaling:

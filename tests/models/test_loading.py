@@ -41,7 +41,7 @@ def refusal(call: Any, *args: Any, code: str = "no-such-model", **options: Any) 
     return line
 
 
-# What is a model.
+# Names and folders of models.
 
 
 def test_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_tied_and_other_checkpoints_are_complete(family: str, tmp_path: Path) ->
     assert torch.equal(logits(load_model(str(tmp_path)), ids), logits(tiny_model(family), ids))
 
 
-# What is none.
+# Folders and files that are no model.
 
 
 @pytest.mark.parametrize("call", [load_model, load_config, load_tokenizer])

@@ -49,9 +49,9 @@ def test_the_scaling_of_a_loaded_checkpoint(tmp_path: Path) -> None:
     rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=256)
     model.config.max_position_embeddings = 256
-    carried = open_model(model, AutoTokenizer.from_pretrained(folder)).checkpoint_scaling
-    assert carried is not None
-    assert set(carried.windows[0].factors) == {4.0}
+    recorded = open_model(model, AutoTokenizer.from_pretrained(folder)).checkpoint_scaling
+    assert recorded is not None
+    assert set(recorded.windows[0].factors) == {4.0}
 
 
 def test_a_model_made_in_memory_needs_a_tokenizer(checkpoint: Path) -> None:

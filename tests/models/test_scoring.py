@@ -117,7 +117,7 @@ def test_a_model_without_a_head() -> None:
         token_nll(tiny_model("llama").model, IDS)
 
 
-# What a family does to its logits counts.
+# Changes that a family makes to its logits count.
 
 
 @pytest.mark.parametrize(

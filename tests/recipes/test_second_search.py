@@ -64,11 +64,11 @@ def test_what_algorithm_1_starts_from(
     assert isinstance(evolution, Evolution)
     # Table 4's bounds, relative to the original RoPE.
     assert evolution.space == SearchSpace(pairs=16, upper=1.25 * TARGET / WINDOW)
-    carried = tuned.checkpoint_scaling
-    assert carried is not None
-    expected = [np.asarray(carried.windows[-1].factors)]
-    expected += [SECOND_FORMS[name](loaded.geometry, carried.windows[-1].factors, REACH, TARGET) for name in SECOND]
-    expected += [second_yarn(loaded.geometry, carried.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
+    recorded = tuned.checkpoint_scaling
+    assert recorded is not None
+    expected = [np.asarray(recorded.windows[-1].factors)]
+    expected += [SECOND_FORMS[name](loaded.geometry, recorded.windows[-1].factors, REACH, TARGET) for name in SECOND]
+    expected += [second_yarn(loaded.geometry, recorded.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
     expected = expected[::-1] + [CLOSED_FORMS[name](loaded.geometry, TARGET)[0] for name in FIRST]
     assert [seed.tolist() for seed in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
     asked = [candidate.factors for candidate in evolution.ask()]
@@ -141,7 +141,7 @@ def test_searches_of_a_recipe_leave_a_window_each(loaded: LoadedModel, tmp_path:
 
 
 LLAMA = RopeGeometry(rotary_dim=128, base=10_000.0, original_length=4096)
-CARRIED = RopeScaling(
+RECORDED = RopeScaling(
     LLAMA,
     (Window(4096, (1.0,) * 64), Window(262_144, tuple(ntk_critical(LLAMA, 262_144).tolist()), attention_factor=1.2)),
 )
@@ -149,14 +149,14 @@ CARRIED = RopeScaling(
 
 @pytest.mark.parametrize("name", SECOND)
 def test_a_second_form_as_a_method(name: str) -> None:
-    method = second_method(name, CARRIED, 2_097_152)
+    method = second_method(name, RECORDED, 2_097_152)
     assert method.name == name
     for length in (1, 4096, 4097, 262_144):  # within reach, the model as it was trained
-        assert method.window(length) == CARRIED.window_for(length)
+        assert method.window(length) == RECORDED.window_for(length)
     beyond = method.window(262_145)
     continued = 1.2 * (0.1 * math.log(8) + 1) if name == "second-yarn" else 1.2
     assert (beyond.max_length, beyond.attention_factor) == (2_097_152, pytest.approx(continued, rel=1e-15))
-    expected = SECOND_FORMS[name](LLAMA, CARRIED.windows[-1].factors, 262_144, 2_097_152)
+    expected = SECOND_FORMS[name](LLAMA, RECORDED.windows[-1].factors, 262_144, 2_097_152)
     assert beyond.factors == tuple(expected.tolist())
 
 
@@ -168,11 +168,11 @@ def test_named_in_a_comparison(tuned: LoadedModel, loaded: LoadedModel) -> None:
     methods = compared(tuned, ["second-pi", "second-yarn", "none"], TARGET).methods
     assert [method.name for method in methods] == ["second-pi", "second-yarn", "none", "checkpoint"]
     assert methods[0].window(TARGET).factors == baselines(tuned, TARGET)["second-pi"].factors
-    with pytest.raises(LongRopeError, match=r"carries no scaling to stretch; leave 'second-pi' out"):
+    with pytest.raises(LongRopeError, match=r"has no scaling to stretch; leave 'second-pi' out"):
         compared(loaded, ["second-pi"], TARGET)
     with pytest.raises(LongRopeError, match=f"{REACH} tokens for second-pi, found {REACH}"):
         compared(tuned, ["second-pi"], REACH)
     with pytest.raises(LongRopeError, match=r"expected one of second-pi, .* found 'second'"):
-        second_method("second", CARRIED, 2_097_152)
+        second_method("second", RECORDED, 2_097_152)
     with pytest.raises(LongRopeError, match=r"second-ntk-critical, second-yarn or a scaling's path .* found 'second'"):
         compared(tuned, ["second"], TARGET)

@@ -1,4 +1,4 @@
-"""What is compared: closed forms as runtimes apply them, dynamic NTK by length, scalings with their own windows."""
+"""The methods compared: closed forms as runtimes apply them, dynamic NTK by length, scalings with their own windows."""
 
 from __future__ import annotations
 

@@ -74,17 +74,17 @@ def test_second_yarn_of_the_original_rope_is_that_of_transformers(
 @pytest.mark.parametrize("geometry", REAL)
 def test_second_yarn_of_a_model_under_pi_is_yarn_of_a_model_that_turns_as_slowly(geometry: RopeGeometry) -> None:
     """PI to 32·L makes every pair turn in 32·L tokens as often as it did in L: YaRN's pairs stay the same ones."""
-    carried = np.full(geometry.pairs, 32.0)
-    found = second_yarn(geometry, carried, 32 * geometry.original_length, 256 * geometry.original_length)
+    trained = np.full(geometry.pairs, 32.0)
+    found = second_yarn(geometry, trained, 32 * geometry.original_length, 256 * geometry.original_length)
     np.testing.assert_allclose(found, 32 * closed.yarn(geometry, 8 * geometry.original_length), rtol=1e-12)
 
 
 @pytest.mark.parametrize("geometry", REAL)
 def test_second_yarn_counts_turns_of_the_rescaled_periods(geometry: RopeGeometry) -> None:
     """Every pair's turns, counted one by one: fast pairs keep their factor, slow ones are stretched in full."""
-    carried = closed.ntk_critical(geometry, TRAINED)
-    found = second_yarn(geometry, carried, TRAINED, TARGET) / carried
-    turns = TRAINED / (carried * geometry.periods)
+    trained = closed.ntk_critical(geometry, TRAINED)
+    found = second_yarn(geometry, trained, TRAINED, TARGET) / trained
+    turns = TRAINED / (trained * geometry.periods)
     fast, slow = turns > 32, turns < 1
     assert fast.any()
     # floor and ceil widen the ramp by less than a pair at each end.
@@ -96,13 +96,13 @@ def test_second_yarn_counts_turns_of_the_rescaled_periods(geometry: RopeGeometry
 
 @pytest.mark.parametrize("geometry", REAL)
 def test_ntk_and_pi_by_their_formulas(geometry: RopeGeometry) -> None:
-    carried, ratio = closed.yarn(geometry, TRAINED), TARGET / TRAINED
-    assert second_pi(geometry, carried, TRAINED, TARGET).tolist() == (carried * ratio).tolist()
-    aware = second_ntk(geometry, carried, TRAINED, TARGET) / carried
+    trained, ratio = closed.yarn(geometry, TRAINED), TARGET / TRAINED
+    assert second_pi(geometry, trained, TRAINED, TARGET).tolist() == (trained * ratio).tolist()
+    aware = second_ntk(geometry, trained, TRAINED, TARGET) / trained
     assert (aware[0], aware[-1]) == (1.0, pytest.approx(ratio))
     # d_c by counting: the first pair that does not finish a turn.
-    critical = int(np.argmax(carried * geometry.periods >= TRAINED))
-    by_critical = second_ntk_critical(geometry, carried, TRAINED, TARGET) / carried
+    critical = int(np.argmax(trained * geometry.periods >= TRAINED))
+    by_critical = second_ntk_critical(geometry, trained, TRAINED, TARGET) / trained
     assert by_critical[critical] == pytest.approx(ratio)
     assert np.log(by_critical) == pytest.approx(np.arange(geometry.pairs) * math.log(ratio) / critical)
 
@@ -111,25 +111,25 @@ monotone = st.lists(st.floats(0.0, 2.0), min_size=128, max_size=128)
 
 
 @pytest.mark.parametrize("name", SECOND_FORMS)
-@given(geometry=geometries, steps=monotone, ratio=st.floats(1.0, 64.0), trained=st.floats(1.0, 512.0))
+@given(geometry=geometries, steps=monotone, ratio=st.floats(1.0, 64.0), first=st.floats(1.0, 512.0))
 def test_stretched_factors_are_monotone_and_never_below_the_carried(
-    name: str, geometry: RopeGeometry, steps: list[float], ratio: float, trained: float
+    name: str, geometry: RopeGeometry, steps: list[float], ratio: float, first: float
 ) -> None:
-    carried = np.exp(np.cumsum(steps[: geometry.pairs]) * math.log(512.0) / (2.0 * geometry.pairs))
-    length = trained * geometry.original_length
-    found = SECOND_FORMS[name](geometry, carried, length, ratio * length)
+    trained = np.exp(np.cumsum(steps[: geometry.pairs]) * math.log(512.0) / (2.0 * geometry.pairs))
+    length = first * geometry.original_length
+    found = SECOND_FORMS[name](geometry, trained, length, ratio * length)
     assert found.shape == (geometry.pairs,)
     assert np.isfinite(found).all()
     assert (np.diff(found) >= -1e-9 * found[1:]).all()
-    assert (found >= carried * (1 - 1e-12)).all()
+    assert (found >= trained * (1 - 1e-12)).all()
     if name != "second-ntk-critical":
-        assert (found <= carried * ratio * (1 + 1e-9)).all()
+        assert (found <= trained * ratio * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("name", SECOND_FORMS)
 def test_carried_factors_that_fall_are_raised(name: str) -> None:
-    carried = closed.yarn(PHI3_MINI, 131_072)
-    dented = carried.copy()
+    trained = closed.yarn(PHI3_MINI, 131_072)
+    dented = trained.copy()
     dented[20] = dented[19] * 0.9
     raised = np.maximum.accumulate(dented)
     found = SECOND_FORMS[name](PHI3_MINI, dented, 131_072, 262_144)
@@ -139,7 +139,7 @@ def test_carried_factors_that_fall_are_raised(name: str) -> None:
 
 @pytest.mark.parametrize("name", SECOND_FORMS)
 @pytest.mark.parametrize(
-    ("carried", "target", "says"),
+    ("trained", "target", "says"),
     [
         ([1.0] * 47, TARGET, "must be 48 positive numbers"),
         ([1.0] * 47 + [0.0], TARGET, "must be 48 positive numbers"),
@@ -148,9 +148,9 @@ def test_carried_factors_that_fall_are_raised(name: str) -> None:
         ([1.0] * 48, math.inf, "target_length must be a finite number"),
     ],
 )
-def test_what_is_refused(name: str, carried: list[float], target: float, says: str) -> None:
+def test_what_is_refused(name: str, trained: list[float], target: float, says: str) -> None:
     with pytest.raises(LongRopeError, match=says):
-        SECOND_FORMS[name](PHI3_MINI, carried, TRAINED, target)
+        SECOND_FORMS[name](PHI3_MINI, trained, TRAINED, target)
 
 
 def test_refusals_of_one_form() -> None:

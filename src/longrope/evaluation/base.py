@@ -57,7 +57,7 @@ class EvalContext:
 
 @dataclass(frozen=True, slots=True)
 class EvalTask:
-    """A suite, or one of its tasks, at one length; `steps` is how often it calls `on_eval_step` for each method."""
+    """A suite, or one of its tasks, at one length; `steps` counts its calls of `on_eval_step` for each method."""
 
     suite: str
     task: str
@@ -67,7 +67,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """The samples of a task: their hash, the documents they are from (SHA-256 -> name), and how they are measured."""
+    """The samples of a task: their hash, their documents (SHA-256 -> name), and the function that measures them."""
 
     samples_sha256: str
     documents: dict[str, str]

@@ -91,7 +91,7 @@ class Comparison:
 
 
 def named_baselines(baselines: Baselines) -> dict[str, RopeScaling | None]:
-    """The baselines by name, each once, in their order: a scaling, or None for what the name itself says.
+    """The baselines by name, each once, in their order: a scaling, or None where the name says enough.
 
     Raises LongRopeError for a scaling with the name of another baseline.
     """
@@ -167,7 +167,7 @@ def _before(loaded: LoadedModel, original: LoadedModel | None, target: int) -> M
 
 def _no_scaling(loaded: LoadedModel, purpose: str, name: str) -> LongRopeError:
     return LongRopeError(
-        f"{loaded.name} carries no scaling to {purpose}",
+        f"{loaded.name} has no scaling to {purpose}",
         code="invalid-setting",
         hint=f"leave {name!r} out of `baselines`",
     )

@@ -79,7 +79,7 @@ def grid_depths(count: int) -> tuple[float, ...]:
 
 
 def needles_that_fit(tokenizer: PreTrainedTokenizerBase, shortest: int, depths: int, seed: int) -> int:
-    """How many needles a document may hold so that documents of `shortest` tokens are still half text: 1 … `depths`.
+    """The number of needles in a document that leaves documents of `shortest` tokens half text: 1 … `depths`.
 
     A run uses the same number at every length, or its lengths would not be comparable.
     """

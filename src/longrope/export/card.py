@@ -180,16 +180,16 @@ The rotary position embedding of `{title}` ({config_class}) was rescaled from {o
 
 Rotary dimension {geometry.rotary_dim}, base {geometry.base:g}. All numbers and their provenance: `scaling.json`.
 
-## How
+## Method
 Method: {scaling.provenance.get("method", "not recorded")}. Command: `{command_line()}`. Versions: {used}.
 
 ## Evidence
 {_evidence(evidence, expressed)}
-Reloaded with plain transformers and compared with this scaling installed in the source's weights: largest relative
+Reloaded with plain transformers and compared with the source model under this scaling: largest relative
 frequency error {verification.max_frequency_error:.1e}, largest logit difference
 {verification.max_logit_error_short:.1e} inside and {verification.max_logit_error_long:.1e} beyond the first window.
 
-## Limits and what was lost
+## Limits and losses
 {lost}
 {limits}
 

@@ -25,7 +25,7 @@ from longrope.units import parse_length
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported checkpoint: where it lies, from which model and scaling it was made, and what its user must know."""
+    """An exported checkpoint: its path, the model and scaling that it was made from, and notes for its user."""
 
     target: str
     """hf, hf-unified, phi3 or gguf."""
@@ -131,9 +131,9 @@ class ExportSource:
 def find_source(
     model: str | Path, scaling: RopeScaling | str | Path | None = None, original_length: int | None = None
 ) -> ExportSource:
-    """Find what an export starts from; the arguments are those of `export_checkpoint`.
+    """Find the model and the scaling to export; the arguments are those of `export_checkpoint`.
 
-    Raises LongRopeError when the model or the scaling is not found, and says where it was looked for.
+    Raises LongRopeError, with the place, when the model or the scaling is not found.
     """
     folder = Path(model).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():

@@ -48,8 +48,8 @@ def verify_hf(
 ) -> Verification:
     """Reload the checkpoint in `path` and compare it, around the switch, with `expressed.effective`.
 
-    `source` names the model whose weights were changed, and `changes` what was folded into which of them; without
-    `source`, the weights are the source's own and the scaling is applied to the reloaded ones. The comparison runs on
+    `source` names the model whose weights were changed, and `changes` has the change of each tensor; without `source`,
+    the weights are the source's own and the scaling is applied to the reloaded ones. The comparison runs on
     the CPU, in float32 for checkpoints below 4 GiB, else in the checkpoint's own dtype.
 
     Raises LongRopeError (`differs`) when a frequency, an attention factor or a logit differs.

@@ -101,7 +101,7 @@ def scaled(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> Iterato
 
 
 def _remember(model: PreTrainedModel) -> Callable[[], None]:
-    """The scaling that is applied now, none included, as a function that puts it back."""
+    """Returns a function that puts back the scaling applied now, or the original RoPE where none is."""
     rotaries, hooks = _applied(model), method_hooks(model)
 
     def put_back() -> None:

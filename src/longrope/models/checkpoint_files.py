@@ -1,6 +1,6 @@
-"""A checkpoint's files on disk: which ones make the model, which ones travel with it, and their JSON.
+"""The files of a checkpoint: the folder of a model, its weight files, and the files that are copied beside them.
 
-Not its tensors: those are in `export/weights.py`. Pickled weights are never opened, and no file that can run travels.
+The tensors are read in `export/weights.py`. Pickled weights are never opened, and code is copied only on request.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from longrope.run_files import CHECKPOINT
 from longrope.storage import read_json, write_json_atomic
 
 EMBEDDED, EMBEDDED_LONG = "tiny", "tiny-512x"
-"""The embedded model, and the same extended to 512 times its window: its scaling.json says so, not its config."""
+"""The embedded model, and the same extended to 512 times its window by the scaling.json beside it."""
 EMBEDDED_MODELS = (EMBEDDED, EMBEDDED_LONG)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_TRAVELS = (
+_COMPANIONS = (
     "generation_config.json",
     "tokenizer*",
     "tekken.json",
@@ -39,7 +39,7 @@ _TRAVELS = (
     "NOTICE*",
 )
 RECORD = "longrope"
-"""The key of config.json that says how the checkpoint was exported; `save_pretrained` of other tools keeps it."""
+"""The key of config.json with the record of an export; `save_pretrained` of other tools keeps it."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -90,15 +90,15 @@ def resolve(name: str) -> str:
 def source_folder(model_name: str, code: tuple[str, ...] = ()) -> Path:
     """The folder with the files of a model; for a hub name the snapshot, downloaded where it is not there yet.
 
-    `code` are patterns of files that travel too. Raises LongRopeError when there is no such model.
+    `code` are further patterns of files to download. Raises LongRopeError when there is no such model.
     """
     place = Path(resolve(model_name))
     if place.is_dir():
         return place
-    patterns = ["config.json", SINGLE, INDEX, "model-*.safetensors", *_TRAVELS, *code]
+    patterns = ["config.json", SINGLE, INDEX, "model-*.safetensors", *_COMPANIONS, *code]
     try:
         return Path(snapshot_download(model_name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds; what it said is passed on in one line
+    except Exception as error:  # the hub's client raises many kinds of error
         raise LongRopeError(f"cannot download {model_name}: {one_line(error)}", code="no-such-model") from error
 
 
@@ -143,8 +143,8 @@ def weight_files(source: Path) -> list[str]:
 
 
 def copy_companions(source: Path, folder: Path, code: tuple[str, ...] = ()) -> None:
-    """Copy what travels beside the weights: tokenizer, generation config, licence, and `code`."""
-    for pattern in (*_TRAVELS, *code):
+    """Copy the files beside the weights: tokenizer, generation config, licence, and those of the patterns `code`."""
+    for pattern in (*_COMPANIONS, *code):
         for file in source.glob(pattern):
             if file.is_file():
                 target = folder / file.relative_to(source)
@@ -171,9 +171,9 @@ def raise_limits(folder: Path, length: int) -> None:
 
 
 def export_record(scaling: RopeScaling, form: str = "hf", query_scale: float = 1.0) -> dict[str, Any]:
-    """The value of RECORD: how config.json expresses `scaling`, so that `longrope fix-config` can write it again.
+    """The value of RECORD, from which `longrope fix-config` can write the `scaling` into config.json again.
 
-    `query_scale` is what the queries' weights were multiplied by.
+    `query_scale` is the factor that the queries' weights were multiplied by.
     """
     return {"form": form, "query_scale": query_scale, "scaling_sha256": numbers_sha256(scaling)}
 

@@ -1,4 +1,4 @@
-"""Pieces of a long text: head, MLPs and norms computed some positions at a time, so that memory stays O(T·hidden).
+"""Computes head, MLPs and norms of a long text some positions at a time, so that memory stays O(T·hidden).
 
 Scoring, the training loss and the standalone model all compute through this file. Each of these layers treats every
 position alone, so the pieces together are the whole. Attention is not here: its kernels are O(T) already.

@@ -9,7 +9,7 @@ from longrope.units import Length
 
 
 class LoadOptions(Settings):
-    """How a model is loaded from a folder or the hub."""
+    """The options of loading a model from a folder or the hub."""
 
     dtype: str = "auto"
     """float32, bfloat16, float16, float64, `checkpoint` (its own), or `auto`: float32 on a CPU, its own elsewhere."""

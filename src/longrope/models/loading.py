@@ -1,6 +1,6 @@
 """Loads a causal language model from a folder, the hub or this package, with all that a job needs: `LoadedModel`.
 
-Weights come from safetensors only; code that travels with a checkpoint runs only when the caller says so.
+Weights come from safetensors only; a checkpoint's own code runs only with `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
         options["adapter_kwargs"] = {"local_files_only": offline}
     try:
         return load(place, local_files_only=offline, **options)
-    except Exception as error:  # transformers raises many kinds; what it said is passed on in one line
+    except Exception as error:  # transformers raises many kinds of error
         not_here = unreachable and isinstance(error, OSError)
         reason = f"the hub cannot be reached: {unreachable}" if not_here else one_line(error)
         raise LongRopeError(f"cannot load the {what} of {name}: {reason}", code="no-such-model") from error
@@ -113,7 +113,7 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
 def _why_unreachable(hub_name: str) -> str:
     """The reason why the hub does not answer, empty where it does. Without the hub, earlier downloads are used.
 
-    It is asked once, because transformers retries for half a minute.
+    The hub is asked once here, because transformers retries for half a minute.
     """
     try:
         model_info(hub_name, timeout=10)

@@ -1,7 +1,6 @@
 """The rotary module that takes the place of a model's own: same inputs, same output layout, our frequencies.
 
-It is not a rotary embedding of its own kind: angles come from `rope.angles.cos_sin`, and what a family does with
-cosines and sines (which pairs it rotates, in which order) stays with the family's attention.
+The angles come from `rope.angles.cos_sin`; the family's attention rotates with the cosines and sines as before.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from longrope.rope.scaling import RopeScaling, Window
 
 
 class Layout(Enum):
-    """How a family lays the D pairs out along the last axis of its cosines and sines."""
+    """The order of the D pairs along the last axis of a family's cosines and sines."""
 
     HALVES = "halves"  # (c_0 … c_{D−1}, c_0 … c_{D−1}), Llama and most others
     INTERLEAVED = "interleaved"  # (c_0, c_0, c_1, c_1, …), Cohere
@@ -87,7 +86,7 @@ def probe_layout(module: nn.Module, geometry: RopeGeometry, layer_type: str | No
         with torch.no_grad():
             cos, sin = module(torch.zeros(1, 8, 1, dtype=torch.bfloat16, device=device), positions, *arguments)
             exact, _ = module(torch.zeros(1, 8, 1, dtype=torch.float32, device=device), positions, *arguments)
-    except Exception as error:  # a foreign module may raise anything; what it said is passed on
+    except Exception as error:  # a foreign module may raise anything
         raise LongRopeError(
             f"cannot scale {name}: it does not map (x, position_ids) to (cos, sin): {one_line(error)}", code="not-rope"
         ) from error

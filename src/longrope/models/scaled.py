@@ -1,6 +1,6 @@
-"""The handle on a model with a scaling applied: which window is in force, and which of its methods are replaced.
+"""The handle on a model with a scaling applied: the window in force, and the methods of the model that are replaced.
 
-Not how the rotary modules are replaced: that is `apply.py`.
+`apply.py` replaces the rotary modules.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def handle_of(model: PreTrainedModel | ScaledModel) -> ScaledModel:
 
 
 class MethodHook:
-    """In the place of a method of a scaled model, as an attribute of the instance; `own` is the method it replaces."""
+    """Replaces a method of a scaled model, on the instance; `own` is the replaced method."""
 
     def __init__(self, scaled: ScaledModel, name: str) -> None:
         self.scaled, self.name = scaled, name

@@ -1,4 +1,4 @@
-"""The methods that a scaling is compared with: closed forms, other scalings, a checkpoint's own, each by name."""
+"""The methods that a scaling is compared with, by name: closed forms, other scalings, the checkpoint's scaling."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_baseline(name: str) -> None:
 
 
 def checkpoint_method(scaling: RopeScaling) -> Method:
-    """The scaling of a checkpoint as transformers applies it: beyond its last window, the last window goes on."""
+    """The scaling of a checkpoint as transformers applies it: the last window holds for longer texts, too."""
 
     def window(length: int) -> Window:
         return scaling.window_for(min(length, scaling.target_length))

@@ -1,7 +1,7 @@
 """The rotary embedding of a model before any scaling: rotary dimension, base and original context window.
 
-`RopeGeometry` is the mathematics; the rest of the file reads it from a transformers configuration, whose attributes
-are looked up by name: nothing here imports transformers. The scaling that a configuration states is read in
+`RopeGeometry` is the mathematics; the rest of the file reads it from the attributes of a transformers configuration,
+without importing transformers. The scaling that a configuration states is read in
 `hf_config.py`.
 """
 

@@ -1,6 +1,6 @@
 """The rescale factors that the authors published, by name: 30 LongRoPE tables and one of LongRoPE2.
 
-They are package data under the MIT licence of their authors, whose notice is in the file and travels with it. A table
+They are package data under the MIT licence of their authors, whose notice is in the file. A table
 is for one model: LLaMA2-7B, Mistral-7B-v0.1 or Meta-Llama-3-8B. For any other model it is an example, not a result.
 """
 

@@ -34,7 +34,7 @@ def export(model: Path | str, scaling: RopeScaling, output: Path, **settings: An
 
 
 def save_converted(model: Path, path: Path) -> Path:
-    """What a converter leaves: the model without our scaling, here with Llama 3's factors and YaRN's keys."""
+    """The file of a converter: the model without our scaling, here with Llama 3's factors and YaRN's keys."""
     keys: dict[str, tuple[int, int | float | str]] = {
         "llama.context_length": (4, 512),
         "llama.rope.scaling.type": (8, "yarn"),

@@ -109,7 +109,7 @@ def test_a_second_export_replaces_the_first(model, converted, tmp_path):
         assert field == "path" or getattr(second, field) == getattr(straight, field)
 
 
-# What stands in the file.
+# The content of the file.
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -178,7 +178,7 @@ def test_reading(model, converted, tmp_path):
     assert (plain.long_factors, plain.short_factors, plain.scaling) == (None, None, None)
 
 
-# The windows, and what is told about them.
+# The windows, and the notes about them.
 
 
 def windows(*lengths, attention_factors=None, start_tokens=0):
@@ -217,26 +217,26 @@ def notes(scaling, tmp_path, **config):
 
 
 def test_the_notes_say_which_factors_hold_when(tmp_path):
-    told = notes(SCALING, tmp_path)
-    assert f"llama-server -m {tmp_path / 'out.gguf'} -c 2048" in told
-    assert "-c up to 512 the short factors, above it the long ones" in told
-    assert "a text inside 512 tokens gets the long factors too" in told
-    assert f"a second server: llama-server -m {tmp_path / 'out.gguf'} -c 512" in told
-    assert "the attention factor 1.125 holds at every -c" in told
+    found = notes(SCALING, tmp_path)
+    assert f"llama-server -m {tmp_path / 'out.gguf'} -c 2048" in found
+    assert "-c up to 512 the short factors, above it the long ones" in found
+    assert "a text inside 512 tokens gets the long factors too" in found
+    assert f"a second server: llama-server -m {tmp_path / 'out.gguf'} -c 512" in found
+    assert "the attention factor 1.125 holds at every -c" in found
 
 
 def test_the_notes_on_windows_that_llama_cpp_rounds(tmp_path):
     geometry = RopeGeometry(32, 10000.0, 700)
-    told = notes(RopeScaling.extended(geometry, 2048, FACTORS), tmp_path, max_position_embeddings=700)
-    assert "-c up to 512 the short factors" in told
-    assert "700 is no multiple of 256: -c 513 to 700 takes the long factors" in told
-    assert "attention factor" not in told
+    found = notes(RopeScaling.extended(geometry, 2048, FACTORS), tmp_path, max_position_embeddings=700)
+    assert "-c up to 512 the short factors" in found
+    assert "700 is no multiple of 256: -c 513 to 700 takes the long factors" in found
+    assert "attention factor" not in found
 
 
 def test_the_notes_on_a_window_below_the_smallest_context(tmp_path):
     geometry = RopeGeometry(32, 10000.0, 64)
-    told = notes(RopeScaling.extended(geometry, 2048, FACTORS), tmp_path, max_position_embeddings=64)
-    assert "always the long one, because 256 is above the first window of 64 tokens" in told
+    found = notes(RopeScaling.extended(geometry, 2048, FACTORS), tmp_path, max_position_embeddings=64)
+    assert "always the long one, because 256 is above the first window of 64 tokens" in found
 
 
 def test_the_notes_on_one_set_of_factors(tmp_path):

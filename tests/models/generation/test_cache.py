@@ -128,7 +128,7 @@ def test_memory_is_bounded_by_the_chunk() -> None:
 
 @pytest.mark.parametrize(("family", "passes"), [("llama", 1), ("gemma2", 3)])
 def test_a_text_is_read_in_one_pass_without_a_mask(family: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a layer slides, its mask over the whole text would be quadratic: there it is read in chunks."""
+    """A sliding layer's mask over the whole text would be quadratic: the text is read in chunks."""
     monkeypatch.setattr(module, "PREFILL_CHUNK", 32)
     monkeypatch.setattr(chunked, "MLP_CHUNK", 40)
     scaled, window = scaled_and_window(family)

@@ -96,7 +96,7 @@ def test_the_embedded_model_at_eight_times_its_window(prompt: int) -> None:
     assert torch.equal(found, expected)
 
 
-# What it computes.
+# The tokens.
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])  # Phi-3's own way is to read it again, whole

@@ -109,7 +109,7 @@ def test_a_cache_from_elsewhere_is_filled_again() -> None:
 
 
 def test_new_tokens_only() -> None:
-    """Where the window stays, a cache may be continued with its new tokens; where it changes, the text is needed."""
+    """A cache may be continued with new tokens alone while the window stays; a change of window needs the text."""
     model = scaled_model()
     new = tokens(5, seed=1)
     for length, right in ((30, True), (62, False)):
@@ -131,7 +131,7 @@ def test_nothing_new() -> None:
         run(model, tokens(30), past_key_values=marked(model, tokens(30)))
 
 
-# What is refused, before any forward.
+# Refusals before any forward.
 
 
 def _assistant(model: PreTrainedModel) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def numbered(words: Sequence[str]) -> str:
 
 
 def coded_vocabulary(room: int) -> int:
-    """How many coded words there are where `room` tokens are left for the prompt; the three asked for at least."""
+    """The number of coded words where `room` tokens are left for the prompt: at least the dots and three words."""
     return max(room // 50, 4)
 
 

@@ -153,7 +153,7 @@ def _dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _sliding_window(config: Any) -> int:
-    """Tokens that a layer can look back; without a sliding window, all."""
+    """The tokens that a query attends to: the sliding window, or all."""
     used = getattr(config, "use_sliding_window", True)
     return int((getattr(config, "sliding_window", None) or MAX_POSITION) if used else MAX_POSITION)
 
@@ -254,7 +254,7 @@ def _tokens(document: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
 
 
 def _bos_and_eos(tokenizer: Any, special: dict[str, int | None]) -> tuple[bool, bool]:
-    """True if the tokenizer puts a BOS before and an EOS after a text. Raises LongRopeError for any other token."""
+    """(puts a BOS before a text, puts an EOS after it). Raises LongRopeError where the tokenizer adds other tokens."""
     plain, whole = tokenizer("x", add_special_tokens=False).input_ids, tokenizer("x").input_ids
     for bos in (False, True):
         for eos in (False, True):

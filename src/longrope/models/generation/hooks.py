@@ -58,7 +58,7 @@ def cache_hook(scaled: ScaledModel) -> CacheHook:
     raise LongRopeError(f"expected a model that generates text, found {name}, which does not", code="cannot-generate")
 
 
-# Which window.
+# The choice of the window.
 
 
 def windows_differ(scaled: ScaledModel) -> bool:
@@ -96,7 +96,7 @@ def window_of_rows(scaled: ScaledModel, lengths: Sequence[int]) -> Window:
 
 
 class CacheHook(MethodHook):
-    """In the place of `prepare_inputs_for_generation`: the cache it hands on is right for the forward to come."""
+    """Replaces `prepare_inputs_for_generation`: makes the cache right for the window of the next forward."""
 
     prefill_chunk = PREFILL_CHUNK
     """Tokens that one forward reads into the cache."""
@@ -198,7 +198,7 @@ class CacheHook(MethodHook):
         return 0
 
     def _fill(self, cache: DynamicCache, ids: Tensor, last: int, window: Window, given: dict[str, Any]) -> None:
-        """Bring into the cache what it lacks of the text, but for the `last` tokens."""
+        """Read into the cache the tokens of the text that it lacks, except for the `last` ones."""
         content = [name for name, value in given.items() if isinstance(value, Tensor) and name not in _OF_TOKENS]
         if content:
             raise LongRopeError(
@@ -218,13 +218,13 @@ class CacheHook(MethodHook):
         )
 
 
-# What is refused.
+# Refusals.
 
 
 class GenerateHook(MethodHook):
-    """In the place of `generate`: refuses, before any work, ways of generating that would be wrong across windows.
+    """Replaces `generate`: refuses, before any work, ways of generating that would be wrong across windows.
 
-    The rest shows later, such as a cache that does not fit: `CacheHook` refuses it.
+    `CacheHook` refuses the faults that show later, such as a cache that does not fit.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -234,7 +234,7 @@ class GenerateHook(MethodHook):
 
 
 class ContinuousBatchingHook(MethodHook):
-    """In the place of `init_continuous_batching`, whose paged cache holds rows of several windows."""
+    """Replaces `init_continuous_batching`, whose paged cache holds rows of several windows."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if windows_differ(self.scaled):
