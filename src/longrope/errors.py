@@ -21,6 +21,10 @@ class LongRopeError(Exception):
         """The fault without the hint."""
         return str(self.args[0]) if self.args else ""
 
+    def within(self, where: str) -> LongRopeError:
+        """The same error with its place in front: `where: message`."""
+        return LongRopeError(f"{where}: {self.message}", code=self.code, hint=self.hint)
+
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
 

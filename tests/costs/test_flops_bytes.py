@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
@@ -36,7 +39,6 @@ from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.objective import PerplexityObjective
 from longrope.standalone.sizes import ForwardCost, Sizes
 from longrope.train.loss import chunked_loss
-from tests.costs.live_bytes import LiveBytes
 from tests.grids import grid
 from tests.models.families import FAMILIES, tiny_model, tokens
 
@@ -163,6 +165,39 @@ def test_the_plan_of_the_standalone_model_agrees() -> None:
 
 
 # Memory. Small pieces let attention be the peak too, as it is with long texts.
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that live, from `there` on; every result of an operation joins. `peak` is in bytes.
+
+    What a kernel takes inside itself is not seen.
+    """
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._known: dict[int, Any] = {}
+        for tensor in there:
+            self._join(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, Tensor):
+                self._join(value)
+        return result
+
+    def _join(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known[key] = weakref.ref(storage, lambda _: self._leave(key, size))
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+    def _leave(self, key: int, size: int) -> None:
+        self.live -= size
+        del self._known[key]
 
 
 PEAKS = {"head": (2**25, 2048), "layers": (2**18, 128)}

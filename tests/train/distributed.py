@@ -16,14 +16,10 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from longrope.data.packing import SpecialTokens, pack
-from longrope.data.sources import read_all
-from longrope.data.tokens import tokenize
 from longrope.models.apply import apply_scaling
-from longrope.train.finetune import training_windows
+from longrope.train.finetune import packed_rows, training_windows
 from longrope.train.loss import chunked_loss
 from longrope.train.trainer import make_trainer, training_arguments
-from tests.checkpoints import WINDOW
 from tests.train.runs import MIXED, Recorded, open_fresh, training, yarn_scaling
 
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
@@ -46,16 +42,8 @@ def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None 
     settings = training(steps=5, batch=4, mix=MIXED, warmup=0, trainer=FSDP2 if form == "fsdp" else {})
     loaded = open_fresh(Path(checkpoint))
     scaling = yarn_scaling(loaded)
-    rows = pack(
-        tokenize(read_all([sources]), loaded.tokenizer),
-        settings.shares,
-        length=settings.length,
-        short_length=WINDOW,
-        count=20,
-        group=1,
-        special_tokens=SpecialTokens.of(loaded.tokenizer),
-        seed=0,
-    )
+    windows = training_windows(loaded, scaling, settings)
+    rows = packed_rows(loaded, [sources], settings, windows)
     recorded = Recorded()
     arguments = training_arguments(settings, Path(out), cpu=True)
     scaled = apply_scaling(loaded.model, scaling)
@@ -66,7 +54,7 @@ def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None 
             rows,
             settings,
             scaled=scaled,
-            windows=training_windows(loaded, scaling, settings),
+            windows=windows,
             run="test",
             callbacks=recorded,
         )

@@ -10,17 +10,14 @@ import pytest
 import torch
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
-from longrope.data.packing import SpecialTokens, pack
-from longrope.data.sources import read_all
-from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
 from longrope.train.config import FinetuneConfig
 from longrope.train.context_parallel import RowLayout, RowMask, context_parallel, segments, share
+from longrope.train.finetune import packed_rows, training_windows
 from longrope.train.memory import least_bytes
 from longrope.train.trainer import StepRows, training_arguments
-from tests.checkpoints import WINDOW
 from tests.models.families import tiny_model
-from tests.train.runs import TARGET, open_fresh, torchrun, training, write_texts
+from tests.train.runs import open_fresh, torchrun, training, write_texts, yarn_scaling
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
@@ -60,16 +57,9 @@ def test_a_block_of_the_mask_is_that_of_the_whole_row(window: int | None, sizes:
 def test_ranks_get_the_shares_of_the_same_rows(checkpoint: Path, tmp_path: Path) -> None:
     """Data parallelism gives micro-batch k·W + r to rank r; here 4 ranks, 2 of which share a row, 2 rows at once."""
     loaded = open_fresh(checkpoint)
-    rows = pack(
-        tokenize(read_all([write_texts(tmp_path / "texts")]), loaded.tokenizer),
-        {"short": 0.5, "long": 0.5},
-        length=TARGET,
-        short_length=WINDOW,
-        count=8,
-        group=2,
-        special_tokens=SpecialTokens.of(loaded.tokenizer),
-        seed=0,
-    )
+    settings = training(steps=2, batch=4, micro_batch=2, mix="short,long")
+    windows = training_windows(loaded, yarn_scaling(loaded), settings)
+    rows = packed_rows(loaded, [write_texts(tmp_path / "texts")], settings, windows)
     whole, shared = StepRows(rows, 4), StepRows(rows, 4, group=2, processes=2)
     assert (len(whole), len(shared)) == (8, 16)
     for turn in range(2):

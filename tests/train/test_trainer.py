@@ -10,18 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from longrope.data.packing import PackedRows, SpecialTokens, pack
-from longrope.data.sources import read_all
-from longrope.data.tokens import tokenize
+from longrope.data.packing import PackedRows
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.scoring import token_nll
 from longrope.train.config import FinetuneConfig, LoraConfig
-from longrope.train.finetune import training_windows
+from longrope.train.finetune import packed_rows, training_windows
 from longrope.train.lora import trained_in_full, with_lora
 from longrope.train.loss import chunked_loss
 from longrope.train.trainer import collate, make_trainer, training_arguments
-from tests.checkpoints import WINDOW
 from tests.train.runs import MIXED, Recorded, open_fresh, training, write_texts, yarn_scaling
 
 
@@ -37,17 +34,7 @@ class Run:
         loaded = open_fresh(checkpoint)
         scaling = yarn_scaling(loaded)
         self.windows = training_windows(loaded, scaling, settings)
-        documents = tokenize(read_all([sources]), loaded.tokenizer)
-        self.rows: PackedRows = pack(
-            documents,
-            settings.shares,
-            length=settings.length,
-            short_length=WINDOW,
-            count=settings.steps * settings.rows_per_step,
-            group=settings.micro_batch,
-            special_tokens=SpecialTokens.of(loaded.tokenizer),
-            seed=settings.seed,
-        )
+        self.rows: PackedRows = packed_rows(loaded, [sources], settings, self.windows)
         recorded = Recorded()
         self.progress = recorded.progress
         self.used: list[Any] = []

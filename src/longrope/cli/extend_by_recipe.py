@@ -24,7 +24,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Print what the recipe will cost; unless that is all that was asked for, run it, or go on with it."""
-    from longrope.recipes.prepare import prepare_recipe
+    from longrope.recipes.run import prepare_recipe
 
     quiet_libraries()
     prepared = prepare_recipe(name, model, output_dir, data=data, eval_data=eval_data, load=load)

@@ -67,7 +67,7 @@ def check_recipe(loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step], fin
             if step.folder not in finished:
                 _check(loaded, recipe, step, short, seen)
         except LongRopeError as error:
-            raise in_stage(place, stage, error) from error
+            raise error.within(f"stage {place} ({stage.stage})") from error
         if isinstance(stage, FinetuneStage) and not stage.settings.mixed:
             short = stage.target  # one window is all that it leaves
 
@@ -93,11 +93,6 @@ def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: di
     elif isinstance(stage, RecoverStage):
         for length in stage.lengths:
             prepare_texts(loaded, documents, length, stage.settings)
-
-
-def in_stage(place: int, stage: Stage, error: LongRopeError) -> LongRopeError:
-    """`error` with the number and kind of the stage it is about."""
-    return LongRopeError(f"stage {place} ({stage.stage}): {error.message}", code=error.code, hint=error.hint)
 
 
 def _require(package: str, extra: str) -> None:

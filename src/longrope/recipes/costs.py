@@ -18,7 +18,6 @@ from longrope.evaluation.perplexity import PerplexitySuite
 from longrope.evaluation.run import SUITES
 from longrope.models.loading import LoadedModel, as_if_trained
 from longrope.models.scoring import token_nll
-from longrope.recipes.check import in_stage
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, FinetuneStage, RecoverStage, SearchStage
 from longrope.rope.baselines import ORIGINAL
@@ -93,7 +92,7 @@ def _cost(loaded: LoadedModel, shape: ModelShape, place: int, step: Step, rates:
     try:
         tokens, flops, detail = _work(loaded, shape, step)
     except LongRopeError as error:  # settings that are refused only with a model at hand
-        raise in_stage(place, step.stage, error) from error
+        raise error.within(f"stage {place} ({step.stage.stage})") from error
     return StepCost(step.title, tokens, flops.total, rates.seconds(flops), detail)
 
 

@@ -19,7 +19,7 @@ from longrope.models.loading import LoadedModel, fingerprint
 from longrope.provenance import record, versions
 from longrope.recipes.check import stage_sources
 from longrope.recipes.graph import Step
-from longrope.recipes.schema import SETTINGS, Recipe
+from longrope.recipes.schema import STAGES, Recipe
 from longrope.report.run import figures_folder
 from longrope.run_files import LOCK, RECIPE, REPORT, RESULT, SCALING, STAGE
 from longrope.storage import FolderLock, check_output_folder, json_ready, read_json, write_json_atomic
@@ -162,11 +162,11 @@ def _plain(value: Any) -> Any:
 
 def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """True if two descriptions of a stage are the same. A setting that is newer than the run had its default then."""
-    kind = str(wanted.get("stage"))
-    if kind in SETTINGS and isinstance(stage.get("settings"), dict):
+    job = STAGES[wanted["stage"]].job()
+    if job is not None and isinstance(stage.get("settings"), dict):
         defaults = {
             name: field.get_default(call_default_factory=True)
-            for name, field in SETTINGS[kind].model_fields.items()
+            for name, field in job.model_fields.items()
             if not field.is_required()
         }
         stage = stage | {"settings": _plain(defaults) | stage["settings"]}

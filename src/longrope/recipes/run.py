@@ -1,6 +1,6 @@
-"""Run a recipe: stage after stage, each in its own folder, with what the stages before it have left.
+"""Prepare and run a recipe: stage after stage, each in its own folder, with the results of the stages before it.
 
-`run/recipe.json` says what the run is, `run/NN-stage/` holds what a stage left and, written last, its `stage.json`;
+`run/recipe.json` identifies the run, `run/NN-stage/` holds the results of a stage and, written last, its `stage.json`;
 `run/scaling.json` and `run/result.json` come at the end, with `run/report.html` where anything was evaluated. The same
 command goes on with a run that was stopped anywhere: a finished stage is never run again, one in the middle resumes.
 """
@@ -8,19 +8,23 @@ command goes on with a run that was stopped anywhere: a finished stage is never 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from longrope.callbacks import Callbacks
 from longrope.errors import LongRopeError
-from longrope.models.loading import LoadedModel
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, open_model
 from longrope.provenance import record
 from longrope.recipes.check import check_recipe
+from longrope.recipes.costs import StepCost, measure_rates, recipe_costs
 from longrope.recipes.folder import RunFolder, read_object
 from longrope.recipes.graph import Step, steps
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe
 from longrope.recipes.stages import Stages
+from longrope.recipes.yaml import load_recipe, recipe_model
 from longrope.report.run import report
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import CHECKPOINT, REPORT, RESULT, SCALING, STAGE
@@ -133,3 +137,61 @@ def _results(step: Step, folder: Path) -> list[str]:
     names = [SCALING] if (folder / SCALING).is_file() else []
     weights = (folder / CHECKPOINT).glob("*.safetensors") if isinstance(step.stage, FinetuneStage) else ()
     return [*names, *sorted(path.relative_to(folder).as_posix() for path in weights)]
+
+
+@dataclass(frozen=True)
+class PreparedRecipe:
+    """A recipe that can run on a model. `finished`: for each step, whether an earlier run in `folder` has done it."""
+
+    loaded: LoadedModel
+    recipe: Recipe
+    steps: list[Step]
+    costs: list[StepCost]
+    finished: list[bool]
+    folder: RunFolder
+
+    def check(self) -> None:
+        """Raise LongRopeError for texts, lengths and memory that some step could not work with."""
+        check_recipe(self.loaded, self.recipe, self.steps, self.folder.finished())
+
+    def run(self, callbacks: Callbacks | None = None) -> RecipeResult:
+        """Run the steps that are not finished."""
+        return run_recipe(self.loaded, self.recipe, self.folder.path, callbacks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The steps with their costs."""
+        rows = zip(self.costs, self.finished, strict=True)
+        return {"steps": [cost.to_json() | {"finished": done} for cost, done in rows]}
+
+
+def prepare_recipe(
+    name: str,
+    model: str | None,
+    output_dir: Path,
+    *,
+    data: Sequence[str] = (),
+    eval_data: Sequence[str] = (),
+    load: LoadOptions | None = None,
+) -> PreparedRecipe:
+    """Read the recipe `name` (or a YAML file), open the model and time a short text for the costs.
+
+    `data` and `eval_data` replace the recipe's texts. Raises LongRopeError for a recipe that cannot be, for a missing
+    model, and for a folder of another run.
+    """
+    load = load or LoadOptions()
+    own, original_length = recipe_model(name)
+    model = model or own
+    if model is None:
+        raise LongRopeError(f"the recipe {name} is for any model", code="no-such-model", hint="give a `model`")
+    if load.original_length is None:
+        load = load.replace(original_length=original_length)
+    loaded = open_model(model, options=load)
+    original = loaded.geometry.original_length
+    recipe = load_recipe(name, original).with_data(tuple(data), tuple(eval_data))
+    planned = steps(recipe, original, loaded.context_length)
+    folder = RunFolder.of(output_dir, loaded, recipe, planned)
+    folder.check()
+    finished = [step.folder in folder.finished() for step in planned]
+    return PreparedRecipe(
+        loaded, recipe, planned, recipe_costs(loaded, planned, measure_rates(loaded)), finished, folder
+    )

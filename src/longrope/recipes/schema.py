@@ -55,7 +55,7 @@ class _Stage(Settings):
         known = cls.keys()
         if unknown := [str(key) for key in raw if key not in known]:
             raise LongRopeError(f"unknown key {unknown[0]!r}; {suggestion(unknown[0], known)}", code="invalid-setting")
-        if "settings" not in cls.model_fields:
+        if cls.job() is None:
             return raw
         own = {key: value for key, value in raw.items() if key in cls.model_fields}
         return own | {"settings": {key: value for key, value in raw.items() if key not in own}}
@@ -63,8 +63,14 @@ class _Stage(Settings):
     @classmethod
     def keys(cls) -> list[str]:
         """The keys that a stage of this kind can have: its own, then its job's settings."""
-        own = [name for name in cls.model_fields if name != "settings"]
-        return own + (list(SETTINGS[own_kind(cls)].model_fields) if "settings" in cls.model_fields else [])
+        job = cls.job()
+        return [name for name in cls.model_fields if name != "settings"] + list(job.model_fields if job else ())
+
+    @classmethod
+    def job(cls) -> type[Settings] | None:
+        """The configuration that the stage's further keys belong to; None where it has none."""
+        field: Any = cls.model_fields.get("settings")
+        return None if field is None else field.annotation
 
 
 class _WorkingStage(_Stage):
@@ -208,18 +214,6 @@ STAGES: Mapping[str, type[_Stage]] = {
     "export": ExportStage,
 }
 """The kinds of stages."""
-SETTINGS: Mapping[str, type[SearchConfig | FinetuneConfig | EvalConfig]] = {
-    "search": SearchConfig,
-    "finetune": FinetuneConfig,
-    "recover": SearchConfig,
-    "evaluate": EvalConfig,
-}
-"""The settings of each kind's job."""
-
-
-def own_kind(stage: type[_Stage]) -> str:
-    """`search` of SearchStage."""
-    return next(kind for kind, known in STAGES.items() if known is stage)
 
 
 def _wrong(message: str) -> LongRopeError:
@@ -275,7 +269,7 @@ def _stage(place: int, raw: Any, seed: int, context: dict[str, int] | None) -> _
     try:
         return STAGES[kind].model_validate(raw if kind == "export" else {"seed": seed} | raw, context=context)
     except LongRopeError as error:
-        raise LongRopeError(f"stage {place} ({kind}): {error.message}", code=error.code, hint=error.hint) from error
+        raise error.within(f"stage {place} ({kind})") from error
 
 
 def _reads(stage: Stage, evaluates: bool) -> bool:

@@ -26,7 +26,7 @@ def load_recipe(name: str, original_length: int) -> Recipe:
     try:
         return _from_folder(Recipe.model_validate(raw, context={"original_length": original_length}), folder)
     except LongRopeError as error:
-        raise LongRopeError(f"{called}: {error.message}", code=error.code, hint=error.hint) from error
+        raise error.within(called) from error
 
 
 def recipe_model(name: str) -> tuple[str | None, int | None]:
@@ -40,7 +40,7 @@ def recipe_model(name: str) -> tuple[str | None, int | None]:
     try:
         return model if isinstance(model, str) else None, None if length is None else parse_length(length)
     except LongRopeError as error:
-        raise LongRopeError(f"{called}: original_length: {error}") from error
+        raise error.within(f"{called}: original_length") from error
 
 
 def _read(name: str) -> tuple[str, str, Path]:
@@ -81,7 +81,7 @@ def _mapping(text: str, called: str) -> dict[str, Any]:
     try:
         raw = yaml.load(text, Loader=_Loader)
     except LongRopeError as error:
-        raise LongRopeError(f"{called}: {error}") from error
+        raise error.within(called) from error
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # a list is no key
         raise LongRopeError(f"{called} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):

@@ -74,9 +74,10 @@ def facts(run: Run) -> list[Fact]:
         found.append(Fact("Search documents (SHA-256)", tuple(_documents(provenance.get("data")))))
     for file, evaluation in run.evaluations.items():
         settings = evaluation.settings
+        documents = map(str, [*(settings.get("documents") or ()), *(settings.get("document_sha256") or ())])
         shown = {key: value for key, value in settings.items() if key not in _ELSEWHERE}
         found.append(Fact(f"Settings of {file}", tuple(_pairs({key: value}) for key, value in shown.items())))
-        found.append(Fact("Documents measured on (SHA-256)", tuple(_measured_on(settings))))
+        found.append(Fact("Documents measured on (SHA-256)", tuple(documents)))
         found.append(Fact("Samples measured on (SHA-256)", tuple(_hashes(settings.get("samples_sha256")))))
         if not search and "model_fingerprint" in settings:
             found.append(Fact("Model", (f"{settings.get('model')}, fingerprint {settings['model_fingerprint']}",)))
@@ -120,12 +121,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(_plain, value)) or "none"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _measured_on(settings: dict[str, Any]) -> Iterable[str]:
-    """The names of the documents, and their hashes."""
-    yield from map(str, settings.get("documents") or ())
-    yield from map(str, settings.get("document_sha256") or ())
 
 
 def _hashes(named: Any) -> Iterable[str]:

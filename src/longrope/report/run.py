@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,16 +51,13 @@ def _save_figures(made: Report, folder: Path) -> list[Path]:
     names: list[str] = []
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            whole = Path(temporary) / folder.name
+            whole.mkdir()
             for exhibit in made.exhibits:
                 if exhibit.drawing is not None:
-                    names += [path.name for path in exhibit.drawing.save(temporary, exhibit.name)]
-            temporary.chmod(0o755)
-            os.replace(temporary, folder)  # takes the place of an empty folder
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+                    names += [path.name for path in exhibit.drawing.save(whole, exhibit.name)]
+            os.replace(whole, folder)  # takes the place of an empty folder
     except OSError as error:
         raise LongRopeError(
             f"cannot write the figures to {folder}: {error.strerror}",

@@ -42,9 +42,10 @@ class WarningGroup:
 
 def warnings(run: Run, shown: Shown) -> list[WarningGroup]:
     """All warnings of a run; headings without any are left out."""
+    lost = [f"The exported checkpoint lost {loss}." for loss in run.extension.losses] if run.extension else []
     groups = [
         WarningGroup("Limits of the runtimes", tuple(_runtimes(run.scaling) if run.scaling else ())),
-        WarningGroup("Losses", (*_lost(run), *_worse(run, shown))),
+        WarningGroup("Losses", (*lost, *_worse(run, shown))),
         WarningGroup("Not measured", tuple(_not_measured(run))),
         WarningGroup("Limited evidence", (*_warned(run), *_few(run), *_not_finite(run, shown))),
     ]
@@ -87,12 +88,6 @@ def _runtimes(scaling: RopeScaling) -> list[str]:
             f"{short.attention_factor:.4g}, so they are not exactly what the original model makes of them."
         )
     return items
-
-
-def _lost(run: Run) -> list[str]:
-    if run.extension is None:
-        return []
-    return [f"The exported checkpoint lost {loss}." for loss in run.extension.losses]
 
 
 def _worse(run: Run, shown: Shown) -> list[str]:

@@ -127,7 +127,7 @@ def _prepared(
     packed = any(part != LONG for part in config.shares)
     refuse_combinations(config, arguments, packed=packed)
     refuse_folded(read_json(source_folder(loaded.name) / "config.json").get(RECORD), loaded.name)
-    rows = _packed_rows(loaded, sources, config, windows)
+    rows = packed_rows(loaded, sources, config, windows)
     fused = None
     if config.fused_loss == "auto" and config.lora is None and arguments.deepspeed is None:
         fused = fused_loss(loaded.model, arguments.device)
@@ -207,7 +207,7 @@ def refuse_combinations(config: FinetuneConfig, arguments: Any, *, packed: bool)
         )
 
 
-def _packed_rows(
+def packed_rows(
     loaded: LoadedModel, sources: Sequence[TextSource], config: FinetuneConfig, windows: dict[str, Window]
 ) -> PackedRows:
     """All rows of the run, in order: `steps` times `rows_per_step`."""

@@ -9,7 +9,7 @@ from longrope.units import format_length
 
 if TYPE_CHECKING:
     from longrope.costs.plan import CostPlan
-    from longrope.recipes.prepare import PreparedRecipe
+    from longrope.recipes.run import PreparedRecipe
 
 
 def show_costs(planned: CostPlan) -> None:
