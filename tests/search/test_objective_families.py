@@ -31,7 +31,7 @@ def test_slopes(kind, family):
     objective = (
         PerplexityObjective(scaled, Samples(ids, ROWS, has_bos=False))
         if kind == "perplexity"
-        else NeedleObjective(scaled, NeedleSamples(ids, (3, 6), (0.0, 1.0), ("a-b",) * 2, ("1",) * 2, ROWS))
+        else NeedleObjective(scaled, NeedleSamples(ids, ROWS, False, (3, 6), (0.0, 1.0), ("a-b",) * 2, ("1",) * 2))
     )
     pairs = scaled.scaling.geometry.pairs
     point = np.append(np.linspace(1.05, 2.5, pairs), 1.1)

@@ -43,7 +43,7 @@ def objective_of(kind, config_class, tmp_path, dtype=torch.float64):
     ids = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     if kind == "perplexity":
         return PerplexityObjective(scaled, Samples(ids, ROWS, has_bos=False))
-    return NeedleObjective(scaled, NeedleSamples(ids, (3, 6), (0.0, 1.0), ("a-b",) * 2, ("1",) * 2, ROWS))
+    return NeedleObjective(scaled, NeedleSamples(ids, ROWS, False, (3, 6), (0.0, 1.0), ("a-b",) * 2, ("1",) * 2))
 
 
 def ramp(objective, attention_factor=1.1):

@@ -34,7 +34,7 @@ def objective():
     model = LlamaForCausalLM(config).eval()
     scaled = apply_scaling(model, RopeScaling.original(geometry_of(model)))
     rows = (SampleOrigin("book", "0" * 64, 0),) * 2
-    samples = NeedleSamples(torch.randint(97, (2, LENGTH)), ANSWERS, (0.0, 1.0), ("a-b",) * 2, ("1",) * 2, rows)
+    samples = NeedleSamples(torch.randint(97, (2, LENGTH)), rows, False, ANSWERS, (0.0, 1.0), ("a-b",) * 2, ("1",) * 2)
     return NeedleObjective(scaled, samples)
 
 

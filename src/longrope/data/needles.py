@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.samples import SampleOrigin, check_no_bos, draw_origins
+from longrope.data.samples import SampleOrigin, Samples, check_no_bos, draw_origins
 from longrope.data.tokens import TokenizedDocument, bos_of, bos_prefix, encode, encode_continuation
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_bytes
@@ -44,38 +44,25 @@ _NOUNS = (
 
 
 @dataclass(frozen=True, eq=False)
-class NeedleSamples:
-    """N samples of one length, each of which ends in its answer.
+class NeedleSamples(Samples):
+    """N samples of one length: BOS, instruction, text, needle, question and answer.
 
-    ids: int64 (N, length).
     answer_tokens: N counts; the last `answer_tokens[j]` tokens of sample j are its answer.
     depths: N numbers in [0, 1]: 0 puts the needle directly behind the instruction, 1 directly before the question.
     keys, numbers: the key of each needle, which its question names, and the number to recall.
     origins: where the surrounding text of each sample comes from.
     """
 
-    ids: torch.Tensor
     answer_tokens: tuple[int, ...]
     depths: tuple[float, ...]
     keys: tuple[str, ...]
     numbers: tuple[str, ...]
-    origins: tuple[SampleOrigin, ...]
-
-    @property
-    def length(self) -> int:
-        """Tokens of every sample: BOS, instruction, text, needle, question and answer."""
-        return self.ids.shape[1]
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 over the ids and the answers' token counts."""
         head = f"{tuple(self.ids.shape)} {self.answer_tokens} ".encode()
         return sha256_bytes(head + self.ids.cpu().numpy().astype("<i8").tobytes())
-
-    @property
-    def document_hashes(self) -> tuple[str, ...]:
-        """SHA-256 of the documents that the texts come from, sorted, each once."""
-        return tuple(sorted({origin.document_sha256 for origin in self.origins}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +110,7 @@ def draw_needles(
         sample[:] = np.concatenate([begin, text[:at], fact.needle, text[at:], fact.question, fact.answer])
     answers = tuple(len(fact.answer) for fact in facts)
     keys, numbers = tuple(fact.key for fact in facts), tuple(fact.number for fact in facts)
-    return NeedleSamples(torch.from_numpy(ids), answers, depths, keys, numbers, origins)
+    return NeedleSamples(torch.from_numpy(ids), origins, bos is not None, answers, depths, keys, numbers)
 
 
 def draw_haystacks(

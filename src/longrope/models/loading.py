@@ -202,13 +202,7 @@ def open_model(
     _, _, checkpoint_scaling = config_and_scaling(
         name, options.original_length, trust_remote_code=options.trust_remote_code
     )
-    loaded = load_model(
-        name,
-        dtype=options.dtype,
-        device=options.device,
-        attn_implementation=options.attn_implementation,
-        trust_remote_code=options.trust_remote_code,
-    )
+    loaded = load_model(name, **options.model_dump(exclude={"original_length"}))
     chosen = _tokenizer(name if tokenizer is None else tokenizer, options)
     geometry = geometry_of(loaded, options.original_length)
     return LoadedModel(name, loaded, chosen, geometry, checkpoint_scaling, options)

@@ -73,7 +73,8 @@ def read_gguf(path: Path) -> GgufFile:
     Raises LongRopeError when the file is none, or truncated or damaged (`damaged-file`), or big-endian, of version 1
     or one part of several (`unsupported-gguf`).
     """
-    sizes = _type_sizes()
+    # ggml type -> elements and bytes of one block
+    sizes = {int(kind): size for kind, size in gguf_package().GGML_QUANT_SIZES.items()}
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[:4] != MAGIC:
@@ -189,11 +190,6 @@ def _damaged(path: Path, fault: str) -> LongRopeError:
 def padded(size: int, alignment: int) -> int:
     """`size` rounded up to a multiple of `alignment`."""
     return -(-size // alignment) * alignment
-
-
-def _type_sizes() -> dict[int, tuple[int, int]]:
-    """ggml type -> elements and bytes of one block."""
-    return {int(kind): size for kind, size in gguf_package().GGML_QUANT_SIZES.items()}
 
 
 def gguf_package() -> Any:
