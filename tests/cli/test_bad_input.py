@@ -1,4 +1,4 @@
-"""What a user can get wrong, verb by verb: one line that says what to do, exit code 2, nothing overwritten."""
+"""Wrong input, verb by verb: one line that says what to do, exit code 2, nothing overwritten."""
 
 from __future__ import annotations
 

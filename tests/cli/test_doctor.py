@@ -23,7 +23,7 @@ def exported(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def resaved(exported, tmp_path) -> Path:
-    """What another tool leaves of it: rope_parameters alone."""
+    """The export after another tool has saved it: rope_parameters alone."""
     config = json.loads((exported / "config.json").read_text())
     kept = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_theta")}
     (tmp_path / "config.json").write_text(json.dumps(kept))

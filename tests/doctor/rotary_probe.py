@@ -1,4 +1,4 @@
-"""What the transformers of this interpreter computes for checkpoints' config.json: inverse frequencies and m by length.
+"""Inverse frequencies and m by length that this interpreter's transformers computes for checkpoints' config.json.
 
 Runs by itself (`python rotary_probe.py LENGTHS FOLDER…`, JSON on standard output), so that a second interpreter with
 another transformers can run it; imports nothing of ours.

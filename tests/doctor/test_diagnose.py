@@ -234,7 +234,7 @@ def test_another_models_scaling_is_refused(export, tmp_path):
 
 
 def test_without_a_scaling_the_base_is_looked_after(tmp_path):
-    """What transformers 5 saves of a model with base 500,000 has base 10,000 in transformers 4.57."""
+    """A model with base 500,000 that transformers 5 saved has base 10,000 in transformers 4.57."""
     plain = {"rope_type": "default", "rope_theta": 5e5}
     folder = write_case(tmp_path / "model", {"model_type": "llama", "rope_parameters": plain})
     found = verdicts(folder)

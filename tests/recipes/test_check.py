@@ -1,4 +1,4 @@
-"""What is looked at before the first stage begins: texts, memory, devices, packages."""
+"""Checks before the first stage begins: texts, memory, devices, packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plan of a recipe says it costs."""
+"""The costs of a recipe's stages."""
 
 from __future__ import annotations
 

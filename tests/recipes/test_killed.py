@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from longrope.callbacks import Callbacks, TrainProgress
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
 from longrope.recipes.run import run_recipe
@@ -25,7 +24,7 @@ from longrope.train.launch import finetune_in_processes
 from longrope.train.output import FinetuneResult
 from tests.checkpoints import save_checkpoint
 from tests.recipes.recipes import FOLDERS, SEARCH_4, STAGES, TRAIN_4, recipe, write_recipe
-from tests.train.runs import training, write_texts, yarn_scaling
+from tests.train.runs import Recorded, training, write_texts, yarn_scaling
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -109,28 +108,18 @@ def in_processes(
     return finetune_in_processes(2, model or loaded.name, **given, resume=out.is_dir(), **more)
 
 
-class Heard(Callbacks):
-    """Keeps the progress of trainings."""
-
-    def __init__(self, heard: list[TrainProgress]) -> None:
-        self.heard = heard
-
-    def on_train_progress(self, progress: TrainProgress) -> None:
-        self.heard.append(progress)
-
-
 def test_two_processes_train_as_one_does(loaded: LoadedModel, tmp_path: Path) -> None:
     """As stages of a recipe, with their progress; within 1e-4, sums being taken in another order."""
-    heard: list[TrainProgress] = []
+    recorded = Recorded()
     made = {}
     for processes in (1, 2):
         stages = (SEARCH_4, {**TRAIN_4, "processes": processes})
-        done = run_recipe(loaded, recipe(tmp_path, *stages), tmp_path / str(processes), Heard(heard))
+        done = run_recipe(loaded, recipe(tmp_path, *stages), tmp_path / str(processes), recorded)
         made[processes] = done.stages["02-finetune-256"]
         assert not list((tmp_path / str(processes)).glob("02-finetune-256.*"))
     assert made[2]["final_loss"] == pytest.approx(made[1]["final_loss"], abs=1e-4)
     assert made[2]["final_loss"] < made[2]["first_loss"] - 0.05
-    assert [told.step for told in heard] == [1, 2, 3] * 2
+    assert [one.step for one in recorded.progress] == [1, 2, 3] * 2
 
 
 def test_what_the_processes_say_when_they_fail(loaded: LoadedModel, texts_to_train_on: str, tmp_path: Path) -> None:

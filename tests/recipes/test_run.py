@@ -173,13 +173,13 @@ def test_a_finished_stage_is_never_run_again(
 ) -> None:
     nothing_runs(monkeypatch)
     monkeypatch.setattr(recipe_run, "report", lambda *_: pytest.fail("the report was written again"))
-    run, heard = folder / "run", []
+    run, stages = folder / "run", []
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     callbacks = Callbacks()
-    monkeypatch.setattr(callbacks, "on_stage", lambda *told: heard.append(told))
+    monkeypatch.setattr(callbacks, "on_stage", lambda *stage: stages.append(stage))
     again = run_recipe(loaded, small, run, callbacks)
     assert again.to_json() == result.to_json()
-    assert [told[1:] for told in heard] == [(place, len(FOLDERS), True) for place in range(1, len(FOLDERS) + 1)]
+    assert [stage[1:] for stage in stages] == [(place, len(FOLDERS), True) for place in range(1, len(FOLDERS) + 1)]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

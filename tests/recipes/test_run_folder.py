@@ -48,7 +48,7 @@ def windows(loaded: LoadedModel, *lengths: int) -> RopeScaling:
 
 @pytest.fixture
 def run(checkpoint: Path, tmp_path: Path) -> Path:
-    """What fine-tuning leaves, as far as others look at it, after recovery: with four windows."""
+    """The folder of a fine-tuning run after recovery, as far as it is read: with four windows."""
     folder = tmp_path / "tuned"
     shutil.copytree(checkpoint, folder / "checkpoint")
     scaling = windows(open_model(str(checkpoint)), WINDOW, 2 * WINDOW, 3 * WINDOW, TARGET)

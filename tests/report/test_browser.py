@@ -44,11 +44,11 @@ class Browser:
         self._driver.get(page.as_uri())
 
     def ask(self, script: str) -> Any:
-        """What a piece of JavaScript returns on the page."""
+        """The value of a piece of JavaScript on the page."""
         return self._driver.execute_script(f"return {script}")
 
     def complaints(self) -> list[str]:
-        """What the console holds since it was last asked."""
+        """The messages in the console since the last call."""
         return [entry["message"] for entry in self._driver.get_log("browser")]
 
     def picture(self, path: Path) -> None:

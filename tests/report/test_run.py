@@ -1,4 +1,4 @@
-"""What `report` writes and where, and that a search's log says of its cost what the search itself counted."""
+"""The files that `report` writes; a search's log gives the cost that the search itself counted."""
 
 from __future__ import annotations
 

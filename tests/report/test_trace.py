@@ -1,4 +1,4 @@
-"""What a search log says: costs counted as the search counts them, and the evaluations that compare."""
+"""A search log as the report reads it: costs counted as the search counts them, and the evaluations that compare."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_a_gradient_search(tmp_path):
     assert [point.loss for point in trace.progress] == [4.12]
 
 
-def test_a_question_that_was_asked_before_costs_nothing(tmp_path):
-    """The factors and their gradient on the same text are two questions."""
+def test_a_repeated_request_costs_nothing(tmp_path):
+    """The factors and their gradient on the same text are two requests."""
     row = {"length": 2048, "factors": [1.0], "split": "search", "samples": [0]}
     trace = read(tmp_path, [(row, 4.0, False), (row, 4.0, True), (row, 4.0, False), (row, 4.0, True)])
     assert (trace.evaluations, trace.token_passes) == (4, (1 + 3) * 2048)
@@ -59,7 +59,7 @@ def test_a_raced_search(tmp_path):
     ]
 
 
-def test_what_was_asked_when_the_search_was_over_is_not_its_cost(tmp_path):
+def test_requests_after_the_search_are_not_its_cost(tmp_path):
     rows = [*runs.evolution(), ({"steps": [1], "split": "other"}, 0.1, False)]
     assert read(tmp_path, rows).token_passes == 80 * 3 * 2048
 

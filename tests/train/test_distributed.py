@@ -40,7 +40,7 @@ def test_two_processes_train_as_one_does(checkpoint: Path, tmp_path: Path) -> No
 def arguments(
     processes: int = 2, *, device: str = "cuda", fsdp: bool = False, deepspeed: bool = False, rows: int = 1
 ) -> Any:
-    """What `refuse_combinations` looks at; `rows`: how many processes share each row."""
+    """The arguments that `refuse_combinations` reads; `rows`: the number of processes that share a row."""
     return SimpleNamespace(
         world_size=processes,
         device=SimpleNamespace(type=device),

@@ -72,13 +72,13 @@ def finished(checkpoint: Path, sources: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def killed(finished: Path) -> Path:
-    """What a kill in step 5 leaves: checkpoints 2 and 4."""
+    """The folder after a kill in step 5: checkpoints 2 and 4."""
     return finished.parent / "step5"
 
 
 @pytest.fixture
 def interrupted(finished: Path) -> Path:
-    """What a kill in step 3 leaves: checkpoint 2."""
+    """The folder after a kill in step 3: checkpoint 2."""
     return finished.parent / "step3"
 
 
