@@ -28,6 +28,14 @@ class Ran:
     out: str
     err: str
 
+    @property
+    def refusal(self) -> str:
+        """The message of a run that was refused: exit code 2, and one line on standard error."""
+        assert self.code == 2, self
+        assert self.err.startswith("longrope: error: ")
+        assert self.err.count("\n") == 1
+        return self.err
+
 
 @pytest.fixture(autouse=True)
 def transformers_speaks() -> None:

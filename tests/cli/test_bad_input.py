@@ -35,12 +35,8 @@ def refused(cli):
 
     def call(*arguments: object) -> str:
         ran = cli(*arguments)
-        assert ran.code == 2, ran
         assert ran.out == "" or arguments[0] == "extend"  # which inspects the model first
-        assert ran.err.startswith("longrope: error: ")
-        assert ran.err.count("\n") == 1
-        assert "Traceback" not in ran.err
-        return ran.err
+        return ran.refusal
 
     return call
 
@@ -142,7 +138,7 @@ def test_output_folder_that_cannot_be_written(refused, checkpoint, texts, fittin
 
 def test_logs(refused, cli, checkpoint, texts, tmp_path):
     arguments = search(checkpoint, texts, tmp_path)
-    assert "no search log" in refused(*arguments, "--resume")
+    assert "search.jsonl to resume; start without --resume" in refused(*arguments, "--resume")
     assert cli(*arguments).code == 0
     log = tmp_path / "run" / "search.jsonl"
     whole = log.read_bytes()

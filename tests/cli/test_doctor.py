@@ -105,7 +105,5 @@ def test_bad_input(cli, exported, tmp_path):
     }
     for arguments, says in cases.items():
         ran = cli("doctor", *arguments)
-        assert (ran.code, ran.out) == (2, ""), arguments
-        assert ran.err.startswith("longrope: error: ")
-        assert ran.err.count("\n") == 1
-        assert says in ran.err, ran.err
+        assert ran.out == "", arguments
+        assert says in ran.refusal

@@ -137,9 +137,7 @@ def test_refusals_name_the_options(cli, tmp_path):
         (("--lengths", "256", "--suite", "passkey", "--original", tmp_path / "none"), "no model folder"),
     ):
         ran = cli("eval", "tiny", *arguments)
-        assert ran.code == 2, (arguments, ran)
-        assert message in ran.err
-        assert ran.err.count("\n") == 1
+        assert message in ran.refusal, arguments
     assert not list(tmp_path.glob("*.jsonl"))
 
 
@@ -162,7 +160,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(cli, tmp_path, monkeypatch):
     assert "eval.cells.jsonl; continue with: longrope eval tiny -o eval.json --resume" in ran.err
     again = cli(*command)
     assert again.code == 2
-    assert "--resume to go on with it" in again.err
+    assert "continue it with --resume" in again.err
     assert cli(*command, "--resume").code == 0
     assert calls == [192, 256, 256]
     assert [row.length for row in EvalResults.load(tmp_path / "eval.json").rows] == [192, 256]

@@ -124,11 +124,7 @@ def given(line: str) -> dict[str, Any]:
             "config",
             ExportConfig(target="gguf", gguf=Path("model.gguf"), allow_lossy=True),
         ),
-        (
-            "export tiny -o out --fold-attention-factor",
-            "config",
-            ExportConfig(fold_attention_factor=True),
-        ),
+        ("export tiny -o out --fold-attention-factor", "config", ExportConfig(fold_attention_factor=True)),
         (
             "plan tiny --target-length 4k --gpu h200 --gpus 8 --dtype float32 --mfu 0.4 --attention-mfu 0.3 --tflops 9 "
             "--gpu-memory 24",

@@ -27,13 +27,6 @@ def extend(cli: Callable[..., Ran], checkpoint: Path, tmp_path: Path) -> Callabl
     return call
 
 
-def refused(ran: Ran) -> str:
-    assert ran.code == 2, ran.out
-    assert ran.err.count("\n") == 1
-    assert ran.err.startswith("longrope: error: ")
-    return ran.err
-
-
 def test_a_dry_run_is_the_plan_alone(extend: Callable[..., Ran], tmp_path: Path) -> None:
     ran = extend(STAGES, "--dry-run")
     assert ran.code == 0, ran.err
@@ -66,7 +59,7 @@ def test_a_run_and_what_goes_on_with_it(extend: Callable[..., Ran], tmp_path: Pa
 
 
 def test_the_embedded_model_is_the_recipes(extend: Callable[..., Ran], cli: Callable[..., Ran], tmp_path: Path) -> None:
-    assert "is for any model; give a MODEL" in refused(extend(QUICK, model=None))
+    assert "is for any model; give a MODEL" in extend(QUICK, model=None).refusal
     path = write_recipe(tmp_path, {**SEARCH_4, "target": "2x"}, model="tiny", data=[], eval_data=[])
     ran = cli("extend", "--recipe", path, "--dry-run", "-o", tmp_path / "run")
     assert ran.code == 0, ran.err
@@ -88,19 +81,19 @@ def test_options_that_a_recipe_has_no_use_for(
     extend: Callable[..., Ran], tmp_path: Path, more: tuple[object, ...], says: str
 ) -> None:
     ran = extend(QUICK, *more)
-    assert says in (ran.err if "--data" in more else refused(ran))
+    assert says in (ran.err if "--data" in more else ran.refusal)
     assert ran.code == 2
     assert not (tmp_path / "run").exists()
 
 
 def test_wrong_recipes(extend: Callable[..., Ran], cli: Callable[..., Ran], checkpoint: Path, tmp_path: Path) -> None:
-    assert "unknown key 'sample'" in refused(extend(({**SEARCH_4, "sample": 1},)))
-    assert "stage 1 (evaluate): there is no search before it" in refused(extend((EVALUATE,)))
-    assert "there is no recipe 'slow'" in refused(cli("extend", checkpoint, "--recipe", "slow"))
-    assert "names no texts to search" in refused(cli("extend", checkpoint, "--recipe", "quick", "-o", tmp_path / "run"))
+    assert "unknown key 'sample'" in extend(({**SEARCH_4, "sample": 1},)).refusal
+    assert "stage 1 (evaluate): there is no search before it" in extend((EVALUATE,)).refusal
+    assert "there is no recipe 'slow'" in cli("extend", checkpoint, "--recipe", "slow").refusal
+    assert "names no texts to search" in cli("extend", checkpoint, "--recipe", "quick", "-o", tmp_path / "run").refusal
     ran = cli("extend", checkpoint, "--recipe", "quick", "--eval-data", tmp_path / "other.txt", "--data", "book:none")
     assert ran.code == 2
-    assert "--dry-run prints the plan of a --recipe" in refused(cli("extend", checkpoint, "--dry-run"))
+    assert "--dry-run prints the plan of a --recipe" in cli("extend", checkpoint, "--dry-run").refusal
     assert not (tmp_path / "run").exists()
 
 
@@ -114,8 +107,8 @@ def test_texts_that_are_too_short(extend: Callable[..., Ran], tmp_path: Path) ->
 def test_a_folder_in_use_and_one_of_another_run(extend: Callable[..., Ran], tmp_path: Path) -> None:
     stages = (SEARCH_4,)
     assert extend(stages).code == 0
-    assert "was begun with other settings" in refused(extend(({**SEARCH_4, "samples": 2},)))
-    assert "differs in model" in refused(extend(stages, model="tiny"))
+    assert "was begun with other settings" in extend(({**SEARCH_4, "samples": 2},)).refusal
+    assert "differs in model" in extend(stages, model="tiny").refusal
     with (tmp_path / "run/.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another process runs a recipe in" in refused(extend(stages))
+        assert "another process runs a recipe in" in extend(stages).refusal

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from longrope.rope.presets import preset_names
 from longrope.rope.scaling import RopeScaling
+from tests.search.lengths import NEEDLE_LENGTH
 
 BUDGET = ("--population", 8, "--iterations", 2, "--samples", 2, "--attention-factor", 1)
 
@@ -69,6 +71,15 @@ def test_search_json_is_one_object(cli, checkpoint, texts, tmp_path):
     assert found["method"] == "longrope"
     assert found["best_loss"] < min(found["baselines"][name] for name in ("pi", "ntk")) + 1e-9
     assert Path(found["scaling"]).is_file()
+
+
+def test_the_table_of_a_search_names_the_critical_dimension(cli, checkpoint, texts, tmp_path):
+    few = ("--method", "longrope2", "--population", 4, "--iterations", 1, "--samples", 2)
+    data = ("--target-length", NEEDLE_LENGTH, "--data", texts / "search.txt")
+    ran = cli("search", checkpoint, *data, "-o", tmp_path / "run", *few)
+    assert ran.code == 0, ran.err
+    assert re.search(r"real critical dimension: pair \d+ \(needle loss alone \d+, perplexity loss alone \d+\)", ran.out)
+    assert "ntk-rcd" in ran.out
 
 
 def test_same_seed_same_result(cli, checkpoint, texts, searched, tmp_path):

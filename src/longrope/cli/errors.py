@@ -18,7 +18,7 @@ SYNONYMS = (
 
 
 def usage_error(error: CycloptsError) -> str:
-    """What is wrong with the options themselves."""
+    """The fault in the options themselves, in one line."""
     error.verbose = False
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         if error.argument.tokens or error.keyword:

@@ -23,7 +23,7 @@ def run(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Print what the recipe will cost; unless that is all that was asked for, run it, or go on with it."""
+    """Print the costs of the recipe; without `dry_run`, run it too, or go on with it."""
     from longrope.recipes.run import prepare_recipe
 
     quiet_libraries()

@@ -5,7 +5,6 @@ The options of a configuration are made from its settings (`verb.py`).
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from longrope.cli.verb import OUTPUT, Options
 from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
+from longrope.storage import read_json
 
 if TYPE_CHECKING:
     from longrope.train.config import LoraConfig
@@ -46,10 +46,7 @@ def _needs_tensorboard(_kind: Any, log_dir: Path | None) -> None:
 Model = Annotated[str, option("A model folder, the folder of a run, a hub name (owner/model), 'tiny' or 'tiny-512x'.")]
 Data = Annotated[
     list[str] | None,
-    option(
-        "Text: .txt(.gz|.xz), a folder, .jsonl, .parquet, book:NAME or hf:NAME. May be repeated.",
-        metavar="TEXT",
-    ),
+    option("Text: .txt(.gz|.xz), a folder, .jsonl, .parquet, book:NAME or hf:NAME. May be repeated.", metavar="TEXT"),
 ]
 TargetLength = Annotated[str, option("The new window L' in tokens: 4096, 128k, 2M.", metavar="TOKENS")]
 Scaling = Annotated[Path | None, option("The scaling.json to apply; a run folder brings its own.")]
@@ -84,8 +81,8 @@ Suites = Annotated[
 Baselines = Annotated[
     str,
     option(
-        """What to compare with: any of none, pi, ntk, ntk-critical, dynamic-ntk, yarn, checkpoint (the scaling it
-        carries), second-pi, second-ntk, second-ntk-critical, second-yarn (that one stretched further), original (the
+        """Methods to compare with: any of none, pi, ntk, ntk-critical, dynamic-ntk, yarn, checkpoint (its own
+        scaling), second-pi, second-ntk, second-ntk-critical, second-yarn (that one stretched further), original (the
         model before it was extended), other-scaling.json.""",
         "--against",
         metavar="A,B,…",
@@ -107,8 +104,7 @@ Rank = Annotated[PositiveInt | None, option("Train updates of this rank, embeddi
 Alpha = Annotated[float, option("LoRA's alpha: updates are scaled by alpha / rank.")]
 Adapter = Annotated[bool, option("LoRA: leave adapter/ for peft instead of merged weights.")]
 Trainer = Annotated[
-    Path | None,
-    option("JSON with further TrainingArguments: fsdp, deepspeed, parallelism_config, …", metavar="FILE"),
+    Path | None, option("JSON with further TrainingArguments: fsdp, deepspeed, parallelism_config, …", metavar="FILE")
 ]
 TrainLoad = Annotated[
     LoadOptions,
@@ -152,17 +148,10 @@ ContextParallel = Annotated[PositiveInt, option("Devices that share a training r
 
 def json_object(name: str, path: Path | None) -> dict[str, Any]:
     """The JSON object in the file that the option `name` names; empty without one."""
-    if path is None:
-        return {}
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LongRopeError(f"cannot read `{name}` {path}: {error}", code="damaged-file") from error
-    if not isinstance(value, dict):
-        raise LongRopeError(
-            f"expected a JSON object in `{name}` {path}, found {type(value).__name__}", code="damaged-file"
-        )
-    return value
+        return {} if path is None else read_json(path)
+    except LongRopeError as error:
+        raise error.within(f"`{name}`") from error
 
 
 def lora_config(rank: int | None, alpha: float, adapter: bool) -> LoraConfig | None:

@@ -104,20 +104,20 @@ class Display(Callbacks):
     # How to go on after Ctrl-C.
 
     def after_search(self, out: Path) -> str:
-        """Of a search into the folder `out`."""
+        """The message after an interrupted search into the folder `out`."""
         if not (out / SEARCH_LOG).exists():
             return "interrupted before the first evaluation; nothing was written"
         best = f"{self.best}\n" if self.best else ""
         return f"{best}the log is complete up to here; continue with: {resume_command()}"
 
     def after_evaluation(self, log: Path | None) -> str:
-        """Of an evaluation that keeps finished tasks in `log`."""
+        """The message after an interrupted evaluation that keeps finished tasks in `log`."""
         if log is None or not log.exists():
             return ""
         return f"finished tasks are kept in {log}; continue with: {resume_command()}"
 
     def after_training(self) -> str:
-        """Of a fine-tuning run."""
+        """The message after an interrupted fine-tuning run."""
         return f"interrupted; continue from the last checkpoint with: {resume_command()}" if self.training else ""
 
 

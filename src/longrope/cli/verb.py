@@ -54,7 +54,7 @@ class Options:
         parameter's value when no option is given, and whether one of them must be given.
 
         The type is a pydantic model with the same fields, each with its option. It converts nothing: the configuration
-        gets the text of the command line, so that every fault is told in the configuration's words.
+        gets the text of the command line, so that every error is the configuration's.
         """
         config: type[Settings] = self.of or hint
         make: Callable[..., Any] = dict if self.of else config
