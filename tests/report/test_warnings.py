@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from longrope.evaluation.results import EvalRow
-from longrope.report.collect import Extension, Run, collect
+from longrope.report.collect import ExtensionRecord, Run, collect
 from longrope.report.styles import OWN, method_styles
 from longrope.report.trace import read_trace
 from longrope.report.warnings import comparability, warnings
@@ -28,7 +28,7 @@ def run_of(scaling: RopeScaling | None = None, rows: list[EvalRow] | None = None
     measured = runs.evaluation(of=scaling)
     named = [replace(row, scaling=OWN) if row.scaling == "scaling.json" else row for row in measured.rows]
     measured = replace(measured, rows=named if rows is None else rows, settings=measured.settings | settings)
-    return Run("run", None, scaling, None, {"eval.json": measured}, Extension((), (), {}))
+    return Run("run", None, scaling, None, {"eval.json": measured}, ExtensionRecord((), (), {}))
 
 
 def perplexities(values: dict[str, dict[int, float]]) -> list[EvalRow]:
@@ -63,7 +63,7 @@ def test_a_portable_scaling_has_no_such_warnings():
 
 
 def test_what_was_lost():
-    lossy = replace(run_of(runs.scaling()), extension=Extension((), ("the start tokens 8: gone",), {}))
+    lossy = replace(run_of(runs.scaling()), extension=ExtensionRecord((), ("the start tokens 8: gone",), {}))
     assert "Losses: The exported checkpoint lost the start tokens 8: gone." in text(lossy)
 
 

@@ -17,7 +17,7 @@ from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import ntk_aware, pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import EvalRequest, EvalResult, LoggedEvaluator, SearchOutcome
-from longrope.search.gradient import GradientSettings, Stage, gradient_search
+from longrope.search.gradient import GradientSettings, WindowStage, gradient_search
 from longrope.search.knots import KnotParametrisation, phase_scale
 from longrope.search.log import SearchLog, read_log
 from tests.search.targets import GEOMETRY, HEADER, TARGET_LENGTH
@@ -28,7 +28,7 @@ SEEDS = {
     "yarn": yarn(GEOMETRY, TARGET_LENGTH),
     "ntk": ntk_aware(GEOMETRY, TARGET_LENGTH),
 }
-STAGE = Stage(length=TARGET_LENGTH, seeds=SEEDS, samples=SAMPLES)
+STAGE = WindowStage(length=TARGET_LENGTH, seeds=SEEDS, samples=SAMPLES)
 EASY = KnotParametrisation(SEEDS["ntk"], phase_scale(GEOMETRY), 8).factors(
     np.array([0.4, 0.3, 0.6, 0.5, 0.6, 0.4, 0.4, 0.5])
 )
@@ -71,7 +71,7 @@ class ReplyEvaluator:
             yield self.reply(request)
 
 
-def search_of(*stages: Stage, attention_factor: float = 1.0, **settings: object) -> Search:
+def search_of(*stages: WindowStage, attention_factor: float = 1.0, **settings: object) -> Search:
     """A gradient search."""
     return partial(
         gradient_search,

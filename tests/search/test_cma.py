@@ -20,14 +20,14 @@ from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.config import LARGEST
 from longrope.search.evaluator import SEARCH, EvalRequest, EvalResult, loss_request
-from longrope.search.gradient import GradientSettings, Stage
+from longrope.search.gradient import GradientSettings, WindowStage
 from tests.search.slopes import EASY, SEEDS, STAGE, Quadratic, Search, check_stops_anywhere, complete, error_of
 from tests.search.targets import GEOMETRY, OPTIMUM, TARGET_LENGTH
 
 RACED = len(SEEDS)
 
 
-def cma(stage: Stage = STAGE, attention_factor: float = 1.0, **settings: object) -> Search:
+def cma(stage: WindowStage = STAGE, attention_factor: float = 1.0, **settings: object) -> Search:
     return partial(
         cma_search,
         stage=stage,

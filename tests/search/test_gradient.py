@@ -14,7 +14,7 @@ from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, ntk_critical, pi
 from longrope.rope.scaling import Window
 from longrope.search.config import LARGEST
 from longrope.search.evaluator import EvalRequest, EvalResult
-from longrope.search.gradient import GradientSettings, Stage, gradient_search, stretched
+from longrope.search.gradient import GradientSettings, WindowStage, gradient_search, stretched
 from tests.search.slopes import (
     EASY,
     ORIGINAL,
@@ -151,7 +151,7 @@ def test_never_worse_than_a_seed_that_is_not_monotone() -> None:
         error = float(np.abs(np.log(request.window.factors) - np.log(seed)).max())
         return replace(Quadratic()(request), loss=error)
 
-    ran = complete(search_of(Stage(length=TARGET_LENGTH, seeds={"checkpoint": seed}, samples=3), steps=6), reply)
+    ran = complete(search_of(WindowStage(length=TARGET_LENGTH, seeds={"checkpoint": seed}, samples=3), steps=6), reply)
     said = ran.said
     assert ran.best[0].factors == tuple(seed.tolist())
     assert all((np.diff(request.window.factors) >= 0.0).all() for request, _ in said[:-3])
@@ -209,7 +209,9 @@ def test_the_learning_rate_falls() -> None:
 @pytest.mark.parametrize("start", [1.0, 1.1386294361119891, 2.76])
 def test_the_attention_factor_moves_only_where_it_is_learned(learn: bool, start: float) -> None:
     """Where it is not, it stays to the last bit: all windows of a checkpoint must have the same one."""
-    stages = [Stage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4, 8)]
+    stages = [
+        WindowStage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4, 8)
+    ]
     ran = complete(
         search_of(*stages, attention_factor=start, learn_attention_factor=learn), Quadratic(attention_factor=1.3)
     )
@@ -222,7 +224,9 @@ def test_the_attention_factor_moves_only_where_it_is_learned(learn: bool, start:
 
 
 def test_the_learned_attention_factor_is_carried_to_the_next_stage() -> None:
-    stages = [Stage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4)]
+    stages = [
+        WindowStage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4)
+    ]
     said = complete(search_of(*stages, learn_attention_factor=True), Quadratic(attention_factor=1.3)).said
     first_of_second = next(request for request, _ in said if request.window.max_length == 4 * ORIGINAL)
     assert abs(first_of_second.window.attention_factor - 1.3) < 0.15
@@ -249,7 +253,7 @@ def test_continuation_starts_each_stage_from_the_last_solution_stretched() -> No
         return Quadratic(stretched(EASY, 8, ratio), noise=0.0)(request)
 
     stages = [
-        Stage(
+        WindowStage(
             length=k * ORIGINAL,
             seeds={"pi": pi(GEOMETRY, k * ORIGINAL), "yarn": yarn(GEOMETRY, k * ORIGINAL)},
             samples=2,

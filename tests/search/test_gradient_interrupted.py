@@ -13,7 +13,7 @@ import pytest
 from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import EvalRequest, EvalResult
-from longrope.search.gradient import Stage
+from longrope.search.gradient import WindowStage
 from longrope.search.log import read_log
 from tests.search.slopes import (
     EASY,
@@ -115,7 +115,7 @@ def test_same_seed_same_questions_other_seed_others() -> None:
 def descent() -> Search:
     """A small search over two stages."""
     stages = [
-        Stage(
+        WindowStage(
             length=k * ORIGINAL,
             seeds={"pi": pi(GEOMETRY, k * ORIGINAL), "yarn": yarn(GEOMETRY, k * ORIGINAL)},
             samples=SAMPLES,

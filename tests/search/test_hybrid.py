@@ -17,7 +17,7 @@ from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, hybrid_search
 from longrope.search.evaluator import SEARCH, VALIDATION, EvalRequest, EvalResult, both_splits, loss_request, mean_loss
-from longrope.search.gradient import GradientSettings, Stage, gradient_search
+from longrope.search.gradient import GradientSettings, WindowStage, gradient_search
 from tests.search.slopes import (
     EASY,
     ORIGINAL,
@@ -39,7 +39,7 @@ POLISH = CMASettings(evaluations=60, sigma=0.3, knots=8)
 
 
 def both(
-    reply: Reply, *stages: Stage, descent: GradientSettings = DESCENT, polish: CMASettings = POLISH
+    reply: Reply, *stages: WindowStage, descent: GradientSettings = DESCENT, polish: CMASettings = POLISH
 ) -> tuple[Ran, Ran, list[tuple[EvalRequest, EvalResult]], int]:
     """The gradient search alone and polished, all evaluations of the second, and where its polish begins."""
     alone = complete(partial(gradient_search, stages=stages or (STAGE,), **common(descent)), reply)
@@ -137,7 +137,8 @@ def test_where_no_candidate_is_better_nothing_more_is_validated() -> None:
 def test_it_polishes_what_the_last_stage_left() -> None:
     """At its length, with the attention factor that was learned, and the budget given."""
     stages = [
-        Stage(length=k * ORIGINAL, seeds={"yarn": yarn(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4, 8)
+        WindowStage(length=k * ORIGINAL, seeds={"yarn": yarn(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES)
+        for k in (2, 4, 8)
     ]
     descent = replace(DESCENT, learn_attention_factor=True)
     alone, hybrid, said, start = both(Quadratic(attention_factor=1.3), *stages, descent=descent)
@@ -167,7 +168,7 @@ def test_it_keeps_a_seed_that_nothing_improves() -> None:
 @pytest.mark.parametrize("broken", [False, True])
 def test_stopped_after_any_question_and_resumed(tmp_path: Path, broken: bool) -> None:
     stages = [
-        Stage(
+        WindowStage(
             length=k * ORIGINAL,
             seeds={"pi": pi(GEOMETRY, k * ORIGINAL), "yarn": yarn(GEOMETRY, k * ORIGINAL)},
             samples=SAMPLES,

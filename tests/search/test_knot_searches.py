@@ -18,7 +18,7 @@ from longrope.callbacks import SearchProgress
 from longrope.rope.closed_forms import pi, yarn
 from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.evaluator import SEARCH, VALIDATION, EvalRequest, EvalResult, both_splits, loss_request, mean_loss
-from longrope.search.gradient import Bounds, GradientSettings, Stage, gradient_search, pick_best_seed
+from longrope.search.gradient import Bounds, GradientSettings, WindowStage, gradient_search, pick_best_seed
 from longrope.search.log import read_log
 from tests.search.slopes import (
     ORIGINAL,
@@ -86,7 +86,7 @@ def test_rows_tell_requests_apart_and_are_json(make: Make) -> None:
 # --- the best seed
 
 
-def picked(stage: Stage, losses: list[float], samples: int = 2) -> tuple[list[EvalRequest], str]:
+def picked(stage: WindowStage, losses: list[float], samples: int = 2) -> tuple[list[EvalRequest], str]:
     """The requests for all seeds, in one batch, and the seed that is picked."""
     asked: list[EvalRequest] = []
 
@@ -254,7 +254,7 @@ def test_progress_of_cma_follows_each_candidate(tmp_path: Path) -> None:
 def test_progress_begins_anew_with_every_stage(tmp_path: Path) -> None:
     """Losses of another window do not compare: the first validation of a longer one is what is shown from then on."""
     stages = [
-        Stage(
+        WindowStage(
             length=k * ORIGINAL,
             seeds={"pi": pi(GEOMETRY, k * ORIGINAL), "yarn": yarn(GEOMETRY, k * ORIGINAL)},
             samples=SAMPLES,

@@ -21,7 +21,7 @@ from longrope.search import ray_evaluator as workers
 from longrope.search.config import SearchConfig
 from longrope.search.evaluator import EvalRequest, EvaluateEach, LoggedEvaluator, SearchOutcome, SerialEvaluator
 from longrope.search.log import SearchLog
-from longrope.search.ray_evaluator import RayEvaluator, Recipe, numerics, ray_evaluator
+from longrope.search.ray_evaluator import RayEvaluator, Replica, numerics, ray_evaluator
 from longrope.search.search_data import Texts, objectives_over, prepare_texts
 from tests.search.conftest import planned_over
 
@@ -108,17 +108,17 @@ def test_needles_and_gradients(
     assert len({result.loss for result in expected}) == 3
 
 
-def recipe_of(loaded: LoadedModel, **more: Any) -> Recipe:
+def replica_of(loaded: LoadedModel, **more: Any) -> Replica:
     drawn = prepare_texts(loaded, ["book:an-american-tragedy"], TARGET, EVOLUTION)
     remove_scaling(loaded.model)
-    recipe = Recipe(loaded.name, loaded.options, drawn, fingerprint(loaded.model), numerics(loaded))
-    return replace(recipe, **more)
+    replica = Replica(loaded.name, loaded.options, drawn, fingerprint(loaded.model), numerics(loaded))
+    return replace(replica, **more)
 
 
 def test_a_recipe_says_what_makes_a_replica(loaded: LoadedModel) -> None:
     """Its options too: a longer original window, another dtype."""
     loaded = open_model(loaded.name, options=LoadOptions(dtype="float64", original_length=100))
-    evaluator = recipe_of(loaded)()
+    evaluator = replica_of(loaded)()
     ((key, objective),) = evaluator.objectives.items()
     assert key == ("search", TARGET)
     assert objective.scaled.model is not loaded.model
@@ -131,21 +131,21 @@ def test_other_weights_are_refused(loaded: LoadedModel) -> None:
     with torch.no_grad():
         next(loaded.model.parameters()).add_(1.0)
     with pytest.raises(LongRopeError) as error:
-        recipe_of(loaded)()
+        replica_of(loaded)()
     assert error.value.code == "other-model"
 
 
 def test_another_way_to_compute_is_refused(loaded: LoadedModel) -> None:
-    recipe = recipe_of(loaded)
+    replica = replica_of(loaded)
     torch.set_num_threads(2)
     try:
         with pytest.raises(LongRopeError, match=r"computes otherwise than this search began: threads 2 \(not 1\)$"):
-            recipe()
+            replica()
     finally:
         torch.set_num_threads(1)
-    recipe.numerics["hardware"] = "NVIDIA H200"
+    replica.numerics["hardware"] = "NVIDIA H200"
     with pytest.raises(LongRopeError, match=r"hardware .* \(not NVIDIA H200\)$"):
-        recipe()
+        replica()
 
 
 def test_ray_hands_out_the_gpus(loaded: LoadedModel) -> None:

@@ -33,7 +33,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Extension:
+class ExtensionRecord:
     """The summary that `extend` wrote at its end: the proofs of its checkpoint, and what the export lost."""
 
     proofs: tuple[Proof, ...]
@@ -53,7 +53,7 @@ class Run:
     scaling: RopeScaling | None = None
     trace: Trace | None = None
     evaluations: dict[str, EvalResults] = field(default_factory=dict)
-    extension: Extension | None = None
+    extension: ExtensionRecord | None = None
 
     @property
     def rows(self) -> list[EvalRow]:
@@ -133,7 +133,7 @@ def _folder(path: Path) -> Run:
     return Run(path.resolve().name, path, scaling, trace, evaluations, extension)
 
 
-def _extension(file: Path) -> Extension:
+def _extension(file: Path) -> ExtensionRecord:
     document = _json_object(file)
     try:
         proofs = tuple(Proof(**proof) for proof in document["proofs"])
@@ -142,7 +142,7 @@ def _extension(file: Path) -> Extension:
         raise LongRopeError(
             f"{file} is not what longrope extend writes: its proofs or losses cannot be read", code="damaged-file"
         ) from error
-    return Extension(proofs, losses, document)
+    return ExtensionRecord(proofs, losses, document)
 
 
 def _is_evaluation(file: Path) -> bool:

@@ -30,7 +30,7 @@ from longrope.search.evaluator import (
 from longrope.search.gradient import (
     Bounds,
     GradientSettings,
-    Stage,
+    WindowStage,
     best_start_tokens,
     checked,
     descend_stages,
@@ -87,7 +87,7 @@ class CMASettings:
 
 def cma_search(
     evaluate: Evaluate,
-    stage: Stage,
+    stage: WindowStage,
     geometry: RopeGeometry,
     settings: CMASettings,
     attention_factor: float = 1.0,
@@ -116,7 +116,7 @@ def cma_search(
 
 def hybrid_search(
     evaluate: Evaluate,
-    stages: Sequence[Stage],
+    stages: Sequence[WindowStage],
     geometry: RopeGeometry,
     settings: GradientSettings,
     polish: CMASettings,

@@ -59,7 +59,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class WindowStage:
     """One window of a search: its length, named seeds of D factors each, and how many search samples there are."""
 
     length: int
@@ -105,7 +105,7 @@ class GradientSettings:
 
 def gradient_search(
     evaluate: Evaluate,
-    stages: Sequence[Stage],
+    stages: Sequence[WindowStage],
     geometry: RopeGeometry,
     settings: GradientSettings,
     attention_factor: float = 1.0,
@@ -123,7 +123,7 @@ def gradient_search(
 
 def descend_stages(
     evaluate: Evaluate,
-    stages: Sequence[Stage],
+    stages: Sequence[WindowStage],
     geometry: RopeGeometry,
     settings: GradientSettings,
     attention_factor: float,
@@ -173,7 +173,7 @@ def checked(outcome: SearchOutcome) -> SearchOutcome:
 
 def pick_best_seed(
     evaluate: Evaluate,
-    stage: Stage,
+    stage: WindowStage,
     seeds: Mapping[str, Vector],
     attention_factor: float,
     samples: int,
@@ -207,7 +207,7 @@ def best_start_tokens(
 
 def descend(
     evaluate: Evaluate,
-    stage: Stage,
+    stage: WindowStage,
     space: KnotParametrisation,
     settings: GradientSettings,
     attention_factor: float,

@@ -17,7 +17,7 @@ from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.config import CONTINUED, SearchConfig, attention_factor_of, start_tokens_of
 from longrope.search.evaluator import SEARCH, Evaluate, OnBest, SearchOutcome
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
-from longrope.search.gradient import Bounds, GradientSettings, Stage, gradient_search
+from longrope.search.gradient import Bounds, GradientSettings, WindowStage, gradient_search
 from longrope.search.initial import evolution_seeds, knot_seeds
 from longrope.search.knots import project
 from longrope.search.objective import SampledObjective
@@ -28,7 +28,7 @@ from longrope.search.spaces import Candidate, CriticalCandidate, CriticalSpace, 
 KNOTS = 12  # of CMA-ES
 
 
-class Run(Protocol):
+class RunMethod(Protocol):
     """A search method with all but its first argument given. It runs once."""
 
     def __call__(self, evaluate: Evaluate, *, on_best: OnBest = ...) -> SearchOutcome: ...
@@ -38,7 +38,7 @@ class Run(Protocol):
 class PreparedSearch:
     """A search that is ready to run, `max_requests`, how many evaluations it makes at most, and its settings."""
 
-    run: Run
+    run: RunMethod
     max_requests: int
     settings: dict[str, Any]
     attention_factor: float
@@ -113,7 +113,7 @@ def _attention_factor(loaded: LoadedModel, target_length: int, config: SearchCon
     return attention_factor_of(wanted or "su", loaded.geometry, target_length)
 
 
-_Built = tuple[Run, int, dict[str, Any]]
+_Built = tuple[RunMethod, int, dict[str, Any]]
 
 
 def _longrope(task: _Task) -> _Built:
@@ -240,16 +240,16 @@ def _cma_settings(task: _Task, *, evaluations: int, sigma: float) -> CMASettings
     return settings
 
 
-def _stages(task: _Task) -> list[Stage]:
+def _stages(task: _Task) -> list[WindowStage]:
     """One stage per length that there are search texts of."""
     return [
-        Stage(length=length, seeds=knot_seeds(task.loaded, length), samples=objective.count)
+        WindowStage(length=length, seeds=knot_seeds(task.loaded, length), samples=objective.count)
         for (split, length), objective in task.objectives.items()
         if split == SEARCH
     ]
 
 
-def _gradient_requests(stages: list[Stage], settings: GradientSettings, bounds: Bounds) -> int:
+def _gradient_requests(stages: list[WindowStage], settings: GradientSettings, bounds: Bounds) -> int:
     checks = 1 + -(-settings.steps // settings.validate_every)  # the start, and on the way; each on both splits
     return (
         1
@@ -261,12 +261,12 @@ def _gradient_requests(stages: list[Stage], settings: GradientSettings, bounds: 
     )
 
 
-def _out_of_order(stage: Stage) -> bool:
+def _out_of_order(stage: WindowStage) -> bool:
     """Whether a seed may have to be evaluated as it is, too, because no search could return it."""
     return any(not np.array_equal(project(factors), factors) for factors in stage.seeds.values())
 
 
-def _described(stages: list[Stage], bounds: Bounds, **settings: GradientSettings | CMASettings) -> dict[str, Any]:
+def _described(stages: list[WindowStage], bounds: Bounds, **settings: GradientSettings | CMASettings) -> dict[str, Any]:
     return {
         **({} if bounds == Bounds() else {"bounds": asdict(bounds)}),
         **{name: asdict(value) for name, value in settings.items()},

@@ -278,7 +278,7 @@ def _check_reachable(address: str) -> None:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Replica:
     """The recipe of a worker's replica. `fingerprint` and `numerics` are those of the model here."""
 
     model: str
@@ -325,8 +325,8 @@ def ray_evaluator(
             f"Ray hands out the GPUs to workers: expected the device {device.type}, found {device}",
             code="invalid-setting",
         )
-    recipe = Recipe(_anywhere(loaded.name), loaded.options, texts, fingerprint(loaded.model), numerics(loaded))
-    evaluator = RayEvaluator(recipe, workers, gpu=device.type == "cuda")
+    replica = Replica(_anywhere(loaded.name), loaded.options, texts, fingerprint(loaded.model), numerics(loaded))
+    evaluator = RayEvaluator(replica, workers, gpu=device.type == "cuda")
     cpus = None if workers is None else workers * torch.get_num_threads()
     with _parked(loaded), ray_session(address, cpus), evaluator:
         yield evaluator
