@@ -19,7 +19,7 @@ from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling
 from longrope.search.config import SearchConfig
-from longrope.standalone.training import draw_rows, next_byte_loss
+from longrope.standalone.api import draw_rows, next_byte_loss
 from tests.checkpoints import words
 from tests.train.runs import Recorded
 

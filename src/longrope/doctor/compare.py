@@ -18,6 +18,7 @@ Verdict = Literal["exact", "partly", "differs", "dropped", "refused", "unknown"]
 FAILURES: tuple[Verdict, ...] = ("differs", "dropped", "refused")
 """Verdicts by which a runtime drops or changes the scaling. `partly` is not among them: what it applies is exact."""
 
+_SHOWN_AT_LENGTH = ("length", "window", "as_expected", "factor_error", "attention_factor", "expected_attention_factor")
 _TOLERANCE = 1e-5  # relative; float32 factors of a GGUF file are off by up to 6e-8
 _ATTENTION_SAYS = {
     "lengths": " (it computes √(1 + ln s/ln L) from the lengths and does not read attention_factor)",
@@ -111,17 +112,7 @@ class Finding:
             "verdict": self.verdict,
             "max_factor_error": self.max_factor_error,
             "attention_factor": self.attention_factor,
-            "lengths": [
-                {
-                    "length": at.length,
-                    "window": at.window,
-                    "as_expected": at.as_expected,
-                    "factor_error": at.factor_error,
-                    "attention_factor": at.attention_factor,
-                    "expected_attention_factor": at.expected_attention_factor,
-                }
-                for at in self.by_length
-            ],
+            "lengths": [{name: getattr(at, name) for name in _SHOWN_AT_LENGTH} for at in self.by_length],
             "factors": self.factors,
             "reasons": list(self.reasons),
             "notes": list(self.notes),

@@ -95,7 +95,7 @@ class RunFolder:
     def _require_own(self) -> None:
         found = self._found()
         if found is None:
-            # All that a process can have left that was killed before it said what it is.
+            # All that a process can have left that was killed before it wrote `recipe.json`.
             left = (LOCK, f".{RECIPE}.")
             if not (self.path.is_dir() and all(entry.name.startswith(left) for entry in self.path.iterdir())):
                 check_output_folder(self.path)

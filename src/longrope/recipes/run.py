@@ -62,7 +62,7 @@ def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, callbacks: Callba
         loaded.model.to("cpu")
     with folder.claimed():
         run = _Run(Stages(loaded, recipe, out, callbacks or Callbacks()), len(planned))
-        said = {step.folder: run.finish(place, step) for place, step in enumerate(planned, start=1)}
+        summaries = {step.folder: run.finish(place, step) for place, step in enumerate(planned, start=1)}
         assert run.scaling is not None  # `steps` has refused a recipe that makes none
         path = out / SCALING
         if not path.is_file() or path.read_text("utf-8") != run.scaling.to_json():
@@ -71,7 +71,7 @@ def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, callbacks: Callba
         page = out / REPORT if evaluated else None
         if page is not None and not page.exists():
             report(evaluated, page)
-        result = RecipeResult(said, run.scaling, path, run.model, page)
+        result = RecipeResult(summaries, run.scaling, path, run.model, page)
         if not (out / RESULT).exists():
             write_json_atomic(out / RESULT, json_ready(result.to_json()) | record())
     return result
@@ -94,42 +94,42 @@ class _Run:
         self.stages.callbacks.on_stage(step.title, place, self.count, finished)
         read = {name: self.hashes[name] for name in step.reads}
         if finished:
-            said = _finished(folder, read)
+            summary = _finished(folder, read)
         else:
             began = time.monotonic()
-            said = self.stages.run(step, self.scaling)
+            summary = self.stages.run(step, self.scaling)
             files = {name: sha256_file(folder / name) for name in _results(step, folder)}
-            said = json_ready(said | {"seconds": time.monotonic() - began, "sha256": files, "read": read})
-            write_json_atomic(folder / STAGE, said)
-        self.hashes[step.folder] = said["sha256"]
+            summary = json_ready(summary | {"seconds": time.monotonic() - began, "sha256": files, "read": read})
+            write_json_atomic(folder / STAGE, summary)
+        self.hashes[step.folder] = summary["sha256"]
         if not isinstance(step.stage, EvaluateStage | ExportStage):
             made = RopeScaling.load(folder / SCALING)
             self.provenance[step.folder] = made.provenance
             if isinstance(step.stage, FinetuneStage):
                 self.model = str(folder)
             self.scaling = replace(made, provenance={"model": self.model, "stages": dict(self.provenance)})
-        return said
+        return summary
 
 
 def _finished(folder: Path, read: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The summary of a finished stage. Raises LongRopeError where its results, or those it read, have changed since."""
-    said = read_object(folder / STAGE)
+    summary = read_object(folder / STAGE)
     again = f"remove {folder} and the folders after it to run those stages again"
-    for name, digest in said["sha256"].items():
+    for name, digest in summary["sha256"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
             raise LongRopeError(
                 f"{folder / name} is not what this run wrote there",
                 code="damaged-file",
                 hint=f"put it back, or {again}",
             )
-    for name, digests in said.get("read", {}).items():
+    for name, digests in summary.get("read", {}).items():
         if read.get(name) != digests:
             raise LongRopeError(
                 f"{folder} was made from another {name} than there is now",
                 code="damaged-file",
                 hint=f"put that back, or {again}",
             )
-    return said
+    return summary
 
 
 def _results(step: Step, folder: Path) -> list[str]:

@@ -12,19 +12,26 @@ The network itself is in `model.py`. The search is that of every model, on a Lla
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from longrope.callbacks import Callbacks
+from longrope.callbacks import Callbacks, TrainProgress
+from longrope.checks import positive_number, whole_number
 from longrope.data.documents import Document
 from longrope.data.sources import TextData, as_sources, read_all
+from longrope.errors import LongRopeError
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
 from longrope.models.config import LoadOptions
@@ -36,9 +43,12 @@ from longrope.search.run import search
 from longrope.standalone.llama import as_llama, byte_tokenizer, write_llama
 from longrope.standalone.model import StandaloneModel
 from longrope.standalone.sizes import VOCABULARY
-from longrope.standalone.training import Bytes, fit, next_byte_loss
 from longrope.units import format_length, parse_length
 
+Bytes = npt.NDArray[np.uint8]
+
+_WARM_UP, _LAST_RATE = 0.05, 0.1  # shares of the steps and of the learning rate
+_CLIP = 1.0  # norm of the gradient
 _LONG_FORWARD = 1e15  # FLOPs of one text: beyond, a search takes more than minutes, and warns
 
 
@@ -80,16 +90,44 @@ class LongRoPEModel(StandaloneModel):
         Raises LongRopeError for settings that cannot be, for texts that are too short, and when the loss is no longer
         finite: the weights are then those of the last good step.
         """
-        return fit(
-            self,
-            [_bytes(document) for document in read_all(as_sources(data))],
-            length=self.sizes.base_length if length is None else length,
-            steps=steps,
-            batch=batch,
-            learning_rate=learning_rate,
-            seed=seed,
-            callbacks=callbacks or Callbacks(),
-        )
+        length = whole_number("length", self.sizes.base_length if length is None else length, 1)
+        steps, batch = whole_number("steps", steps, 1), whole_number("batch", batch, 1)
+        seed, peak = whole_number("seed", seed, 0), positive_number("learning_rate", learning_rate)
+        self.scaling.window_for(length)
+        texts = [text for document in read_all(as_sources(data)) if len(text := _bytes(document)) > length]
+        if not texts:
+            raise LongRopeError(
+                f"expected a text of more than {length} bytes to train on; found none", code="too-short-text"
+            )
+        callbacks = callbacks or Callbacks()
+        optimizer = torch.optim.AdamW(self.parameters(), lr=peak, betas=(0.9, 0.95))
+        rng = np.random.default_rng(seed)
+        losses: list[float] = []
+        self.train()
+        callbacks.on_train_start(steps, 0)
+        began = time.monotonic()
+        try:
+            for step in range(1, steps + 1):
+                loss = next_byte_loss(self, draw_rows(texts, length + 1, batch, rng))
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise LongRopeError(
+                        f"the loss became {losses[-1]} at step {step}",
+                        code="not-finite",
+                        hint=f"train with a `learning_rate` below {peak:g}",
+                    )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(self.parameters(), _CLIP)
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * _rate(step, steps)
+                optimizer.step()
+                rate = step * batch * length / max(time.monotonic() - began, 1e-9)
+                callbacks.on_train_progress(TrainProgress(step, losses[-1], rate))
+        finally:
+            self.zero_grad()
+            self.eval()
+        return losses
 
     def extend_context(
         self,
@@ -189,3 +227,30 @@ def _entropy(texts: Sequence[Bytes]) -> float:
 
 def _bytes(document: Document) -> Bytes:
     return np.frombuffer(document.text.encode(), dtype=np.uint8)
+
+
+def next_byte_loss(model: StandaloneModel, rows: Tensor) -> Tensor:
+    """Mean loss, in nats per byte, of predicting each next byte of `rows`, int64 (B, T + 1)."""
+    rows = rows.to(model.lm_head.weight.device)
+    logits = model(rows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+
+
+def draw_rows(texts: Sequence[Bytes], length: int, count: int, rng: np.random.Generator) -> Tensor:
+    """Draw `count` rows of `length` consecutive bytes, int64 (B, length), from all places of `texts` alike."""
+    ends = np.cumsum([len(text) - length + 1 for text in texts])
+    rows = np.empty((count, length), dtype=np.int64)
+    for row, place in zip(rows, rng.integers(ends[-1], size=count), strict=True):
+        index = int(np.searchsorted(ends, place, side="right"))
+        start = int(place) - (int(ends[index - 1]) if index else 0)
+        row[:] = texts[index][start : start + length]
+    return torch.from_numpy(rows)
+
+
+def _rate(step: int, steps: int) -> float:
+    """The share of the peak learning rate at `step`, from 1."""
+    warm_up = max(1, round(_WARM_UP * steps))
+    if step <= warm_up:
+        return step / warm_up
+    done = (step - warm_up) / (steps - warm_up)
+    return _LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))

@@ -94,10 +94,10 @@ def show_recipe(result: RecipeResult) -> None:
     rows = table("", ["stage", "result", "seconds"])
     rows.columns[1].justify = "left"
     measured: Path | None = None
-    for folder, said in result.stages.items():
-        rows.add_row(folder, _outcome(said), f"{said['seconds']:,.0f}")
-        if "evaluation" in said:
-            measured = Path(said["evaluation"])
+    for folder, summary in result.stages.items():
+        rows.add_row(folder, _outcome(summary), f"{summary['seconds']:,.0f}")
+        if "evaluation" in summary:
+            measured = Path(summary["evaluation"])
     output.print(rows)
     if measured is not None:
         output.print()
@@ -109,17 +109,17 @@ def show_recipe(result: RecipeResult) -> None:
         output.print(f"report:  {result.report}")
 
 
-def _outcome(said: dict[str, Any]) -> str:
+def _outcome(summary: dict[str, Any]) -> str:
     """The summary of one stage as one line."""
-    if "best_loss" in said:
-        held = {name: loss for name, loss in said["baselines"].items() if loss is not None}
+    if "best_loss" in summary:
+        held = {name: loss for name, loss in summary["baselines"].items() if loss is not None}
         best = min(held, key=held.__getitem__, default="none")
         baseline = f"{best} {number(held.get(best), 4)}"
-        return f"loss {number(said['best_loss'], 4)} ({baseline}), {said['evaluations']} evaluations"
-    if "final_loss" in said:
-        return f"loss {said['first_loss']:.4f} -> {said['final_loss']:.4f}, {said['steps']} steps"
-    if "lengths" in said:
+        return f"loss {number(summary['best_loss'], 4)} ({baseline}), {summary['evaluations']} evaluations"
+    if "final_loss" in summary:
+        return f"loss {summary['first_loss']:.4f} -> {summary['final_loss']:.4f}, {summary['steps']} steps"
+    if "lengths" in summary:
         return ", ".join(
-            f"{row['length']}: {number(row['before'], 4)} -> {number(row['after'], 4)}" for row in said["lengths"]
+            f"{row['length']}: {number(row['before'], 4)} -> {number(row['after'], 4)}" for row in summary["lengths"]
         )
-    return str(said.get("checkpoint") or said.get("evaluation"))
+    return str(summary.get("checkpoint") or summary.get("evaluation"))
