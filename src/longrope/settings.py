@@ -46,13 +46,13 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     context, found = fault.get("ctx", {}), shown(fault["input"])
     match fault["type"]:
         case "greater_than_equal":
-            return f"expected `{name}` of at least {context['ge']:g}, found {found}"
+            return f"expected `{name}` of at least {context['ge']:.10g}, found {found}"
         case "greater_than":
-            return f"expected `{name}` above {context['gt']:g}, found {found}"
+            return f"expected `{name}` above {context['gt']:.10g}, found {found}"
         case "less_than_equal":
-            return f"expected `{name}` of at most {context['le']:g}, found {found}"
+            return f"expected `{name}` of at most {context['le']:.10g}, found {found}"
         case "less_than":
-            return f"expected `{name}` below {context['lt']:g}, found {found}"
+            return f"expected `{name}` below {context['lt']:.10g}, found {found}"
         case "literal_error":
             return f"expected `{name}` to be {context['expected']}; found {found}"
         case "extra_forbidden":

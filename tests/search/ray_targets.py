@@ -1,4 +1,4 @@
-"""What Ray workers are told in tests: to result as a tiny Llama or cheaply, to wait, to complain, or to die.
+"""The evaluators of Ray workers in tests: a tiny Llama or a cheap function, which may wait, raise or die.
 
 Workers import it by its full name.
 """

@@ -233,13 +233,13 @@ def test_stopped_after_any_evaluation_and_resumed(tmp_path: Path, broken: bool) 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"evaluations": 0}, "evaluations must be at least 1; found 0"),
-        ({"race_samples": 0}, "race_samples must be at least 1; found 0"),
-        ({"seed": -1}, "seed must be at least 0; found -1"),
-        ({"sigma": 0.0}, "step size of CMA-ES must be positive; found 0.0"),
+        ({"evaluations": 0}, "`evaluations` of at least 1, found 0"),
+        ({"race_samples": 0}, "`race_samples` of at least 1, found 0"),
+        ({"seed": -1}, "`seed` of at least 0, found -1"),
+        ({"sigma": 0.0}, "`sigma` above 0, found 0.0"),
         ({"sigma": math.nan}, "found nan"),
         ({"sigma": math.inf}, "found inf"),
-        ({"patience": 0}, "patience must be at least 1 generation; found 0"),
+        ({"patience": 0}, "`patience` of at least 1, found 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], says: str) -> None:
@@ -272,5 +272,5 @@ def test_less_than_one_generation_is_refused(knots: int | None) -> None:
 
 def test_a_seed_that_the_package_does_not_take_is_refused() -> None:
     CMASettings(seed=2**32 - 1)
-    with pytest.raises(LongRopeError, match="seeds up to 4294967295; found 4294967296"):
+    with pytest.raises(LongRopeError, match="`seed` below 4294967296, found 4294967296"):
         CMASettings(seed=2**32)

@@ -35,7 +35,7 @@ OTHER_METHOD = "setting-of-another-method"
         ({"samples": 0}, "invalid-setting", "`samples` of at least 1, found 0"),
         ({"seed": -1}, "invalid-setting", "`seed` of at least 0, found -1"),
         ({"max_factor": 0.5}, "invalid-setting", "`max_factor` of at least 1, found 0.5"),
-        ({"method": "gradient", "max_factor": 1e10}, "invalid-setting", r"`max_factor` of at most 1e\+09"),
+        ({"method": "gradient", "max_factor": 1e10}, "invalid-setting", r"`max_factor` of at most 1000000000"),
         ({"max_factor": math.nan}, "invalid-setting", "found nan"),
         ({"critical_dim": 0}, "invalid-setting", "`critical_dim` of at least 1, found 0"),
         ({"method": "hybrid", "evaluations": 0}, "invalid-setting", "`evaluations` of at least 1, found 0"),

@@ -25,7 +25,7 @@ PHI3 = RopeGeometry(rotary_dim=96, base=10_000.0, original_length=2048)
 
 
 def critical_dim_of(window: Window) -> int:
-    """Where factors that are constant from d_rcd on begin to be: those of a first population are."""
+    """The first pair from which on the factors are constant: d_rcd in a first population."""
     return window.factors.index(window.factors[-1])
 
 
@@ -82,10 +82,7 @@ def test_each_objective_chooses_among_the_best_of_each_dimension(
         best.setdefault(candidate.critical_dim, (candidate, loss))
     assert sorted(best) == [1, 2, 3, 4, 5]
     expected = [
-        (
-            candidate.window(NEEDLE_LENGTH, outcome.window.attention_factor),
-            candidate.to_row() | {"split": OTHER},
-        )
+        (candidate.window(NEEDLE_LENGTH, outcome.window.attention_factor), candidate.to_row() | {"split": OTHER})
         for candidate, _ in best.values()
     ]
     assert [(request.window, request.row) for request in others] == expected

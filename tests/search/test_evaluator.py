@@ -81,7 +81,7 @@ def test_stopped_after_any_evaluation(tmp_path: Path, loss: Callable[[Window], f
         optimizer, count = evolve(path, resume=True, evaluator=resumed)
         assert path.read_bytes() == whole
         assert optimizer.incumbent == expected.incumbent
-        # What the log knew was not evaluated again, and is part of the count.
+        # The evaluations in the log were not made again, and are part of the count.
         assert (resumed.computed, count) == (EVALUATIONS - stop, EVALUATIONS)
 
 
@@ -292,9 +292,6 @@ def test_rows_of_requests() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_both_splits_decide_with_equal_weight_and_numbers_only(bad: float) -> None:
-    assert [(request.split, request.samples) for request in both_splits(WINDOW)] == [
-        (VALIDATION, None),
-        (SEARCH, None),
-    ]
+    assert [(request.split, request.samples) for request in both_splits(WINDOW)] == [(VALIDATION, None), (SEARCH, None)]
     assert mean_loss([EvalResult(3.0), EvalResult(1.0)]) == 2.0
     assert mean_loss([EvalResult(bad), EvalResult(1.0)]) == mean_loss([EvalResult(1.0), EvalResult(bad)]) == math.inf

@@ -288,17 +288,17 @@ def test_no_seeds_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"population": 0}, "population must be at least 1; found 0"),
-        ({"iterations": -1}, "iterations must be at least 0; found -1"),
-        ({"top_k": 0}, "top_k must be at least 1; found 0"),
-        ({"seed": -1}, "seed must be at least 0; found -1"),
-        ({"mutations": 0, "crossovers": 0}, "found 0 mutations, 0 crossovers"),
-        ({"mutations": -1}, "found -1 mutations"),
-        ({"crossovers": -1}, "-1 crossovers"),
+        ({"population": 0}, "`population` of at least 1, found 0"),
+        ({"iterations": -1}, "`iterations` of at least 0, found -1"),
+        ({"top_k": 0}, "`top_k` of at least 1, found 0"),
+        ({"seed": -1}, "`seed` of at least 0, found -1"),
+        ({"mutations": 0, "crossovers": 0}, "needs mutations or crossovers; found none"),
+        ({"mutations": -1}, "`mutations` of at least 0, found -1"),
+        ({"crossovers": -1}, "`crossovers` of at least 0, found -1"),
         ({"probability": 0.0}, "found 0.0"),
         ({"probability": 1.5}, "found 1.5"),
         ({"probability": math.nan}, "found nan"),
-        ({"patience": 0}, "at least 1 iteration; found 0"),
+        ({"patience": 0}, "`patience` of at least 1, found 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], says: str) -> None:
@@ -313,5 +313,5 @@ def test_other_populations_keep_the_papers_proportions() -> None:
     assert (halved.population, halved.mutations, halved.crossovers, halved.top_k) == (32, 8, 8, 16)
     least = EvolutionSettings.for_population(1)
     assert (least.population, least.mutations, least.crossovers, least.top_k) == (1, 1, 1, 1)
-    with pytest.raises(LongRopeError, match="population must be at least 1"):
+    with pytest.raises(LongRopeError, match="`population` of at least 1"):
         EvolutionSettings.for_population(0)

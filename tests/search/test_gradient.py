@@ -143,7 +143,7 @@ def test_patience_ends_a_stage() -> None:
 
 
 def test_never_worse_than_a_seed_that_is_not_monotone() -> None:
-    """What a checkpoint carries may be out of order: where no step helps, it is returned as it is."""
+    """A checkpoint's factors may be out of order: if no step helps, they are returned as they are."""
     seed = np.asarray(CLOSED_FORMS["yarn"](GEOMETRY, TARGET_LENGTH)[0])
     seed[[3, 4]] = seed[[4, 3]]
 
@@ -208,7 +208,7 @@ def test_the_learning_rate_falls() -> None:
 @pytest.mark.parametrize("learn", [False, True])
 @pytest.mark.parametrize("start", [1.0, 1.1386294361119891, 2.76])
 def test_the_attention_factor_moves_only_where_it_is_learned(learn: bool, start: float) -> None:
-    """Where it is not, it stays to the last bit: all windows of a checkpoint must have the same one."""
+    """An attention factor that is not learned stays to the last bit: all windows of a checkpoint must share it."""
     stages = [
         WindowStage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4, 8)
     ]
@@ -223,7 +223,7 @@ def test_the_attention_factor_moves_only_where_it_is_learned(learn: bool, start:
         assert {request.window.attention_factor for request, _ in said} == {start}
 
 
-def test_the_learned_attention_factor_is_carried_to_the_next_stage() -> None:
+def test_the_next_stage_starts_with_the_learned_attention_factor() -> None:
     stages = [
         WindowStage(length=k * ORIGINAL, seeds={"pi": pi(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES) for k in (2, 4)
     ]
@@ -284,15 +284,15 @@ def test_continuation_starts_each_stage_from_the_last_solution_stretched() -> No
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"steps": 0}, "steps must be at least 1; found 0"),
-        ({"race_samples": 0}, "race_samples must be at least 1"),
-        ({"validate_every": 0}, "validate_every must be at least 1"),
-        ({"patience": 0}, "patience must be at least 1"),
-        ({"learning_rate": 0.0}, "learning rate must be positive; found 0.0"),
+        ({"steps": 0}, "`steps` of at least 1, found 0"),
+        ({"race_samples": 0}, "`race_samples` of at least 1"),
+        ({"validate_every": 0}, "`validate_every` of at least 1"),
+        ({"patience": 0}, "`patience` of at least 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` above 0, found 0.0"),
         ({"learning_rate": -1.0}, "found -1.0"),
         ({"learning_rate": math.nan}, "found nan"),
         ({"learning_rate": math.inf}, "found inf"),
-        ({"seed": -1}, "seed must be 0 or more; found -1"),
+        ({"seed": -1}, "`seed` of at least 0, found -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], says: str) -> None:

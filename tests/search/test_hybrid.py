@@ -88,7 +88,7 @@ def test_a_polish_that_overfits_is_left() -> None:
         return result if request.split == SEARCH else replace(result, loss=20.0 * result.loss)
 
     stage = replace(STAGE, seeds={"yarn": SEEDS["yarn"]})
-    descent = replace(DESCENT, steps=36, patience=18)
+    descent = DESCENT.replace(steps=36, patience=18)
     alone, hybrid, said, start = both(reply, stage, descent=descent)
     assert hybrid.best == alone.best
     assert hybrid.incumbent == alone.incumbent
@@ -102,7 +102,7 @@ def test_a_polish_that_overfits_is_left() -> None:
 def test_never_worse_than_the_gradient_on_both_splits(share: float, seed: int, offset: float) -> None:
     goal = np.maximum(toward(share) * np.exp(offset * np.linspace(0.0, 0.1, GEOMETRY.pairs)), 1.0)
     reply = splits({SEARCH: EASY, VALIDATION: goal})
-    alone, hybrid, _, _ = both(reply, descent=replace(DESCENT, seed=seed), polish=replace(POLISH, seed=seed))
+    alone, hybrid, _, _ = both(reply, descent=DESCENT.replace(seed=seed), polish=POLISH.replace(seed=seed))
     before, after = (mean_loss_of(reply, ran.best[0]) for ran in (alone, hybrid))
     assert after <= before
     assert hybrid.incumbent == (hybrid.best[0], after)
@@ -140,7 +140,7 @@ def test_it_polishes_what_the_last_stage_left() -> None:
         WindowStage(length=k * ORIGINAL, seeds={"yarn": yarn(GEOMETRY, k * ORIGINAL)}, samples=SAMPLES)
         for k in (2, 4, 8)
     ]
-    descent = replace(DESCENT, learn_attention_factor=True)
+    descent = DESCENT.replace(learn_attention_factor=True)
     alone, hybrid, said, start = both(Quadratic(attention_factor=1.3), *stages, descent=descent)
     polished = [request for request, _ in said[start:]]
     assert len(polished) == 1 + 60 + 4 + 1  # the start, six generations of 10, two windows on both splits, the result
@@ -159,7 +159,7 @@ def test_it_keeps_a_seed_that_nothing_improves() -> None:
         error = float(np.abs(np.log(request.window.factors) - np.log(seed)).max())
         return replace(Quadratic()(request), loss=error)
 
-    two = {"descent": replace(DESCENT, knots=2), "polish": replace(POLISH, knots=2)}
+    two = {"descent": DESCENT.replace(knots=2), "polish": POLISH.replace(knots=2)}
     _, hybrid, said, start = both(reply, replace(STAGE, seeds={"yarn": seed}), **two)
     assert said[start][0].window.factors == tuple(seed.tolist())
     assert hybrid.best == (Window(TARGET_LENGTH, tuple(seed.tolist()), 0, 1.1), 0.0)
@@ -182,8 +182,8 @@ def test_stopped_after_any_question_and_resumed(tmp_path: Path, broken: bool) ->
         return replace(result, loss=math.nan) if broken and kind == 0 and request.samples is None else result
 
     def make() -> Search:
-        descent = replace(DESCENT, steps=3, knots=3, learn_attention_factor=True)
-        polish = replace(POLISH, knots=3, evaluations=14)
+        descent = DESCENT.replace(steps=3, knots=3, learn_attention_factor=True)
+        polish = POLISH.replace(knots=3, evaluations=14)
         return partial(hybrid_search, stages=stages, geometry=GEOMETRY, settings=descent, polish=polish)
 
     check_stops_anywhere(tmp_path, make, reply)

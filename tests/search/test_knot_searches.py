@@ -63,7 +63,7 @@ def test_nothing_finite_at_all_is_an_error(make: Make, bad: float) -> None:
 
 @every_search
 def test_the_result_comes_with_its_loss_on_all_search_samples(make: Make) -> None:
-    """Where search and validation do not agree, and validation decides or not."""
+    """Search and validation do not agree, and validation decides or not."""
     middle = np.exp(0.6 * np.log(SEEDS["yarn"]) + 0.4 * Quadratic().goal)
 
     def reply(request: EvalRequest) -> EvalResult:
@@ -266,7 +266,7 @@ def test_progress_begins_anew_with_every_stage(tmp_path: Path) -> None:
         result = Quadratic()(request)
         return replace(result, loss=result.loss + request.window.max_length)
 
-    search = partial(gradient_search, stages=stages, geometry=GEOMETRY, settings=replace(SHORT, knots=6))
+    search = partial(gradient_search, stages=stages, geometry=GEOMETRY, settings=SHORT.replace(knots=6))
     told = progress_of(tmp_path, search, reply)
     lengths = [request.window.max_length for request, _, _ in told]
     first = next(

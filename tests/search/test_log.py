@@ -191,10 +191,7 @@ def test_a_missing_line_is_named(log_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "says"),
     [
-        (
-            '{"schema": "longrope.search/2"}',
-            "of schema longrope.search/1, found 'longrope.search/2'",
-        ),
+        ('{"schema": "longrope.search/2"}', "of schema longrope.search/1, found 'longrope.search/2'"),
         ('{"schema": 1}', "of schema longrope.search/1, found 1"),
         ("{}", "found None"),
         ("[1, 2]", "found None"),

@@ -151,7 +151,7 @@ def test_without_racing_it_asks_what_algorithm_1_asks(
 def test_racing_weighs_texts_by_their_scored_tokens(
     loaded: LoadedModel, scaled: ScaledModel, source: list[str], objective: str
 ) -> None:
-    """Scored text by text by the model, the first generation is told the losses over all texts."""
+    """Scored text by text by the model, the first generation gets the losses over all texts."""
     options = SearchConfig(objective=objective, population=3, iterations=0, samples=4)
     texts = prepare_texts(loaded, source, NEEDLE_LENGTH, options)
     key = ("search", NEEDLE_LENGTH)
@@ -209,7 +209,7 @@ def test_the_papers_budget(
 def test_the_count_of_questions_is_what_is_asked(
     planned: Callable[..., Planned], method: str, options: dict[str, Any]
 ) -> None:
-    """Where every result is better than the last, so that nothing ends early or is dropped."""
+    """Every result is better than the last, so that nothing ends early or is dropped."""
     made = planned(method=method, samples=2, **options)
     asked = complete(made.prepared.run, falling()).said
     for request, _ in asked:

@@ -21,7 +21,7 @@ ROWS = (SampleOrigin("book", "0" * 64, 0),) * 2
 
 
 def _norm(module, x):
-    """What the family's own norm does, which goes through float32 whatever the model's dtype, in float64."""
+    """The family's own norm in float64; its own code goes through float32 whatever the model's dtype."""
     name = type(module).__name__
     if name == "CohereLayerNorm":
         x = x - x.mean(-1, keepdim=True)

@@ -123,7 +123,7 @@ def test_none_is_dropped_until_k_are_known() -> None:
 
 
 def test_the_elite_follows_what_is_found() -> None:
-    """What was good enough at first is not when better ones are known."""
+    """A loss that was good enough at first is not when better ones are known."""
     good, bad = [[1.0, 1.1, 1.0], [1.1, 1.1, 1.2]], [[5.0, 5.1, 5.0], [5.2, 5.1, 5.3]]
     same = [5.1, 5.1, 5.1]
     _, asked = raced([*bad, same, *good, same], 2, 1, 2, 1, keep=2)

@@ -154,10 +154,7 @@ def test_what_an_evaluation_raises_is_raised_in_its_turn(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("deadly", "message"),
-    [
-        (False, "cannot be made: there is no such model"),
-        (True, "2 search workers in a row died while they loaded"),
-    ],
+    [(False, "cannot be made: there is no such model"), (True, "2 search workers in a row died while they loaded")],
 )
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_that_cannot_be_made(deadly: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +213,7 @@ print(found)
 
 @pytest.mark.slow
 def test_a_cluster_that_was_joined_lives_on(workers: RayEvaluator, ray_cluster: Any, tmp_path: Path) -> None:
-    """What Ray says of a dead worker does not go to standard output, where `--json` prints.
+    """Ray's messages about a dead worker do not go to standard output, where `--json` prints.
 
     A worker has the threads of its driver: neither the machine's, nor what Ray sets OMP_NUM_THREADS to.
     """

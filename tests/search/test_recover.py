@@ -98,7 +98,7 @@ def test_each_length_is_an_ordinary_search(recovered: tuple[RecoveryResult, Path
 
 
 def test_what_it_starts_from(extended: LoadedModel) -> None:
-    """The original RoPE, the carried factors (those for this length first), YaRN and NTK of small ratios."""
+    """The original RoPE, the checkpoint's factors (those for this length first), YaRN and NTK of small ratios."""
     seeds = [seed.tolist() for seed in evolution_seeds(extended, 2 * WINDOW)]
     trained, far = (list(window.factors) for window in carried_by(extended).windows)
     assert seeds[:3] == [[1.0] * 16, trained, far]
@@ -149,7 +149,7 @@ def test_the_outer_choice(
     original: float,
     expected: tuple[str, float],
 ) -> None:
-    """The factors found with the carried attention factor, the same with 1, or the original RoPE."""
+    """The factors found with the checkpoint's attention factor, the same with 1, or the original RoPE."""
 
     def loss(_: Any, window: Window, samples: object = None) -> float:
         if set(window.factors) == {1.0}:

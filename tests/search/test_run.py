@@ -126,7 +126,7 @@ def test_longrope2_end_to_end_and_resumed(run: Run, tmp_path: Path) -> None:
     factors = RopeScaling.load(whole / "scaling.json").windows[-1].factors
     assert factors == CriticalCandidate(best["critical_dim"], tuple(best["steps"])).factors
     assert json.loads((whole / "search.json").read_text())["critical_dim"] == found["critical_dim"]
-    # What plain perplexity would have chosen, asked when the search was over: not part of its cost.
+    # The choice of plain perplexity, evaluated when the search was over: not part of its cost.
     others = [line for line in lines_of(whole) if line.get("split") == "other"]
     dims = {row["critical_dim"] for row in rows}
     assert {row["critical_dim"] for row in others} == dims
@@ -136,10 +136,7 @@ def test_longrope2_end_to_end_and_resumed(run: Run, tmp_path: Path) -> None:
         own = min(one["loss"] for one in rows if one["critical_dim"] == dim)
         assert reported[dim] == {"critical_dim": dim, "needle": own, "perplexity": row["loss"]}
     least = min(others, key=lambda row: row["loss"])
-    assert found["critical_dims"]["chosen_by"] == {
-        "needle": found["critical_dim"],
-        "perplexity": least["critical_dim"],
-    }
+    assert found["critical_dims"]["chosen_by"] == {"needle": found["critical_dim"], "perplexity": least["critical_dim"]}
     lines = (whole / "search.jsonl").read_text().splitlines(keepends=True)
     # Header, baselines, candidates, the other objective's losses, and the two forms with the dimension found.
     assert len(lines) == 1 + 6 + 6 + len(dims) + 2
@@ -222,11 +219,7 @@ def test_racing_end_to_end_and_cut_off(run: Run, tmp_path: Path, method: str) ->
 
 @pytest.mark.parametrize(
     "more",
-    [
-        {"method": "longrope", "population": 4, "iterations": 0, "samples": 1},
-        GRADIENT | JUMP,
-        {"method": "cma", **CMA},
-    ],
+    [{"method": "longrope", "population": 4, "iterations": 0, "samples": 1}, GRADIENT | JUMP, {"method": "cma", **CMA}],
 )
 def test_every_method_reports_the_forms_with_a_given_dimension(run: Run, tmp_path: Path, more: dict[str, Any]) -> None:
     """And searches as it would without."""

@@ -145,10 +145,7 @@ def test_the_search_texts_of_a_seed_are_the_same_for_every_method(loaded: Loaded
     for objective in OBJECTIVES:
         found = {
             prepare_texts(
-                loaded,
-                source,
-                NEEDLE_LENGTH,
-                SearchConfig(objective=objective, samples=2, seed=3, **jump(method)),
+                loaded, source, NEEDLE_LENGTH, SearchConfig(objective=objective, samples=2, seed=3, **jump(method))
             )["search", NEEDLE_LENGTH].sha256
             for method in METHODS
         }

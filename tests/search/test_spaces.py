@@ -18,7 +18,7 @@ PAPER_SPACE = SearchSpace.for_ratio(64, 32.0, START_TOKENS)
 
 
 def inside(space: SearchSpace, candidate: Candidate) -> bool:
-    """Whether a candidate is a point of the space: length, bounds, order, n̂, and plain integers for JSON."""
+    """True if a candidate is a point of the space: length, bounds, order, n̂, and plain integers for JSON."""
     steps = candidate.steps
     return (
         len(steps) == space.pairs

@@ -69,7 +69,7 @@ def perplexity(
         stride: Tokens that a sliding window moves by; by default each text is scored once from its beginning.
         seed: Decides the samples.
         allow_seen: Accept texts that the search or training of the scaling has seen.
-        load: How to load a model given by name or folder.
+        load: The options of loading a model by name or folder.
 
     Raises LongRopeError for lengths that the scaling or the texts cannot give, and for texts that were seen.
     """

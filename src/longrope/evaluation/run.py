@@ -85,7 +85,7 @@ def evaluate(
         allow_seen: Measure on texts that a search or training has seen; the results say so.
         output: A new JSON file for the results. Finished tasks are kept in `NAME.cells.jsonl` beside it.
         resume: Go on with the finished tasks of an earlier run of the same evaluation, to the same results.
-        load: How to load a model given by name or folder.
+        load: The options of loading a model by name or folder.
         callbacks: Gets `on_eval_start` and `on_eval_step`.
 
     Raises LongRopeError, before anything is measured, for anything that cannot be measured as asked.

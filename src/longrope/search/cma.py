@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from cmaes import CMA
+from pydantic import Field
 
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
@@ -38,39 +38,24 @@ from longrope.search.gradient import (
     pick_best_seed,
 )
 from longrope.search.knots import KnotParametrisation, Vector, check_knots, phase_scale
+from longrope.settings import Settings
 
 _WORST = 1e300  # NaN and infinity, for CMA-ES: it subtracts losses, and infinity less infinity is NaN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CMASettings:
+class CMASettings(Settings):
     """At most `evaluations` candidates, in whole generations of 4 + ⌊3 ln K⌋ for K knots (None: every pair).
 
     `sigma`: the first step size, in units of u. `patience`: generations without a better candidate before it stops
     (None: never). `race_samples`: texts that choose the seed.
     """
 
-    evaluations: int = 256
-    sigma: float = 0.15
+    evaluations: int = Field(256, ge=1)
+    sigma: float = Field(0.15, gt=0.0, allow_inf_nan=False)
     knots: int | None = 12
-    race_samples: int = 2
-    patience: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("evaluations", 1), ("race_samples", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise LongRopeError(
-                    f"{name} must be at least {least}; found {getattr(self, name)}", code="invalid-setting"
-                )
-        if self.seed >= 2**32:
-            raise LongRopeError(f"CMA-ES takes seeds up to {2**32 - 1}; found {self.seed}", code="invalid-setting")
-        if not 0.0 < self.sigma < math.inf:
-            raise LongRopeError(f"the step size of CMA-ES must be positive; found {self.sigma}", code="invalid-setting")
-        if self.patience is not None and self.patience < 1:
-            raise LongRopeError(
-                f"patience must be at least 1 generation; found {self.patience}", code="invalid-setting"
-            )
+    race_samples: int = Field(2, ge=1)
+    patience: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     def knots_of(self, pairs: int) -> int:
         """K. Raises LongRopeError where the pairs have fewer, or the evaluations are less than a generation."""

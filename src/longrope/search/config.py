@@ -39,13 +39,13 @@ class SearchConfig(Settings):
     """The settings of a search for rescale factors. None stands for the method's own default."""
 
     method: Method = "longrope"
-    """How to search: `longrope` and `longrope2` are the papers' evolutions, `gradient` is many times cheaper, `hybrid`
-    polishes its result by CMA-ES, `cma` is CMA-ES alone."""
+    """The search method: `longrope` and `longrope2` are the papers' evolutions, `gradient` is many times cheaper,
+    `hybrid` polishes its result by CMA-ES, `cma` is CMA-ES alone."""
     objective: Objective | None = None
     """The loss to minimise: of all tokens (`perplexity`), or only of the answer about a hidden number (`needle`).
     Default: needle for longrope2, perplexity for the others."""
     needle_depth: NameOrNumber = "spread"
-    """Where needles are hidden: spread over the text, at its start, or at a share of it from 0 to 1."""
+    """The places of the needles: spread over the text, at its start, or at a share of it from 0 to 1."""
     samples: int | None = Field(None, ge=1)
     """Texts of exactly L' tokens that are scored. Default: 5 (3 beyond 512k tokens), 10 with needles."""
     seed: int = Field(0, ge=0)
@@ -97,7 +97,7 @@ class SearchConfig(Settings):
         "knots": (*GRADIENT, "cma"),
         "evaluations": ("hybrid", "cma"),
     }
-    """The methods that a setting means something to: with the others it has to keep its default."""
+    """Setting -> the methods that use it; with any other method it must keep its default."""
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:
@@ -128,7 +128,7 @@ class SearchConfig(Settings):
 
     @property
     def by_gradient(self) -> bool:
-        """Whether the method goes through stages and validates."""
+        """True if the method goes through stages and validates."""
         return self.method in GRADIENT
 
 

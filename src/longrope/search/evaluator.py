@@ -39,7 +39,7 @@ class EvalRequest:
 
     @property
     def key(self) -> tuple[Window, str, tuple[int, ...] | None, bool]:
-        """What the result depends on: requests with the same key are computed once."""
+        """The fields that decide the result: requests with the same key are computed once."""
         return self.window, self.split, self.samples, self.gradient
 
 
@@ -210,7 +210,7 @@ class LoggedEvaluator:
             self._callbacks = None
 
     def report_best(self, window: Window, loss: float) -> None:
-        """The `OnBest` of the search method: the loss that callbacks are told from now on."""
+        """The `OnBest` of the search method: `loss` is reported to callbacks from now on."""
         self._best_loss = loss
 
     def finish(self) -> None:

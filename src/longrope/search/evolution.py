@@ -10,54 +10,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.random import Generator
+from pydantic import Field, model_validator
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import EvalRequest, Evaluate, OnBest, SearchOutcome, ignore
 from longrope.search.racing import Racing
+from longrope.settings import Settings
 
 _TRIES = 100  # attempts at a candidate that has not been evaluated before
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvolutionSettings:
+class EvolutionSettings(Settings):
     """Algorithm 1's settings; the defaults are the paper's (64 + 40·32 = 1,344 evaluations).
 
     `patience` stops after that many iterations without a better candidate (None: never).
     """
 
-    population: int = 64  # P
-    mutations: int = 16  # N₁
-    crossovers: int = 16  # N₂
-    probability: float = 0.3  # p
-    iterations: int = 40  # T
-    top_k: int = 32  # k
-    patience: int | None = None
-    seed: int = 0
+    population: int = Field(64, ge=1)  # P
+    mutations: int = Field(16, ge=0)  # N₁
+    crossovers: int = Field(16, ge=0)  # N₂
+    probability: float = Field(0.3, gt=0.0, le=1.0)  # p
+    iterations: int = Field(40, ge=0)  # T
+    top_k: int = Field(32, ge=1)  # k
+    patience: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
 
-    def __post_init__(self) -> None:
-        for name, least in (("population", 1), ("iterations", 0), ("top_k", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise LongRopeError(
-                    f"{name} must be at least {least}; found {getattr(self, name)}", code="invalid-setting"
-                )
-        if self.mutations < 0 or self.crossovers < 0 or self.mutations + self.crossovers < 1:
-            raise LongRopeError(
-                f"an iteration needs children; found {self.mutations} mutations, {self.crossovers} crossovers",
-                code="invalid-setting",
-            )
-        if not 0.0 < self.probability <= 1.0:
-            raise LongRopeError(
-                f"the mutation probability must be in (0, 1]; found {self.probability}", code="invalid-setting"
-            )
-        if self.patience is not None and self.patience < 1:
-            raise LongRopeError(f"patience must be at least 1 iteration; found {self.patience}", code="invalid-setting")
+    @model_validator(mode="after")
+    def _children(self) -> Self:
+        if self.mutations + self.crossovers < 1:
+            raise LongRopeError("an iteration needs mutations or crossovers; found none", code="invalid-setting")
+        return self
 
     @classmethod
     def for_population(
@@ -83,7 +71,7 @@ class EvolutionSettings:
 
     @property
     def evaluations(self) -> int:
-        """How many candidates a search without patience evaluates."""
+        """The number of candidates that a search without patience evaluates."""
         return self.population + self.iterations * (self.mutations + self.crossovers)
 
 
@@ -91,7 +79,7 @@ _C = TypeVar("_C", bound=Hashable)
 
 
 class Space(Protocol[_C]):
-    """Where candidates come from: mutations and crossovers that stay inside the space."""
+    """A set of candidates: mutations and crossovers stay inside it."""
 
     def mutate(self, parent: _C, probability: float, rng: Generator) -> _C: ...
 
@@ -137,7 +125,7 @@ class Evolution(Generic[_C]):
         self._asked: list[_C] | None = None
         self._exhausted = False
         self._stale = 0
-        self.iteration = 0  # generations told; the first is P₀
+        self.iteration = 0  # generations with losses; the first is P₀
 
     @property
     def done(self) -> bool:
@@ -147,12 +135,12 @@ class Evolution(Generic[_C]):
 
     @property
     def ranked(self) -> list[tuple[_C, float]]:
-        """All candidates told with a finite loss, best first."""
+        """All candidates with a finite loss, best first."""
         return [(candidate, loss) for loss, _, candidate in self._ranked if math.isfinite(loss)]
 
     @property
     def incumbent(self) -> tuple[_C, float] | None:
-        """The best candidate told so far and its loss; None while none had a finite loss."""
+        """The best candidate so far and its loss; None while none had a finite loss."""
         return next(iter(self.ranked), None)
 
     def ask(self) -> list[_C]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
+from pydantic import Field
 
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
@@ -37,6 +38,7 @@ from longrope.search.evaluator import (
     rank,
 )
 from longrope.search.knots import KnotParametrisation, Vector, check_knots, phase_scale, project
+from longrope.settings import Settings
 
 _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
 _ATTENTION_SCALE = 0.2
@@ -67,8 +69,7 @@ class WindowStage:
     samples: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GradientSettings:
+class GradientSettings(Settings):
     """`steps` gradient steps per stage, each on one sample; `learning_rate`, in units of u, falls by a cosine to a
     tenth.
 
@@ -78,25 +79,14 @@ class GradientSettings:
     a parameter too.
     """
 
-    steps: int = 30
-    learning_rate: float = 0.1
+    steps: int = Field(30, ge=1)
+    learning_rate: float = Field(0.1, gt=0.0, allow_inf_nan=False)
     knots: int | None = None
-    race_samples: int = 2
-    validate_every: int = 15
-    patience: int = 3
+    race_samples: int = Field(2, ge=1)
+    validate_every: int = Field(15, ge=1)
+    patience: int = Field(3, ge=1)
     learn_attention_factor: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "race_samples", "validate_every", "patience"):
-            if getattr(self, name) < 1:
-                raise LongRopeError(f"{name} must be at least 1; found {getattr(self, name)}", code="invalid-setting")
-        if not 0.0 < self.learning_rate < math.inf:
-            raise LongRopeError(
-                f"the learning rate must be positive; found {self.learning_rate}", code="invalid-setting"
-            )
-        if self.seed < 0:
-            raise LongRopeError(f"the seed must be 0 or more; found {self.seed}", code="invalid-setting")
+    seed: int = Field(0, ge=0)
 
     def knots_of(self, pairs: int) -> int:
         """K. Raises LongRopeError for a number of knots that the pairs do not have."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longrope.checks import shown
 from longrope.errors import LongRopeError
 from longrope.storage import ANOTHER_FOLDER, LineLog, json_number, nothing_to_resume
 
@@ -63,7 +64,7 @@ class SearchLog(LineLog):
             key = differing[0]
             raise LongRopeError(
                 f"{self.path} is the log of another search: {', '.join(differing)} differ "
-                f"(log: {key} = {_short(found.get(key))}, now: {_short(header[key])})",
+                f"(log: {key} = {shown(found.get(key))}, now: {shown(header[key])})",
                 code="other-run",
                 hint="use the same settings or another `output_dir`",
             )
@@ -120,8 +121,3 @@ def read_log(path: Path, content: bytes | None = None) -> tuple[dict[str, Any], 
 
 def _damaged(path: Path, line: int, expected: str) -> LongRopeError:
     return LongRopeError(f"{path} is damaged in line {line}: expected {expected}", code="damaged-file")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""From a configuration to a search method that is ready to run, with its settings, seeds and bounds."""
+"""Builds a search method from a configuration: ready to run, with its settings, seeds and bounds."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _evolution_settings(task: _Task) -> EvolutionSettings:
 def _evolution(
     task: _Task, optimizer: Evolution[Any], settings: EvolutionSettings, described: dict[str, Any]
 ) -> _Built:
-    described = {"evolution": asdict(settings), **described}
+    described = {"evolution": settings.model_dump(), **described}
 
     def to_window(candidate: Candidate | CriticalCandidate) -> Window:
         return candidate.window(task.target_length, task.attention_factor)
@@ -208,7 +208,7 @@ def _bounds(task: _Task) -> Bounds:
 
 
 def _choices(bounds: Bounds) -> int:
-    """How many n̂ a result is tried with: none where there is no choice."""
+    """The number of n̂ that a result is tried with: 0 where there is no choice."""
     return len(bounds.start_tokens) if len(bounds.start_tokens) > 1 else 0
 
 
@@ -262,14 +262,14 @@ def _gradient_requests(stages: list[WindowStage], settings: GradientSettings, bo
 
 
 def _out_of_order(stage: WindowStage) -> bool:
-    """Whether a seed may have to be evaluated as it is, too, because no search could return it."""
+    """True if some seed may have to be evaluated unprojected, too, because no search could return it."""
     return any(not np.array_equal(project(factors), factors) for factors in stage.seeds.values())
 
 
 def _described(stages: list[WindowStage], bounds: Bounds, **settings: GradientSettings | CMASettings) -> dict[str, Any]:
     return {
         **({} if bounds == Bounds() else {"bounds": asdict(bounds)}),
-        **{name: asdict(value) for name, value in settings.items()},
+        **{name: value.model_dump() for name, value in settings.items()},
         "stages": [{"length": stage.length, "seeds": list(stage.seeds)} for stage in stages],
     }
 

@@ -25,19 +25,21 @@ from longrope.models.scoring import token_nll
 from longrope.rope.scaling import Window
 
 
+@dataclass(frozen=True)
 class SampledObjective(ABC):
-    """The mean loss, in nats per scored token, of rows of tokens under a window: Σ NLL / Σ tokens."""
+    """The mean loss, in nats per scored token, of `samples` under a window: Σ NLL / Σ tokens."""
 
     scaled: ScaledModel
+    samples: Samples
 
     @property
-    @abstractmethod
     def ids(self) -> Tensor:
         """int64 (N, T)."""
+        return self.samples.ids
 
     @abstractmethod
     def scored(self, row: int) -> int:
-        """How many tokens at the end of `row` are scored, at most T − 1."""
+        """The number of tokens at the end of `row` that are scored, at most T − 1."""
 
     @property
     def count(self) -> int:
@@ -57,14 +59,7 @@ class SampledObjective(ABC):
 
     def loss(self, window: Window, rows: Sequence[int] | None = None) -> float:
         """The mean loss of `rows` (default: all); NaN where the model's own numbers are. Sums are taken in float64."""
-        model = self.scaled.model
-        model.eval()
-        with self.scaled.using(window), torch.inference_mode():
-            sums = [
-                float(token_nll(model, self._row(row), start=self._start(row))[0].sum(dtype=torch.float64))
-                for row in self._rows(rows)
-            ]
-        return sum(sums) / self._tokens(rows)
+        return sum(float(nll.sum(dtype=torch.float64)) for nll in self.nlls(window, rows)) / self._tokens(rows)
 
     def loss_and_gradient(self, window: Window, rows: Sequence[int] | None = None) -> tuple[float, tuple[float, ...]]:
         """`loss`, and its derivatives by λ_0 … λ_{D−1} and the attention factor (D + 1 numbers).
@@ -125,12 +120,7 @@ class NeedleObjective(SampledObjective):
     Only the answers' logits are made: the head runs on as many positions at the end of a row as its answer has tokens.
     """
 
-    scaled: ScaledModel
     samples: NeedleSamples
-
-    @property
-    def ids(self) -> Tensor:
-        return self.samples.ids
 
     def scored(self, row: int) -> int:
         return self.samples.answer_tokens[row]
@@ -139,13 +129,6 @@ class NeedleObjective(SampledObjective):
 @dataclass(frozen=True)
 class PerplexityObjective(SampledObjective):
     """Mean negative log-likelihood, in nats per token, of `samples` (N, T). Its exponential is the perplexity."""
-
-    scaled: ScaledModel
-    samples: Samples
-
-    @property
-    def ids(self) -> Tensor:
-        return self.samples.ids
 
     def scored(self, row: int) -> int:
         return self.samples.length - 1

@@ -2,7 +2,7 @@
 
 All candidates share their texts, so a candidate is compared with the k-th best one on the very texts that both were
 scored on: paired differences vary far less than losses. Algorithm 1 scores every candidate on every text; it runs
-unchanged on top of this, and is told that a dropped candidate is infinitely bad. Beyond the papers.
+unchanged on top of this, with an infinite loss for a dropped candidate. Beyond the papers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from longrope.search.evaluator import EvalRequest, Evaluate
 from longrope.search.knots import Vector
 
 DEVIATIONS = 2.0
-"""How far behind the k-th best, in standard deviations, a candidate is dropped: by chance, 1 in 44 of its equals."""
+"""The distance behind the k-th best, in standard deviations, that drops a candidate: by chance, 1 in 44 of equals."""
 
 
 class Racing:
@@ -47,7 +47,8 @@ class Racing:
             if not racing:
                 break
         whole = [np.asarray(losses[place]) for place in racing]
-        self._elite = sorted([*self._elite, *filter(_finite, whole)], key=self._mean)[: self._known]
+        finite = [own for own in whole if np.isfinite(own).all()]
+        self._elite = sorted([*self._elite, *finite], key=self._mean)[: self._known]
         means = dict(zip(racing, map(self._mean, whole), strict=True))
         return [means.get(place, math.inf) for place in range(len(requests))]
 
@@ -56,7 +57,7 @@ class Racing:
         return float(losses @ self._weights)
 
     def _behind(self, losses: Sequence[float]) -> float:
-        """How far a candidate lies behind the k-th best on the texts that it was scored on."""
+        """The mean difference from the k-th best on the texts that a candidate was scored on."""
         weights = self._weights[: len(losses)]
         differences = np.asarray(losses) - self._elite[self._keep - 1][: len(losses)]
         behind = float(differences @ weights / weights.sum())
@@ -77,7 +78,3 @@ class Racing:
 
 def _on_one_text(request: EvalRequest, text: int) -> EvalRequest:
     return replace(request, row=request.row | {"samples": [text]}, samples=(text,))
-
-
-def _finite(losses: Vector) -> bool:
-    return bool(np.isfinite(losses).all())

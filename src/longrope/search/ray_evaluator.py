@@ -1,13 +1,13 @@
 """Evaluations by many processes: one model replica per Ray actor, on one machine or on a cluster.
 
 Results come in the order of the requests, each computed whole by one worker, so the number of workers changes no bit of
-a search. A worker that dies is replaced, and its request is sent again. A recipe travels, never a live model: each
+a search. A worker that dies is replaced, and its request is sent again. Workers get a recipe, never a live model: each
 worker loads the checkpoint itself and proves that it is the same model on the same kind of machine.
 
-Why not `ray.util.ActorPool` with `max_restarts` and `max_task_retries` (Ray 2.60): its ordered results hand out a new
-request only when the next result in order is taken, so that workers idle behind a slow one; restarts are either counted
-over the whole search, or a worker that dies while it loads its model is restarted for ever; and a request whose machine
-is lost waits for another machine, where here an idle worker takes it (docs/experiments.md).
+`ray.util.ActorPool` with `max_restarts` and `max_task_retries` (Ray 2.60) does not fit: its ordered results hand out a
+new request only when the next result in order is taken, so that workers idle behind a slow one; restarts are either
+counted over the whole search, or a worker that dies while it loads its model is restarted for ever; and a request whose
+machine is lost waits for another machine, where here an idle worker takes it (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class RayEvaluator:
             yield outcome
 
     def _checked_workers(self) -> int:
-        """How many workers to start. Raises LongRopeError where the cluster cannot hold them."""
+        """The number of workers to start. Raises LongRopeError where the cluster cannot hold them."""
         room = sum(
             min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in self._needs.items())
             for node in self._ray.nodes()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,10 +175,10 @@ def search(
         header = identity(prepared, loaded, texts, target_length, config)
         header |= {"model_fingerprint": fingerprint(loaded.model), "numerics": numerics(loaded)}
         serial = SerialEvaluator(objectives)
-        with (
-            _evaluator(loaded, texts, serial, workers, ray_address) as evaluate_each,
-            _log(output_dir, header | {"record": record()}, resume) as log,
-        ):
+        computing: AbstractContextManager[EvaluateEach] = nullcontext(serial)
+        if workers is not None or ray_address is not None:
+            computing = ray_evaluator(loaded, texts, workers=workers, address=ray_address)
+        with computing as evaluate_each, _log(output_dir, header | {"record": record()}, resume) as log:
             evaluate = LoggedEvaluator(evaluate_each, log)
             windows = baselines(loaded, target_length)
             losses = _losses(evaluate, windows)
@@ -235,18 +235,6 @@ def _saved(
     return replace(result, scaling=scaling)
 
 
-@contextmanager
-def _evaluator(
-    loaded: LoadedModel, texts: Texts, serial: SerialEvaluator, workers: int | None, ray_address: str | None
-) -> Iterator[EvaluateEach]:
-    """This process computes, or Ray workers where any are asked for."""
-    if workers is None and ray_address is None:
-        yield serial
-        return
-    with ray_evaluator(loaded, texts, workers=workers, address=ray_address) as evaluator:
-        yield evaluator
-
-
 def _log(output_dir: Path, header: dict[str, Any], resume: bool) -> SearchLog:
     """The log to go on with, or that of a new run, in a new folder."""
     if resume:
@@ -297,9 +285,8 @@ def _scaling(loaded: LoadedModel, best: Window) -> RopeScaling:
         return RopeScaling.extended(
             loaded.geometry, best.max_length, best.factors, best.start_tokens, best.attention_factor
         )
-    return replace(loaded.checkpoint_scaling, provenance={"carried": loaded.checkpoint_scaling.provenance}).with_window(
-        best
-    )
+    provenance = {"carried": loaded.checkpoint_scaling.provenance}
+    return replace(loaded.checkpoint_scaling, provenance=provenance).with_window(best)
 
 
 def _losses(evaluate: LoggedEvaluator, windows: dict[str, Window]) -> dict[str, float]:

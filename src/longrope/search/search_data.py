@@ -22,8 +22,7 @@ from longrope.units import doubling_lengths
 FAR = 512 * 1024  # tokens; the paper halves its budget beyond
 VALIDATION_SAMPLES = 3
 
-AnySamples = Samples | NeedleSamples
-Texts = dict[tuple[str, int], AnySamples]
+Texts = dict[tuple[str, int], Samples]
 
 
 def prepare_texts(
@@ -47,7 +46,7 @@ def prepare_texts(
 
 
 def samples_of(config: SearchConfig, objective: str, target_length: int) -> int:
-    """How many texts of `objective` are scored."""
+    """The number of texts of `objective` that are scored."""
     default = 10 if objective == "needle" else 3 if target_length > FAR else 5
     return default if config.samples is None else config.samples
 
@@ -60,7 +59,7 @@ class _Drawing:
     documents: Sequence[TokenizedDocument]
     config: SearchConfig
 
-    def samples(self, objective: str, length: int) -> AnySamples:
+    def samples(self, objective: str, length: int) -> Samples:
         """The search texts of `objective`."""
         count = samples_of(self.config, objective, length)
         return (self.needles if objective == "needle" else self.plain)(length, count, self.config.seed)
@@ -132,7 +131,9 @@ def stage_lengths(context_length: int, target_length: int, continuation: bool) -
 def objectives_over(scaled: ScaledModel, texts: Texts) -> dict[tuple[str, int], SampledObjective]:
     """The objective of every split and length."""
     return {
-        key: (NeedleObjective if isinstance(samples, NeedleSamples) else PerplexityObjective)(scaled, samples)  # type: ignore[arg-type]
+        key: NeedleObjective(scaled, samples)
+        if isinstance(samples, NeedleSamples)
+        else PerplexityObjective(scaled, samples)
         for key, samples in texts.items()
     }
 

@@ -44,12 +44,7 @@ class Candidate:
         return {"steps": list(self.steps), "start_tokens": self.start_tokens}
 
     def window(self, max_length: int, attention_factor: float) -> Window:
-        return Window(
-            max_length=max_length,
-            factors=self.factors,
-            start_tokens=self.start_tokens,
-            attention_factor=attention_factor,
-        )
+        return Window(max_length, self.factors, self.start_tokens, attention_factor)
 
 
 def redraw(steps: Steps, lowest: int, highest: int, probability: float, rng: Generator) -> Steps:
@@ -114,11 +109,7 @@ class SearchSpace:
         return Candidate(tuple(steps.tolist()), n_hat)
 
     def mutate(self, parent: Candidate, probability: float, rng: Generator) -> Candidate:
-        """Redraw each gene with `probability`, uniformly among the values that keep λ monotone.
-
-        A run of neighbouring genes that are redrawn together gets sorted uniform draws between the nearest genes that
-        stay: but for ties, a uniform draw from the monotone vectors that agree with the parent elsewhere.
-        """
+        """Redraw each gene with `probability`, as `redraw` does, and n̂ where there is a choice."""
         steps = redraw(np.array(parent.steps, dtype=np.int64), STEPS, self.upper_steps, probability, rng)
         n_hat = parent.start_tokens
         if len(self.start_tokens) > 1 and rng.random() < probability:
