@@ -170,7 +170,7 @@ def test_the_plan_of_the_standalone_model_agrees() -> None:
 class LiveBytes(TorchDispatchMode):
     """Counts the storages that live, from `there` on; every result of an operation joins. `peak` is in bytes.
 
-    What a kernel takes inside itself is not seen.
+    Memory that a kernel takes inside itself is not seen.
     """
 
     def __init__(self, there: Iterable[Tensor]) -> None:

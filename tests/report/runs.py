@@ -23,7 +23,7 @@ TARGET = 2048
 LENGTHS = (256, 512, 1024, 2048)
 METHODS = ("original", "none", "pi", "yarn", "scaling.json")
 RECORD = {"versions": {"python": "3.11.7", "longrope": "0.1.0"}, "machine": "x86_64", "command": "longrope test"}
-# How far each method carries, in tokens: what is measured follows from it.
+# Tokens up to which each method works; the made-up measurements follow from them.
 _REACH = {"original": 256, "none": 300, "pi": 900, "yarn": 1500, "scaling.json": 2600}
 
 

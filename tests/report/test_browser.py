@@ -16,7 +16,7 @@ from longrope.report.styles import TONES
 PHONE, DESKTOP, PAPER = 390, 1200, 794
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 SIZES = "[...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect()).map(r => [r.width, r.height])"
-# What is wider than the page may only be inside what scrolls by itself.
+# Elements wider than the page may only be inside elements that scroll by themselves.
 OVERFLOW = """[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll') && !e.closest('svg')
   && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
 SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll('figure svg text')].map(

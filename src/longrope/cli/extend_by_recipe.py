@@ -10,7 +10,7 @@ from longrope.cli.tables.costs import show_recipe_costs
 from longrope.cli.tables.runs import show_recipe
 from longrope.models.config import LoadOptions
 
-INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from there"
+INTERRUPTED = "interrupted; finished stages are kept, and the same command goes on from there"
 
 
 def run(

@@ -16,7 +16,7 @@ def command(
     /,
     *,
     scaling: Annotated[Path | None, option("The scaling that was exported, where FOLDER has no scaling.json.")] = None,
-    to: Annotated[str | None, option("How it was exported, where config.json does not say it any more.")] = None,
+    to: Annotated[str | None, option("The form of the export, where config.json does not say it any more.")] = None,
     fold_attention_factor: Annotated[bool, option("It was exported with --fold-attention-factor.")] = False,
     as_json: Json = False,
 ) -> None:

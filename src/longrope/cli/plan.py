@@ -1,4 +1,4 @@
-"""`longrope plan MODEL --target-length N --gpu h100 --gpus 8`: what it will cost, from the config alone."""
+"""`longrope plan MODEL --target-length N --gpu h100 --gpus 8`: its costs, from the config alone."""
 
 from __future__ import annotations
 

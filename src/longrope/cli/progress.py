@@ -101,7 +101,7 @@ class Display(Callbacks):
     def _restart(self, what: str, total: int | None, completed: int = 0) -> None:
         self._bar.reset(self._task, description=what, total=total, completed=completed, note="")
 
-    # How to go on after Ctrl-C.
+    # Messages after Ctrl-C.
 
     def after_search(self, out: Path) -> str:
         """The message after an interrupted search into the folder `out`."""
@@ -151,7 +151,7 @@ class Scalars(Callbacks):
 
 @contextmanager
 def scalars_in(log_dir: Path | None) -> Iterator[Scalars]:
-    """Scalars into `log_dir`; nothing is written where that is None. What was written stays when a run is stopped."""
+    """Scalars into `log_dir`; nothing is written where that is None. Written scalars stay when a run is stopped."""
     if log_dir is None:
         yield Scalars()
         return
@@ -175,7 +175,7 @@ def progress(
 ) -> Iterator[Display]:
     """Callbacks that show a job on standard error; no bar where that is not a terminal.
 
-    On Ctrl-C, `interrupted` says what is left behind and how to go on.
+    On Ctrl-C, the message of `interrupted` is printed: the files left behind and the command to go on.
     """
     shown = messages.is_terminal and not messages.quiet
     with Progress(*COLUMNS, console=messages, transient=True, disable=not shown) as bar:

@@ -1,4 +1,4 @@
-"""`longrope report RUN… -o report.html`: one self-contained page of what was done and how well it works."""
+"""`longrope report RUN… -o report.html`: one self-contained page of runs and their measurements."""
 
 from __future__ import annotations
 

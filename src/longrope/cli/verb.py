@@ -34,7 +34,7 @@ Quiet = Annotated[bool, Parameter(name=("--quiet", "-q"), group=OUTPUT, help="No
 class Options:
     """Turns the settings of a configuration into the options of one group of the help.
 
-    `of`: the configuration, where the verb's parameter is a dict: the verb then receives what was given, as text.
+    `of`: the configuration, where the verb's parameter is a dict: the verb then receives the given settings, as text.
     `only`, `without`: the settings that become options. `names`: options that are not called like their setting.
     `defaults`: defaults of this verb that differ, `helps`: help that differs. `switches`: bools given as on or off.
     """
@@ -121,7 +121,7 @@ def verb(function: Callable[..., int | None]) -> Callable[..., int | None]:
                 named[name] = make()
         return function(*values, **named)
 
-    del command.__wrapped__  # cyclopts reads what is set here
+    del command.__wrapped__  # cyclopts reads the annotations and the signature set here
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command

@@ -155,8 +155,8 @@ def training_bytes(
 ) -> Bytes:
     """The bytes of a training step: AdamW with float32 states sharded over `gpus` (FSDP2), computed in bfloat16.
 
-    16 bytes for each weight over the GPUs; what is gathered for computing: two layers (one at work, one on its way),
-    their gradients, and what is outside the layers. Every layer keeps its input (two with `offload`); the layer
+    16 bytes for each weight over the GPUs; gathered for computing: two layers (one at work, one on its way), their
+    gradients, and the weights outside the layers. Every layer keeps its input (two with `offload`); the layer
     computed again holds a·T·(5H + q + k + v + o + 2M), gradients included, and 8·T·H where norms are taken in float32;
     logits come in pieces, 12 bytes for each number. `context_parallel` devices share the T tokens of a row.
     """

@@ -80,7 +80,7 @@ class CostRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CostPlan:
-    """The cost of extending a model to `target_length` tokens on `devices`, and what was assumed."""
+    """The cost of extending a model to `target_length` tokens on `devices`, and the assumptions."""
 
     model: str
     original_length: int

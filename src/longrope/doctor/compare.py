@@ -16,7 +16,7 @@ from longrope.rope.scaling import Window
 
 Verdict = Literal["exact", "partly", "differs", "dropped", "refused", "unknown"]
 FAILURES: tuple[Verdict, ...] = ("differs", "dropped", "refused")
-"""Verdicts by which a runtime drops or changes the scaling. `partly` is not among them: what it applies is exact."""
+"""Verdicts by which a runtime drops or changes the scaling. `partly` is not among them: its windows are exact."""
 
 _SHOWN_AT_LENGTH = ("length", "window", "as_expected", "factor_error", "attention_factor", "expected_attention_factor")
 _TOLERANCE = 1e-5  # relative; float32 factors of a GGUF file are off by up to 6e-8

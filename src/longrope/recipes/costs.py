@@ -74,7 +74,7 @@ def measure_rates(loaded: LoadedModel) -> Rates:
         return Rates(matrices, matrices)
     flops = forward_flops(shape, long)
     left = _timed(loaded, long) - flops.matrices / matrices
-    if left <= 0:  # larger matrices run faster: what is left says nothing of attention
+    if left <= 0:  # larger matrices run faster: the rest says nothing of attention
         together = flops.total / (left + flops.matrices / matrices)
         return Rates(together, together)
     return Rates(matrices, flops.attention / left)
@@ -97,7 +97,7 @@ def _cost(loaded: LoadedModel, shape: ModelShape, place: int, step: Step, rates:
 
 
 def _work(loaded: LoadedModel, shape: ModelShape, step: Step) -> tuple[int, Flops, str]:
-    """Tokens and FLOPs of a step, and what they are spent on."""
+    """Tokens and FLOPs of a step, and their purpose."""
     stage = step.stage
     if isinstance(stage, SearchStage):
         return _searches(as_if_trained(loaded, step.starts_at), shape, [stage.target], stage.settings)

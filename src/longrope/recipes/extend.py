@@ -80,7 +80,7 @@ def extend(
     """Extend `loaded` to `target_length` tokens without training, and prove it; everything goes to `output_dir`.
 
     `target_length`: by default 8 L. `lengths` are those of the comparison (default: L, 2L, … L'). `resume` goes on
-    where a run of the same command was stopped. Raises LongRopeError for what the user can mend.
+    where a run of the same command was stopped. Raises LongRopeError for faults that the user can mend.
     """
     callbacks, config = callbacks or Callbacks(), config or SearchConfig()
     original = loaded.geometry.original_length

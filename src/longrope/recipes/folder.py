@@ -1,6 +1,6 @@
 """The folder of a recipe's run: its identity, its finished stages, and the lock of the process that works in it.
 
-`recipe.json` says what the run is, `.lock` is locked while a process works. A stage is known here by its `stage.json`
+`recipe.json` identifies the run, `.lock` is locked while a process works. A stage is known here by its `stage.json`
 alone, which is written last.
 """
 
@@ -27,7 +27,7 @@ from longrope.storage import FolderLock, check_output_folder, json_ready, read_j
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run at `path`. `identity`: what it begins with. `stages`: folder -> everything that decides its result.
+    """A run at `path`. `identity`: its model, device and versions. `stages`: folder -> all that decides its result.
 
     Both are plain JSON.
     """
@@ -129,7 +129,7 @@ class RunFolder:
         return found
 
     def _changed(self, found: dict[str, Any]) -> Iterator[str]:
-        """The stages of the folder that are no longer what they were, or not there."""
+        """The stages of the folder that have changed, or are no longer in the recipe."""
         for folder, stage in found["stages"].items():
             wanted = self.stages.get(folder)
             if wanted is None or not _same(stage, wanted):

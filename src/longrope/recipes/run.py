@@ -51,8 +51,8 @@ def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, callbacks: Callba
     """Run `recipe` on `loaded`, the model it begins with, into the folder `out`, or go on with the same run there.
 
     The model is opened again for every stage, in its `dtype` and otherwise as `loaded` was; `loaded` itself leaves a
-    GPU to them. Raises LongRopeError for what the user can mend: for an order of stages that cannot be, for texts,
-    memory and the folder before any work is done.
+    GPU to them. Raises LongRopeError, before any work is done, for an order of stages that cannot be, for texts, memory
+    and the folder.
     """
     planned = steps(recipe, loaded.geometry.original_length, loaded.context_length)
     folder = RunFolder.of(out, loaded, recipe, planned)

@@ -34,7 +34,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class ExtensionRecord:
-    """The summary that `extend` wrote at its end: the proofs of its checkpoint, and what the export lost."""
+    """The summary that `extend` wrote at its end: the proofs of its checkpoint, and the losses of the export."""
 
     proofs: tuple[Proof, ...]
     losses: tuple[str, ...]

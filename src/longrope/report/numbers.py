@@ -1,6 +1,6 @@
 """Numbers as a person reads them: a value with its error to the digits that mean something, token counts, intervals.
 
-Strings only; `tables.py` and `summary.py` say what the numbers mean.
+Strings only; `tables.py` and `summary.py` give the numbers their meaning.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Drawing:
     def inline(self, name: str, title: str) -> str:
         """The figure as an `<svg>` element for a page that gives TONES as CSS variables.
 
-        Every id begins with `name`, so that several figures live in one page; `title` is what a screen reader says.
+        Every id begins with `name`, so that several figures live in one page; `title` is for screen readers.
         """
         ET.register_namespace("", _SVG)
         ET.register_namespace("xlink", _XLINK)

@@ -1,4 +1,4 @@
-"""The numbers behind every figure, as tables of finished cells. Captions say what was measured, and how."""
+"""The numbers behind every figure, as tables of finished cells. Captions name the measurement and its unit."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def effective_lengths(rows: Sequence[EvalRow], shown: Shown) -> Table:
 
 
 def retention(rows: Sequence[EvalRow], shown: Shown) -> Table:
-    """A line per measure, a column per method, and what is kept of the original model's value."""
+    """A line per measure, a column per method, and the change against the original model."""
     measures = list(dict.fromkeys((str(row.detail.get("task", "")), row.metric, row.length) for row in rows))
     values = {(row.scaling, str(row.detail.get("task", "")), row.metric, row.length): row for row in rows}
     present = _among(rows, shown)

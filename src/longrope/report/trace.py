@@ -30,8 +30,8 @@ class Point:
 class Trace:
     """A search log. `series` maps (split, window length) to the evaluations on all texts of it, in order.
 
-    Losses of different splits or lengths do not compare. `result` is the loss on the search texts of what the search
-    chose, which need not be its lowest: some methods choose on validation texts. `counted` is False where the number of
+    Losses of different splits or lengths do not compare. `result` is the loss of the chosen candidate on the search
+    texts, which need not be the lowest: some methods choose on validation texts. `counted` is False where the number of
     texts is not recorded; `token_passes` are then 0 throughout.
     """
 
@@ -74,7 +74,7 @@ class Trace:
 
 
 def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
-    """The log at `path`, with what the `provenance` of the scaling it led to says of its texts and its result.
+    """The log at `path`; the number of its texts and its result come from the `provenance` of the scaling it led to.
 
     Raises LongRopeError when the log is missing or damaged.
     """

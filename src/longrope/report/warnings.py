@@ -127,7 +127,7 @@ def _not_measured(run: Run) -> list[str]:
     for longest, suites in _reached(run).items():
         items.append(f"Beyond {count(longest)} tokens: {listed(suites)}.")
     if run.scaling is not None and run.extension is None:
-        items.append("Whether an exported checkpoint gives the same logits.")
+        items.append("The logits of an exported checkpoint.")
     return items
 
 

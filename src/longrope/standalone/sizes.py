@@ -1,4 +1,4 @@
-"""The sizes of a LongRoPEModel, and what a forward costs before it is run. Pure arithmetic."""
+"""The sizes of a LongRoPEModel, and the cost of a forward before it is run. Pure arithmetic."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def finetune(
     trained and no others (LongRoPE2, §3.3). Every process of a distributed run calls this alike.
 
     With `resume`, an interrupted run in `output_dir` continues to the weights it would have had, bit for bit on the
-    same machine and versions. Raises LongRopeError for what the user can mend, before any step; nothing that exists is
-    overwritten.
+    same machine and versions. Raises LongRopeError before any step for faults that the user can mend; nothing that
+    exists is overwritten.
     """
     output_dir = Path(output_dir)
     check_run_folder(output_dir, resume)

@@ -49,7 +49,7 @@ def show_finetune(result: FinetuneResult) -> None:
 
 
 def show_export(done: ExportResult) -> None:
-    """Print where a checkpoint is, its proof, what it cannot express, and how to serve it."""
+    """Print where a checkpoint is, its proof, its losses, and the commands that serve it."""
     output.print(f"wrote {done.path} from {done.model} and {done.scaling_path}")
     if check := done.verification:
         output.print(

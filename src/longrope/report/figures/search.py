@@ -1,4 +1,4 @@
-"""The progress of searches: the best loss so far against what it cost, with the baselines as lines."""
+"""The progress of searches: the best loss so far against its cost, with the baselines as lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longrope.search.evaluator import SEARCH
 from longrope.units import format_length
 
 _MOST_DOTS = 1200
-_WORTH_A_PANEL = 0.5  # of the whole range: when what the search gained takes less, it gets a panel of its own
+_WORTH_A_PANEL = 0.5  # of the whole range: a gain of the search that takes less gets a panel of its own
 
 Entries = dict[str, Line2D]
 
