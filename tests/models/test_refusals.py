@@ -173,7 +173,7 @@ class ThreePositions(Ignored):
 
 
 class Columns(Ignored):
-    """Cosines of as many columns as it is told, in whatever order."""
+    """Cosines of a given number of columns, in any order."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()

@@ -186,7 +186,7 @@ def test_every_pair_moves_by_itself_without_knots() -> None:
 
 def test_patience_counts_generations_without_a_better_candidate() -> None:
     def generations(losses: list[float], patience: int | None, evaluations: int = 110) -> int:
-        """Told, when the best of each is one of `losses` (the last, for ever) and the start 5."""
+        """Generations, when the best of each is one of `losses` (the last, for ever) and the start 5."""
         batches = 0
 
         def evaluate(requests: Sequence[EvalRequest]) -> list[EvalResult]:

@@ -102,20 +102,20 @@ def test_children_have_parents_among_the_top_k_of_all_told() -> None:
     recorder = Recorder()
     settings = EvolutionSettings(population=24, mutations=20, crossovers=20, iterations=6, top_k=5, seed=2)
     optimizer = Evolution(recorder.space, SEEDS, settings)
-    told: list[tuple[float, Candidate]] = []
+    scored: list[tuple[float, Candidate]] = []
     while not optimizer.done:
         recorder.mutated.clear()
         recorder.crossed.clear()
         generation = optimizer.ask()
-        if told:
-            top = {candidate for _, candidate in sorted(told, key=lambda pair: pair[0])[:5]}
+        if scored:
+            top = {candidate for _, candidate in sorted(scored, key=lambda pair: pair[0])[:5]}
             assert set(recorder.mutated) <= top
             assert {parent for pair in recorder.crossed for parent in pair} <= top
             assert all(first != second for first, second in recorder.crossed)
             assert len(set(recorder.mutated)) >= 3  # the whole of Top-k has children, not only the best
             assert len(recorder.mutated) >= 20
             assert len(recorder.crossed) >= 20
-        told += [(loss_of(candidate), candidate) for candidate in generation]
+        scored += [(loss_of(candidate), candidate) for candidate in generation]
         optimizer.tell([loss_of(candidate) for candidate in generation])
 
 
@@ -225,7 +225,7 @@ def test_of_equal_losses_the_first_asked_is_best() -> None:
 
 
 def generations(loss: Callable[[int], float], patience: int | None) -> int:
-    """Generations told, P₀ included, when the best of generation g is `loss(g)`."""
+    """Generations scored, P₀ included, when the best of generation g is `loss(g)`."""
     settings = EvolutionSettings(population=4, mutations=2, crossovers=2, iterations=9, top_k=2, patience=patience)
     optimizer = Evolution(SPACE, SEEDS, settings)
     while not optimizer.done:

@@ -227,10 +227,10 @@ def overfitting(request: EvalRequest) -> EvalResult:
 
 @pytest.mark.parametrize("name", ["gradient", "hybrid"])
 def test_progress_of_a_search_that_validates_shows_what_it_chooses_by(tmp_path: Path, name: str) -> None:
-    told = progress_of(tmp_path, SEARCHES[name](), overfitting)
+    reported = progress_of(tmp_path, SEARCHES[name](), overfitting)
     seen: list[float] = []
     validated: EvalResult | None = None
-    for request, result, progress in told:
+    for request, result, progress in reported:
         assert progress.best_loss == min(seen, default=math.inf)
         if validated is not None:  # the search samples come right after
             assert (request.split, request.samples) == (SEARCH, None)
@@ -239,15 +239,15 @@ def test_progress_of_a_search_that_validates_shows_what_it_chooses_by(tmp_path: 
     assert min(seen) > 5.0
     ran = complete(SEARCHES[name](), overfitting)
     assert ran.incumbent is not None
-    assert told[-1][2].best_loss == ran.incumbent[1]
+    assert reported[-1][2].best_loss == ran.incumbent[1]
     assert ran.incumbent[1] == mean_loss([overfitting(request) for request in both_splits(ran.best[0])])
 
 
 def test_progress_of_cma_follows_each_candidate(tmp_path: Path) -> None:
-    told = progress_of(tmp_path, SEARCHES["cma"](), Quadratic())
-    assert all(progress.best_loss == math.inf for _, _, progress in told[: len(SEEDS)])
-    losses = [result.loss for _, result, _ in told[len(SEEDS) :]]
-    shown = [progress.best_loss for _, _, progress in told[len(SEEDS) :]]
+    reported = progress_of(tmp_path, SEARCHES["cma"](), Quadratic())
+    assert all(progress.best_loss == math.inf for _, _, progress in reported[: len(SEEDS)])
+    losses = [result.loss for _, result, _ in reported[len(SEEDS) :]]
+    shown = [progress.best_loss for _, _, progress in reported[len(SEEDS) :]]
     assert shown == [min(losses[: count + 1]) for count in range(len(losses))]
 
 
@@ -267,13 +267,13 @@ def test_progress_begins_anew_with_every_stage(tmp_path: Path) -> None:
         return replace(result, loss=result.loss + request.window.max_length)
 
     search = partial(gradient_search, stages=stages, geometry=GEOMETRY, settings=SHORT.replace(knots=6))
-    told = progress_of(tmp_path, search, reply)
-    lengths = [request.window.max_length for request, _, _ in told]
+    reported = progress_of(tmp_path, search, reply)
+    lengths = [request.window.max_length for request, _, _ in reported]
     first = next(
         place
-        for place, (request, _, _) in enumerate(told)
+        for place, (request, _, _) in enumerate(reported)
         if request.window.max_length == 8 * ORIGINAL and request.split == VALIDATION
     )
-    assert all(progress.best_loss < 8 * ORIGINAL for _, _, progress in told[4 : first + 2])
-    assert all(progress.best_loss >= 8 * ORIGINAL for _, _, progress in told[first + 2 :])
+    assert all(progress.best_loss < 8 * ORIGINAL for _, _, progress in reported[4 : first + 2])
+    assert all(progress.best_loss >= 8 * ORIGINAL for _, _, progress in reported[first + 2 :])
     assert lengths == sorted(lengths)

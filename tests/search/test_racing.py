@@ -35,32 +35,32 @@ def raced(
         return results
 
     numbers = iter(range(sum(sizes)))
-    told = []
+    scored = []
     for size in sizes:
         generation = [EvalRequest(Window(8, (1.0,)), {"number": next(numbers)}) for _ in range(size)]
-        told.append(racing.losses(evaluate, generation))
-    return told, asked
+        scored.append(racing.losses(evaluate, generation))
+    return scored, asked
 
 
-# --- who is dropped
+# --- candidates that are dropped
 
 ELITE = [[1.0, 2.0, 3.0, 2.0], [1.1, 2.0, 2.9, 2.1], [0.9, 2.2, 3.0, 2.0], [1.2, 2.1, 3.1, 1.9]]
 
 
 def test_who_is_clearly_worse_is_asked_about_one_sample_only() -> None:
     better, hopeless, near = [0.8, 1.8, 2.8, 1.8], [9.0, 9.0, 9.0, 9.0], [1.1, 2.1, 3.0, 2.0]
-    told, asked = raced([*ELITE, better, hopeless, near], 4, 3, keep=4)
+    scored, asked = raced([*ELITE, better, hopeless, near], 4, 3, keep=4)
     assert asked == [[0, 1, 2, 3]] * 5 + [[0], [0, 1, 2, 3]]
-    assert told[0] == [pytest.approx(np.mean(losses)) for losses in ELITE]
-    assert told[1] == [pytest.approx(1.8), math.inf, pytest.approx(2.05)]
+    assert scored[0] == [pytest.approx(np.mean(losses)) for losses in ELITE]
+    assert scored[1] == [pytest.approx(1.8), math.inf, pytest.approx(2.05)]
 
 
 def test_candidates_compare_on_the_samples_that_both_were_scored_on() -> None:
     """Sample 0 is ten times as hard as the rest: its loss is above everyone's mean, and nobody is dropped for it."""
     elite = [[10.0, 1.0, 1.0], [10.1, 1.1, 0.9], [10.2, 1.0, 1.1]]
-    told, asked = raced([*elite, [10.05, 1.0, 1.0]], 3, 1, keep=3)
+    scored, asked = raced([*elite, [10.05, 1.0, 1.0]], 3, 1, keep=3)
     assert asked[3] == [0, 1, 2]
-    assert told[1] == [pytest.approx(12.05 / 3)]
+    assert scored[1] == [pytest.approx(12.05 / 3)]
     # And on an easy one, a loss far below everyone's mean is far behind.
     _, asked = raced([*(losses[::-1] for losses in elite), [2.0, 1.0, 10.0]], 3, 1, keep=3)
     assert asked[3] == [0]
@@ -116,10 +116,10 @@ def test_later_samples_drop_too_and_less_is_enough_then() -> None:
 
 def test_none_is_dropped_until_k_are_known() -> None:
     worse = [[float(place)] * 3 for place in range(1, 9)]
-    told, asked = raced(worse, 2, 2, 4, keep=4)
+    scored, asked = raced(worse, 2, 2, 4, keep=4)
     assert asked[:4] == [[0, 1, 2]] * 4  # four known after the second generation
     assert asked[4:] == [[0]] * 4
-    assert told == [[1.0, 2.0], [3.0, 4.0], [math.inf] * 4]
+    assert scored == [[1.0, 2.0], [3.0, 4.0], [math.inf] * 4]
 
 
 def test_the_elite_follows_what_is_found() -> None:
@@ -141,9 +141,9 @@ def test_the_best_one_alone_is_raced_by_the_spread_against_the_second() -> None:
 
 
 def test_one_sample_drops_nobody() -> None:
-    told, asked = raced([[1.0], [2.0], [9.0]], 2, 1, keep=1)
+    scored, asked = raced([[1.0], [2.0], [9.0]], 2, 1, keep=1)
     assert asked == [[0]] * 3
-    assert told == [[1.0, 2.0], [9.0]]
+    assert scored == [[1.0, 2.0], [9.0]]
 
 
 # --- weights
@@ -152,9 +152,9 @@ def test_one_sample_drops_nobody() -> None:
 @pytest.mark.parametrize("tokens", [(1, 1, 1, 1), (7, 7, 8, 6), (100, 1, 1, 1), (1, 5, 300, 2)])
 def test_samples_weigh_by_their_tokens(tokens: tuple[int, ...]) -> None:
     """Σ NLL / Σ tokens, never a mean of means."""
-    told, _ = raced(ELITE, 4, keep=4, tokens=tokens)
+    scored, _ = raced(ELITE, 4, keep=4, tokens=tokens)
     expected = [sum(t * loss for t, loss in zip(tokens, row, strict=True)) / sum(tokens) for row in ELITE]
-    np.testing.assert_allclose(told[0], expected, rtol=1e-14)
+    np.testing.assert_allclose(scored[0], expected, rtol=1e-14)
 
 
 def test_the_mean_so_far_weighs_by_tokens_too() -> None:
@@ -174,27 +174,29 @@ def test_the_mean_so_far_weighs_by_tokens_too() -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_dropped_at_once_and_never_known(bad: float) -> None:
-    told, asked = raced([[bad, 1.0, 1.0], *ELITE_OF_3, [bad, 0.0, 0.0], [1.0, bad, 0.0], [1.0, 1.0, bad]], 4, 3, keep=3)
+    scored, asked = raced(
+        [[bad, 1.0, 1.0], *ELITE_OF_3, [bad, 0.0, 0.0], [1.0, bad, 0.0], [1.0, 1.0, bad]], 4, 3, keep=3
+    )
     assert asked == [[0, 1, 2]] * 4 + [[0], [0, 1], [0, 1, 2]]
-    assert not math.isfinite(told[0][0])
-    assert told[1][:2] == [math.inf, math.inf]
-    assert not math.isfinite(told[1][2])  # its last sample: what the optimiser makes of it is its own
+    assert not math.isfinite(scored[0][0])
+    assert scored[1][:2] == [math.inf, math.inf]
+    assert not math.isfinite(scored[1][2])  # its last sample: what the optimiser makes of it is its own
 
 
 ELITE_OF_3 = [[1.0, 1.0, 1.1], [1.0, 1.2, 1.0], [1.2, 1.0, 1.0]]
 
 
 def test_nothing_finite_drops_nobody_and_ends() -> None:
-    told, asked = raced([[math.nan] * 2] * 6, 3, 3, keep=2)
+    scored, asked = raced([[math.nan] * 2] * 6, 3, 3, keep=2)
     assert asked == [[0, 1]] * 6
-    assert all(math.isnan(loss) for generation in told for loss in generation)
+    assert all(math.isnan(loss) for generation in scored for loss in generation)
 
 
 def test_a_generation_that_is_dropped_wholly_goes_on_with_the_next() -> None:
-    told, asked = raced([*ELITE, [9.0] * 4, [8.0] * 4, [1.0, 2.0, 2.0, 2.0]], 4, 2, 1, keep=4)
-    assert told[1] == [math.inf, math.inf]
+    scored, asked = raced([*ELITE, [9.0] * 4, [8.0] * 4, [1.0, 2.0, 2.0, 2.0]], 4, 2, 1, keep=4)
+    assert scored[1] == [math.inf, math.inf]
     assert asked[4:] == [[0], [0], [0, 1, 2, 3]]
-    assert told[2] == [1.75]
+    assert scored[2] == [1.75]
 
 
 MATRICES = st.integers(1, 5).flatmap(
@@ -209,13 +211,13 @@ MATRICES = st.integers(1, 5).flatmap(
 @given(losses=MATRICES, data=st.data(), keep=st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
 def test_whatever_the_losses_are(losses: list[list[float]], data: st.DataObject, keep: int) -> None:
-    """Samples in order, each once; told the exact mean or infinity; who is in the top k of those before stays."""
+    """Samples in order, each once; the loss is the exact mean or infinity; a candidate in the top k so far stays."""
     samples = len(losses[0])
     tokens = data.draw(st.lists(st.integers(1, 500), min_size=samples, max_size=samples))
     first = data.draw(st.integers(1, len(losses) - 1))
-    told, asked = raced(losses, first, len(losses) - first, keep=keep, tokens=tokens)
+    scored, asked = raced(losses, first, len(losses) - first, keep=keep, tokens=tokens)
     weights = np.array(tokens) / sum(tokens)
-    for row, places, loss in zip(losses, asked, told[0] + told[1], strict=True):
+    for row, places, loss in zip(losses, asked, scored[0] + scored[1], strict=True):
         assert places == list(range(len(places)))
         assert len(places) >= 1
         if len(places) == samples and loss != math.inf:
@@ -223,7 +225,7 @@ def test_whatever_the_losses_are(losses: list[list[float]], data: st.DataObject,
         else:
             assert loss == math.inf
     assert asked[:first] == [list(range(samples))] * first
-    known = sorted(loss for loss in told[0] if math.isfinite(loss))
+    known = sorted(loss for loss in scored[0] if math.isfinite(loss))
     for row, places in zip(losses[first:], asked[first:], strict=True):
         if len(known) < max(2, keep):
             assert len(places) == samples
