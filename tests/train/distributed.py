@@ -1,4 +1,4 @@
-"""One process of a training on gloo, started by torchrun from test_distributed.py: prints its losses as JSON.
+"""One process of a training on gloo, started by torchrun: the trainer alone, whose losses are written, or `finetune`.
 
 accelerate leaves FSDP out on a CPU, without a word. Here its state says that it is on, so that the same code path runs
 as on GPUs: accelerate's `fully_shard` on the model whose forward is the chunked loss.
@@ -17,10 +17,11 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from longrope.models.apply import apply_scaling
-from longrope.train.finetune import packed_rows, training_windows
+from longrope.train import finetune as finetune_module
+from longrope.train.finetune import finetune, packed_rows, training_windows
 from longrope.train.loss import chunked_loss
 from longrope.train.trainer import make_trainer, training_arguments
-from tests.train.runs import MIXED, Recorded, open_fresh, training, yarn_scaling
+from tests.train.runs import MIXED, InterruptAt, Recorded, open_fresh, training, yarn_scaling
 
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
 
@@ -38,6 +39,7 @@ def shard_on_cpu() -> None:
 
 
 def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None = None) -> None:
+    """The trainer alone; its losses as JSON in `out`.json."""
     shard_on_cpu()
     settings = training(steps=5, batch=4, mix=MIXED, warmup=0, trainer=FSDP2 if form == "fsdp" else {})
     loaded = open_fresh(Path(checkpoint))
@@ -66,6 +68,26 @@ def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None 
         )
 
 
+def finetune_main(checkpoint: str, sources: str, out: str, given: str, *flags: str) -> None:
+    """`finetune` as a whole: sharded where the settings say so, or with rows that processes share."""
+    settings = training(**json.loads(given))
+    if "fsdp" in settings.trainer:
+        shard_on_cpu()
+        # It refuses FSDP on a CPU because accelerate alone would train unsharded there.
+        finetune_module.refuse_combinations = lambda *_, **__: None
+    loaded = open_fresh(Path(checkpoint))
+    finetune(
+        loaded,
+        scaling=yarn_scaling(loaded, length=settings.length),
+        data=sources,
+        output_dir=out,
+        config=settings,
+        cpu=True,
+        resume="resume" in flags,
+        callbacks=InterruptAt(3) if "interrupt" in flags else None,
+    )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(*sys.argv[1:])
+    {"trainer": main, "finetune": finetune_main}[sys.argv[1]](*sys.argv[2:])

@@ -17,7 +17,7 @@ from tests.train.runs import torchrun, training, write_texts
 
 def trained(folder: Path, name: str, processes: int, form: str, checkpoint: Path, *resume: str) -> dict[str, Any]:
     out = folder / name
-    ended = torchrun("tests.train.distributed", processes, checkpoint, folder / "texts", out, form, *resume)
+    ended = torchrun("tests.train.distributed", processes, "trainer", checkpoint, folder / "texts", out, form, *resume)
     assert ended.returncode == 0, ended.stderr[-3000:]
     result: dict[str, Any] = json.loads((folder / f"{name}.json").read_text("utf-8"))
     return result

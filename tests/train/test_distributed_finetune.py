@@ -13,8 +13,7 @@ from torch import Tensor
 
 from longrope.train.finetune import FinetuneResult
 from tests.checkpoints import save_checkpoint, words
-from tests.train.distributed import FSDP2
-from tests.train.distributed_verb import main
+from tests.train.distributed import FSDP2, finetune_main
 from tests.train.runs import MIXED, torchrun, write_texts
 
 LENGTH = 1024
@@ -41,9 +40,9 @@ def trained(folder: Path, name: str, processes: int, *flags: str, model: str = "
         return FinetuneResult.load(out)
     arguments = (str(folder / model), str(folder / "texts"), str(out), json.dumps(SETTINGS | more), *flags)
     if processes == 1:
-        main(*arguments)
+        finetune_main(*arguments)
     else:
-        ended = torchrun("tests.train.distributed_verb", processes, *arguments)
+        ended = torchrun("tests.train.distributed", processes, "finetune", *arguments)
         assert ended.returncode == 0, ended.stderr[-3000:]
     return FinetuneResult.load(out)
 
@@ -93,9 +92,8 @@ def test_packed_rows_are_shared_too(folder: Path, name: str, processes: int, mor
 def test_shared_rows_resume_to_the_same_bits(folder: Path) -> None:
     whole = trained(folder, "shared", 2, context_parallel=2)
     settings = json.dumps(SETTINGS | {"context_parallel": 2})
-    killed = torchrun(
-        "tests.train.distributed_verb", 2, folder / "model", folder / "texts", folder / "parts", settings, "interrupt"
-    )
+    given = (folder / "model", folder / "texts", folder / "parts", settings, "interrupt")
+    killed = torchrun("tests.train.distributed", 2, "finetune", *given)
     assert killed.returncode != 0
     assert not (folder / "parts/checkpoint").exists()
     parts = trained(folder, "parts", 2, "resume", context_parallel=2)
