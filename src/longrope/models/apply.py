@@ -155,15 +155,21 @@ def _logits_move(handle: ScaledModel) -> bool:
     """True if two very different windows give different logits on a few tokens."""
     model, geometry = handle.model, handle.scaling.geometry
     ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     logits = []
+    with kept_modes(model), torch.no_grad():
+        model.eval()
+        for factor in (1.0, 3.0):
+            with handle.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
+                logits.append(model(input_ids=ids, use_cache=False).logits)
+    return not torch.equal(*logits)
+
+
+@contextmanager
+def kept_modes(model: object) -> Iterator[None]:
+    """Puts the modules of a loaded `model` that are in training mode back into it after the block."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
     try:
-        with torch.no_grad():
-            for factor in (1.0, 3.0):
-                with handle.using(Window(max_length=_PROBE_TOKENS, factors=(factor,) * geometry.pairs)):
-                    logits.append(model(input_ids=ids, use_cache=False).logits)
+        yield
     finally:
         for module in training:  # not model.train(): parts of it may be in eval mode
             module.training = True
-    return not torch.equal(*logits)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longrope.callbacks import Callbacks
 from longrope.data.sources import TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
+from longrope.models.apply import kept_modes
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, open_model
 from longrope.provenance import record
@@ -26,7 +27,7 @@ from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import RECOVER_SUMMARY, SCALING, SEARCH_LOG
 from longrope.search.config import SearchConfig
 from longrope.search.initial import NONE
-from longrope.search.run import kept_modes, search
+from longrope.search.run import search
 from longrope.search.spaces import UPPER_RATIO
 from longrope.storage import json_ready, new_output_folder, write_json_atomic
 from longrope.units import parse_lengths

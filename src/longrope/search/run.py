@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longrope.callbacks import Callbacks
 from longrope.data.sources import TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
-from longrope.models.apply import scaled
+from longrope.models.apply import kept_modes, scaled
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, fingerprint, open_model, require_longer
 from longrope.models.texts import sources_or_books
@@ -207,17 +207,6 @@ def search(
         chosen_seeds=outcome.chosen_seeds,
     )
     return _saved(result, loaded, texts, header, config)
-
-
-@contextmanager
-def kept_modes(model: object) -> Iterator[None]:
-    """The modules of `model` in training mode, where it is a loaded one, are so again after the block."""
-    training = [module for module in model.modules() if module.training] if isinstance(model, PreTrainedModel) else []
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _saved(

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.packing import IGNORED
 from longrope.errors import LongRopeError, one_line
+from longrope.models.apply import kept_modes
 from longrope.models.chunked import base_of, checkpointed, head_logits, logits_chunk, replaced_forward
 
 
@@ -91,14 +92,9 @@ def chunked_loss(
 
 def hidden_states(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
     """Last hidden states (B, T, H) in eval mode without gradients; the modules' modes are put back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-    finally:
-        for module in training:
-            module.training = True
+    with kept_modes(model), torch.no_grad():
+        model.eval()
+        hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     return hidden
 
 
