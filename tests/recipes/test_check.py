@@ -76,19 +76,19 @@ def test_what_a_stage_would_stumble_on(
 
 
 def test_adapters_need_less_than_weights(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is asked for in the stage's dtype, and for what is trained; sharded only where it is."""
-    asked: list[tuple[str, int, int]] = []
+    """Memory is checked in the stage's dtype, for the trained weights; sharded only where they are."""
+    checked: list[tuple[str, int, int]] = []
 
     def require_room(model: Any, *_: Any, shards: int, **__: Any) -> None:
         parameters = list(model.parameters())
-        asked.append((str(parameters[0].dtype), sum(one.requires_grad for one in parameters), shards))
+        checked.append((str(parameters[0].dtype), sum(one.requires_grad for one in parameters), shards))
 
     monkeypatch.setattr(module, "require_room", require_room)
     for more in ({}, {"dtype": "float64"}, {"lora": {}}, {"processes": 2}):
         check(loaded, recipe(tmp_path, SEARCH_4, {**TRAIN_4, **more}))
     count = len(list(loaded.model.parameters()))
     expected = [("float32", count, 1), ("float64", count, 1), ("float32", 0, 1), ("float32", count, 1)]
-    assert asked == [(f"torch.{dtype}", trained, shards) for dtype, trained, shards in expected]
+    assert checked == [(f"torch.{dtype}", trained, shards) for dtype, trained, shards in expected]
 
 
 def test_texts_that_were_seen_are_not_measured_on(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -149,15 +149,15 @@ def test_the_plan_is_what_it_comes_to(result: RecipeResult, loaded: LoadedModel,
     costs = dict(zip(FOLDERS, recipe_costs(loaded, planned, Rates(1e9, 1e9)), strict=True))
     run = folder / "run"
 
-    def asked(log: Path, length: int) -> int:
+    def requested(log: Path, length: int) -> int:
         return length * (len(log.read_text().splitlines()) - 1)  # one sample each, no gradients
 
     for name, length in ((SEARCHED_4, 256), (SEARCHED_8, 512), (SEARCHED_16, 1024)):
-        most, real = costs[name].tokens, asked(run / name / "search.jsonl", length)
-        assert real <= most <= 1.6 * real, name  # twins among the candidates are not asked about again
+        most, real = costs[name].tokens, requested(run / name / "search.jsonl", length)
+        assert real <= most <= 1.6 * real, name  # twins among the candidates are not requested again
         assert costs[name].seconds == pytest.approx(costs[name].flops / 1e9)
-    real = sum(asked(run / RECOVERED / str(length) / "search.jsonl", length) for length in (64, 128))
-    assert real <= costs[RECOVERED].tokens + 64 + 128 <= 1.6 * real + 192  # and one question about attention factor 1
+    real = sum(requested(run / RECOVERED / str(length) / "search.jsonl", length) for length in (64, 128))
+    assert real <= costs[RECOVERED].tokens + 64 + 128 <= 1.6 * real + 192  # and one request with attention factor 1
     for name in (TUNED_4, TUNED_8):
         assert costs[name].tokens == 3 * sum(result.stages[name]["tokens"].values())
     # Two texts of each length, under the scaling and without.

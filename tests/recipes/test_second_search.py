@@ -71,9 +71,9 @@ def test_what_algorithm_1_starts_from(
     expected += [second_yarn(loaded.geometry, recorded.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
     expected = expected[::-1] + [CLOSED_FORMS[name](loaded.geometry, TARGET)[0] for name in FIRST]
     assert [seed.tolist() for seed in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
-    asked = [candidate.factors for candidate in evolution.ask()]
+    proposed = [candidate.factors for candidate in evolution.ask()]
     seeds = list(dict.fromkeys(evolution.space.snap(factors).factors for factors in expected))
-    assert asked[: len(seeds)] == seeds
+    assert proposed[: len(seeds)] == seeds
     assert len(seeds) >= 7
     assert planned.attention_factor == M
     assert [one.tolist() for one in evolution_seeds(loaded, TARGET)] == [one.tolist() for one in expected[-3:]]
@@ -116,7 +116,7 @@ def test_a_second_search_end_to_end(tuned: LoadedModel, source: list[str], tmp_p
     assert tuned.checkpoint_scaling is not None
     assert found.scaling.windows[:-1] == tuned.checkpoint_scaling.windows
     assert found.scaling.windows[-1].attention_factor == CONTINUED
-    # YaRN's form was asked, with the same attention factor: the search loses to it by the grid's rounding at most.
+    # YaRN's form was evaluated, with the same attention factor: the search loses to it by the grid's rounding at most.
     assert found.best_loss <= found.baselines["second-yarn"] + 1e-3
     resumed = search(tuned, TARGET, source, tmp_path / "run", options, resume=True)
     assert (resumed.best_loss, resumed.scaling.windows) == (found.best_loss, found.scaling.windows)

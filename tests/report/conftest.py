@@ -22,8 +22,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Two runs, the second a gradient search with three windows, start tokens, and few trials."""
     folder = tmp_path_factory.mktemp("report")
     choices = {"losses": [{"critical_dim": 10, "needle": 1.1234, "perplexity": None}], "chosen_by": {"needle": 10}}
-    told = {"method": "gradient", "critical_dim": 10, "critical_dims": choices}
-    second = runs.scaling(3, start_tokens=8, attention_factor=1.0, **told)
+    provenance = {"method": "gradient", "critical_dim": 10, "critical_dims": choices}
+    second = runs.scaling(3, start_tokens=8, attention_factor=1.0, **provenance)
     made = runs.write_run(folder / "one", suites=["perplexity", "needle"])
     other = runs.write_run(folder / "two", second, gradient=True, suites=["perplexity", "needle"], trials=12)
     return build(collect([made, other]))

@@ -1,4 +1,4 @@
-"""Defaults are the papers'; every wrong value is one line; what the Trainer is told, and what it is not."""
+"""Defaults are the papers'; every wrong value is one line; and the arguments that the Trainer gets."""
 
 from __future__ import annotations
 
