@@ -54,6 +54,7 @@ def test_a_list_and_a_renamed_setting() -> None:
     [
         (("magic",), 'Unknown command "magic"'),
         (("search", "tiny", "-o", "run"), "expected --target-length, found none: see longrope search --help"),
+        (("search", "tiny", "-o", "run", "--target-lenght", "4k"), "did you mean --target-length instead of"),
         (("search", "--target-length", "4k", "-o", "run"), "expected MODEL, found none"),
         (("search", "tiny", "-o", "run", "--target-length"), "expected a value after --target-length"),
         (("search", "tiny", "two", "-o", "run", "--target-length", "4k"), "expected nothing more, found two"),

@@ -24,10 +24,12 @@ def usage_error(error: CycloptsError) -> str:
         if error.argument.tokens or error.keyword:
             return f"expected a value after {error.keyword or error.argument.name}"
         verb = " ".join(error.command_chain or ())
-        return f"expected {error.argument.name}, found none: see longrope {verb} --help"
+        close = re.search(r"Did you mean .*\?", " ".join(str(error).split()))  # cyclopts has seen a name close to it
+        advice = f"d{close[0][1:]}" if close else f"see longrope {verb} --help"
+        return f"expected {error.argument.name}, found none: {advice}"
     if isinstance(error, UnusedCliTokensError):
         return f"expected nothing more, found {' '.join(error.unused_tokens or ())}"
-    return " ".join(str(error).split()).removesuffix(".")
+    return re.sub(r"(?<!\.)\.$", "", " ".join(str(error).split()))
 
 
 def options_by_name(arguments: Iterable[Argument]) -> dict[str, Argument]:

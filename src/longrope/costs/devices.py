@@ -52,7 +52,7 @@ class Devices(Settings):
             raise LongRopeError(
                 f"expected a GPU of {', '.join(gpu_table())}; found {self.gpu!r}",
                 code="invalid-setting",
-                hint="choose one and give `tflops` and `memory` of yours",
+                hint="choose one; for another GPU give its `tflops` and `memory` beside the nearest one",
             )
         return self
 

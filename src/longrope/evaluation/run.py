@@ -155,12 +155,19 @@ def _suites(names: Sequence[str], lengths: Sequence[int], config: EvalConfig) ->
             hint="add it to `suites`, or leave `tasks` out",
         )
     if any(suite.by_length for suite in chosen):
-        check_lengths(lengths, max(lengths, default=0), None)
+        if not lengths:
+            named = ", ".join(suite.name for suite in chosen if suite.by_length)
+            raise LongRopeError(
+                f"expected `lengths` to measure {named} at, found none",
+                code="invalid-setting",
+                hint="give context lengths such as 256,1k",
+            )
+        check_lengths(lengths, max(lengths), None)
     elif lengths:
         raise LongRopeError(
-            f"{' and '.join(names)} measure inside the original window",
+            f"expected no `lengths` for {' and '.join(names)}, found {len(lengths)}: the original window is measured",
             code="invalid-setting",
-            hint="leave the `lengths` out",
+            hint="leave `lengths` out",
         )
     return chosen
 

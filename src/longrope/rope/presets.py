@@ -82,7 +82,7 @@ def preset(name: str) -> RopeScaling:
         hint = (
             f"did you mean {' or '.join(close)}?"
             if close
-            else f"there are {len(tables)}, from {min(tables)} to {max(tables)}"
+            else f"there are {len(tables)}, from {min(tables)} to {max(tables)}; `longrope presets` lists them"
         )
         raise LongRopeError(f"expected the name of a preset, found {name!r}", code="unknown-preset", hint=hint)
     table = tables[name]
