@@ -16,9 +16,14 @@ def command(
     checkpoint: Annotated[Path, option("A checkpoint folder or a GGUF file.")],
     /,
     *,
-    expect: Annotated[Path | None, option("The scaling.json it should apply. Default: the one beside it.")] = None,
-    runtime: Annotated[str, option("Only these count and are shown; or 'all'.", metavar="A,B,…")] = "",
-    strict: Annotated[bool, option("Exit code 1 also where a window is applied at another's lengths.")] = False,
+    expect: Annotated[
+        Path | None,
+        option("The scaling.json that runtimes should apply. Default: that of CHECKPOINT, else what its files state."),
+    ] = None,
+    runtime: Annotated[str, option("Show and count only these runtimes, or 'all'.", metavar="A,B,…")] = "",
+    strict: Annotated[
+        bool, option("Exit code 1 also when a runtime applies a window at the lengths of another.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Show what each runtime computes from a checkpoint."""

@@ -37,8 +37,8 @@ VERBS = {
     "eval": "Measure a model with and without a scaling: perplexity, retrieval, RULER, short texts.",
     "export": "Write a checkpoint with the longer window, reload it and prove that it is applied.",
     "doctor": "Show what each runtime computes from a checkpoint.\n\n"
-    "Exit code 1 when one drops or changes the scaling. Without --runtime, transformers 5 and 4.57, vLLM and SGLang "
-    "count, and llama.cpp for a GGUF file.",
+    "Exit code 1 when a runtime drops or changes the scaling. Without --runtime, transformers 5 and 4.57, vLLM and "
+    "SGLang count, and llama.cpp for a GGUF file.",
     "fix-config": "Write every key that some runtime reads into config.json again; weights are not touched.",
     "presets": "List, show or write the published factor tables, or a factor file of the authors' code.",
     "report": "Write a report on one run, or on several side by side: one HTML file, and its figures as PNG and SVG.",

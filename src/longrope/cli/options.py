@@ -46,7 +46,11 @@ def _needs_tensorboard(_kind: Any, log_dir: Path | None) -> None:
 Model = Annotated[str, option("A model folder, the folder of a run, a hub name (owner/model), 'tiny' or 'tiny-512x'.")]
 Data = Annotated[
     list[str] | None,
-    option("Text: .txt(.gz|.xz), a folder, .jsonl, .parquet, book:NAME or hf:NAME. May be repeated.", metavar="TEXT"),
+    option(
+        """Text: .txt(.gz|.xz), a folder, .jsonl, .parquet, book:NAME or hf:NAME. May be repeated. Default for
+        the embedded models: shipped books.""",
+        metavar="TEXT",
+    ),
 ]
 TargetLength = Annotated[str, option("The new window L' in tokens: 4096, 128k, 2M.", metavar="TOKENS")]
 Scaling = Annotated[Path | None, option("The scaling.json to apply; a run folder brings its own.")]
@@ -71,7 +75,8 @@ RayAddress = Annotated[str | None, option("The Ray cluster to search on: auto, o
 Lengths = Annotated[
     str,
     option(
-        "Context lengths in tokens: 256,512,1k. None for retention and open-llm, which measure in L.", metavar="N,N,…"
+        "Context lengths in tokens: 256,512,1k. Not for retention and open-llm: they measure the original window.",
+        metavar="N,N,…",
     ),
 ]
 Suites = Annotated[
@@ -89,7 +94,13 @@ Baselines = Annotated[
     ),
 ]
 OwnScaling = Annotated[Path | None, option("A scaling.json; without it, the model as it is.")]
-ClosedFormLength = Annotated[str | None, option("L' of the closed forms. Default: the scaling's.", metavar="TOKENS")]
+ClosedFormLength = Annotated[
+    str | None,
+    option(
+        "The window L' that pi, ntk, yarn and the like are made for. Default: the scaling's, else the longest length.",
+        metavar="TOKENS",
+    ),
+]
 Original = Annotated[
     str | None, option("The model before it was trained, for 'original' and retention. Default: MODEL.")
 ]
@@ -126,7 +137,9 @@ Recipe = Annotated[
     ),
 ]
 DryRun = Annotated[bool, option("Check the recipe, print its plan, stop.", group=_RECIPE)]
-OptionalLength = Annotated[str | None, option("L'. Default: 8 L.", metavar="TOKENS")]
+OptionalLength = Annotated[
+    str | None, option("The new window L'. Default: 8 times the original window L.", metavar="TOKENS")
+]
 AllowLossy = Annotated[bool, option("Export even what the runtime cannot express.")]
 EvalData = Annotated[list[str] | None, option("Other text to compare on.", metavar="TEXT", group=_COMPARISON)]
 EvalLengths = Annotated[
