@@ -165,7 +165,7 @@ def _suites(names: Sequence[str], lengths: Sequence[int], config: EvalConfig) ->
         check_lengths(lengths, max(lengths), None)
     elif lengths:
         raise LongRopeError(
-            f"expected no `lengths` for {' and '.join(names)}, found {len(lengths)}: the original window is measured",
+            f"expected no `lengths` for suites inside the original window ({', '.join(names)}), found {len(lengths)}",
             code="invalid-setting",
             hint="leave `lengths` out",
         )
