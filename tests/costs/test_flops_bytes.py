@@ -124,16 +124,7 @@ def test_packed_documents_attend_to_themselves_only() -> None:
     assert packed.attention == whole.attention / 4
 
 
-@pytest.mark.parametrize(
-    "family",
-    # Per commit: grouped heads, experts, partial rotation, sliding layers, a tied head.
-    [
-        family
-        if family in ("llama", "gpt_oss", "gpt_neox", "gemma2", "qwen2")
-        else pytest.param(family, marks=pytest.mark.slow)
-        for family in FAMILIES
-    ],
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_matrices_of_every_family(family: str) -> None:
     """With the mathematics written out, attention is products of matrices too, and a window is masked, not skipped."""
     model = (

@@ -130,7 +130,7 @@ def test_every_form_of_the_embedded_model(old, embedded, tmp_path):
     }
     folders = [export("tiny", scaling, tmp_path / name, **options).path for name, (scaling, options) in forms.items()]
     for (name, (scaling, options)), theirs in zip(forms.items(), old.logits(folders, texts, tmp_path), strict=True):
-        if options.get("form") == "hf-unified":
+        if options.get("target") == "hf-unified":
             long = scaling.windows[-1]
             scaling = RopeScaling(scaling.geometry, (long,))
         # The embedded model is stored in bfloat16, to which folded weights are rounded.
@@ -141,12 +141,12 @@ def test_every_family(old, tmp_path):
     """Partial rotation, interleaved pairs, experts, one RoPE per layer type: legacy keys have other names in each."""
     texts = {str(length): ids(length).contiguous() for length in (20, WINDOW, WINDOW + 1, TARGET)}
     ours, folders = {}, []
-    for family in FAMILIES:
+    for family in ALL_FAMILIES:
         source = save_model(tmp_path / family, family)
         scaling = scaling_of(source, SU)
         folders.append(export(source, scaling, tmp_path / f"{family}-out").path)
         ours[family] = dict(zip(texts, scaled_logits(source, scaling, *map(int, texts)), strict=True))
-    for family, theirs in zip(FAMILIES, old.logits(folders, texts, tmp_path), strict=True):
+    for family, theirs in zip(ALL_FAMILIES, old.logits(folders, texts, tmp_path), strict=True):
         assert_parity(family, ours[family], theirs, 1e-4)
 
 
