@@ -141,12 +141,12 @@ def test_every_family(old, tmp_path):
     """Partial rotation, interleaved pairs, experts, one RoPE per layer type: legacy keys have other names in each."""
     texts = {str(length): ids(length).contiguous() for length in (20, WINDOW, WINDOW + 1, TARGET)}
     ours, folders = {}, []
-    for family in ALL_FAMILIES:
+    for family in FAMILIES:
         source = save_model(tmp_path / family, family)
         scaling = scaling_of(source, SU)
         folders.append(export(source, scaling, tmp_path / f"{family}-out").path)
         ours[family] = dict(zip(texts, scaled_logits(source, scaling, *map(int, texts)), strict=True))
-    for family, theirs in zip(ALL_FAMILIES, old.logits(folders, texts, tmp_path), strict=True):
+    for family, theirs in zip(FAMILIES, old.logits(folders, texts, tmp_path), strict=True):
         assert_parity(family, ours[family], theirs, 1e-4)
 
 

@@ -84,7 +84,7 @@ def main(out: str) -> None:
     dist.init_process_group("gloo")
     shared_attention.QUERY_BLOCK = 16  # of a piece of 24: whole blocks and cut ones
     found: dict[str, Any] = {}
-    for family in ALL_FAMILIES:
+    for family in FAMILIES:
         for checkpointing in (False, True):
             model = tiny_model(family).double().train()
             model.set_attn_implementation("sdpa")
