@@ -96,3 +96,12 @@ def test_inspection_of_a_loaded_model_is_that_of_its_folder(checkpoint: Path) ->
     assert inspect_model(load_model(str(checkpoint)), original_length=48) == found
     assert inspect_model(load_model("tiny-512x")) == inspect_model("tiny-512x")
     assert len(inspect_model("tiny-512x").existing_windows) > 1
+
+
+def test_an_inspection_reads_as_a_table() -> None:
+    lines = str(inspect_model("tiny-512x")).splitlines()
+    assert lines[0] == "tiny-512x (llama)"
+    assert lines[1].split("  ")[0] == "original window L"
+    assert lines[1].endswith("256 tokens")
+    assert lines[2].endswith("131072 tokens (128k)")
+    assert lines[-1].endswith("λ 1.01 … 640, attention factor 1.6")

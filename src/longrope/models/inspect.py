@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from longrope.models.loading import config_and_scaling, name_of
 from longrope.rope.geometry import rope_layer_types, rope_parameters_of, text_config
-from longrope.units import parse_length
+from longrope.units import format_length, parse_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,43 @@ class Inspection:
     slowest_period: float
     existing_windows: list[dict[str, Any]]
 
+    def rows(self) -> list[tuple[str, str]]:
+        """The inspection as a person reads it: a name and its value each."""
+        rows = [("original window L", _tokens(self.original_length))]
+        if self.context_window != self.original_length:
+            rows.append(("window of the checkpoint", _tokens(self.context_window)))
+        rows += [
+            ("rotary dimension", f"{self.rotary_dim} ({self.pairs} pairs), base {self.base:g}"),
+            ("periods", f"{self.fastest_period:.2f} … {self.slowest_period:,.0f} tokens"),
+            (
+                "critical dimension",
+                f"pair {self.critical_dim} (fewer than 10 periods from pair {self.critical_dim_10})",
+            ),
+            ("rope type", self.rope_type),
+        ]
+        if self.layer_types:
+            rows.append(("one RoPE per layer type", f"{', '.join(self.layer_types)}; full_attention is scaled"))
+        if self.sliding_window:
+            rows.append(("sliding window", f"{self.sliding_window} tokens: layers that slide never look further"))
+        for window in self.existing_windows:
+            factors = f"λ {window['first_factor']:g} … {window['last_factor']:g}"
+            name = f"scaling present, ≤ {window['max_length']}"
+            rows.append((name, f"{factors}, attention factor {window['attention_factor']:g}"))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([f"{self.model} ({self.model_type})", *(f"{name:{width}}  {value}" for name, value in rows)])
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _tokens(length: int) -> str:
+    """`8192 tokens (8k)`; the short form only where it is one."""
+    short = format_length(length)
+    return f"{length} tokens" + ("" if short == str(length) else f" ({short})")
 
 
 def inspect_model(

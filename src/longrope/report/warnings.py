@@ -26,7 +26,7 @@ SUITES = {
     "passkey": "passkey retrieval",
     "needle": "needles by depth and length",
     "ruler": "RULER's tasks",
-    "retention": "retention of short-text quality",
+    "retention": "short-context quality",
 }
 """The measurements of a full report. `position` stands for the rows of metric `nll`."""
 _LIGHT_DIFFERENCE = 1e-3  # of attention factors
