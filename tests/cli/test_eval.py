@@ -129,7 +129,7 @@ def test_scalings_against_each_other_on_the_same_samples(cli, scaling, tmp_path)
 def test_refusals_name_the_options(cli, tmp_path):
     """The rest of what cannot be measured is in tests/evaluation."""
     for arguments, message in (
-        (("--suite", "passkey"), "--lengths from 2"),
+        (("--suite", "passkey"), "expected --lengths to measure passkey at"),
         (("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "qa_1"), "--qa-file"),
         (("--lengths", "256", "--suite", "passkey", "--against", "checkpoint"), "out of --against"),
         (("--lengths", "256", "--suite", "passkey", "--resume"), "give its -o"),
