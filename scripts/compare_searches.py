@@ -5,20 +5,17 @@ Record the searches with the code as it was, then compare the code as it is now 
     python scripts/compare_searches.py record --src OLD/src --python .venv/bin/python --out RECORDED
     python scripts/compare_searches.py compare --recorded RECORDED --src src --python .venv/bin/python
 
-The searches (`CASES`) are small ones of the embedded model, each method with each objective and each option that leads
-a search another way, and some of a model that carries a scaling. Everything goes through the command line in processes
-of their own, so that the code may be moved as long as `longrope.cli.main:main` stays. Of each recorded search,
-`compare` asks three things of the code under `--src`:
+The searches (`CASES`) are small ones of the embedded model, and some of a model that has a scaling. All go through the
+command line, so that code may move as long as `longrope.cli.main:main` stays. `compare` asks of each search:
 
 - run anew, it leaves the same log, the same scaling and the same summary;
 - the recorded log, cut after half of its evaluations, is resumed to the same end;
 - killed after a third of them and resumed, it comes to the same end too (`Case.killed`, one or two for each method).
 
 The same means: every evaluation in the log byte for byte, and all else as the same JSON text, but for the versions and
-the command that each output records. A log that is resumed keeps its header, so there the whole file is the same.
+the command that each output records.
 
-Both halves belong on one machine with one environment: another CPU or torch gives other last bits, and is reported as
-another header. Every run has one thread of torch, and `--jobs` of them run at a time.
+Record and compare on one machine and in one environment: another CPU or torch gives other last bits.
 """
 
 from __future__ import annotations
@@ -58,9 +55,7 @@ SMALL = {
 }
 """How much each method does: enough for every kind of request that it makes, and no more."""
 
-POLL_SECONDS = 0.002
-KILL_ATTEMPTS = 3
-KILLED = "killed"
+POLL_SECONDS, KILL_ATTEMPTS, KILLED = 0.002, 3, "killed"
 
 
 @dataclass(frozen=True)
@@ -222,8 +217,8 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def record(searches: Searches, out: Path, cases: Iterable[Case], carried: Path | None) -> int:
-    """Run all cases into `out`. `carried`: a folder with a model and a scaling, else it is made here."""
+def record(searches: Searches, out: Path, cases: Iterable[Case]) -> int:
+    """Run all cases into `out`."""
     out.mkdir(parents=True)
     by_model: dict[bool, list[Case]] = {True: [], False: []}
     for item in cases:
@@ -238,7 +233,7 @@ def record(searches: Searches, out: Path, cases: Iterable[Case], carried: Path |
     with ThreadPoolExecutor(searches.jobs) as pool:
         for embedded, group in by_model.items():
             if group and not embedded:
-                make_carried(searches.src, out, carried)
+                make_carried(searches.src, out)
             for item, seconds, problem in pool.map(run, group):
                 failed += problem is not None
                 print(f"{item.name}: {problem or 'recorded'} ({seconds:.0f} s)", flush=True)
@@ -248,20 +243,14 @@ def record(searches: Searches, out: Path, cases: Iterable[Case], carried: Path |
     return 1 if failed else 0
 
 
-def make_carried(src: Path, out: Path, carried: Path | None) -> None:
-    """The folders of models that carry a scaling of 512 tokens.
-
-    The one is searched. The other holds what a search for more tokens found, so that it wins the race of the seeds, and
-    two of its factors are out of order, so that a search has to mend it and asks about it as it is, too.
-    """
+def make_carried(src: Path, out: Path) -> None:
+    """The folders of models with a scaling of 512 tokens: one searched; one that wins as a seed, with factors out of
+    order, so that a search has to mend it and evaluates it as it is, too."""
     missing = [name for name in (CARRIED_CASE, UNORDERED_CASE) if not (out / name / SCALING).is_file()]
     if missing:
         sys.exit(f"expected the cases {CARRIED_CASE} and {UNORDERED_CASE} to be recorded too; choose them by --only")
-    if carried is None:
-        shutil.copytree(src / EMBEDDED_FOLDER, out / CARRIED)
-        shutil.copy(out / CARRIED_CASE / SCALING, out / CARRIED / SCALING)
-    else:
-        shutil.copytree(carried, out / CARRIED)
+    shutil.copytree(src / EMBEDDED_FOLDER, out / CARRIED)
+    shutil.copy(out / CARRIED_CASE / SCALING, out / CARRIED / SCALING)
     shutil.copytree(out / CARRIED, out / UNORDERED)
     scaling = json.loads((out / UNORDERED_CASE / SCALING).read_text("utf-8"))
     window = scaling["windows"][-1]
@@ -387,7 +376,6 @@ def main() -> int:
     shared.add_argument("--only", default="*", help="cases by name, with * and ? (default: all)")
     recording = commands.add_parser("record", parents=[shared], help="run the searches and keep them")
     recording.add_argument("--out", type=Path, required=True, help="a new folder")
-    recording.add_argument("--carried", type=Path, help="a model with a scaling of 512 tokens (default: made here)")
     comparing = commands.add_parser("compare", parents=[shared], help="run them again and compare")
     comparing.add_argument("--recorded", type=Path, required=True, help="the folder that record made")
     comparing.add_argument("--work", type=Path, help="a new folder that keeps the new runs (default: they are dropped)")
@@ -400,7 +388,7 @@ def main() -> int:
     with Searches(arguments.src.absolute(), arguments.python.absolute(), arguments.jobs) as searches:
         if arguments.command == "record":
             cases = [item for item in CASES if fnmatch(item.name, arguments.only)]
-            return record(searches, arguments.out.absolute(), cases, arguments.carried)
+            return record(searches, arguments.out.absolute(), cases)
         recorded = arguments.recorded.absolute()
         if arguments.work is not None:
             return compare(searches, recorded, arguments.work.absolute(), arguments.only)
