@@ -119,6 +119,15 @@ def test_extending_repeats_bit_for_bit(trained, books, tmp_path):
     assert error.value.code == "output-exists"
 
 
+def test_keywords_of_the_last_release(trained, books, tmp_path):
+    with pytest.warns(DeprecationWarning, match="use (config|output_dir)") as found:
+        trained.extend_context(books, 128, options=SMALL, out=tmp_path / "run")
+    assert len(found) == 2
+    assert (tmp_path / "run/scaling.json").is_file()
+    with pytest.raises(TypeError, match="budget"):
+        trained.extend_context(books, 128, budget=SMALL)
+
+
 def test_an_extended_model_is_extended_again(extended, books):
     further = extended.extend_context(books, 2 * TARGET, SMALL)
     assert further.scaling.windows[:2] == extended.scaling.windows

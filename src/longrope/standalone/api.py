@@ -12,13 +12,14 @@ The network itself is in `model.py`. The search is that of every model, on a Lla
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +47,29 @@ from longrope.standalone.sizes import VOCABULARY
 from longrope.units import format_length, parse_length
 
 Bytes = npt.NDArray[np.uint8]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _WARM_UP, _LAST_RATE = 0.05, 0.1  # shares of the steps and of the learning rate
 _CLIP = 1.0  # norm of the gradient
 _LONG_FORWARD = 1e15  # FLOPs of one text: beyond, a search takes more than minutes, and warns
+
+
+def _renamed(**names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Lets a function take keyword arguments by their names of the last release, with a DeprecationWarning."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            for old in names.keys() & kwargs.keys():
+                message = f"{function.__name__}({old}=…) is deprecated: use {names[old]}"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def load_data(path: Path | str) -> list[Document]:
@@ -129,6 +149,7 @@ class LongRoPEModel(StandaloneModel):
             self.eval()
         return losses
 
+    @_renamed(options="config", out="output_dir")
     def extend_context(
         self,
         data: TextData,
