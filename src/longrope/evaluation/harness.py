@@ -10,6 +10,7 @@ import copy
 import io
 import math
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
@@ -149,9 +150,9 @@ class BenchmarkSuite(Suite):
         return False
 
     @property
+    @abstractmethod
     def benchmarks(self) -> tuple[HarnessTask, ...]:
         """The tasks of lm-eval."""
-        raise NotImplementedError
 
     @property
     def length(self) -> int:

@@ -188,7 +188,7 @@ class LoggedEvaluator:
             results.append(EvalResult(row.loss, row.gradient))
             self._add(request, results[-1], replayed=True)
         fresh = requests[len(replayed) :]
-        missing = distinct(fresh, set(self._known))
+        missing = distinct([request for request in fresh if request.key not in self._known])
         computed = zip(missing, self._evaluate(missing), strict=True)
         for request in fresh:
             if request.key not in self._known:
