@@ -134,7 +134,9 @@ class TestDatasets:
 
     def test_splits_and_limits(self, folder: Path) -> None:
         assert [document.text for document in read_documents(f"hf:{folder}")] == ["train 0", "train 1", "train 2"]
-        assert [document.text for document in read_documents(f"hf:{folder}@test[:2]")] == ["test 0", "test 1"]
+        for first in ("[:2]", ":2"):
+            found = read_documents(f"hf:{folder}@test{first}")
+            assert [document.text for document in found] == ["test 0", "test 1"]
         assert [document.name for document in read_documents(f"hf:{folder}:default@test", limit=1)] == [
             f"hf:{folder}:default@test:1"
         ]
@@ -146,6 +148,7 @@ class TestDatasets:
             (f"hf:{folder}/nowhere", "nowhere"),
             ("hf:", "hf:NAME"),
             ("hf:a@b@c", "hf:NAME"),
+            *((f"hf:a@b{first}", "N at least 1") for first in (":", ":0", "[:0]", "[2]", ":2]", ":x", ":-1", ":2:3")),
         ):
             with pytest.raises(LongRopeError, match=said) as caught:
                 read_documents(source)

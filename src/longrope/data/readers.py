@@ -177,12 +177,15 @@ def _needs(library: str, what: str) -> LongRopeError:
     )
 
 
-_FORM = re.compile(r"(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?(?:@(?P<split>[^:@\[\]]+)(?:\[:(?P<first>\d+)\])?)?")
+_FORM = re.compile(
+    r"(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?"
+    r"(?:@(?P<split>[^:@\[\]]+)(?:\[:(?P<bracketed>[1-9]\d*)\]|:(?P<first>[1-9]\d*))?)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetName:
-    """A dataset and the rows to read of it: `NAME[:CONFIG][@SPLIT]`, or `@SPLIT[:N]` for the first N rows."""
+    """A dataset and its rows: `NAME[:CONFIG][@SPLIT]`, or `…@SPLIT:N` (also `…@SPLIT[:N]`) for the first N of them."""
 
     name: str
     config: str | None
@@ -195,10 +198,11 @@ class DatasetName:
         match = _FORM.fullmatch(text)
         if match is None:
             raise LongRopeError(
-                f"expected hf:NAME[:CONFIG][@SPLIT] or …@SPLIT[:N], found hf:{text}", code="missing-data"
+                f"expected hf:NAME[:CONFIG][@SPLIT] or …@SPLIT:N (the first N rows, N at least 1), found hf:{text}",
+                code="missing-data",
             )
-        first = int(match["first"]) if match["first"] is not None else None
-        return cls(match["name"], match["config"], match["split"] or "train", first)
+        first = match["bracketed"] or match["first"]
+        return cls(match["name"], match["config"], match["split"] or "train", int(first) if first else None)
 
 
 def read_dataset(wanted: DatasetName, field: str) -> Iterator[Document]:

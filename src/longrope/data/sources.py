@@ -8,7 +8,7 @@
 | a folder | all of these files in it and below, sorted by path; hidden files and other suffixes are passed over |
 | `book:NAME` | a book shipped with the package |
 | `hf:NAME[:CONFIG][@SPLIT]` | the rows of a dataset over the network; split `train` if none is named |
-| `hf:NAME[:CONFIG]@SPLIT[:N]` | the first N of them |
+| `hf:NAME[:CONFIG]@SPLIT:N` | the first N of them; `@SPLIT[:N]`, as `datasets` writes it, is the same |
 | a `Document` | itself |
 """
 
