@@ -12,7 +12,7 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
 from longrope.evaluation.config import EvalConfig, HarnessTask
 from longrope.evaluation.results import EvalRow
+from longrope.evaluation.task_files import refuse_code, sandboxed_templates
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
 
@@ -44,8 +45,11 @@ OPEN_LLM = (
 class Harness:
     """lm-eval with its list of tasks, which takes seconds to read: one for all methods."""
 
-    def __init__(self, tasks: list[HarnessTask]) -> None:
-        """Read lm-eval's tasks. Raises LongRopeError where lm-eval is missing or does not have one of `tasks`."""
+    def __init__(self, tasks: list[HarnessTask], *, trust_remote_code: bool = False) -> None:
+        """Read lm-eval's tasks. `trust_remote_code` lets task files run code that comes with them.
+
+        Raises LongRopeError where lm-eval is missing or does not have one of `tasks`, or one would run such code.
+        """
         try:
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
@@ -63,6 +67,9 @@ class Harness:
                     code="invalid-setting",
                     hint="give one of its names or the path of a YAML file",
                 )
+        self._sandboxed = not trust_remote_code and any(task.is_file for task in tasks)
+        if self._sandboxed:
+            refuse_code(tasks)
 
     def measure(
         self,
@@ -83,7 +90,8 @@ class Harness:
         """
         from lm_eval import simple_evaluate
 
-        with scaled.using(method.window(length)) as model, _quiet():
+        templates = sandboxed_templates() if self._sandboxed else nullcontext()
+        with scaled.using(method.window(length)) as model, _quiet(), templates:
             try:
                 # A copy of the tokenizer: lm-eval may give it a padding token.
                 wrapped = self._wrapper(
@@ -160,7 +168,8 @@ class BenchmarkSuite(Suite):
 
     @cached_property
     def harness(self) -> Harness:
-        return Harness(list(self.benchmarks))
+        trusted = self.context.loaded.options.trust_remote_code
+        return Harness(list(self.benchmarks), trust_remote_code=trusted)
 
     def check(self) -> None:
         if self.benchmarks:

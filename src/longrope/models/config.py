@@ -20,4 +20,4 @@ class LoadOptions(Settings):
     original_length: Length | None = Field(None)
     """The window that the model was trained with, where its config is wrong."""
     trust_remote_code: bool = False
-    """Run code that comes with the checkpoint."""
+    """Run code that comes with the checkpoint or with a task file of lm-eval."""

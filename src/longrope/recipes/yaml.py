@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from longrope.errors import LongRopeError
 from longrope.recipes.schema import EvaluateStage, ExportStage, Recipe, Stage
+from longrope.safe_yaml import parse_yaml, read_yaml
 from longrope.units import parse_length
 
 BUILT_IN = ("longrope", "longrope2", "quick")
+_WANTED = "a mapping with 'stages'"
 
 
 def load_recipe(name: str, original_length: int) -> Recipe:
@@ -22,7 +21,7 @@ def load_recipe(name: str, original_length: int) -> Recipe:
     Paths of texts in a file are relative to it. Raises LongRopeError, on one line with the stage, for any fault.
     """
     text, called, folder = _read(name)
-    raw = _mapping(text, called)
+    raw = parse_yaml(text, called, _WANTED)
     try:
         return _from_folder(Recipe.model_validate(raw, context={"original_length": original_length}), folder)
     except LongRopeError as error:
@@ -35,7 +34,7 @@ def recipe_model(name: str) -> tuple[str | None, int | None]:
     Raises LongRopeError when it is no recipe, or the window is no length.
     """
     text, called, _ = _read(name)
-    raw = _mapping(text, called)
+    raw = parse_yaml(text, called, _WANTED)
     model, length = raw.get("model"), raw.get("original_length")
     try:
         return model if isinstance(model, str) else None, None if length is None else parse_length(length)
@@ -49,44 +48,11 @@ def _read(name: str) -> tuple[str, str, Path]:
         text = resources.files("longrope").joinpath("assets", "recipes", f"{name}.yaml").read_text("utf-8")
         return text, f"the recipe {name}", Path()
     path = Path(name).expanduser()
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise LongRopeError(
             f"there is no recipe {name!r}: expected {', '.join(BUILT_IN)} or a YAML file (recipes/*.yaml are examples)"
         )
-    try:
-        return path.read_text("utf-8"), str(path), path.parent
-    except (OSError, UnicodeDecodeError) as error:
-        raise LongRopeError(f"cannot read the recipe {path}: {error}") from error
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped
-    """Safe YAML that refuses a key given twice, of which YAML keeps the last in silence, and knows `1e-8` as a number,
-    which YAML 1.1 takes for text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        merged = "tag:yaml.org,2002:merge"
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merged]
-        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
-            raise LongRopeError(f"the key {twice[0]!r} is given twice (line {node.start_mark.line + 1})")
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _mapping(text: str, called: str) -> dict[str, Any]:
-    try:
-        raw = yaml.load(text, Loader=_Loader)
-    except LongRopeError as error:
-        raise error.within(called) from error
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # a list is no key
-        raise LongRopeError(f"{called} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise LongRopeError(f"{called}: expected a mapping with 'stages', found {type(raw).__name__}")
-    return raw
+    return read_yaml(path), str(path), path.parent
 
 
 def _from_folder(recipe: Recipe, folder: Path) -> Recipe:
