@@ -205,7 +205,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "there is no recipe 'fast': expected longrope, longrope2, quick or a YAML file" in fails("fast")
     assert "there is no recipe" in fails(str(tmp_path))
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "cannot read the recipe" in fails(str(tmp_path / "bytes.yaml"))
+    assert "cannot read" in fails(str(tmp_path / "bytes.yaml"))
     (tmp_path / "length.yaml").write_text("original_length: long")
     with pytest.raises(LongRopeError, match=r"length\.yaml: original_length: a length must be"):
         recipe_model(str(tmp_path / "length.yaml"))
