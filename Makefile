@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo docs test test-slow lint format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,6 +14,9 @@ help: ## show this list
 demo: $(STAMP) ## extend the embedded model from 256 to 2,048 tokens and show the evidence (replaces runs/demo)
 	@if [ -e runs/demo ]; then echo "removing runs/demo of the last demo (nothing else in runs/)"; rm -rf runs/demo; fi
 	@$(BIN)/longrope extend -o runs/demo
+
+docs: $(STAMP) ## build the documentation as a site in site/, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(STAMP) ## run the tests, without the slow ones
 	@$(BIN)/python -m pytest -n auto --dist worksteal
@@ -31,7 +34,7 @@ format: $(STAMP) ## let ruff sort imports, mend what it can and format
 	@$(BIN)/ruff format
 
 clean: ## remove .venv, caches, build output and runs/demo; the rest of runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist runs/demo
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site runs/demo
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an install that failed or was interrupted starts again from an empty folder. It holds

@@ -101,6 +101,10 @@ class Finding:
         served = [at.attention_factor for at in self.by_length if at.window is not None]
         return served[-1] if served else None
 
+    def __str__(self) -> str:
+        """The runtime, the verdict and its reasons on one line."""
+        return "; ".join((f"{self.label}: {self.verdict}", *self.reasons))
+
     def to_json(self) -> dict[str, Any]:
         """The entry of this runtime in `longrope doctor --json`."""
         return {
