@@ -23,6 +23,28 @@ _KINDS = (
 )
 
 
+LARGEST_JSON = 64_000_000
+"""Bytes of a JSON file that is read at once: parsed it takes some ten times as much."""
+
+
+def refuse_special(path: str | os.PathLike[str], limit: int | None = None) -> None:
+    """Raise LongRopeError for a path that must not be opened: `unreadable-file` for a named pipe, a device or a socket,
+    `too-large` for a file of more than `limit` bytes. Anything else is left to its reader, a missing file too.
+    """
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):  # a ValueError for a name with a NUL
+        return
+    kind = next((name for test, name in _KINDS if test(found.st_mode)), "")
+    if kind not in ("", "a folder"):
+        raise LongRopeError(f"cannot read {path}: expected a file, found {kind}", code="unreadable-file")
+    if limit is not None and not kind and found.st_size > limit:
+        raise LongRopeError(
+            f"cannot read {path}: expected at most {format_bytes(limit)}, found {format_bytes(found.st_size)}",
+            code="too-large",
+        )
+
+
 def require_regular(path: str | os.PathLike[str], limit: int | None = None) -> Path:
     """`path` as a Path, where it is a regular file (links are followed) of at most `limit` bytes. Opens nothing.
 
@@ -30,21 +52,16 @@ def require_regular(path: str | os.PathLike[str], limit: int | None = None) -> P
     named pipe, a device or a socket, and for a place that cannot be looked at, `too-large` above the limit.
     """
     path = Path(path)
+    refuse_special(path, limit)
     try:
-        found = path.stat()
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError as error:
         raise LongRopeError(f"cannot read {path}: {error.strerror}", code="missing-file") from error
-    except (OSError, ValueError) as error:  # a ValueError for a name with a NUL
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise LongRopeError(f"cannot read {path}: {reason}", code="unreadable-file") from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((name for test, name in _KINDS if test(found.st_mode)), "something else")
-        raise LongRopeError(f"cannot read {path}: expected a file, found {kind}", code="unreadable-file")
-    if limit is not None and found.st_size > limit:
-        raise LongRopeError(
-            f"cannot read {path}: expected at most {format_bytes(limit)}, found {format_bytes(found.st_size)}",
-            code="too-large",
-        )
+    if is_folder:
+        raise LongRopeError(f"cannot read {path}: expected a file, found a folder", code="unreadable-file")
     return path
 
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 from filelock import lock_descriptor, unlock_descriptor
 
 from longrope.errors import LongRopeError, one_line
+from longrope.input_files import LARGEST_JSON, refuse_special
 from longrope.run_files import LOCK
 
 ANOTHER_FOLDER = "choose another `output_dir`"
@@ -71,6 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises LongRopeError, naming the path: `missing-file` when there is no such file, `damaged-file` when it holds
     anything else than a JSON object.
     """
+    refuse_special(path, LARGEST_JSON)
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError as error:

@@ -20,6 +20,8 @@ from longrope.doctor.readings import RefusedError, UnknownRuleError
 from longrope.doctor.table import SCHEMA, Runtime, as_of, known_families, runtimes
 from longrope.errors import LongRopeError
 from longrope.export.gguf.keys import read_gguf_rope
+from longrope.input_files import require_regular
+from longrope.models.checkpoint_files import check_files
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import SCALING
 
@@ -88,8 +90,12 @@ def diagnose(
         )
     if not path.exists():
         raise LongRopeError(f"there is no checkpoint folder and no GGUF file at {path}", code="no-such-model")
+    if not path.is_dir():
+        require_regular(path)
     if path.is_file() and path.suffix != ".gguf":
         raise LongRopeError(f"expected a checkpoint folder or a .gguf file; found {path}", code="no-such-model")
+    if path.is_dir():
+        check_files(path)
     given = Path(expect) if isinstance(expect, str) else expect
     rows = [row for row in runtimes().values() if not names or row.name in names or ALL in names]
     gguf = [path] if path.is_file() else sorted(path.glob("*.gguf"))

@@ -7,6 +7,7 @@ any folder.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from longrope.export.config import HF, PHI3, UNIFIED
 from longrope.export.forms import ExpressedScaling, express, notes_on
 from longrope.export.gguf.convert import MODEL_TYPES
 from longrope.export.gguf.keys import CONTEXT_STEP
+from longrope.export.markdown import code_block, code_span, plain
 from longrope.export.verify import Verification
 from longrope.provenance import command_line, versions
 from longrope.rope.hf_config import THREE_KEY_FAMILIES, has_default_attention_factor
@@ -25,6 +27,7 @@ from longrope.units import format_length
 
 _GGUF_PATCHED = ("mixtral", "phi3", "phimoe", "granite", "granitemoe", "apertus", "minicpm", "minicpm3")
 """Families whose GGUF files take the factors, and are converted by llama.cpp's own converter first."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REFUSED_BY_4 = ("olmo", "olmo2")
 """Families in whose `rope_scaling` transformers 4 allows `type` and `factor` only."""
 _REPREFILLS = ("phi3", "phimoe", "phi4_multimodal")
@@ -71,7 +74,7 @@ def _transformers(family: str, expressed: ExpressedScaling) -> list[str]:
             "--fold-attention-factor mends that"
         )
     if family in _REFUSED_BY_4:
-        notes.append(f"transformers 4 refuses any longrope config of {family}")
+        notes.append(f"transformers 4 refuses any longrope config of {plain(family)}")
     if expressed.one_regime:
         return notes
     notes.append(f"the longest text of a batch decides: up to {switch} tokens the short factors, beyond the long ones")
@@ -124,7 +127,7 @@ def _llama_cpp(place: str, model_name: str, family: str, expressed: ExpressedSca
         return Serving("llama.cpp", (export, serve), (notes, *both))
     if family in _GGUF_PATCHED:
         return Serving("llama.cpp", (f"{export} --gguf converted.gguf", serve), (converted, *both))
-    return Serving("llama.cpp", (), (f"its graph for {family} gives the RoPE no factors",))
+    return Serving("llama.cpp", (), (f"its graph for {plain(family)} gives the RoPE no factors",))
 
 
 def _contexts(expressed: ExpressedScaling) -> list[str]:
@@ -158,10 +161,11 @@ def model_card(
         f"| {window.attention_factor:g} |"
         for window in scaling.windows
     )
-    base = f"base_model: {model_name}\n" if model_name == title and "/" in title else ""
+    base = f"base_model: {model_name}\n" if model_name == title and _HUB_NAME.fullmatch(title) else ""
     limits = "\n".join(f"- {note}" for note in notes_on(expressed))
     sections = "\n\n".join(_section(serving) for serving in servings)
     lost = "\n".join(f"- {part}" for part in unsupported) or "- Nothing: transformers expresses this scaling exactly."
+    method = plain(scaling.provenance.get("method", "not recorded"))
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     return f"""---
 library_name: transformers
@@ -169,10 +173,10 @@ library_name: transformers
 - longrope
 - long-context
 ---
-# {title} with a context window of {format_length(target)} tokens
+# {plain(title)} with a context window of {format_length(target)} tokens
 
-The rotary position embedding of `{title}` ({config_class}) was rescaled from {original} to {target} tokens
-({target / original:g}×) with [longrope](https://arxiv.org/abs/2402.13753). {_weights(expressed)}
+The rotary position embedding of {code_span(title)} ({plain(config_class)}) was rescaled from {original} to
+{target} tokens ({target / original:g}×) with [longrope](https://arxiv.org/abs/2402.13753). {_weights(expressed)}
 
 | sequence length | rescale factors λ (first … last pair) | start tokens | attention factor |
 |---|---|---|---|
@@ -181,7 +185,7 @@ The rotary position embedding of `{title}` ({config_class}) was rescaled from {o
 Rotary dimension {geometry.rotary_dim}, base {geometry.base:g}. All numbers and their provenance: `scaling.json`.
 
 ## Method
-Method: {scaling.provenance.get("method", "not recorded")}. Command: `{command_line()}`. Versions: {used}.
+Method: {method}. Command: {code_span(command_line())}. Versions: {plain(used)}.
 
 ## Evidence
 {_evidence(evidence, expressed)}
@@ -214,8 +218,7 @@ def _weights(expressed: ExpressedScaling) -> str:
 
 
 def _section(serving: Serving) -> str:
-    commands = "\n".join(serving.commands)
-    block = f"```\n{commands}\n```\n" if commands else "Not possible.\n"
+    block = f"{code_block(list(serving.commands))}\n" if serving.commands else "Not possible.\n"
     return f"**{serving.runtime}**\n{block}" + "\n".join(f"- {note}" for note in serving.notes)
 
 
@@ -237,11 +240,11 @@ def _table(title: str, rows: Sequence[EvalRow]) -> str:
     names = list(dict.fromkeys(row.scaling for row in rows))
     trials = max(row.trials for row in rows)
     cells = {(row.scaling, row.length): row for row in rows}
-    text = f"{title.capitalize()}, by length in tokens ({trials} trials, ± the standard error over them):\n\n"
+    text = f"{plain(title.capitalize())}, by length in tokens ({trials} trials, ± the standard error over them):\n\n"
     text += "| scaling | " + " | ".join(map(str, lengths)) + " |\n|---|" + "---|" * len(lengths) + "\n"
     for name in names:
         values = [_cell(cells.get((name, length))) for length in lengths]
-        text += f"| {name} | " + " | ".join(values) + " |\n"
+        text += f"| {plain(name)} | " + " | ".join(values) + " |\n"
     return text + "\n"
 
 

@@ -5,6 +5,7 @@ longrope export run/ --to hf -o extended/
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def find_source(
     Raises LongRopeError, with the place, when the model or the scaling is not found.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not os.path.lexists(folder / "config.json"):
         return _source_of_run(folder, scaling, original_length)
     if scaling is None:
         scaling = Path(resolve(str(model))) / SCALING

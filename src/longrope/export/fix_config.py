@@ -8,6 +8,7 @@ merging an adapter, quantising and fine-tuning all end with that call. The weigh
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from longrope.checks import shown
 from longrope.errors import LongRopeError
 from longrope.export.config import FORMS, PHI3
 from longrope.export.forms import ExpressedScaling, express
-from longrope.models.checkpoint_files import RECORD
+from longrope.models.checkpoint_files import RECORD, check_files
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import superset_config
@@ -53,10 +54,11 @@ def fix_config(
     """
     folder = Path(checkpoint)
     path = folder / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise LongRopeError(
             f"expected a checkpoint folder with a config.json; found none in {folder}", code="no-such-model"
         )
+    check_files(folder)
     if not isinstance(scaling, RopeScaling):
         place = Path(scaling or folder / SCALING)
         if not place.is_file():

@@ -1,10 +1,12 @@
 """The files of a checkpoint: the folder of a model, its weight files, and the files that are copied beside them.
 
 The tensors are read in `export/weights.py`. Pickled weights are never opened, and code is copied only on request.
+Before anything of a folder is loaded or copied, its files are checked: each is a regular file inside the folder.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from longrope.checks import shown
 from longrope.errors import LongRopeError, one_line
+from longrope.input_files import require_inside
 from longrope.rope.scaling import RopeScaling, numbers_sha256
 from longrope.run_files import CHECKPOINT
 from longrope.storage import read_json, write_json_atomic
@@ -41,6 +45,9 @@ _COMPANIONS = (
 RECORD = "longrope"
 """The key of config.json with the record of an export; `save_pretrained` of other tools keeps it."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_READ = ("*.json", "*.jinja", "*.safetensors", "*.gguf", "*.py", *_COMPANIONS)
+"""The files of a folder that transformers, an export or the doctor may read."""
+_ADAPTER = "adapter_config.json"
 
 
 def embedded_model_path(name: str = EMBEDDED) -> Path:
@@ -66,7 +73,14 @@ def resolve(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         for folder in (path, path / CHECKPOINT):
-            if (folder / "config.json").is_file():
+            if os.path.lexists(folder / "config.json"):
+                if folder != path and not folder.resolve().is_relative_to(path.resolve()):
+                    raise LongRopeError(
+                        f"{folder} is a link out of its folder, to {folder.resolve()}",
+                        code="not-inside",
+                        hint="give that folder itself",
+                    )
+                check_files(folder)
                 return str(folder)
         raise LongRopeError(
             f"expected a model folder with a config.json, found none in {path} or its {CHECKPOINT}/",
@@ -87,19 +101,40 @@ def resolve(name: str) -> str:
     )
 
 
+def check_files(folder: Path) -> None:
+    """Raise LongRopeError (`not-inside`, `unreadable-file`) unless every file of the checkpoint in `folder` is a
+    regular file inside of it; the layout of the hub's cache is one too. The index of its weights may name no others.
+
+    A folder with an adapter beside a whole model is refused: transformers would load another model, which the adapter
+    names, and the adapter's pickled weights.
+    """
+    found = {path for pattern in _READ for path in folder.glob(pattern) if path.suffix or not path.is_dir()}
+    require_inside(folder, sorted(found))
+    if (folder / INDEX).is_file():
+        _indexed(folder)
+    if (folder / _ADAPTER).exists():
+        raise LongRopeError(
+            f"{folder} holds a model and an adapter ({_ADAPTER}); a model without one is needed",
+            code="unsupported-model",
+            hint="merge the adapter into the weights, or move it out of the folder",
+        )
+
+
 def source_folder(model_name: str, code: tuple[str, ...] = ()) -> Path:
     """The folder with the files of a model; for a hub name the snapshot, downloaded where it is not there yet.
 
     `code` are further patterns of files to download. Raises LongRopeError when there is no such model.
     """
     place = Path(resolve(model_name))
-    if place.is_dir():
+    if place.is_dir():  # its files are checked
         return place
     patterns = ["config.json", SINGLE, INDEX, "model-*.safetensors", *_COMPANIONS, *code]
     try:
-        return Path(snapshot_download(model_name, allow_patterns=patterns))
+        snapshot = Path(snapshot_download(model_name, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds of error
         raise LongRopeError(f"cannot download {model_name}: {one_line(error)}", code="no-such-model") from error
+    check_files(snapshot)
+    return snapshot
 
 
 def weight_files(source: Path) -> list[str]:
@@ -107,15 +142,7 @@ def weight_files(source: Path) -> list[str]:
 
     Raises LongRopeError when there are none, with the conversion where the weights are pickled, or one is missing.
     """
-    if (source / INDEX).is_file():
-        named = read_json(source / INDEX).get("weight_map")
-        if not isinstance(named, dict) or not all(isinstance(name, str) and "/" not in name for name in named.values()):
-            raise LongRopeError(
-                f"expected a weight_map of file names in {source / INDEX}; found something else", code="damaged-file"
-            )
-        names = sorted(set(named.values()))
-    else:
-        names = [SINGLE]
+    names = _indexed(source) if (source / INDEX).is_file() else [SINGLE]
     missing = [name for name in names if not (source / name).is_file()]
     if not missing:
         return names
@@ -140,6 +167,22 @@ def weight_files(source: Path) -> list[str]:
         code="no-such-model",
         hint=f"give a folder that holds {SINGLE}",
     )
+
+
+def _indexed(source: Path) -> list[str]:
+    """The weight files that the index of `source` names. Raises LongRopeError where one is no name in the folder."""
+    named = read_json(source / INDEX).get("weight_map")
+    values = list(named.values()) if isinstance(named, dict) else [named]
+    if wrong := [value for value in values if not _is_name(value)]:
+        raise LongRopeError(
+            f"expected a weight_map of file names in {source / INDEX}; found {shown(wrong[0])}", code="damaged-file"
+        )
+    return sorted(set(values))
+
+
+def _is_name(value: Any) -> bool:
+    """True for the name of a file in the folder itself, on any system."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\:\0")
 
 
 def copy_companions(source: Path, folder: Path, code: tuple[str, ...] = ()) -> None:

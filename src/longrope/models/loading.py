@@ -24,8 +24,15 @@ from transformers import (
 )
 
 from longrope.errors import LongRopeError, one_line
+from longrope.input_files import require_inside
 from longrope.models.apply import geometry_of
-from longrope.models.checkpoint_files import EMBEDDED_MODELS, RECORD, embedded_model_path, refuse_folded, resolve
+from longrope.models.checkpoint_files import (
+    EMBEDDED_MODELS,
+    RECORD,
+    embedded_model_path,
+    refuse_folded,
+    resolve,
+)
 from longrope.models.config import LoadOptions
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import RopeGeometry
@@ -291,6 +298,7 @@ def recorded_scaling(name: str) -> RopeScaling | None:
     given, folder = Path(name).expanduser(), Path(resolve(name))
     for path in (given / SCALING, folder / SCALING) if given.is_dir() else (folder / SCALING,):
         if path.is_file():
+            require_inside(path.parent, [path])
             return RopeScaling.load(path)
     return None
 
