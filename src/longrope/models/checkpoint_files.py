@@ -177,7 +177,7 @@ def _indexed(source: Path) -> list[str]:
         raise LongRopeError(
             f"expected a weight_map of file names in {source / INDEX}; found {shown(wrong[0])}", code="damaged-file"
         )
-    return sorted(set(values))
+    return sorted({str(value) for value in values})
 
 
 def _is_name(value: Any) -> bool:
