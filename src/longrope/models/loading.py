@@ -44,8 +44,17 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model. Raises LongRopeError when it cannot be loaded."""
-    return _loaded(AutoConfig.from_pretrained, name, "config", trust_remote_code=trust_remote_code)
+    """The config of a model. Raises LongRopeError when it cannot be loaded, or names code without consent to it."""
+    config: PreTrainedConfig = _loaded(AutoConfig.from_pretrained, name, "config", trust_remote_code=trust_remote_code)
+    for part in [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))]:
+        kernel = getattr(part, "_attn_implementation", None)
+        if not trust_remote_code and isinstance(kernel, str) and "/" in kernel:  # compiled code, fetched at loading
+            raise LongRopeError(
+                f"the config of {name} names a kernel of the hub for its attention, {kernel}",
+                code="untrusted-code",
+                hint="if you trust it, give `trust_remote_code=True`",
+            )
+    return config
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -77,6 +86,7 @@ def load_model(
         raise LongRopeError(
             f"the device {device!r} cannot be used here: {one_line(error)}", code="invalid-setting"
         ) from error
+    load_config(name, trust_remote_code=trust_remote_code)  # a config without consent to its code is refused here
     wanted: Any = _DTYPES.get(dtype, torch.float32 if dtype == "auto" and target.type == "cpu" else "auto")
     model: PreTrainedModel
     model, report = _loaded(
