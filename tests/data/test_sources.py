@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from longrope.data.documents import Document
+from longrope.data.readers import DatasetName
 from longrope.data.sources import as_sources, read_all, read_documents
 from longrope.errors import LongRopeError
 
@@ -141,6 +142,31 @@ class TestDatasets:
             f"hf:{folder}:default@test:1"
         ]
 
+    def test_files_of_a_repository_and_fields(self, folder: Path) -> None:
+        """Files are read as they are: a loading script beside them is not run."""
+        (folder / "set.py").write_text("raise SystemExit")
+        (folder / "code.jsonl").write_text(json.dumps({"content": "code 0"}) + "\n")
+        found = {
+            f"hf:{folder}/test.jsonl": ["test 0", "test 1", "test 2"],
+            f"hf:{folder}/t*.jsonl@train:4": ["test 0", "test 1", "test 2", "train 0"],
+            f"hf:{folder}/code.jsonl#content": ["code 0"],
+        }
+        for source, texts in found.items():
+            assert [document.text for document in read_documents(source)] == texts
+
+    def test_what_datasets_is_asked_for(self) -> None:
+        asked = {
+            "a/b": ("a/b", {"name": None, "split": "train"}),
+            "a/b:c@d:3#e": ("a/b", {"name": "c", "split": "d"}),
+            "a/b/c/*.jsonl.zst": (
+                "json",
+                {"data_files": {"train": "hf://datasets/a/b/c/*.jsonl.zst"}, "split": "train"},
+            ),
+            "a/b/*.parquet@x": ("parquet", {"data_files": {"x": "hf://datasets/a/b/*.parquet"}, "split": "x"}),
+        }
+        assert {text: DatasetName.parse(text).arguments() for text in asked} == asked
+        assert DatasetName.parse("a/b:c@d:3#e") == DatasetName("a/b", "c", "d", 3, "e")
+
     def test_errors_are_one_line(self, folder: Path) -> None:
         for source, said in (
             (f"hf:{folder}@absent", "absent"),
@@ -148,6 +174,8 @@ class TestDatasets:
             (f"hf:{folder}/nowhere", "nowhere"),
             ("hf:", "hf:NAME"),
             ("hf:a@b@c", "hf:NAME"),
+            ("hf:a/b.jsonl:c", "hf:NAME/FILES"),
+            ("hf:a#", "FIELD"),
             *((f"hf:a@b{first}", "N at least 1") for first in (":", ":0", "[:0]", "[2]", ":2]", ":x", ":-1", ":2:3")),
         ):
             with pytest.raises(LongRopeError, match=said) as caught:

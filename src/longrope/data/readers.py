@@ -178,35 +178,61 @@ def _needs(library: str, what: str) -> LongRopeError:
 
 
 _FORM = re.compile(
-    r"(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?"
-    r"(?:@(?P<split>[^:@\[\]]+)(?:\[:(?P<bracketed>[1-9]\d*)\]|:(?P<first>[1-9]\d*))?)?"
+    r"(?P<name>[^:@#]+)(?::(?P<config>[^:@#]+))?"
+    r"(?:@(?P<split>[^:@#\[\]]+)(?:\[:(?P<bracketed>[1-9]\d*)\]|:(?P<first>[1-9]\d*))?)?"
+    r"(?:#(?P<field>[^:@#]+))?"
 )
+_FILES = re.compile(r".+/[^/]+\.(?:jsonl?(?:\.(?:gz|xz|zst))?|(?P<parquet>parquet))")
+"""Files inside a dataset's repository, such as `owner/name/train/*.jsonl.zst`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetName:
-    """A dataset and its rows: `NAME[:CONFIG][@SPLIT]`, or `…@SPLIT:N` (also `…@SPLIT[:N]`) for the first N of them."""
+    """A dataset and its rows: `NAME[:CONFIG][@SPLIT[:N]][#FIELD]`, the first N rows of a split, the text at FIELD.
+
+    `NAME` is that of a dataset, or `NAME/FILES`: JSON lines or Parquet in its repository, with `*` for any name, which
+    are read as they are even where the dataset has a loading script. `@SPLIT[:N]` as `datasets` writes it is understood
+    too.
+    """
 
     name: str
     config: str | None
     split: str
     first: int | None
+    field: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> DatasetName:
         """Parse `text`; the split is `train` where none is named. Raises LongRopeError where it has another form."""
         match = _FORM.fullmatch(text)
-        if match is None:
+        if match is None or (match["config"] and _FILES.fullmatch(match["name"])):
             raise LongRopeError(
-                f"expected hf:NAME[:CONFIG][@SPLIT] or …@SPLIT:N (the first N rows, N at least 1), found hf:{text}",
+                f"expected hf:NAME[:CONFIG] or hf:NAME/FILES.jsonl, then [@SPLIT] or @SPLIT:N (the first N rows, "
+                f"N at least 1), then [#FIELD], found hf:{text}",
                 code="missing-data",
             )
         first = match["bracketed"] or match["first"]
-        return cls(match["name"], match["config"], match["split"] or "train", int(first) if first else None)
+        return cls(
+            match["name"], match["config"], match["split"] or "train", int(first) if first else None, match["field"]
+        )
+
+    @property
+    def label(self) -> str:
+        """The dataset and its split, for people."""
+        return f"hf:{self.name}" + (f":{self.config}" if self.config else "") + f"@{self.split}"
+
+    def arguments(self) -> tuple[str, dict[str, Any]]:
+        """The first argument of `datasets.load_dataset`, and the others by name."""
+        files = _FILES.fullmatch(self.name)
+        if files is None:
+            return self.name, {"name": self.config, "split": self.split}
+        here = Path(self.name).parent.is_dir()  # a local folder stands for a repository
+        found = self.name if here else f"hf://datasets/{self.name}"
+        return "parquet" if files["parquet"] else "json", {"data_files": {self.split: found}, "split": self.split}
 
 
 def read_dataset(wanted: DatasetName, field: str) -> Iterator[Document]:
-    """Yield one document per row of a dataset, streamed.
+    """Yield one document per row of a dataset, streamed: the text at the field that `wanted` names, else at `field`.
 
     Raises LongRopeError: `missing-dependency` without `datasets`, `unreadable-file` where the dataset cannot be read,
     `no-such-field` where a row has no text at `field`.
@@ -215,12 +241,13 @@ def read_dataset(wanted: DatasetName, field: str) -> Iterator[Document]:
         import datasets
     except ImportError as error:
         raise _needs("datasets", f"hf:{wanted.name}") from error
-    label = f"hf:{wanted.name}" + (f":{wanted.config}" if wanted.config else "") + f"@{wanted.split}"
+    label = wanted.label
+    path, arguments = wanted.arguments()
     try:
-        rows = datasets.load_dataset(wanted.name, wanted.config, split=wanted.split, streaming=True)
+        rows = datasets.load_dataset(path, streaming=True, **arguments)
         if wanted.first is not None:
             rows = rows.take(wanted.first)
-        yield from _documents(enumerate(rows, start=1), label, field, label, "row")
+        yield from _documents(enumerate(rows, start=1), label, wanted.field or field, label, "row")
     except LongRopeError:
         raise
     except Exception as error:  # datasets raises whatever its HTTP client and file formats raise: no common type

@@ -9,6 +9,8 @@
 | `book:NAME` | a book shipped with the package |
 | `hf:NAME[:CONFIG][@SPLIT]` | the rows of a dataset over the network; split `train` if none is named |
 | `hf:NAME[:CONFIG]@SPLIT:N` | the first N of them; `@SPLIT[:N]`, as `datasets` writes it, is the same |
+| `hf:NAME/FILES` | the rows of JSON-lines or Parquet files in a dataset's repository, `*` standing for any name |
+| `hf:…#FIELD` | the same with the text at FIELD |
 | a `Document` | itself |
 """
 
