@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from longrope.data.mix import LONG, MEDIUM, PIECES, SHORT, parse_mix
+from longrope.data.mix import CHUNKS, LONG, MEDIUM, PIECES, SHORT, parse_mix
 from longrope.data.packing import IGNORED, PackedRows, SpecialTokens, pack
 from longrope.data.tokens import TokenizedDocument
 from longrope.errors import LongRopeError
@@ -194,3 +194,62 @@ def test_rows_never_overflow_and_spans_lie_in_their_documents(sizes: list[int], 
         assert 0 < rows.filled(index) <= N
         assert all(0 <= span.start < span.stop <= len(rows.documents[span.document].ids) for span in row.spans)
         assert (rows.filled(index) == N) or part != LONG
+
+
+@pytest.mark.parametrize("special_tokens", [BOTH, SpecialTokens(None, 2), SpecialTokens(None, None)])
+def test_chunks_are_the_chain_of_all_documents_cut_at_the_row(special_tokens: SpecialTokens) -> None:
+    """LongRoPE's training: documents between BOS and EOS, chained; positions and attention run through a row."""
+    rows = packed("chunks", special_tokens=special_tokens, count=12)
+    front = [] if special_tokens.bos is None else [special_tokens.bos]
+    back = [] if special_tokens.eos is None else [special_tokens.eos]
+    whole = {(*front, *one.ids.tolist(), *back) for one in DOCUMENTS}
+    chain: list[int] = []
+    for index in range(len(rows)):
+        ids, positions, targets = rows.tensors(index)
+        assert positions.tolist() == list(range(N))
+        assert targets.tolist() == [*ids.tolist()[1:], IGNORED]
+        assert (rows.filled(index), rows.scored(index)) == (N, N - 1)
+        chain += ids.tolist()
+    assert rows.round_tokens == {CHUNKS: sum(map(len, whole))}
+    first, rest = chain[: rows.round_tokens[CHUNKS]], set(whole)
+    while first:  # one round has every document once, whole
+        document = next(one for one in rest if tuple(first[: len(one)]) == one)
+        rest.remove(document)
+        del first[: len(document)]
+    assert not rest
+
+
+def test_chunks_are_of_the_documents_that_no_other_part_takes() -> None:
+    rows = packed("short:0.5,chunks:0.5")
+    short = {span.document for row in rows.rows if row.part == SHORT for span in row.spans}
+    chained = {span.document for row in rows.rows if row.part == CHUNKS for span in row.spans}
+    assert short
+    assert chained
+    assert not short & chained
+    assert {len(rows.documents[index].ids) + 2 > L for index in chained} == {True}
+
+
+def test_long_documents_have_bounds() -> None:
+    """From 30 to 210 tokens: the document of 333 is left out, those below a row stand whole in one."""
+    rows = packed("medium:0.5,long:0.5", long_from=30, long_to=210, count=24)
+    sizes = {
+        part: {len(rows.documents[span.document].ids) for row in rows.rows if row.part == part for span in row.spans}
+        for part in (MEDIUM, LONG)
+    }
+    assert sizes == {MEDIUM: {20}, LONG: {40, 61, 62, 200}}
+    for index, row in enumerate(rows.rows):
+        for span, text in zip(row.spans, texts(rows, index), strict=False):
+            ids = rows.documents[span.document].ids[span.start : span.stop].tolist()
+            assert text == [1, *ids, 2]
+            assert len(ids) == min(len(rows.documents[span.document].ids), N - 2)
+    assert packed("long", long_from=N).sha256 == packed("long").sha256
+    for wrong in ({"long_from": L - 1}, {"long_from": N + 1}, {"long_from": 40, "long_to": 39}):
+        with pytest.raises(LongRopeError, match="`long_from`"):
+            packed("long", **wrong)
+
+
+def test_rounds_count_how_often_the_documents_of_a_part_come() -> None:
+    rows = packed("medium:0.25,long:0.75", count=20)
+    assert rows.round_tokens == {MEDIUM: 22 + 42 + 63, LONG: N + (200 // 62 + 333 // 62) * N}
+    expected = {MEDIUM: 0.25 * 20 * N / rows.round_tokens[MEDIUM], LONG: 0.75 * 20 * N / rows.round_tokens[LONG]}
+    assert rows.rounds({MEDIUM: 0.25, LONG: 0.75}, 20) == pytest.approx(expected)

@@ -91,38 +91,39 @@ def test_texts_lie_beside_the_recipe(tmp_path: Path) -> None:
     assert evaluate.settings.qa_file == tmp_path / "qa.json"
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_the_built_in_recipes(name: str) -> None:
-    made = load_recipe(name, 4096)
-    planned = steps(made, 4096, 4096)
-    assert {"longrope": 512, "longrope2": 16, "quick": 8}[name] * 4096 == planned[-1].context_length
-    assert [step.stage.stage for step in planned][-1] == "export"
-    assert recipe_model(name) == (None, None)
-
-
-PAPERS = {
+RATIOS = {
+    "longrope": (4096, 512),
+    "longrope-continued": (4096, 512),
+    "longrope2": (4096, 16),
+    "longrope2-unit": (4096, 16),
+    "quick": (4096, 8),
     "llama2-7b-2048k": (4096, 512),
-    "mistral-7b-2048k": (8192, 256),
+    "mistral-7b-2048k": (4096, 512),
     "llama3-8b-128k": (8192, 16),
     "phi3-mini-128k": (2048, 64),
 }
-"""Original window and ratio."""
+"""Original window and ratio of the recipes that ship."""
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_built_in_recipes(name: str) -> None:
+    window, ratio = RATIOS[name]
+    planned = steps(load_recipe(name, window), window, window)
+    assert max(step.context_length for step in planned) == ratio * window
+    assert [step.stage.stage for step in planned][-1] == "export"
+    model, stated = recipe_model(name)
+    assert (model is None) == ("-" not in name or name.startswith("longrope"))
+    assert stated in (None, window)
+
+
+def test_all_recipes_ship() -> None:
+    assert set(BUILT_IN) == RATIOS.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_recipes_beside_the_package(path: Path) -> None:
-    window, ratio = PAPERS.get(path.stem, (256, None))
-    _, stated = recipe_model(str(path))
-    planned = steps(load_recipe(str(path), window), window, window)
-    assert stated in (None, window)
-    assert ratio is None or max(step.context_length for step in planned) == ratio * window
-
-
-def test_there_are_recipes_for_the_papers_models() -> None:
-    found = {path.stem: path for path in FILES}
-    assert found.keys() > PAPERS.keys()
-    assert None not in {recipe_model(str(found[name]))[0] for name in PAPERS}
-    assert any(name.startswith("tiny-512x") for name in found)
+    assert recipe_model(str(path)) == ("tiny", None)
+    assert steps(load_recipe(str(path), 256), 256, 256)
 
 
 def fails(path: str, original_length: int = 64) -> str:
@@ -202,7 +203,7 @@ def test_wrong_files(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    assert "there is no recipe 'fast': expected longrope, longrope2, quick or a YAML file" in fails("fast")
+    assert "there is no recipe 'fast': expected llama2-7b-2048k, llama3-8b-128k, longrope, " in fails("fast")
     assert "there is no recipe" in fails(str(tmp_path))
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot read" in fails(str(tmp_path / "bytes.yaml"))

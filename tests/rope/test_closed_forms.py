@@ -117,6 +117,19 @@ def test_yarn_ramp_is_linear_in_the_inverse(geometry: RopeGeometry) -> None:
     np.testing.assert_allclose(np.diff(inside, 2), 0, atol=1e-12)
 
 
+def test_the_authors_yarn_is_linear_in_the_factor() -> None:
+    """16.5 in the middle of the ramp of LLaMA2 for 32×, where YaRN has 1.94; the same ends."""
+    target = 32 * LLAMA2_7B.original_length
+    linear, plain = closed.yarn_linear(LLAMA2_7B, target), closed.yarn(LLAMA2_7B, target)
+    inside = (plain > 1) & (plain < 32)
+    np.testing.assert_array_equal(linear[~inside], plain[~inside])
+    steps = np.diff(linear[inside])
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-12)
+    shares = (1 - 1 / plain[inside]) / (1 - 1 / 32)
+    np.testing.assert_allclose(linear[inside], 1 + 31 * shares, rtol=1e-12)
+    assert np.interp(0.5, shares, linear[inside]) == pytest.approx(16.5, abs=0.01)
+
+
 @pytest.mark.parametrize("geometry", REAL)
 def test_yarn_rcd(geometry: RopeGeometry) -> None:
     target = 16 * geometry.original_length

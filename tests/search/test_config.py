@@ -39,6 +39,9 @@ OTHER_METHOD = "setting-of-another-method"
         ({"max_factor": math.nan}, "invalid-setting", "found nan"),
         ({"critical_dim": 0}, "invalid-setting", "`critical_dim` of at least 1, found 0"),
         ({"method": "hybrid", "evaluations": 0}, "invalid-setting", "`evaluations` of at least 1, found 0"),
+        ({"method": "gradient", "beta_fast": 128}, OTHER_METHOD, "`beta_fast` is a setting of the methods longrope"),
+        ({"method": "longrope2", "yarn_ramp": "authors"}, OTHER_METHOD, "`yarn_ramp`"),
+        ({"method": "longrope", "beta_fast": 1, "beta_slow": 2}, "invalid-setting", "at least `beta_slow`"),
         ({"tempo": 1}, "invalid-setting", "`tempo`"),
     ],
 )

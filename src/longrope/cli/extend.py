@@ -35,7 +35,7 @@ def command(
     as_json: given.Json = False,
 ) -> None:
     """Extend a model's window and prove it, by a search alone or by a recipe."""
-    of_search = {"target_length": target_length, "lengths": lengths, "eval_samples": eval_samples, "log_dir": log_dir}
+    of_search = {"lengths": lengths, "eval_samples": eval_samples, "log_dir": log_dir}
     if recipe is None:
         if dry_run:
             raise LongRopeError(
@@ -50,4 +50,4 @@ def command(
     if unused:
         options = ", ".join(f"`{name}`" for name in unused)
         raise LongRopeError(f"with `recipe` every stage has its own settings: write {options} into the recipe")
-    extend_by_recipe.run(model, recipe, output_dir, load, data or [], eval_data or [], dry_run, as_json)
+    extend_by_recipe.run(model, recipe, output_dir, load, data or [], eval_data or [], target_length, dry_run, as_json)

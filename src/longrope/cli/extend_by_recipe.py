@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longrope.cli.common import print_json, quiet_libraries
+from longrope.cli.common import messages, output, print_json, quiet_libraries
 from longrope.cli.progress import progress
 from longrope.cli.tables.costs import show_recipe_costs
 from longrope.cli.tables.runs import show_recipe
@@ -20,21 +20,29 @@ def run(
     load: LoadOptions,
     data: list[str],
     eval_data: list[str],
+    target_length: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Print the costs of the recipe; without `dry_run`, run it too, or go on with it."""
+    """Print the costs of the recipe and how often it reads its texts; without `dry_run`, run it too, or go on."""
     from longrope.recipes.run import prepare_recipe
 
     quiet_libraries()
-    prepared = prepare_recipe(name, model, output_dir, data=data, eval_data=eval_data, load=load)
+    prepared = prepare_recipe(
+        name, model, output_dir, data=data, eval_data=eval_data, target_length=target_length, load=load
+    )
     if not as_json:
         show_recipe_costs(name, prepared)
+    rounds = prepared.check()
+    for found in rounds:
+        if not as_json:
+            output.print(found)
+        if found.warning is not None:
+            messages.print(f"longrope: warning: {found.warning}")
     if dry_run:
-        prepared.check()
         if as_json:
-            print_json(prepared.to_json())
+            print_json(prepared.to_json() | {"rounds": {found.title: found.rounds for found in rounds}})
         return
     with progress(lambda _: INTERRUPTED, stage_lines=not as_json) as shown:
-        result = prepared.run(shown)
+        result = prepared.run(shown, checked=True)
     print_json(result.to_json()) if as_json else show_recipe(result)

@@ -131,14 +131,18 @@ OptionalModel = Annotated[
 Recipe = Annotated[
     str | None,
     option(
-        """longrope, longrope2, quick, or a YAML file: its stages in place of a search alone. The same command goes on
-        with a run that was stopped.""",
+        """A recipe that ships (longrope, longrope2, quick, llama3-8b-128k, …) or a YAML file: its stages in place of a
+        search alone. The same command goes on with a run that was stopped.""",
         group=_RECIPE,
     ),
 ]
 DryRun = Annotated[bool, option("Check the recipe, print its plan, stop.", group=_RECIPE)]
 OptionalLength = Annotated[
-    str | None, option("The new window L'. Default: 8 times the original window L.", metavar="TOKENS")
+    str | None,
+    option(
+        "The new window L'. Default: 8 times the original window L, or the recipe's own longest target.",
+        metavar="TOKENS",
+    ),
 ]
 AllowLossy = Annotated[bool, option("Export even what the runtime cannot express.")]
 EvalData = Annotated[list[str] | None, option("Other text to compare on.", metavar="TEXT", group=_COMPARISON)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from longrope.errors import LongRopeError
 
-SHORT, PIECES, MEDIUM, LONG = PARTS = ("short", "pieces", "medium", "long")
+SHORT, PIECES, MEDIUM, LONG, CHUNKS = PARTS = ("short", "pieces", "medium", "long", "chunks")
 ORIGINAL_WINDOW = (SHORT, PIECES)
 """Parts whose rows are computed under the original window."""
+WHOLE_ROWS = (LONG, CHUNKS)
+"""Parts with one attention over a row: a row of `long` is one segment, one of `chunks` a piece of the chain."""
 
 
 def parse_mix(text: str) -> dict[str, float]:

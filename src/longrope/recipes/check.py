@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 
 from longrope.costs.model_dims import weightless
 from longrope.data.documents import Document
-from longrope.data.mix import LONG
 from longrope.data.packing import SpecialTokens, pack
 from longrope.data.samples import require_disjoint
 from longrope.data.sources import read_all
@@ -26,6 +26,33 @@ from longrope.rope.baselines import check_baseline
 from longrope.rope.scaling import RopeScaling
 from longrope.search.search_data import prepare_texts
 from longrope.train.memory import require_room
+
+MOST_ROUNDS = 4.0
+"""Rounds over the same texts that a fine-tuning makes without a warning: beyond about four, repeated texts teach less
+and less (Muennighoff et al. 2023, 2305.16264)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRounds:
+    """How often a fine-tuning goes through its texts, by part of its mix; at most, since padding counts as text."""
+
+    title: str
+    rounds: Mapping[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {rounds:.2g}" for part, rounds in self.rounds.items())
+        return f"{self.title}: rounds over its texts: {parts}"
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence where texts come too often."""
+        part, rounds = max(self.rounds.items(), key=lambda item: item[1])
+        if rounds <= MOST_ROUNDS:
+            return None
+        return (
+            f"{self.title} goes {rounds:.3g} times through its texts of the part {part}, above {MOST_ROUNDS:g}: give "
+            "more texts, fewer steps or a smaller batch"
+        )
 
 
 def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[str]:
@@ -48,14 +75,17 @@ def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[str]:
         ) from error
 
 
-def check_recipe(loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step], finished: Collection[str] = ()) -> None:
-    """Raise LongRopeError, with the stage, for a stage that cannot run.
+def check_recipe(
+    loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step], finished: Collection[str] = ()
+) -> list[TextRounds]:
+    """The rounds over its texts of every fine-tuning to be done.
 
-    That is: too little text, texts that would be measured on after they were seen, a training step that does not fit or
-    is impossible, and packages that are missing.
-    `loaded` is the model the recipe begins with; steps whose folders are `finished` are left alone.
+    Raises LongRopeError, with the stage, for a stage that cannot run: too little text, texts that would be measured on
+    after they were seen, a training step that does not fit or is impossible, and packages that are missing. `loaded` is
+    the model the recipe begins with; steps whose folders are `finished` are left alone.
     """
     seen: dict[str, str] = {}
+    rounds: list[TextRounds] = []
     short = (
         loaded.geometry.original_length
         if loaded.checkpoint_scaling is None
@@ -65,27 +95,27 @@ def check_recipe(loaded: LoadedModel, recipe: Recipe, steps: Sequence[Step], fin
         stage = step.stage
         try:
             if step.folder not in finished:
-                _check(loaded, recipe, step, short, seen)
+                rounds += _check(loaded, recipe, step, short, seen)
         except LongRopeError as error:
             raise error.within(f"stage {place} ({stage.stage})") from error
         if isinstance(stage, FinetuneStage) and not stage.settings.mixed:
             short = stage.target  # one window is all that it leaves
+    return rounds
 
 
-def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: dict[str, str]) -> None:
+def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: dict[str, str]) -> list[TextRounds]:
     stage, sources = step.stage, stage_sources(loaded.name, recipe, step.stage)
     if isinstance(stage, ExportStage):
         if stage.to == "gguf":
             _require("gguf", "gguf")
-        return
+        return []
     if isinstance(stage, EvaluateStage):
         _check_evaluation(loaded, stage, step, sources, seen)
-        return
+        return []
     documents = read_all(sources)
     seen |= {document.sha256: document.name for document in documents}
     if isinstance(stage, FinetuneStage):
-        _check_training(loaded, stage, documents, short)
-        return
+        return [TextRounds(step.title, _check_training(loaded, stage, documents, short))]
     if stage.workers is not None:
         _require("ray", "ray")
     if isinstance(stage, SearchStage):
@@ -93,6 +123,7 @@ def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: di
     elif isinstance(stage, RecoverStage):
         for length in stage.lengths:
             prepare_texts(loaded, documents, length, stage.settings)
+    return []
 
 
 def _require(package: str, extra: str) -> None:
@@ -104,7 +135,10 @@ def _require(package: str, extra: str) -> None:
         )
 
 
-def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequence[Document], short: int) -> None:
+def _check_training(
+    loaded: LoadedModel, stage: FinetuneStage, documents: Sequence[Document], short: int
+) -> dict[str, float]:
+    """The rounds over its documents by part."""
     _require("accelerate", "train")
     from longrope.train.finetune import refuse_combinations
     from longrope.train.trainer import training_arguments
@@ -115,7 +149,7 @@ def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequen
             f"expected the `device` cpu or cuda, found {loaded.options.device!r}: one process trains on one device",
             code="invalid-setting",
         )
-    packed = any(part != LONG for part in settings.shares)
+    packed = settings.packed
     if stage.processes == 1:
         arguments = training_arguments(settings, Path("trainer"), cpu=device.type == "cpu")
         refuse_combinations(settings, arguments, packed=packed)
@@ -128,7 +162,7 @@ def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequen
         model.requires_grad_(False)  # LoRA trains few weights
     sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
     require_room(model, settings, device, shards=stage.processes if sharded else 1, packed=packed)
-    pack(
+    rows = pack(
         tokenize(documents, loaded.tokenizer),
         settings.shares,
         length=settings.length,
@@ -138,7 +172,10 @@ def _check_training(loaded: LoadedModel, stage: FinetuneStage, documents: Sequen
         group=settings.micro_batch,
         special_tokens=SpecialTokens.of(loaded.tokenizer),
         seed=settings.seed,
+        long_from=settings.long_from,
+        long_to=settings.long_to,
     )
+    return rows.rounds(settings.shares, settings.steps * settings.rows_per_step)
 
 
 def _check_evaluation(

@@ -18,7 +18,7 @@ from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, open_model
 from longrope.provenance import record
-from longrope.recipes.check import check_recipe
+from longrope.recipes.check import TextRounds, check_recipe
 from longrope.recipes.costs import StepCost, measure_rates, recipe_costs
 from longrope.recipes.folder import RunFolder, read_object
 from longrope.recipes.graph import Step, steps
@@ -29,6 +29,7 @@ from longrope.report.run import report
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import CHECKPOINT, REPORT, RESULT, SCALING, STAGE
 from longrope.storage import json_ready, sha256_file, write_json_atomic
+from longrope.units import parse_length
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,20 @@ class RecipeResult:
         return {"model": self.model, "scaling": str(self.path), "report": written, "stages": self.stages}
 
 
-def run_recipe(loaded: LoadedModel, recipe: Recipe, out: Path, callbacks: Callbacks | None = None) -> RecipeResult:
+def run_recipe(
+    loaded: LoadedModel, recipe: Recipe, out: Path, callbacks: Callbacks | None = None, *, checked: bool = False
+) -> RecipeResult:
     """Run `recipe` on `loaded`, the model it begins with, into the folder `out`, or go on with the same run there.
 
     The model is opened again for every stage, in its `dtype` and otherwise as `loaded` was; `loaded` itself leaves a
-    GPU to them. Raises LongRopeError, before any work is done, for an order of stages that cannot be, for texts, memory
-    and the folder.
+    GPU to them. `checked`: `check_recipe` has passed just now. Raises LongRopeError, before any work is done, for an
+    order of stages that cannot be, for texts, memory and the folder.
     """
     planned = steps(recipe, loaded.geometry.original_length, loaded.context_length)
     folder = RunFolder.of(out, loaded, recipe, planned)
     folder.check()
-    check_recipe(loaded, recipe, planned, folder.finished())
+    if not checked:
+        check_recipe(loaded, recipe, planned, folder.finished())
     if loaded.model.device.type != "cpu":
         loaded.model.to("cpu")
     with folder.claimed():
@@ -150,13 +154,16 @@ class PreparedRecipe:
     finished: list[bool]
     folder: RunFolder
 
-    def check(self) -> None:
-        """Raise LongRopeError for texts, lengths and memory that some step could not work with."""
-        check_recipe(self.loaded, self.recipe, self.steps, self.folder.finished())
+    def check(self) -> list[TextRounds]:
+        """The rounds over its texts of every fine-tuning to be done.
 
-    def run(self, callbacks: Callbacks | None = None) -> RecipeResult:
-        """Run the steps that are not finished."""
-        return run_recipe(self.loaded, self.recipe, self.folder.path, callbacks)
+        Raises LongRopeError for texts, lengths and memory that some step could not work with.
+        """
+        return check_recipe(self.loaded, self.recipe, self.steps, self.folder.finished())
+
+    def run(self, callbacks: Callbacks | None = None, *, checked: bool = False) -> RecipeResult:
+        """Run the steps that are not finished; `checked` after `check`, which need not be done twice."""
+        return run_recipe(self.loaded, self.recipe, self.folder.path, callbacks, checked=checked)
 
     def to_json(self) -> dict[str, Any]:
         """The steps with their costs."""
@@ -171,12 +178,13 @@ def prepare_recipe(
     *,
     data: Sequence[str] = (),
     eval_data: Sequence[str] = (),
+    target_length: int | str | None = None,
     load: LoadOptions | None = None,
 ) -> PreparedRecipe:
     """Read the recipe `name` (or a YAML file), open the model and time a short text for the costs.
 
-    `data` and `eval_data` replace the recipe's texts. Raises LongRopeError for a recipe that cannot be, for a missing
-    model, and for a folder of another run.
+    `data` and `eval_data` replace the recipe's texts, `target_length` its longest target. Raises LongRopeError for a
+    recipe that cannot be, for a missing model, and for a folder of another run.
     """
     load = load or LoadOptions()
     own, original_length = recipe_model(name)
@@ -188,6 +196,8 @@ def prepare_recipe(
     loaded = open_model(model, options=load)
     original = loaded.geometry.original_length
     recipe = load_recipe(name, original).with_data(tuple(data), tuple(eval_data))
+    if target_length is not None:
+        recipe = recipe.with_target_length(parse_length(target_length))
     planned = steps(recipe, original, loaded.context_length)
     folder = RunFolder.of(output_dir, loaded, recipe, planned)
     folder.check()

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from longrope.data.readers import DatasetName
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.run import SUITES
@@ -43,6 +44,8 @@ def _to_tokens(value: Any, info: ValidationInfo) -> int:
 
 
 Length = Annotated[int, BeforeValidator(_to_tokens)]
+HUB = "hf:"
+"""What a source of texts over the network begins with."""
 
 
 class _Stage(Settings):
@@ -76,6 +79,12 @@ class _Stage(Settings):
 class _WorkingStage(_Stage):
     data: tuple[str, ...] | None = None
     """Texts of this stage alone."""
+
+    @field_validator("data")
+    @classmethod
+    def _read_by_their_form(cls, sources: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if sources is None else _checked_sources(sources)
+
     dtype: str = "auto"
     """The dtype that the model is loaded in."""
 
@@ -238,6 +247,11 @@ class Recipe(Settings):
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The stages in their order."""
 
+    @field_validator("data", "eval_data")
+    @classmethod
+    def _read_by_their_form(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        return _checked_sources(sources)
+
     @field_validator("stages", mode="before")
     @classmethod
     def _each(cls, stages: Any, info: ValidationInfo) -> Any:
@@ -260,6 +274,39 @@ class Recipe(Settings):
                 )
         return self.model_copy(update={"data": data or self.data, "eval_data": eval_data or self.eval_data})
 
+    def with_target_length(self, target_length: int) -> Recipe:
+        """The recipe with its longest target moved to `target_length` tokens, in every stage that has it.
+
+        Other targets stay as they are. Lengths to measure beyond `target_length` are left out, and it takes the place
+        of the longest target among them. Raises LongRopeError (`invalid-setting`) where another target is not below it.
+        """
+        targets = {stage.target for stage in self.stages if isinstance(stage, SearchStage | FinetuneStage)}
+        longest = max(targets, default=target_length)
+        if others := [target for target in targets if target != longest and target >= target_length]:
+            raise LongRopeError(
+                f"expected a `target_length` above the recipe's other targets ({', '.join(map(str, sorted(targets)))} "
+                f"tokens in all), found {target_length} and {max(others)}",
+                code="invalid-setting",
+                hint="give a longer one, or write a recipe with other targets",
+            )
+        stages = tuple(_with_target(stage, longest, target_length) for stage in self.stages)
+        return self.model_copy(update={"stages": stages})
+
+
+def _with_target(stage: Stage, old: int, new: int) -> Stage:
+    """`stage` with the target `new` where it has `old`, and no length to measure beyond `new`."""
+    if isinstance(stage, EvaluateStage):
+        lengths = tuple(new if length == old else length for length in stage.lengths if length == old or length <= new)
+        return stage.model_copy(update={"lengths": tuple(dict.fromkeys(lengths))})
+    if not isinstance(stage, SearchStage | FinetuneStage) or stage.target != old:
+        return stage
+    changes: dict[str, Any] = {"target": new}
+    if isinstance(stage, FinetuneStage):
+        settings = stage.settings
+        length = new if settings.length == old else min(settings.length, new)
+        changes["settings"] = settings.replace(length=length)
+    return stage.model_copy(update=changes)
+
 
 def _stage(place: int, raw: Any, seed: int, context: dict[str, int] | None) -> _Stage:
     """Stage number `place`. Raises LongRopeError, with its number and kind, where it is wrong."""
@@ -270,6 +317,14 @@ def _stage(place: int, raw: Any, seed: int, context: dict[str, int] | None) -> _
         return STAGES[kind].model_validate(raw if kind == "export" else {"seed": seed} | raw, context=context)
     except LongRopeError as error:
         raise error.within(f"stage {place} ({kind})") from error
+
+
+def _checked_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """`sources`. Raises LongRopeError (`missing-data`) for a dataset whose name has another form."""
+    for source in sources:
+        if source.startswith(HUB):
+            DatasetName.parse(source.removeprefix(HUB))
+    return sources
 
 
 def _reads(stage: Stage, evaluates: bool) -> bool:

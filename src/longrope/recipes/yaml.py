@@ -11,7 +11,9 @@ from longrope.recipes.schema import EvaluateStage, ExportStage, Recipe, Stage
 from longrope.safe_yaml import parse_yaml, read_yaml
 from longrope.units import parse_length
 
-BUILT_IN = ("longrope", "longrope2", "quick")
+_SHIPPED = resources.files("longrope").joinpath("assets", "recipes")
+BUILT_IN = tuple(sorted(file.name.removesuffix(".yaml") for file in _SHIPPED.iterdir() if file.name.endswith(".yaml")))
+"""The recipes that come with the package, by name."""
 _WANTED = "a mapping with 'stages'"
 
 
@@ -45,13 +47,11 @@ def recipe_model(name: str) -> tuple[str | None, int | None]:
 def _read(name: str) -> tuple[str, str, Path]:
     """The YAML of a built-in recipe or of a file, its name for errors, and the folder that its paths start from."""
     if name in BUILT_IN:
-        text = resources.files("longrope").joinpath("assets", "recipes", f"{name}.yaml").read_text("utf-8")
+        text = _SHIPPED.joinpath(f"{name}.yaml").read_text("utf-8")
         return text, f"the recipe {name}", Path()
     path = Path(name).expanduser()
     if not path.exists() or path.is_dir():
-        raise LongRopeError(
-            f"there is no recipe {name!r}: expected {', '.join(BUILT_IN)} or a YAML file (recipes/*.yaml are examples)"
-        )
+        raise LongRopeError(f"there is no recipe {name!r}: expected {', '.join(BUILT_IN)} or a YAML file")
     return read_yaml(path), str(path), path.parent
 
 

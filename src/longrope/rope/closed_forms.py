@@ -89,6 +89,21 @@ def yarn(
     return np.asarray(1.0 / (shares / ratio + (1.0 - shares)), dtype=np.float64)
 
 
+def yarn_linear(
+    geometry: RopeGeometry, target_length: float, beta_fast: float = 32.0, beta_slow: float = 1.0
+) -> FloatArray:
+    """The YaRN of LongRoPE's authors, a seed of their search: λ_i itself goes linearly in i from 1 up to s.
+
+    In the middle of the ramp λ is (1 + s)/2, where YaRN (`yarn`, linear in 1/λ) has 2/(1 + 1/s): 16.5 in place of 1.94
+    for s = 32. The ends of the ramp are those of `yarn`. Raises LongRopeError as that does.
+    """
+    ratio = _ratio(geometry, target_length)
+    ends = (pair_that_turns(geometry, turns, geometry.original_length) for turns in ramp_ends(beta_fast, beta_slow))
+    low, high = ends
+    shares = ramp(geometry, math.floor(low), math.ceil(high))
+    return np.asarray(shares * ratio + (1.0 - shares), dtype=np.float64)
+
+
 def pair_that_turns(geometry: RopeGeometry, turns: float, length: float) -> float:
     """The pair, as a real number, that turns `turns` times in `length` tokens: D·log_base(length/(2π·turns)).
 

@@ -71,6 +71,12 @@ class SearchConfig(Settings):
     with it."""
     max_factor: float | None = Field(None, ge=1.0, le=LARGEST)
     """The largest rescale factor. Default of longrope: 1.25 times the extension ratio."""
+    beta_fast: float = Field(32.0, gt=0, allow_inf_nan=False)
+    """Rotations in L above which the YaRN that longrope starts from leaves a pair alone (the paper's Mistral: 128)."""
+    beta_slow: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Rotations in L below which that YaRN interpolates a pair in full (the paper's Mistral: 2)."""
+    yarn_ramp: Literal["transformers", "authors"] = "transformers"
+    """The ramp of that YaRN: linear in 1/λ as in transformers, or in λ as in the code of LongRoPE's authors."""
     steps: int = Field(30, ge=1)
     """Gradient steps of each stage."""
     knots: int | None = Field(None, ge=0)
@@ -88,6 +94,9 @@ class SearchConfig(Settings):
         "population": EVOLUTION,
         "iterations": EVOLUTION,
         "racing": EVOLUTION,
+        "beta_fast": ("longrope",),
+        "beta_slow": ("longrope",),
+        "yarn_ramp": ("longrope",),
         "start_tokens": ("longrope", "gradient", "hybrid", "cma"),
         "max_factor": ("longrope", "gradient", "hybrid", "cma"),
         "steps": GRADIENT,
@@ -109,6 +118,11 @@ class SearchConfig(Settings):
                     f"{self.method!r}",
                     code="setting-of-another-method",
                 )
+        if self.beta_fast < self.beta_slow:
+            raise LongRopeError(
+                f"expected a `beta_fast` of at least `beta_slow`, found {self.beta_fast:g} and {self.beta_slow:g}",
+                code="invalid-setting",
+            )
         if self.needle_depth != "spread" and self.chosen_objective != "needle" and self.method != "longrope2":
             raise LongRopeError(
                 f"`needle_depth` is for the objective needle; found {self.chosen_objective!r}",

@@ -13,12 +13,12 @@ import numpy as np
 
 from longrope.models.loading import LoadedModel
 from longrope.rope.baselines import CHECKPOINT
-from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, yarn
-from longrope.rope.geometry import FloatArray
+from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, pi, yarn, yarn_linear
+from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.progressive import SECOND_FORMS, second_window, second_yarn
 from longrope.rope.scaling import Window
+from longrope.search.config import SearchConfig
 
-SEED_FORMS = ("pi", "ntk", "yarn")  # P₀ of Algorithm 1
 KNOT_FORMS = ("yarn", "ntk-critical", "ntk", "pi")
 """The closed forms that a search on the knots may start from."""
 KNOT_BETAS = (16, 8, 4, 2)
@@ -33,11 +33,18 @@ best depends on L'."""
 NONE = "none"
 
 
-def evolution_seeds(loaded: LoadedModel, length: int) -> list[FloatArray]:
-    """The factors (D,) that Algorithm 1 starts from for a window of `length` tokens, the likeliest first."""
+def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | None = None) -> list[FloatArray]:
+    """The factors (D,) that Algorithm 1 starts from for a window of `length` tokens, the likeliest first.
+
+    `config` has the ramp of its YaRN.
+    """
     geometry, checkpoint_scaling = loaded.geometry, loaded.checkpoint_scaling
     if length > loaded.context_length:
-        forms = [CLOSED_FORMS[name](geometry, length)[0] for name in SEED_FORMS]
+        forms = [
+            pi(geometry, length),
+            ntk_aware(geometry, length),
+            yarn_seed(geometry, length, config or SearchConfig()),
+        ]
         return list(reversed(checkpoint_seeds(loaded, length).values())) + forms
     seeds = [np.ones(geometry.pairs)]
     if checkpoint_scaling is not None:
@@ -45,6 +52,12 @@ def evolution_seeds(loaded: LoadedModel, length: int) -> list[FloatArray]:
         seeds += [np.asarray(window.factors) for window in windows]
     lengths = [max(length, geometry.original_length), *(ratio * geometry.original_length for ratio in MILD_RATIOS)]
     return seeds + [form(geometry, mild) for mild in lengths for form in (yarn, ntk_aware)]
+
+
+def yarn_seed(geometry: RopeGeometry, length: int, config: SearchConfig) -> FloatArray:
+    """The YaRN (D,) that Algorithm 1 starts from."""
+    form = yarn_linear if config.yarn_ramp == "authors" else yarn
+    return form(geometry, length, config.beta_fast, config.beta_slow)
 
 
 def knot_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:

@@ -123,7 +123,7 @@ def _longrope(task: _Task) -> _Built:
     space = SearchSpace.for_ratio(pairs, task.ratio, choices)
     if upper is not None:
         space = replace(space, upper=upper)
-    seeds = [space.snap(factors) for factors in evolution_seeds(task.loaded, task.target_length)]
+    seeds = [space.snap(factors) for factors in evolution_seeds(task.loaded, task.target_length, task.config)]
     settings = _evolution_settings(task)
     described = {"space": asdict(space), "seeds": [seed.to_row() for seed in seeds]}
     return _evolution(task, Evolution(space, seeds, settings), settings, described)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from longrope.data.mix import ORIGINAL_WINDOW, parse_mix
+from longrope.data.mix import LONG, ORIGINAL_WINDOW, WHOLE_ROWS, parse_mix
 from longrope.errors import LongRopeError
 from longrope.settings import Settings
 from longrope.units import Length
@@ -33,8 +33,12 @@ class FinetuneConfig(Settings):
     """Tokens in a row, N: 4096, 128k. At most the scaling's window."""
     mix: str = "long"
     """Shares of tokens by part, as in short:0.3,long:0.7. long: full segments; medium: documents between the original
-    window and N; short: of at most the original window; pieces: long ones cut to it. The last two keep the original
-    RoPE."""
+    window and those of long; chunks: all documents chained and cut at N, with attention across; short: of at most the
+    original window; pieces: long ones cut to it. The last two keep the original RoPE."""
+    long_from: Length | None = Field(None, ge=2)
+    """The shortest documents of the part long, in tokens; medium has the shorter ones. Default: N."""
+    long_to: Length | None = Field(None, ge=2)
+    """The longest documents of the parts long and chunks; longer ones are left out. Default: all."""
     steps: int = Field(400, ge=1)
     """Optimizer steps."""
     batch: int | None = Field(None, ge=1)
@@ -83,6 +87,17 @@ class FinetuneConfig(Settings):
                 f"`length` that this divides, found {self.length}",
                 code="indivisible-row",
             )
+        if self.long_from is not None and self.long_from > self.length:
+            raise LongRopeError(
+                f"expected a `long_from` of at most the length of {self.length} tokens, found {self.long_from}",
+                code="invalid-setting",
+            )
+        if self.long_to is not None and self.long_to < (self.long_from or (self.length if LONG in self.shares else 2)):
+            raise LongRopeError(
+                f"expected a `long_to` of at least {self.long_from or self.length} tokens, the shortest documents of "
+                f"the part long, found {self.long_to}",
+                code="invalid-setting",
+            )
         if self.offload and not self.checkpointing:
             raise LongRopeError(
                 "`offload` moves what activation checkpointing keeps: leave checkpointing on", code="invalid-setting"
@@ -93,6 +108,12 @@ class FinetuneConfig(Settings):
     def shares(self) -> dict[str, float]:
         """The mix as shares of tokens by part."""
         return parse_mix(self.mix)
+
+    @property
+    def packed(self) -> bool:
+        """True if a row may hold several documents that must not see each other."""
+        several = LONG in self.shares and self.long_from is not None and self.long_from < self.length
+        return several or any(part not in WHOLE_ROWS for part in self.shares)
 
     @property
     def mixed(self) -> bool:

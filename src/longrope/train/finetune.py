@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from longrope.callbacks import Callbacks
-from longrope.data.mix import LONG, ORIGINAL_WINDOW
+from longrope.data.mix import ORIGINAL_WINDOW
 from longrope.data.packing import PackedRows, SpecialTokens, pack
 from longrope.data.sources import TextData, TextSource, as_sources, read_all
 from longrope.data.tokens import tokenize, tokenizer_hash
@@ -67,10 +67,11 @@ def finetune(
     `data`: text files, folders or data sets; an embedded model has books of its own. `cpu`: train on the CPU even where
     a GPU is; by default the device that `load` or the loaded model names. `log_dir`: a folder for TensorBoard.
 
-    Rows of the parts `medium` and `long` of the mix are computed under the scaling's window for `config.length` tokens,
-    rows of `short` and `pieces` under the window that the checkpoint came with: its original RoPE with attention factor
-    1, or the first window of the scaling in its checkpoint. The scaling left in `output_dir` has the windows that were
-    trained and no others (LongRoPE2, §3.3). Every process of a distributed run calls this alike.
+    Rows of the parts `medium`, `long` and `chunks` of the mix are computed under the scaling's window for
+    `config.length` tokens, rows of `short` and `pieces` under the window that the checkpoint came with: its original
+    RoPE with attention factor 1, or the first window of the scaling in its checkpoint. The scaling left in `output_dir`
+    has the windows that were trained and no others (LongRoPE2, §3.3). Every process of a distributed run calls this
+    alike.
 
     With `resume`, an interrupted run in `output_dir` continues to the weights it would have had, bit for bit on the
     same machine and versions. Raises LongRopeError before any step for faults that the user can mend; nothing that
@@ -124,7 +125,7 @@ def _prepared(
     """Everything that a run needs before its folder is touched. Raises LongRopeError for what cannot be."""
     windows = training_windows(loaded, scaling, config)
     arguments = training_arguments(config, output_dir / TRAINER, cpu=cpu)
-    packed = any(part != LONG for part in config.shares)
+    packed = config.packed
     refuse_combinations(config, arguments, packed=packed)
     refuse_folded(read_json(source_folder(loaded.name) / "config.json").get(RECORD), loaded.name)
     rows = packed_rows(loaded, sources, config, windows)
@@ -221,6 +222,8 @@ def packed_rows(
         group=config.micro_batch,
         special_tokens=SpecialTokens.of(loaded.tokenizer),
         seed=config.seed,
+        long_from=config.long_from,
+        long_to=config.long_to,
     )
     for document in rows.documents:
         check_vocabulary(loaded, torch.from_numpy(document.ids.copy()))

@@ -88,6 +88,7 @@ class FinishedTraining:
         common = {
             "settings": self.config.model_dump(),
             "tokens": self.rows.tokens_by_part,
+            "rounds": self.rows.rounds(self.config.shares, len(self.rows)),
             "rows_sha256": self.rows.sha256,
             "document_sha256": list(self.rows.document_hashes),
             "final_loss": curve[-1]["loss"],
