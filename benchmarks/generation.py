@@ -33,6 +33,7 @@ from longrope.data.needles import NeedleSamples, draw_needles
 from longrope.data.sources import read_all
 from longrope.data.tokens import tokenize
 from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
+from longrope.models.cache_argument import with_cache
 from longrope.models.generation.cache import fill, new_cache
 from longrope.models.generation.generate import generate
 from longrope.models.generation.rerotate import Rerotation
@@ -68,7 +69,7 @@ def continued(scaled: ScaledModel, ids: Tensor, old: Window, new: Window, treatm
         Rerotation(scaled).turn(cache, torch.arange(limit)[None], old, new)
     positions = torch.arange(limit, ids.shape[1])[None]
     with scaled.using(new) as model, torch.no_grad():
-        logits: Tensor = model(ids[:, limit:], position_ids=positions, past_key_values=cache).logits
+        logits: Tensor = model(ids[:, limit:], position_ids=positions, **with_cache(model, cache)).logits
     return logits[0]
 
 
@@ -151,7 +152,7 @@ def times(scaled: ScaledModel, length: int, old: Window, new: Window, repeats: i
 
     def step() -> None:
         with scaled.using(new), torch.no_grad():
-            model(ids[:, :1], position_ids=torch.tensor([[length]]), past_key_values=cache)
+            model(ids[:, :1], position_ids=torch.tensor([[length]]), **with_cache(model, cache))
         cache.crop(-1)
 
     actions = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.models.cache_argument import with_cache
 from longrope.models.chunked import base_of, checkpointed, chunked_modules, head_logits, logits_chunk
 
 
@@ -86,4 +87,4 @@ def run_base(
     """
     base = base_of(model)
     with chunked_modules(base):
-        return base(input_ids=input_ids, position_ids=position_ids, past_key_values=cache, use_cache=cache is not None)
+        return base(input_ids=input_ids, position_ids=position_ids, **with_cache(base, cache))

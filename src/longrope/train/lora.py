@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -32,8 +33,10 @@ def with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
         ensure_weight_tying=bool(model.config.get_text_config().tie_word_embeddings),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
+        # peft (0.21.2, the newest) reads a property that transformers has renamed; its value is the same.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return peft.get_peft_model(model, config)
 
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from longrope.errors import LongRopeError
 from longrope.models import chunked
 from longrope.models.apply import apply_scaling, geometry_of
+from longrope.models.cache_argument import forward_argument
 from longrope.models.generation import cache as module
 from longrope.models.generation.cache import fill, new_cache, prefill
 from longrope.models.scaled import ScaledModel
@@ -184,6 +185,6 @@ def test_a_model_that_ignores_the_cache() -> None:
     scaled, window = scaled_and_window("llama")
     model = scaled.model.model
     own = model.forward
-    model.forward = lambda **kwargs: own(**kwargs | {"past_key_values": None})
+    model.forward = lambda **kwargs: own(**kwargs | {forward_argument(model): None})
     with pytest.raises(LongRopeError, match="keeps no keys"):
         fill(scaled, new_cache(scaled.model), TEXT, window)

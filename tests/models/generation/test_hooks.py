@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig, LlamaForSequenceClassif
 
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
+from longrope.models.cache_argument import CACHE_NAMES, forward_argument
 from longrope.models.generation.generate import generation
 from longrope.models.generation.hooks import CacheHook
 from longrope.rope.scaling import RopeScaling
@@ -74,7 +75,7 @@ def test_a_conversation_goes_on_in_its_cache() -> None:
     for question in (tokens(10, seed=1), tokens(20, seed=2), tokens(3, seed=3)):
         text = torch.cat([text, question], dim=1)
         expected = run(model, text, max_new_tokens=4)
-        found = run(model, text, max_new_tokens=4, past_key_values=cache)
+        found = run(model, text, max_new_tokens=4, **{forward_argument(model): cache})
         assert torch.equal(found, expected)
         text = found
     assert text.shape[1] > SECOND
@@ -83,7 +84,7 @@ def test_a_conversation_goes_on_in_its_cache() -> None:
 def marked(model: PreTrainedModel, ids: Tensor) -> DynamicCache:
     """A cache of all but the last of `ids` and one more token, as generate leaves it."""
     cache = DynamicCache(config=model.config)
-    run(model, ids, max_new_tokens=1, past_key_values=cache)
+    run(model, ids, max_new_tokens=1, **{forward_argument(model): cache})
     return cache
 
 
@@ -95,7 +96,7 @@ def test_a_cut_cache_keeps_the_window_of_its_keys() -> None:
     ids = tokens(WINDOW + 6)[:, : WINDOW - 20]
     expected, _ = uncached(apply_scaling(model, three_windows(model)), ids, 5)
     for one in (cache, again):
-        assert torch.equal(run(model, ids, max_new_tokens=5, past_key_values=one), expected)
+        assert torch.equal(run(model, ids, max_new_tokens=5, **{forward_argument(model): one}), expected)
 
 
 def test_a_cache_from_elsewhere_is_filled_again() -> None:
@@ -104,8 +105,10 @@ def test_a_cache_from_elsewhere_is_filled_again() -> None:
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         for piece in ids[:, :-1].split(30, dim=1):  # under two windows: no good
-            model(input_ids=piece, past_key_values=cache)
-    assert torch.equal(run(model, ids, max_new_tokens=4, past_key_values=cache), run(model, ids, max_new_tokens=4))
+            model(input_ids=piece, **{forward_argument(model): cache})
+    assert torch.equal(
+        run(model, ids, max_new_tokens=4, **{forward_argument(model): cache}), run(model, ids, max_new_tokens=4)
+    )
 
 
 def test_new_tokens_only() -> None:
@@ -115,7 +118,7 @@ def test_new_tokens_only() -> None:
     for length, right in ((30, True), (62, False)):
         cache = marked(model, tokens(length))
         whole = torch.cat([tokens(length), new], dim=1)
-        given = {"past_key_values": cache, "attention_mask": torch.ones_like(whole), "max_new_tokens": 3}
+        given = {forward_argument(model): cache, "attention_mask": torch.ones_like(whole), "max_new_tokens": 3}
         if right:
             expected = run(model, whole, max_new_tokens=3)[:, length:]
             assert torch.equal(run(model, new, **given), expected)
@@ -128,7 +131,60 @@ def test_new_tokens_only() -> None:
 def test_nothing_new() -> None:
     model = scaled_model()
     with pytest.raises(LongRopeError, match="expected new tokens after the 30 that the cache holds"):
-        run(model, tokens(30), past_key_values=marked(model, tokens(30)))
+        run(model, tokens(30), **{forward_argument(model): marked(model, tokens(30))})
+
+
+# A cache that does not come, or comes under another name.
+
+
+def renamed(model: PreTrainedModel, name: str | None) -> None:
+    """Make `generate` pass `model` its cache under another name, as a later transformers may; None: not at all."""
+    hook = model.prepare_inputs_for_generation
+
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.pop(forward_argument(model))
+        return hook(*args, **kwargs | ({} if name is None else {name: cache}))
+
+    model.prepare_inputs_for_generation = prepare
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2"])
+@pytest.mark.parametrize("name", [*CACHE_NAMES, "kv_store"])
+def test_the_cache_is_found_under_every_name(family: str, name: str) -> None:
+    """transformers 5.24 calls it `cache`, 5.23 `past_key_values`."""
+    model = tiny_model(family)
+    scaled = apply_scaling(model, three_windows(model))
+    expected, _ = uncached(scaled, IDS, COUNT)
+    renamed(model, name)
+    assert torch.equal(run(model), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_cache_that_does_not_arrive_is_an_error(family: str) -> None:
+    """A hook that does not see the cache would leave stale keys in it: wrong text, and no error."""
+    model = tiny_model(family)
+    apply_scaling(model, three_windows(model))
+    renamed(model, None)
+    with pytest.raises(LongRopeError, match=r"expected .* to get a cache from generate, found none") as error:
+        run(model)
+    assert error.value.code == "no-cache"
+
+
+def test_a_cache_of_an_unknown_kind_is_an_error() -> None:
+    """It is not recognised under a name that is not known, and the forward is not of the whole text."""
+    model = scaled_model()
+    positions = torch.arange(WINDOW + 1)[None]
+    with pytest.raises(LongRopeError, match=f"none in a forward of 1 of {WINDOW + 1} tokens"):
+        model.prepare_inputs_for_generation(
+            tokens(WINDOW + 1), next_sequence_length=1, position_ids=positions, kv_store=object()
+        )
+
+
+def test_two_caches_are_an_error() -> None:
+    model = scaled_model()
+    given = {name: DynamicCache(config=model.config) for name in CACHE_NAMES}
+    with pytest.raises(LongRopeError, match="expected one cache, found cache and past_key_values"):
+        model.prepare_inputs_for_generation(IDS, position_ids=torch.arange(IDS.shape[1])[None], **given)
 
 
 # Refusals before any forward.
@@ -144,9 +200,12 @@ def _assistant(model: PreTrainedModel) -> dict[str, Any]:
         (lambda _: {"cache_implementation": "static"}, "cache_implementation 'static'"),
         (lambda _: {"cache_implementation": "offloaded"}, "cache_implementation 'offloaded'"),
         (lambda _: {"generation_config": GenerationConfig(cache_implementation="static")}, "'static'"),
-        (lambda model: {"past_key_values": StaticCache(model.config, max_cache_len=256)}, "StaticCache of StaticLayer"),
         (
-            lambda model: {"past_key_values": DynamicCache(config=model.config, offloading=True)},
+            lambda model: {forward_argument(model): StaticCache(model.config, max_cache_len=256)},
+            "StaticCache of StaticLayer",
+        ),
+        (
+            lambda model: {forward_argument(model): DynamicCache(config=model.config, offloading=True)},
             "DynamicCache of DynamicLayer, offloaded",
         ),
         (_assistant, "assisted generation is not right across windows"),
@@ -178,17 +237,17 @@ def test_what_is_no_text_is_refused_where_it_would_be_lost() -> None:
     model = scaled_model()
     hook = model.prepare_inputs_for_generation
     positions = torch.arange(WINDOW + 1)[None]
-    cache = marked(model, tokens(WINDOW - 1))
+    given = {forward_argument(model): marked(model, tokens(WINDOW - 1))}
     with pytest.raises(LongRopeError, match="expected text only, found pixel_values"):
         hook(
             tokens(WINDOW + 1),
             next_sequence_length=1,
-            past_key_values=cache,
             position_ids=positions,
             pixel_values=torch.ones(1),
+            **given,
         )
     with pytest.raises(LongRopeError, match="expected position_ids of shape"):
-        hook(tokens(5), past_key_values=cache, position_ids=torch.zeros(3, 1, 5))
+        hook(tokens(5), position_ids=torch.zeros(3, 1, 5), **given)
 
 
 def test_with_one_window_nothing_is_refused() -> None:
@@ -204,8 +263,8 @@ def test_with_one_window_nothing_is_refused() -> None:
     assert torch.equal(found, expected[:, IDS.shape[1] :])
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(input_ids=IDS[:, :-1], past_key_values=cache)
-    assert torch.equal(run(model, IDS, max_new_tokens=6, past_key_values=cache), expected)
+        model(input_ids=IDS[:, :-1], **{forward_argument(model): cache})
+    assert torch.equal(run(model, IDS, max_new_tokens=6, **{forward_argument(model): cache}), expected)
 
 
 def test_numbers_of_the_caller() -> None:

@@ -14,6 +14,7 @@ from transformers.models.llama import modeling_llama
 
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling
+from longrope.models.cache_argument import with_cache
 from longrope.models.generation.cache import fill, new_cache
 from longrope.models.generation.generate import generation
 from longrope.models.generation.rerotate import Pairing, Rerotation, angle_difference
@@ -180,6 +181,6 @@ def test_a_cache_of_an_unknown_window() -> None:
     with generation(model, three_windows(model), switch="rerotate"):
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(input_ids=ids[:, :WINDOW], past_key_values=cache)
+            model(input_ids=ids[:, :WINDOW], **with_cache(model, cache))
         with pytest.raises(LongRopeError, match="whose window is not known"):
-            model.generate(ids, past_key_values=cache, max_new_tokens=2, pad_token_id=0)
+            model.generate(ids, **with_cache(model, cache), max_new_tokens=2, pad_token_id=0)

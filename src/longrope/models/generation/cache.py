@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError
+from longrope.models.cache_argument import with_cache
 from longrope.models.chunked import logits_chunk
 from longrope.models.scaled import ScaledModel, handle_of
 from longrope.models.scoring import run_base
@@ -112,9 +113,8 @@ class Prefilled:
         past = int(self.cache.get_seq_length())
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
         with self.scaled.using(self.window) as model:
-            logits: Tensor = model(
-                input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True
-            ).logits
+            logits: Tensor = model(input_ids=ids, position_ids=positions, **with_cache(model, self.cache)).logits
+        _check_filled(self.cache, past + ids.shape[1], model)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _check(self, tokens: Tensor, at_least: int) -> None:
@@ -202,8 +202,7 @@ def fill(
                 input_ids=ids[:, start:stop],
                 position_ids=position_ids[:, start:stop],
                 attention_mask=None if attention_mask is None else attention_mask[:, : past + stop],
-                past_key_values=cache,
-                use_cache=True,
+                **with_cache(model.base_model, cache),
             )
     _check_filled(cache, past + count, model)
 

@@ -14,13 +14,16 @@ which sees every forward before it runs, and two that refuse ways of generating 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
 
+import transformers
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.models.cache_argument import arguments_of, cache_argument, forward_argument, take_cache
 from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, fill, is_plain
 from longrope.models.generation.rerotate import Rerotation
 from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
@@ -103,40 +106,35 @@ class CacheHook(MethodHook):
     rerotation: Rerotation | None = None
     """Turns the keys at a change of window; None: they are computed again."""
 
-    def __call__(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The inputs of the next forward, as `prepare_inputs_for_generation` gives them.
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The inputs of the next forward, as `prepare_inputs_for_generation` gives them for these arguments.
 
         `input_ids` (B, W) is the whole text, or only what the cache does not hold; `position_ids` (B or 1, T) and
-        `attention_mask` (B, T) are the whole text's.
+        `attention_mask` (B, T) are the whole text's. The cache is found under every name. Raises LongRopeError, across
+        windows, where there is none and the forward is not of the whole text.
         """
-        cache, several = past_key_values, windows_differ(self.scaled)
-        given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        given |= {"past_key_values": cache} | kwargs
+        given = arguments_of(self.own, args, kwargs)
+        input_ids, coming = given.pop("input_ids"), given.pop("next_sequence_length", None)
+        cache, several = take_cache(given), windows_differ(self.scaled)
+        position_ids: Tensor | None = given.get("position_ids")
         past = 0 if cache is None else int(cache.get_seq_length())
         if not several:
             # Any cache and any way of generating will do. A plain text is still read in chunks.
-            coming = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
-            whole = position_ids is not None and position_ids.dim() == 2 and position_ids.shape[1] == past + coming
-            if not whole or inputs_embeds is not None or not is_plain(cache) or self._numbers_replaced:
-                return self._own(input_ids, next_sequence_length, given)
+            new = input_ids.shape[1] if coming is None else coming
+            whole = position_ids is not None and position_ids.dim() == 2 and position_ids.shape[1] == past + new
+            embedded = given.get("inputs_embeds") is not None
+            if not whole or embedded or not is_plain(cache) or self._numbers_replaced:
+                return self._own(input_ids, coming, cache, given)
         if position_ids is None or position_ids.dim() != 2:
             raise LongRopeError(
                 "expected position_ids of shape (batch, tokens): windows are chosen by position", code="invalid-setting"
             )
         window = window_of_rows(self.scaled, (position_ids.max(dim=-1).values + 1).tolist())
-        if cache is None:  # every forward is of the whole text
-            return self._own(input_ids, next_sequence_length, given)
+        if cache is None:
+            self._require_whole(input_ids, coming, given)
+            return self._own(input_ids, coming, cache, given)
         check_cache(cache, "generation across windows")
-        if inputs_embeds is not None:
+        if given.get("inputs_embeds") is not None:
             raise LongRopeError(
                 "expected input_ids, found inputs_embeds: a cache is filled again from tokens", code="text-only"
             )
@@ -156,7 +154,7 @@ class CacheHook(MethodHook):
         if total - past > last:
             self._fill(cache, input_ids, last, window, given)
         setattr(cache, _MARK, window)
-        return self._own(input_ids, last, given)
+        return self._own(input_ids, last, cache, given)
 
     @property
     def _numbers_replaced(self) -> bool:
@@ -164,14 +162,36 @@ class CacheHook(MethodHook):
         rotary = self.scaled.rotaries[0]
         return rotary.factors is not None or rotary.attention_factor is not None
 
-    def _own(self, input_ids: Tensor, last: int | None, given: dict[str, Any]) -> dict[str, Any]:
-        inputs: dict[str, Any] = self.own(input_ids, next_sequence_length=last, **given)
-        if inputs.get("past_key_values") is not given["past_key_values"]:
-            # Phi-3 drops the cache where its own config changes windows: this one is right already.
-            inputs = GenerationMixin.prepare_inputs_for_generation(
-                self.scaled.model, input_ids, next_sequence_length=last, **given
-            )
-        return inputs
+    def _own(self, input_ids: Tensor, last: int | None, cache: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """The inputs that the model's own method makes: the `last` tokens, and `cache` where the forward takes it."""
+        model = self.scaled.model
+        inputs: dict[str, Any] = {}
+        # Phi-3's own method drops the cache where its own config changes windows: this one is right already.
+        for prepare in (self.own, partial(GenerationMixin.prepare_inputs_for_generation, model)):
+            passed = {} if cache is None else {cache_argument(prepare): cache}
+            inputs = prepare(input_ids, next_sequence_length=last, **given, **passed)
+            if take_cache(inputs) is cache:
+                break
+        else:
+            raise self._no_cache("prepare_inputs_for_generation drops it")
+        return inputs if cache is None else inputs | {forward_argument(model): cache}
+
+    def _require_whole(self, input_ids: Tensor, coming: int | None, given: dict[str, Any]) -> None:
+        """Raise LongRopeError unless a forward without a cache is one of the whole text."""
+        total = given["position_ids"].shape[1]
+        read = input_ids.shape[1] if coming is None else coming
+        if given.get("inputs_embeds") is not None:
+            read = given["inputs_embeds"].shape[1]
+        if given.get("use_cache") or read != total:
+            raise self._no_cache(f"found none in a forward of {read} of {total} tokens")
+
+    def _no_cache(self, what: str) -> LongRopeError:
+        return LongRopeError(
+            f"expected {type(self.scaled.model).__name__} to get a cache from generate, {what}: stale keys would stay"
+            f" in it at a change of window (transformers {transformers.__version__})",
+            code="no-cache",
+            hint="generate with use_cache=False, or use the versions of transformers that longrope was tested with",
+        )
 
     def _change_window(self, cache: Any, held: Window | None, window: Window, positions: Tensor, *, whole: bool) -> int:
         """Make `cache`, which has keys of `held` at `positions` (B or 1, p), one of `window`.
@@ -204,7 +224,7 @@ class CacheHook(MethodHook):
             raise LongRopeError(
                 f"expected text only, found {', '.join(content)}: a cache is filled from tokens", code="text-only"
             )
-        positions, mask = given["position_ids"], given["attention_mask"]
+        positions, mask = given["position_ids"], given.get("attention_mask")
         end, past = positions.shape[1] - last, int(cache.get_seq_length())
         device = self.scaled.model.device
         fill(

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from longrope.errors import LongRopeError
+from longrope.models.cache_argument import with_cache
 from longrope.models.generation.cache import new_cache
 from longrope.models.scaled import ScaledModel
 from longrope.rope.angles import cos_sin
@@ -126,7 +127,7 @@ def _lone_keys(scaled: ScaledModel, window: Window) -> list[Tensor]:
     positions = torch.tensor(_PROBE_POSITIONS, device=model.device)[:, None]
     cache: Any = new_cache(model)
     with torch.no_grad(), scaled.using(window):
-        model.base_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        model.base_model(input_ids=ids, position_ids=positions, **with_cache(model.base_model, cache))
     return [layer.keys for layer in cache.layers]
 
 
