@@ -37,6 +37,9 @@ class Callbacks:
     def on_stage(self, stage: str, number: int = 1, count: int = 1, finished: bool = False) -> None:
         """Stage `number` of `count` begins; `finished`: an earlier run has done it already."""
 
+    def on_note(self, note: str) -> None:
+        """Something that the user should know before the job spends time, as one sentence."""
+
     def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
         """A search of at most `evaluations` begins; `baselines`: loss of each baseline in nats per token."""
 

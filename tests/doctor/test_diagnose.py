@@ -16,7 +16,7 @@ from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW, save_checkpoint
-from tests.doctor.doctor_cases import ENTRY, LONG, SIZES, L, superset, without, write_case
+from tests.doctor.doctor_cases import ENTRY, LONG, SHORT, SIZES, L, superset, without, write_case
 from tests.export import sources
 
 GEOMETRY = RopeGeometry(32, 10_000.0, WINDOW)
@@ -279,6 +279,36 @@ def test_a_yarn_checkpoint(tmp_path):
     found = verdicts(folder)
     assert found["vllm"] == "exact"
     assert found["exllamav3"] == "differs"
+
+
+def test_yarn_beside_a_smaller_window(tmp_path):
+    """Qwen3's model card: 40,960 beside YaRN 4 over 32,768. The window is 131,072, which vLLM derives as well."""
+    entry = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    case = {"model_type": "qwen3", "rope_scaling": entry, "rope_theta": 1e6, "max_position_embeddings": 40960}
+    folder = write_case(tmp_path / "model", case)
+    found = diagnose(folder)
+    assert found.expected.scaling.target_length == 131072
+    assert verdicts(folder)["vllm"] == verdicts(folder)["vllm-default"] == "exact"
+
+
+def test_linear_without_an_original_length(tmp_path):
+    """Gemma 3 4B: the window of 131,072 has the linear factor 8 in it."""
+    case = {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 1e6}
+    found = diagnose(write_case(tmp_path / "model", case | {"max_position_embeddings": 131072}))
+    assert found.expected.scaling.target_length == 131072
+    assert not any("1048576" in line for finding in found.findings for line in finding.advice)
+
+
+def test_longrope_at_its_original_length(tmp_path):
+    """MiniCPM4's instructions: each runtime turns by the short factors up to L, and a lint says what to raise."""
+    entry = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, "factor": 1.0}
+    entry["original_max_position_embeddings"] = 1024
+    case = {"model_type": "llama", "rope_scaling": entry, "rope_theta": 5e4, "max_position_embeddings": 1024}
+    found = diagnose(write_case(tmp_path / "model", case))
+    (window,) = found.expected.scaling.windows
+    assert (window.max_length, list(window.factors), window.attention_factor) == (1024, SHORT, 1.0)
+    assert "window-at-original-length" in {lint.name for lint in found.lints}
+    assert {finding.runtime.name: finding.verdict for finding in found.findings}["transformers-5"] == "exact"
 
 
 def test_a_scaling_that_cannot_be_computed_is_no_excuse(tmp_path):

@@ -34,6 +34,7 @@ LINTS = {
     "dictionaries-disagree": at_256(ENTRY) | {"rope_scaling": ENTRY | {"factor": 4.0, "long_factor": [4.0] * 16}},
     "nested-dictionary": {"model_type": "llama", "rope_parameters": NESTED, "rope_theta": 5e4},
     "flat-dictionary": {"model_type": "olmo3", "rope_parameters": ENTRY, **LAYERS},
+    "window-at-original-length": at_256(ENTRY) | {"max_position_embeddings": 256},
     "no-head-dim": without(at_256(ENTRY), "head_dim") | {"model_type": "mixtral"},
 }
 

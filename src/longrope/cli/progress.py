@@ -59,6 +59,10 @@ class Display(Callbacks):
         log.info("%s", line)
         self._restart(stage, None)
 
+    def on_note(self, note: str) -> None:
+        messages.print(note)
+        log.info("%s", note)
+
     def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
         self._scalars.on_search_start(evaluations, baselines)
         finite = {name: loss for name, loss in baselines.items() if math.isfinite(loss)}

@@ -187,7 +187,8 @@ def _without_weights(
         model = weightless(name, trust_remote_code=trust_remote_code)
     geometry = geometry_of(model, original_length)
     checkpoint_scaling = find_checkpoint_scaling(folder, model.config, geometry)
-    return LoadedModel(name, model, cast(Any, None), geometry, checkpoint_scaling, LoadOptions())
+    options = LoadOptions(original_length=original_length, trust_remote_code=trust_remote_code)
+    return LoadedModel(name, model, cast(Any, None), geometry, checkpoint_scaling, options)
 
 
 def _search(

@@ -39,6 +39,11 @@ def lint_config(config: CheckpointConfig) -> list[Lint]:
     original = config.original_length or entry.get(ORIGINAL) or config.model_class.original_length
     if isinstance(original, int) and original > 0:
         found += _lengths(original, config.length, entry.get("factor"), fix)
+        if _type(entry) in (LONGROPE, "su") and config.length <= original:
+            says = f"max_position_embeddings {config.length} is no more than L = {original}: the long factors are for"
+            says += " texts beyond it, and the attention factor by the lengths is 1"
+            advice = "raise max_position_embeddings to the length that the long factors were made for"
+            found.append(Lint("window-at-original-length", says, advice))
     found += _attention(entry.get("attention_factor"), "attention_factor")
     if config.tokenizer_length is not None and config.tokenizer_length < config.length:
         says = f"model_max_length of tokenizer_config.json is {config.tokenizer_length}, L' is {config.length}"

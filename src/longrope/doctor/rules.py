@@ -95,7 +95,7 @@ def behaviour(config: CheckpointConfig, runtime: Runtime, switch: int, target: i
 
 def _behaviour(config: CheckpointConfig, runtime: Runtime, reading: RopeReading, switch: int, target: int) -> Behaviour:
     short, long, remarks = _rotations(config, runtime, reading)
-    engine, capped = _engine(config, runtime, switch, target)
+    engine, capped = _engine(config, runtime, reading, switch, target)
     return Behaviour(
         short=short,
         long=long,
@@ -108,11 +108,15 @@ def _behaviour(config: CheckpointConfig, runtime: Runtime, reading: RopeReading,
     )
 
 
-def _engine(config: CheckpointConfig, runtime: Runtime, switch: int, target: int) -> tuple[int, list[str]]:
+def _engine(
+    config: CheckpointConfig, runtime: Runtime, reading: RopeReading, switch: int, target: int
+) -> tuple[int, list[str]]:
     """The tokens that the engine is started for, and remarks where a limit makes them fewer."""
-    wanted = {"target": target, "original": switch, "default": config.original_length or config.length}[runtime.engine]
+    derived = _derived_length(config, reading) if "derived" in runtime.limits else config.length
+    wanted = {"target": target, "original": switch, "default": config.original_length or derived}[runtime.engine]
     caps = {
         "config": ("max_position_embeddings", config.length),
+        "derived": ("the length derived from max_position_embeddings", derived),
         "tokenizer": ("model_max_length", config.tokenizer_length),
     }
     engine, remarks = wanted, []
@@ -121,6 +125,14 @@ def _engine(config: CheckpointConfig, runtime: Runtime, switch: int, target: int
             engine = limit
             remarks.append(f"{name} {limit} caps the length that it serves")
     return engine, remarks
+
+
+def _derived_length(config: CheckpointConfig, reading: RopeReading) -> int:
+    """The longest text that vLLM serves: L' of the config, times the factor of linear, or L times that of YaRN."""
+    factor = _number("factor", reading.parameters.get("factor"), 1.0)
+    if reading.rope_type == "yarn":
+        return int(reading.original_length * factor)
+    return int(config.length * factor) if reading.rope_type == "linear" else config.length
 
 
 def _rotations(

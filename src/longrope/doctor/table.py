@@ -63,7 +63,7 @@ class Runtime:
     yarn_factor: Literal["stated", "lengths"] = "stated"
     engine: Literal["target", "original", "default"] = "target"
     """The length that an engine or context is started with."""
-    limits: list[Literal["config", "tokenizer"]] = field(default_factory=list)
+    limits: list[Literal["config", "derived", "tokenizer"]] = field(default_factory=list)
     """The caps of the length it serves: max_position_embeddings, the tokenizer's model_max_length."""
     files: FilesRule | None = None
     files_families: Mapping[str, FilesRule] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from longrope.rope.baselines import (
     dynamic_method,
     second_method,
 )
-from longrope.rope.geometry import rope_parameters_of
+from longrope.rope.geometry import rope_parameters_of, stated_window
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.progressive import SECOND_FORMS
 from longrope.rope.scaling import RopeScaling
@@ -151,7 +151,11 @@ def as_it_is(loaded: LoadedModel) -> Method | None:
         return checkpoint_method(loaded.checkpoint_scaling)
     parameters = rope_parameters_of(loaded.model.config)
     if parameters["rope_type"] == "dynamic":
-        return dynamic_method(loaded.geometry, float(parameters.get("factor", 1.0)))
+        window = (
+            stated_window(loaded.model.config) or loaded.geometry.original_length
+        )  # what transformers computes with
+        computed = replace(loaded.geometry, original_length=window)
+        return dynamic_method(computed, float(parameters.get("factor", 1.0)))
     return None
 
 
@@ -161,7 +165,8 @@ def _before(loaded: LoadedModel, original: LoadedModel | None, target: int) -> M
     recorded = recorded_scaling(loaded.name) if original is None else None
     if recorded is not None:  # the checkpoint's scaling is the extension
         config = load_config(loaded.name, trust_remote_code=loaded.options.trust_remote_code)
-        model = replace(loaded, checkpoint_scaling=None if is_export(config, recorded) else scaling_of_config(config))
+        stated = scaling_of_config(config, original_length=loaded.geometry.original_length)
+        model = replace(loaded, checkpoint_scaling=None if is_export(config, recorded) else stated)
     return replace(as_it_is(model) or closed_form_method("none", model.geometry, target), name=ORIGINAL)
 
 

@@ -9,7 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from longrope.models.loading import config_and_scaling, name_of
-from longrope.rope.geometry import rope_layer_types, rope_parameters_of, text_config
+from longrope.rope.geometry import (
+    original_length_guess,
+    rope_layer_types,
+    rope_parameters_of,
+    stated_window,
+    text_config,
+)
 from longrope.units import format_length, parse_length
 
 
@@ -20,6 +26,7 @@ class Inspection:
     `critical_dim` is the theoretical one (LongRoPE2 Eq. 7); `critical_dim_10` the first pair with fewer than ten
     periods, where LongRoPE2 starts looking for the real one. `slowest_period` is that of the last pair.
     `context_window` is the window that the config states, or the end of the present scaling where that is longer.
+    `original_length_guess` says how L was guessed; empty where the config states it, or it was given.
     """
 
     model: str
@@ -28,6 +35,7 @@ class Inspection:
     pairs: int
     base: float
     original_length: int
+    original_length_guess: str
     context_window: int
     rope_type: str
     layer_types: list[str]
@@ -41,6 +49,8 @@ class Inspection:
     def rows(self) -> list[tuple[str, str]]:
         """The inspection as a person reads it: a name and its value each."""
         rows = [("original window L", _tokens(self.original_length))]
+        if self.original_length_guess:
+            rows.append(("  a guess", self.original_length_guess))
         if self.context_window != self.original_length:
             rows.append(("window of the checkpoint", _tokens(self.context_window)))
         rows += [
@@ -89,7 +99,7 @@ def inspect_model(
     length = None if original_length is None else parse_length(original_length)
     config, geometry, checkpoint_scaling = config_and_scaling(model, length, trust_remote_code=trust_remote_code)
     text = text_config(config)
-    stated = text.max_position_embeddings
+    stated = stated_window(config) or geometry.original_length
     windows = [
         {
             "max_length": window.max_length,
@@ -107,6 +117,7 @@ def inspect_model(
         pairs=geometry.pairs,
         base=geometry.base,
         original_length=geometry.original_length,
+        original_length_guess=original_length_guess(config) if length is None else "",
         context_window=stated if checkpoint_scaling is None else max(stated, checkpoint_scaling.target_length),
         rope_type=rope_parameters_of(config)["rope_type"],
         layer_types=rope_layer_types(config),

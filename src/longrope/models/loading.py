@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from accelerate.utils import align_module_device
 from huggingface_hub import model_info
 from huggingface_hub.errors import HfHubHTTPError
@@ -22,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError, one_line
 from longrope.input_files import require_inside
@@ -35,17 +38,35 @@ from longrope.models.checkpoint_files import (
 )
 from longrope.models.config import LoadOptions
 from longrope.rope.closed_forms import CLOSED_FORMS
-from longrope.rope.geometry import RopeGeometry
+from longrope.rope.geometry import (
+    RENAMED_TYPES,
+    RopeGeometry,
+    original_length_guess,
+    stated_types,
+)
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import SCALING
+from longrope.storage import read_json
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model. Raises LongRopeError when it cannot be loaded, or names code without consent to it."""
-    config: PreTrainedConfig = _loaded(AutoConfig.from_pretrained, name, "config", trust_remote_code=trust_remote_code)
+    """The config of a model.
+
+    Raises LongRopeError when it cannot be loaded, names code without consent to it, or states a RoPE type with which
+    transformers cannot build the model.
+    """
+    try:
+        config: PreTrainedConfig = _loaded(
+            AutoConfig.from_pretrained, name, "config", trust_remote_code=trust_remote_code
+        )
+    except LongRopeError as error:  # a class may refuse an old name without naming it
+        _refuse_unknown_types(name, _types_in_file(name), error)
+        raise
+    if type(config).__module__.startswith("transformers."):  # code of the checkpoint may know other types
+        _refuse_unknown_types(name, stated_types(config))
     for part in [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))]:
         kernel = getattr(part, "_attn_implementation", None)
         if not trust_remote_code and isinstance(kernel, str) and "/" in kernel:  # compiled code, fetched at loading
@@ -55,6 +76,29 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
                 hint="if you trust it, give `trust_remote_code=True`",
             )
     return config
+
+
+def _types_in_file(name: str) -> set[str]:
+    """The RoPE types in the config.json of the folder `name`; none for a hub name or a file that is damaged."""
+    try:
+        whole = read_json(Path(resolve(name)) / "config.json")
+        inner = whole.get("text_config")
+        return stated_types(SimpleNamespace(**(inner if isinstance(inner, dict) else whole)))
+    except LongRopeError:
+        return set()
+
+
+def _refuse_unknown_types(name: str, types: set[str], cause: Exception | None = None) -> None:
+    """Raise LongRopeError where transformers has no function for one of the RoPE `types`."""
+    known = {"default", "axial", *ROPE_INIT_FUNCTIONS}
+    for found in sorted(types - known):
+        new = RENAMED_TYPES.get(found)
+        raise LongRopeError(
+            f"the config of {name} states the RoPE type {found!r}, which transformers {transformers.__version__} does"
+            f" not know; it knows {', '.join(sorted(known))}",
+            code="unknown-rope-type",
+            hint=f"write {new!r} in place of {found!r} (the old name) in its config.json" if new else "",
+        ) from cause
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -182,6 +226,11 @@ class LoadedModel:
         scaling = self.checkpoint_scaling
         return self.geometry.original_length if scaling is None else scaling.target_length
 
+    @property
+    def original_length_guess(self) -> str:
+        """How L was guessed; empty where the config states it, or it was given."""
+        return "" if self.options.original_length is not None else original_length_guess(self.model.config)
+
     def checkpoint_window(self, length: int) -> Window | None:
         """The window of the checkpoint's scaling for `length` tokens, beyond all windows the last; None without one."""
         scaling = self.checkpoint_scaling
@@ -291,7 +340,7 @@ def find_checkpoint_scaling(name: str | None, config: Any, geometry: RopeGeometr
     """
     recorded = None if name is None else recorded_scaling(name)
     if name is None or recorded is None or is_export(config, recorded):
-        return scaling_of_config(config)
+        return scaling_of_config(config, original_length=geometry.original_length)
     refuse_folded(getattr(config, RECORD, None), name)
     try:
         recorded.check_fits(geometry)
@@ -337,4 +386,11 @@ def require_longer(loaded: LoadedModel, target_length: int) -> None:
             f"expected a target length above the model's window of {loaded.context_length} tokens, found "
             f"{target_length}",
             code="invalid-setting",
+            hint=_guess_hint(loaded),
         )
+
+
+def _guess_hint(loaded: LoadedModel) -> str:
+    guess = loaded.original_length_guess
+    length = loaded.geometry.original_length
+    return f"its original window L of {length} is a guess ({guess}): give `original_length`" if guess else ""

@@ -86,9 +86,10 @@ class RopeGeometry:
 
         The rotary dimension is `qk_rope_head_dim` (multi-head latent attention) or head_dim times the partial rotary
         factor. L is `original_length` when given, else `original_max_position_embeddings` (top level before the RoPE
-        dict, in the order of `rope_parameters_of`), else `max_position_embeddings`. A multimodal configuration gives
-        the geometry of its text model, one with a RoPE per layer type that of `layer_type` (`full_attention` when
-        not given).
+        dict, in the order of `rope_parameters_of`), else the window that `stated_window` finds, divided by the factor
+        of a `linear` scaling, which is part of it. `original_length_guess` says where that is a guess. A multimodal
+        configuration gives the geometry of its text model, one with a RoPE per layer type that of `layer_type`
+        (`full_attention` when not given).
 
         Raises LongRopeError when the model has no RoPE, or one whose frequencies are not base^(-2i/d).
         """
@@ -108,7 +109,8 @@ class RopeGeometry:
 
 
 _OTHER_FREQUENCIES = ("proportional", "axial")
-_RENAMED_TYPES = {"su": "longrope", "mrope": "default"}  # as transformers renames them on loading
+RENAMED_TYPES = {"su": "longrope", "mrope": "default"}
+"""Old names of RoPE types, which transformers renames on loading in some families and does not know in the others."""
 
 
 def text_config(config: Any) -> Any:
@@ -150,8 +152,9 @@ def rope_parameters_of(config: Any, layer_type: str | None = None) -> dict[str, 
             )
         raw = raw[chosen]
     parameters = {str(key): value for key, value in raw.items() if value is not None}
-    named_type = parameters.pop("type", "default")
-    rope_type = str(parameters.pop("rope_type", named_type))
+    rope_type = _stated_type(parameters) or "default"
+    for name in ("type", "rope_type"):
+        parameters.pop(name, None)
     theta = _first(parameters.get("rope_theta"), _stated(config, "rope_theta"), _stated(config, "rotary_emb_base"))
     if theta is None or _stated(config, "alibi"):
         raise LongRopeError(
@@ -159,13 +162,26 @@ def rope_parameters_of(config: Any, layer_type: str | None = None) -> dict[str, 
             " be extended by rescaling",
             code="not-rope",
         )
-    parameters |= {"rope_type": _RENAMED_TYPES.get(rope_type, rope_type), "rope_theta": theta}
+    parameters |= {"rope_type": RENAMED_TYPES.get(rope_type, rope_type), "rope_theta": theta}
     names = ("partial_rotary_factor", "rotary_pct", "rope_pct")
     partial = _first(parameters.get(names[0]), *(_stated(config, name) for name in names))
     lengths = _stated(config, "original_max_position_embeddings"), parameters.get("original_max_position_embeddings")
     length = _first(*(reversed(lengths) if nested else lengths))
     stated = {"partial_rotary_factor": partial, "original_max_position_embeddings": length}
     return parameters | {key: value for key, value in stated.items() if value is not None}
+
+
+def stated_types(config: Any) -> set[str]:
+    """The RoPE types in `config` as they stand there, old names among them; none where nothing is said."""
+    raw = _raw_parameters(text_config(config))
+    entries = [value for value in raw.values() if isinstance(value, Mapping)] or [raw]
+    return {found for entry in entries if (found := _stated_type(entry)) is not None}
+
+
+def _stated_type(entry: Mapping[str, Any]) -> str | None:
+    """The RoPE type that a dictionary of parameters states, under its new key or its old one."""
+    found = entry.get("rope_type", entry.get("type"))
+    return None if found is None else str(found)
 
 
 def yarn_truncates(config: Any) -> bool:
@@ -201,19 +217,66 @@ def _rotary_dim(config: Any, parameters: Mapping[str, Any]) -> int:
 
 
 def _original_length(config: Any, parameters: Mapping[str, Any]) -> int:
-    window = _stated(config, "max_position_embeddings")
+    window = stated_window(config)
     original = parameters.get("original_max_position_embeddings")
     if original is None and window is None:
         raise LongRopeError(
-            f"expected max_position_embeddings in {_described(config)}, found none; give the original length",
+            f"expected max_position_embeddings in {_described(config)}, found none",
             code="invalid-config",
+            hint="give `original_length`",
         )
     # Phi3Config fills in 4096 where nothing was said: without a scaling, an original length above the window is no
     # statement about this model.
     unscaled = parameters["rope_type"] == "default"
-    if original is None or (unscaled and window is not None and original > window):
-        return whole_number("max_position_embeddings", window, 2)
+    if window is not None and (original is None or (unscaled and original > window)):
+        factor = _linear_factor(parameters) if original is None else 1.0
+        return whole_number("max_position_embeddings", max(int(window / factor), 2), 2)
     return whole_number("original_max_position_embeddings", original, 2)
+
+
+def _linear_factor(parameters: Mapping[str, Any]) -> float:
+    """The factor of a `linear` scaling; 1 for another type, and for a factor that `scaling_of_config` refuses."""
+    factor = parameters.get("factor")
+    linear = parameters["rope_type"] == "linear"
+    return float(factor) if linear and isinstance(factor, int | float) and factor >= 1 else 1.0
+
+
+_WINDOW_NAMES = ("max_position_embeddings", "max_seq_len", "model_max_length", "n_positions", "n_ctx", "seq_length")
+
+
+def stated_window(config: Any) -> int | None:
+    """The context window that `config` states, tokens; None where it states none.
+
+    It is `max_position_embeddings`, or the name that the family has in its place; `max_sequence_length` of older
+    checkpoints that were extended (Vicuna, LongChat), where that is longer.
+    """
+    config = text_config(config)
+    stated = _first(*(_stated(config, name) for name in _WINDOW_NAMES))
+    window = None if stated is None else whole_number("max_position_embeddings", stated, 1)
+    extended = _stated(config, "max_sequence_length")
+    if isinstance(extended, int) and not isinstance(extended, bool) and extended > (window or 1):
+        return extended
+    return window
+
+
+def original_length_guess(config: Any, layer_type: str | None = None) -> str:
+    """The reason why L is a guess for the configuration `config`; empty where the configuration states it.
+
+    Raises LongRopeError as `RopeGeometry.from_config` does.
+    """
+    parameters = rope_parameters_of(config, layer_type)
+    original, window = parameters.get("original_max_position_embeddings"), stated_window(config)
+    if original is None and _linear_factor(parameters) > 1:
+        return (
+            f"the window of {window} divided by the linear factor {_linear_factor(parameters):g}, because the config"
+            " states no original length"
+        )
+    if parameters["rope_type"] == "yarn" and original in (None, window):
+        return (
+            f"the window of {window}, which transformers takes for the original length of YaRN where the config states"
+            " none"
+        )
+    return ""
 
 
 def _stated(config: Any, name: str) -> Any:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from longrope.checks import positive_number, shown, whole_number
@@ -28,6 +28,7 @@ from longrope.rope.geometry import (
     head_dim_of,
     rope_layer_types,
     rope_parameters_of,
+    stated_window,
     text_config,
     yarn_truncates,
 )
@@ -36,14 +37,21 @@ from longrope.rope.scaling import RopeScaling, Window
 _Parameters = Mapping[str, Any]
 
 
-def scaling_of_config(config: Any, layer_type: str | None = None) -> RopeScaling | None:
+def scaling_of_config(
+    config: Any, layer_type: str | None = None, original_length: int | None = None
+) -> RopeScaling | None:
     """The scaling that the configuration `config` of a checkpoint states, or None for the original RoPE.
 
     `linear`, `yarn`, `llama3` and hunyuan's fixed-alpha NTK give one window, `longrope` (and its old name `su`) two:
-    the short factors up to L, the long ones beyond. The last window reaches `max_position_embeddings`, or factor·L
-    where that is not above L. `dynamic` gives None: transformers changes nothing at or below
-    `max_position_embeddings`, which is L here, and its factors beyond depend on the length of the text, so no window
-    has them; `CLOSED_FORMS["dynamic-ntk"]` is that baseline. `layer_type` is as in `rope_parameters_of`.
+    the short factors up to L, the long ones beyond. The last window reaches the window that the config states
+    (`stated_window`), or factor·L where that is not above L; with `yarn`, the longer of the two. A `longrope` whose
+    window is still the original length has the short factors alone: the long ones are never used inside it.
+
+    `dynamic` gives None: transformers changes nothing at or below `max_position_embeddings`, which is L here, and its
+    factors beyond depend on the length of the text, so no window has them; `CLOSED_FORMS["dynamic-ntk"]` is that
+    baseline. `layer_type` is as in `rope_parameters_of`. `original_length` goes before the L that the config states or
+    lets guess: it is that of the geometry and of windows that end at factor·L. The factors stay those that transformers
+    computes from the config.
 
     Raises LongRopeError when the RoPE type is unknown or its parameters are missing or wrong.
     """
@@ -61,23 +69,47 @@ def scaling_of_config(config: Any, layer_type: str | None = None) -> RopeScaling
             " known",
             code="unknown-rope-type",
         )
-    scaling = RopeScaling(geometry, _WINDOWS[rope_type](config, geometry, parameters), _provenance(parameters))
+    windows = _WINDOWS[rope_type](_Source(config, geometry, parameters, original_length or geometry.original_length))
+    geometry = RopeGeometry.from_config(config, layer_type, original_length)
+    scaling = RopeScaling(geometry, windows, _provenance(parameters))
     return None if all(window.is_identity for window in scaling.windows) else scaling
 
 
-def _linear(config: Any, geometry: RopeGeometry, parameters: _Parameters) -> tuple[Window, ...]:
-    factor = _factor(parameters, "factor")
-    return (_window(config, geometry, factor, closed.pi(geometry, factor * geometry.original_length)),)
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A configuration, as the functions of one RoPE type read it."""
+
+    config: Any
+    geometry: RopeGeometry
+    """That of the configuration alone, from which transformers computes the factors."""
+    parameters: _Parameters
+    original_length: int
+    """L, as it was given or as the configuration has it."""
+
+    def window(self, factor: float, factors: Any, attention_factor: float = 1.0, *, longer: bool = False) -> Window:
+        """A window up to the one that the configuration states, or up to factor·L where that is not above L.
+
+        `longer`: up to the longer of the two.
+        """
+        stated, by_factor = stated_window(self.config) or 0, math.floor(factor * self.original_length)
+        length = max(stated, by_factor) if longer else stated if stated > self.original_length else by_factor
+        return Window(length, factors, attention_factor=attention_factor)
 
 
-def _ntk_alpha(config: Any, geometry: RopeGeometry, parameters: _Parameters) -> tuple[Window, ...]:
+def _linear(source: _Source) -> tuple[Window, ...]:
+    factor = _factor(source.parameters, "factor")
+    return (source.window(factor, closed.pi(source.geometry, factor * source.geometry.original_length)),)
+
+
+def _ntk_alpha(source: _Source) -> tuple[Window, ...]:
     # hunyuan: base' = base·alpha^(d/(d-2)) at every length, under the name "dynamic"; the window is the stated one.
-    alpha = _factor(parameters, "alpha")
-    return (_window(config, geometry, 1.0, closed.ntk_aware(geometry, alpha * geometry.original_length)),)
+    alpha = _factor(source.parameters, "alpha")
+    return (source.window(1.0, closed.ntk_aware(source.geometry, alpha * source.geometry.original_length)),)
 
 
-def _yarn(config: Any, geometry: RopeGeometry, parameters: _Parameters) -> tuple[Window, ...]:
-    factor = _stated_factor(config, geometry, parameters)
+def _yarn(source: _Source) -> tuple[Window, ...]:
+    geometry, parameters = source.geometry, source.parameters
+    factor = _stated_factor(source)
     target = factor * geometry.original_length
     attention_factor = parameters.get("attention_factor")
     if attention_factor is None:
@@ -91,53 +123,45 @@ def _yarn(config: Any, geometry: RopeGeometry, parameters: _Parameters) -> tuple
         target,
         parameters.get("beta_fast") or 32.0,
         parameters.get("beta_slow") or 1.0,
-        truncate=yarn_truncates(config),
+        truncate=yarn_truncates(source.config),
     )
-    return (_window(config, geometry, factor, factors, attention_factor),)
+    # The factor and the original length are YaRN's own statement of its window; max_position_embeddings often stays
+    # behind (Qwen3's model cards have 40,960 beside 4 times 32,768).
+    return (source.window(factor, factors, attention_factor, longer=True),)
 
 
-def _llama3(config: Any, geometry: RopeGeometry, parameters: _Parameters) -> tuple[Window, ...]:
-    factor = _factor(parameters, "factor")
+def _llama3(source: _Source) -> tuple[Window, ...]:
+    parameters, factor = source.parameters, _factor(source.parameters, "factor")
     low, high = _factor(parameters, "low_freq_factor"), _factor(parameters, "high_freq_factor")
-    return (_window(config, geometry, factor, closed.llama3(geometry, factor, low, high)),)
+    return (source.window(factor, closed.llama3(source.geometry, factor, low, high)),)
 
 
-def _longrope(config: Any, geometry: RopeGeometry, parameters: _Parameters) -> tuple[Window, ...]:
-    factor = _stated_factor(config, geometry, parameters)
+def _longrope(source: _Source) -> tuple[Window, ...]:
+    geometry, parameters = source.geometry, source.parameters
+    factor = _stated_factor(source)
     attention_factor = parameters.get("attention_factor")
     if attention_factor is None:
         attention_factor = closed.su_attention_factor(geometry, factor * geometry.original_length)
     short_factor, long_factor = (_required(parameters, name) for name in ("short_factor", "long_factor"))
     # transformers has one attention factor for both windows, except in phimoe, which reads one for each.
-    both = getattr(config, "model_type", None) == "phimoe"
+    both = getattr(source.config, "model_type", None) == "phimoe"
     short_m, long_m = (
         _required(parameters, name) if both else attention_factor for name in ("short_mscale", "long_mscale")
     )
-    long = _window(config, geometry, factor, long_factor, long_m)
-    if long.max_length <= geometry.original_length:
-        raise LongRopeError(
-            f"expected max_position_embeddings or factor to reach beyond the original {geometry.original_length}"
-            f" tokens; found a longrope scaling that ends at {long.max_length}",
-            code="invalid-config",
-        )
-    return Window(geometry.original_length, short_factor, attention_factor=short_m), long
+    short = Window(geometry.original_length, short_factor, attention_factor=short_m)
+    long = source.window(factor, long_factor, long_m)
+    if len(short.factors) == len(long.factors) and long.max_length <= short.max_length:
+        return (short,)
+    return short, long
 
 
-_WINDOWS: dict[str, Callable[[Any, RopeGeometry, _Parameters], tuple[Window, ...]]] = {
+_WINDOWS: dict[str, Callable[[_Source], tuple[Window, ...]]] = {
     "linear": _linear,
     "ntk_alpha": _ntk_alpha,
     "yarn": _yarn,
     "llama3": _llama3,
     "longrope": _longrope,
 }
-
-
-def _window(config: Any, geometry: RopeGeometry, factor: float, factors: Any, attention_factor: float = 1.0) -> Window:
-    """A window up to `max_position_embeddings`, or up to factor·L where that is not above L."""
-    length = getattr(config, "max_position_embeddings", None)
-    if length is None or whole_number("max_position_embeddings", length, 1) <= geometry.original_length:
-        length = math.floor(factor * geometry.original_length)
-    return Window(length, factors, attention_factor=attention_factor)
 
 
 def _required(parameters: _Parameters, name: str) -> Any:
@@ -153,12 +177,12 @@ def _factor(parameters: _Parameters, name: str) -> float:
     return positive_number(name, _required(parameters, name))
 
 
-def _stated_factor(config: Any, geometry: RopeGeometry, parameters: _Parameters) -> float:
+def _stated_factor(source: _Source) -> float:
     """`factor`, which transformers follows even against the lengths, or the ratio of the lengths where it is absent."""
-    if parameters.get("factor") is not None:
-        return _factor(parameters, "factor")
-    length = whole_number("max_position_embeddings", getattr(config, "max_position_embeddings", None), 1)
-    return length / geometry.original_length
+    if source.parameters.get("factor") is not None:
+        return _factor(source.parameters, "factor")
+    length = whole_number("max_position_embeddings", stated_window(source.config), 1)
+    return length / source.geometry.original_length
 
 
 def _provenance(parameters: _Parameters) -> dict[str, Any]:

@@ -166,6 +166,8 @@ def search(
     config, callbacks = config or SearchConfig(), callbacks or Callbacks()
     if not recovery:
         require_longer(loaded, target_length)
+    if guess := loaded.original_length_guess:
+        callbacks.on_note(f"the original window L = {loaded.geometry.original_length} is a guess: {guess}")
     given = _forms_given(loaded, target_length, config)
     texts = prepare_texts(loaded, sources_or_books(loaded.name, data, "search"), target_length, config)
     with scaled(loaded.model, RopeScaling.original(loaded.geometry)) as scaled_model:
