@@ -10,11 +10,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
 from longrope.data.documents import Document
-from longrope.data.samples import Samples
-from longrope.data.tokens import Ids, TokenizedDocument, tokenize
+from longrope.data.samples import Samples, draw_samples
+from longrope.data.tokens import Ids, TokenizedDocument, bos_of, tokenize
 from longrope.errors import LongRopeError
 from longrope.evaluation.compare import Comparison
 from longrope.evaluation.config import EvalConfig
@@ -23,7 +24,7 @@ from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult
 from longrope.models.apply import scaled as with_scaling
 from longrope.models.loading import LoadedModel
 from longrope.models.scaled import ScaledModel
-from longrope.models.texts import check_vocabulary, prepare_samples
+from longrope.models.texts import check_vocabulary
 from longrope.rope.baselines import ORIGINAL, Method
 from longrope.rope.scaling import RopeScaling
 
@@ -32,10 +33,10 @@ ScaledMethod = tuple[ScaledModel, Method]
 
 
 @dataclass(frozen=True)
-class EvalContext:
-    """The inputs that all suites share. `documents` is empty where no suite needs text."""
+class TextContext:
+    """The inputs of the samples of all suites. `documents` is empty where no suite needs text."""
 
-    loaded: LoadedModel
+    tokenizer: PreTrainedTokenizerBase
     lengths: Sequence[int]
     documents: Sequence[Document]
     seed: int
@@ -43,16 +44,40 @@ class EvalContext:
 
     @cached_property
     def tokenized(self) -> list[TokenizedDocument]:
-        return tokenize(self.documents, self.loaded.tokenizer)
+        return tokenize(self.documents, self.tokenizer)
+
+    def check_ids(self, ids: Ids) -> None:
+        """Raise LongRopeError when a prompt has ids that the model does not know; where that is known."""
+
+    def samples(self, length: int) -> Samples:
+        """Plain texts of exactly `length` tokens."""
+        drawn = draw_samples(
+            self.tokenized,
+            length=length,
+            count=self.config.samples,
+            seed=self.seed,
+            bos_token_id=bos_of(self.tokenizer),
+        )
+        self.check_ids(drawn.ids.numpy())
+        return drawn
+
+
+@dataclass(frozen=True)
+class EvalContext(TextContext):
+    """The inputs that all suites on a loaded model share."""
+
+    loaded: LoadedModel
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedModel, lengths: Sequence[int], documents: Sequence[Document], seed: int, config: EvalConfig
+    ) -> EvalContext:
+        """The context of `loaded` with its tokenizer."""
+        return cls(loaded.tokenizer, lengths, documents, seed, config, loaded)
 
     def check_ids(self, ids: Ids) -> None:
         """Raise LongRopeError when a prompt has ids that the model has no embedding for."""
         check_vocabulary(self.loaded, torch.from_numpy(ids))
-
-    def samples(self, length: int) -> Samples:
-        """Plain texts of exactly `length` tokens."""
-        count = self.config.samples
-        return prepare_samples(self.loaded, self.documents, length=length, count=count, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +103,7 @@ class PreparedTask:
 class Suite(ABC):
     """One suite in the context of one evaluation."""
 
-    context: EvalContext
+    context: TextContext
     name: ClassVar[str]
     by_length: ClassVar[bool] = True
     """Measures at the lengths asked for; else inside the original window."""
@@ -114,12 +139,13 @@ def sources_of(samples: Samples) -> dict[str, str]:
 
 def run_tasks(
     suites: Sequence[Suite],
+    loaded: LoadedModel,
     comparison: Comparison,
     original: LoadedModel | None,
     log: TaskLog | None,
     callbacks: Callbacks,
 ) -> list[TaskResult]:
-    """Measure every task of `suites` for every method, or take its result from `log`.
+    """Measure every task of `suites` for every method on `loaded`, or take its result from `log`.
 
     The results come by suite, method and task. They are measured task by task, so that samples are made once and only
     those of one task exist. `original` is the model before it was extended, where that has other weights.
@@ -130,7 +156,6 @@ def run_tasks(
     done = {} if log is None else dict(log.results)
     tasks = [(suite, task) for suite in suites for task in suite.tasks()]
     callbacks.on_eval_start(sum(task.steps * len(_methods(suite, comparison)) for suite, task in tasks))
-    loaded = suites[0].context.loaded
     with ExitStack() as stack:
         scaled = before = stack.enter_context(with_scaling(loaded.model, RopeScaling.original(loaded.geometry)))
         if original is not None:

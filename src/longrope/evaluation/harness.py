@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
 from longrope.errors import LongRopeError, one_line
-from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
+from longrope.evaluation.base import EvalContext, EvalTask, PreparedTask, ScaledMethod, Suite
 from longrope.evaluation.config import EvalConfig, HarnessTask
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.task_files import refuse_code, sandboxed_templates
@@ -150,6 +150,7 @@ def _rows(found: dict[str, Any], name: str, scaling: str, length: int) -> list[E
 class BenchmarkSuite(Suite):
     """A suite that runs `benchmarks` of lm-eval inside the original window, on the original model too."""
 
+    context: EvalContext
     by_length = False
     with_original = True
 
@@ -197,7 +198,7 @@ class BenchmarkSuite(Suite):
             config = self.context.config
             rows = self.harness.measure(
                 scaled,
-                self.context.loaded.tokenizer,
+                self.context.tokenizer,
                 benchmark,
                 method,
                 length=self.length,

@@ -176,27 +176,35 @@ def measure_needles(
     scaled.model.eval()
     window = method.window(grid.length)
     device = scaled.model.device
-    hits: dict[float, list[float]] = {}
-    losses: dict[float, list[list[float]]] = {}
+    replies, losses = [], []
     with torch.inference_mode():
         for document in grid.documents:
             text = prefill(scaled, row_tensor(document.context, device), window)
             for asked in document.needles:
                 nll = text.score(row_tensor(asked.question + asked.answer, device))[-len(asked.answer) :]
-                losses.setdefault(asked.depth, []).append(nll.tolist())
+                losses.append(nll.tolist())
                 # One token more than the room shows whether the number goes on; it is never fed.
-                hit = leading_number(greedy_reply(text, tokenizer, asked.question, grid.room + 1)) == asked.number
-                hits.setdefault(asked.depth, []).append(float(hit))
+                replies.append(greedy_reply(text, tokenizer, asked.question, grid.room + 1))
             callbacks.on_eval_step()
+    return needle_rows(grid, replies, losses, method.name)
+
+
+def needle_rows(
+    grid: NeedleGrid, replies: Sequence[str], losses: Sequence[Sequence[float]] | None, name: str
+) -> list[EvalRow]:
+    """The rows of `measure_needles` from a reply for every needle, and the losses of every answer's tokens if known."""
+    asked = [needle for document in grid.documents for needle in document.needles]
     rows = []
-    for depth in sorted(hits):
-        detail, count = {"depth": depth}, len(hits[depth])
-        tokens = [loss for answer in losses[depth] for loss in answer]
-        _, stderr = mean_and_stderr([-sum(answer) / len(answer) for answer in losses[depth]])
-        logprob = -sum(tokens) / len(tokens)
-        accuracy, accuracy_stderr = mean_and_stderr(hits[depth])
-        rows.append(EvalRow(SUITE, method.name, grid.length, "accuracy", accuracy, accuracy_stderr, count, detail))
-        rows.append(EvalRow(SUITE, method.name, grid.length, "answer_logprob", logprob, stderr, count, detail))
+    for depth in sorted({needle.depth for needle in asked}):
+        at = [place for place, needle in enumerate(asked) if needle.depth == depth]
+        hits = [float(leading_number(replies[place]) == asked[place].number) for place in at]
+        rows.append(EvalRow(SUITE, name, grid.length, "accuracy", *mean_and_stderr(hits), len(at), {"depth": depth}))
+        if losses is not None:
+            answers = [losses[place] for place in at]
+            tokens = [loss for answer in answers for loss in answer]
+            _, stderr = mean_and_stderr([-sum(answer) / len(answer) for answer in answers])
+            found = -sum(tokens) / len(tokens), stderr
+            rows.append(EvalRow(SUITE, name, grid.length, "answer_logprob", *found, len(at), {"depth": depth}))
     return rows
 
 
@@ -210,7 +218,7 @@ class NeedleSuite(Suite):
         """Needles in one document, the same at every length."""
         context = self.context
         asked, depths = context.config.needles, context.config.depths
-        fitting = needles_that_fit(context.loaded.tokenizer, min(context.lengths), depths, context.seed)
+        fitting = needles_that_fit(context.tokenizer, min(context.lengths), depths, context.seed)
         return fitting if asked is None else min(asked, depths)
 
     @property
@@ -219,7 +227,7 @@ class NeedleSuite(Suite):
 
     def check(self) -> None:
         context = self.context
-        for document in self._draw(min(context.lengths), trials=1).documents:
+        for document in self.draw(min(context.lengths), trials=1).documents:
             context.check_ids(document.context)
         count = context.config.trials * self.documents_per_trial
         draw_origins(context.tokenized, span=max(context.lengths), count=count, seed=context.seed)
@@ -234,17 +242,18 @@ class NeedleSuite(Suite):
             yield EvalTask(self.name, "", length, self.context.config.trials * self.documents_per_trial)
 
     def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
-        grid, tokenizer = self._draw(task.length, self.context.config.trials), self.context.loaded.tokenizer
+        grid, tokenizer = self.draw(task.length, self.context.config.trials), self.context.tokenizer
         return PreparedTask(
             grid.sha256,
             grid.sources,
             lambda scaled, method, callbacks: measure_needles(scaled, tokenizer, grid, method, callbacks=callbacks),
         )
 
-    def _draw(self, length: int, trials: int) -> NeedleGrid:
+    def draw(self, length: int, trials: int) -> NeedleGrid:
+        """The grid of `length` tokens with `trials` needles at every depth."""
         return draw_grid(
             self.context.tokenized,
-            self.context.loaded.tokenizer,
+            self.context.tokenizer,
             length=length,
             depths=grid_depths(self.context.config.depths),
             trials=trials,

@@ -6,7 +6,7 @@ share of greedy replies that are right, not a loss. Needles in real text are in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -95,15 +95,20 @@ def measure_passkeys(
     callbacks = callbacks or Callbacks()
     scaled.model.eval()
     window = method.window(samples.length)
-    hits = []
+    replies = []
     with torch.inference_mode():
-        for ids, key in zip(samples.prompts, samples.keys, strict=True):
+        for ids in samples.prompts:
             text = prefill(scaled, row_tensor(ids, scaled.model.device), window)
             # One token more than the room shows whether the number goes on; it is never fed, so nothing is longer.
-            reply = greedy_reply(text, tokenizer, [], samples.room + 1)
-            hits.append(float(leading_number(reply) == key))
+            replies.append(greedy_reply(text, tokenizer, [], samples.room + 1))
             callbacks.on_eval_step()
-    return [EvalRow(SUITE, method.name, samples.length, "accuracy", *mean_and_stderr(hits), len(hits))]
+    return passkey_rows(samples, replies, method.name)
+
+
+def passkey_rows(samples: Passkeys, replies: Sequence[str], name: str) -> list[EvalRow]:
+    """One row: the share of `replies`, one to each prompt, that begin with its key and no further digit."""
+    hits = [float(leading_number(reply) == key) for reply, key in zip(replies, samples.keys, strict=True)]
+    return [EvalRow(SUITE, name, samples.length, "accuracy", *mean_and_stderr(hits), len(hits))]
 
 
 class PasskeySuite(Suite):
@@ -116,7 +121,7 @@ class PasskeySuite(Suite):
         return False
 
     def check(self) -> None:
-        self.context.check_ids(self._draw(min(self.context.lengths), count=1).prompts[0])
+        self.context.check_ids(self.draw(min(self.context.lengths), count=1).prompts[0])
 
     def settings(self) -> dict[str, Any]:
         return {"trials": self.context.config.trials, "digits": DIGITS}
@@ -126,12 +131,13 @@ class PasskeySuite(Suite):
             yield EvalTask(self.name, "", length, self.context.config.trials)
 
     def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
-        drawn, tokenizer = self._draw(task.length, self.context.config.trials), self.context.loaded.tokenizer
+        drawn, tokenizer = self.draw(task.length, self.context.config.trials), self.context.tokenizer
         return PreparedTask(
             drawn.sha256,
             {},
             lambda scaled, method, callbacks: measure_passkeys(scaled, tokenizer, drawn, method, callbacks=callbacks),
         )
 
-    def _draw(self, length: int, count: int) -> Passkeys:
-        return draw_passkeys(self.context.loaded.tokenizer, length=length, count=count, seed=self.context.seed)
+    def draw(self, length: int, count: int) -> Passkeys:
+        """`count` prompts of `length` tokens."""
+        return draw_passkeys(self.context.tokenizer, length=length, count=count, seed=self.context.seed)

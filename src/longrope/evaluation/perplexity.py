@@ -80,7 +80,7 @@ def perplexity(
     method.window(max(windows))
     documents = read_texts(loaded, data)
     check_unseen(loaded, documents, [wanted], allow_seen)
-    drawn = EvalContext(loaded, windows, documents, seed, EvalConfig(samples=samples)).samples(max(windows))
+    drawn = EvalContext.of(loaded, windows, documents, seed, EvalConfig(samples=samples)).samples(max(windows))
     with with_scaling(loaded.model, RopeScaling.original(loaded.geometry)) as scaled:
         rows = measure_perplexity(scaled, drawn, windows, method, stride=stride)
     return values_by_length(rows, method.name)

@@ -116,15 +116,15 @@ def evaluate(
         method.window(longest)
     documents = read_texts(loaded, data) if any(suite.needs_text(config) for suite in chosen) else []
     seen = check_unseen(loaded, documents, comparison.scalings.values(), allow_seen)
-    context = EvalContext(loaded, windows, documents, seed, config)
+    context = EvalContext.of(loaded, windows, documents, seed, config)
     prepared = [suite(context) for suite in chosen]
     for suite in prepared:
         suite.check()
-    settings = _settings(prepared, comparison, wanted, list(against), target, before) | seen
+    settings = _settings(context, prepared, comparison, wanted, list(against), target, before) | seen
     start = TaskLog.resume if resume else TaskLog.create
     log = None if path is None else start(log_path(path), settings | {"versions": versions()})
     with log or nullcontext():
-        measured = run_tasks(prepared, comparison, before, log, callbacks)
+        measured = run_tasks(prepared, loaded, comparison, before, log, callbacks)
     rows = [row for result in measured for row in result.rows]
     ruler = [row for row in rows if row.suite == RulerSuite.name]
     if ruler:
@@ -173,6 +173,7 @@ def _suites(names: Sequence[str], lengths: Sequence[int], config: EvalConfig) ->
 
 
 def _settings(
+    context: EvalContext,
     suites: Sequence[Suite],
     comparison: Comparison,
     scaling: RopeScaling | None,
@@ -181,7 +182,6 @@ def _settings(
     original: LoadedModel | None,
 ) -> dict[str, Any]:
     """Everything that decides the numbers, which a resumed run must share."""
-    context = suites[0].context
     loaded = context.loaded
     hashes = sorted({document.sha256 for document in context.documents})
     settings: dict[str, Any] = {

@@ -188,6 +188,6 @@ def _check_evaluation(
     documents = read_all(sources) if stage.needs_text else []
     require_disjoint(seen, documents)
     lengths = stage.lengths_for(loaded.geometry.original_length, step.context_length)
-    context = EvalContext(loaded, lengths, documents, stage.seed, stage.settings)
+    context = EvalContext.of(loaded, lengths, documents, stage.seed, stage.settings)
     for name in stage.suites:
         SUITES[name](context).check()

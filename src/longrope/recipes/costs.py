@@ -130,7 +130,7 @@ def _training(loaded: LoadedModel, shape: ModelShape, settings: FinetuneConfig) 
 def _evaluation(loaded: LoadedModel, shape: ModelShape, stage: EvaluateStage, step: Step) -> tuple[int, Flops, str]:
     """Texts of all suites for all methods compared; a benchmark of lm-eval counts as one."""
     lengths = stage.lengths_for(loaded.geometry.original_length, step.context_length)
-    context = EvalContext(loaded, lengths, (), stage.seed, stage.settings)
+    context = EvalContext.of(loaded, lengths, (), stage.seed, stage.settings)
     texts: list[tuple[int, int]] = []
     for suite in (SUITES[name](context) for name in stage.suites):
         methods = len({*stage.against, "longrope", *([ORIGINAL] if suite.with_original else [])})

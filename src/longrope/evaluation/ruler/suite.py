@@ -63,16 +63,21 @@ def measure_ruler(
     callbacks = callbacks or Callbacks()
     scaled.model.eval()
     window = method.window(samples.length)
-    match = string_match_part if samples.task == QA_TASK else string_match_all
-    scores = []
+    replies = []
     with torch.inference_mode():
         for sample in samples.samples:
             text = prefill(scaled, row_tensor(sample.ids, scaled.model.device), window)
-            reply = postprocess(greedy_reply(text, tokenizer, [], sample.room))
-            scores.append(match(reply, sample.answers))
+            replies.append(greedy_reply(text, tokenizer, [], sample.room))
             callbacks.on_eval_step()
+    return [ruler_row(samples, replies, method.name)]
+
+
+def ruler_row(samples: RulerSamples, replies: Sequence[str], name: str) -> EvalRow:
+    """RULER's score of the task, 0 to 100, over `replies`, one to each sample."""
+    match = string_match_part if samples.task == QA_TASK else string_match_all
+    scores = [match(postprocess(reply), sample.answers) for reply, sample in zip(replies, samples.samples, strict=True)]
     detail = {"task": samples.task}
-    return [EvalRow(SUITE, method.name, samples.length, "score", *mean_and_stderr(scores), len(scores), detail)]
+    return EvalRow(SUITE, name, samples.length, "score", *mean_and_stderr(scores), len(scores), detail)
 
 
 def means(rows: Sequence[EvalRow]) -> list[EvalRow]:
@@ -150,7 +155,7 @@ class RulerSuite(Suite):
         faults: dict[str, LongRopeError] = {}
         for task in tasks:
             try:
-                context.check_ids(self._draw(task, min(context.lengths), count=1).samples[0].ids)
+                context.check_ids(self.draw(task, min(context.lengths), count=1).samples[0].ids)
             except LongRopeError as error:
                 if error.code != TOO_SHORT:
                     raise
@@ -179,17 +184,18 @@ class RulerSuite(Suite):
                 yield EvalTask(self.name, task, length, self.context.config.trials)
 
     def prepare(self, task: EvalTask, original: ScaledMethod) -> PreparedTask:
-        drawn, tokenizer = self._draw(task.task, task.length, self.context.config.trials), self.context.loaded.tokenizer
+        drawn, tokenizer = self.draw(task.task, task.length, self.context.config.trials), self.context.tokenizer
         return PreparedTask(
             drawn.sha256,
             drawn.sources,
             lambda scaled, method, callbacks: measure_ruler(scaled, tokenizer, drawn, method, callbacks=callbacks),
         )
 
-    def _draw(self, task: str, length: int, count: int) -> RulerSamples:
+    def draw(self, task: str, length: int, count: int) -> RulerSamples:
+        """`count` samples of `task` at `length` tokens."""
         return draw_task(
             task,
-            self.context.loaded.tokenizer,
+            self.context.tokenizer,
             length=length,
             count=count,
             seed=self.context.seed,
