@@ -45,7 +45,7 @@ def refusal(call: Any, *args: Any, code: str = "no-such-model", **options: Any) 
 
 
 def test_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "model_info", lambda *_, **__: pytest.fail("a folder needs no network"))
+    monkeypatch.setattr(checkpoint_files, "model_info", lambda *_, **__: pytest.fail("a folder needs no network"))
     model = load_model(str(folder))
     assert isinstance(model, LlamaForCausalLM)
     assert not model.training
@@ -119,12 +119,14 @@ def test_tied_and_other_checkpoints_are_complete(family: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("call", [load_model, load_config, load_tokenizer])
 def test_names_that_are_no_model(call: Any, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "model_info", lambda *_, **__: pytest.fail("refused before any network"))
+    monkeypatch.setattr(checkpoint_files, "model_info", lambda *_, **__: pytest.fail("refused before any network"))
     nowhere = tmp_path / "nowhere"
-    assert refusal(call, str(nowhere)).startswith(f"there is no model folder at {nowhere}; give a folder")
+    assert refusal(call, str(nowhere)).startswith(f"there is no model folder at {nowhere}; give a folder, a .gguf file")
     assert "there is no model folder at gpt2;" in refusal(call, "gpt2")
     assert "there is no model folder at ./owner/model" in refusal(call, "./owner/model")
-    assert "expected a model folder, found a file at" in refusal(call, str(folder / "config.json"))
+    assert "expected a model folder or a .gguf file, found another file at" in refusal(
+        call, str(folder / "config.json")
+    )
     line = refusal(call, str(tmp_path))
     assert line == f"expected a model folder with a config.json, found none in {tmp_path} or its checkpoint/"
 
@@ -232,7 +234,7 @@ def test_a_hub_that_cannot_be_reached(call: Any, monkeypatch: pytest.MonkeyPatch
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(load, "model_info", unreachable)
+    monkeypatch.setattr(checkpoint_files, "model_info", unreachable)
     start = time.perf_counter()
     line = refusal(call, "longrope-tests/no-such-model")
     assert line.endswith("the hub cannot be reached: OSError: Name or service not known")
@@ -251,7 +253,7 @@ def test_only_a_hub_that_answers_is_asked_for_files(reachable: bool, monkeypatch
         if not reachable:
             raise OSError
 
-    monkeypatch.setattr(load, "model_info", model_info)
+    monkeypatch.setattr(checkpoint_files, "model_info", model_info)
     monkeypatch.setattr(load.AutoConfig, "from_pretrained", from_pretrained)
     assert load_config("owner/model") == "owner/model"
     assert asked == [not reachable]
@@ -268,7 +270,7 @@ def test_a_name_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
         error = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
         raise error
 
-    monkeypatch.setattr(load, "model_info", model_info)
+    monkeypatch.setattr(checkpoint_files, "model_info", model_info)
     monkeypatch.setattr(load.AutoConfig, "from_pretrained", from_pretrained)
     line = refusal(load_config, "owner/model")
     assert line.endswith("OSError: owner/model is not a valid model identifier listed on the hub")

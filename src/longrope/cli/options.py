@@ -43,7 +43,9 @@ def _needs_tensorboard(_kind: Any, log_dir: Path | None) -> None:
 
 # Shared by several verbs.
 
-Model = Annotated[str, option("A model folder, the folder of a run, a hub name (owner/model), 'tiny' or 'tiny-512x'.")]
+Model = Annotated[
+    str, option("A model folder, the folder of a run, a GGUF file, a hub name (owner/model), 'tiny' or 'tiny-512x'.")
+]
 Data = Annotated[
     list[str] | None,
     option(

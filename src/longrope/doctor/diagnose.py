@@ -19,9 +19,9 @@ from longrope.doctor.lints import Lint, lint_config, lint_gguf
 from longrope.doctor.readings import RefusedError, UnknownRuleError
 from longrope.doctor.table import SCHEMA, Runtime, as_of, known_families, runtimes
 from longrope.errors import LongRopeError
-from longrope.export.gguf.keys import read_gguf_rope
 from longrope.input_files import require_regular
 from longrope.models.checkpoint_files import check_files
+from longrope.models.gguf.rope import read_gguf_rope
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import SCALING
 

@@ -15,7 +15,7 @@ from longrope.checks import whole_number
 from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.errors import LongRopeError
 from longrope.export.config import UNIFIED
-from longrope.export.gguf.keys import GgufRope
+from longrope.models.gguf.rope import GgufRope
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window

@@ -11,7 +11,7 @@ from typing import Any
 
 from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.doctor.readings import LONGROPE, PHI3_KEYS
-from longrope.export.gguf.keys import CONTEXT_STEP, GgufRope
+from longrope.models.gguf.rope import CONTEXT_STEP, GgufRope
 
 _ATTENTION_BOUNDS = (0.5, 2.0)  # published configs had 32, the ratio, in its place
 

@@ -7,7 +7,7 @@ import numpy as np
 from longrope.doctor.readings import LONGROPE, RefusedError, UnknownRuleError
 from longrope.doctor.rules import Behaviour, Rotation
 from longrope.doctor.table import Runtime
-from longrope.export.gguf.keys import GRAPHS, GgufRope
+from longrope.models.gguf.rope import GRAPHS, GgufRope
 from longrope.rope.geometry import FloatArray, RopeGeometry
 
 

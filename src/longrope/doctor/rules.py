@@ -17,7 +17,7 @@ from longrope.doctor.checkpoint_config import ORIGINAL, CheckpointConfig
 from longrope.doctor.readings import LONGROPE, RefusedError, RopeReading, UnknownRuleError, read, require
 from longrope.doctor.table import Runtime
 from longrope.errors import LongRopeError
-from longrope.export.gguf.keys import CONTEXT_STEP
+from longrope.models.gguf.rope import CONTEXT_STEP
 from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import FloatArray, RopeGeometry
 

@@ -17,9 +17,9 @@ from longrope.evaluation.results import EvalRow
 from longrope.export.config import HF, PHI3, UNIFIED
 from longrope.export.forms import ExpressedScaling, express, notes_on
 from longrope.export.gguf.convert import MODEL_TYPES
-from longrope.export.gguf.keys import CONTEXT_STEP
 from longrope.export.markdown import code_block, code_span, plain
 from longrope.export.verify import Verification
+from longrope.models.gguf.rope import CONTEXT_STEP
 from longrope.provenance import command_line, versions
 from longrope.rope.hf_config import THREE_KEY_FAMILIES, has_default_attention_factor
 from longrope.rope.scaling import RopeScaling

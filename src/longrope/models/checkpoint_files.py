@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, model_info, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from longrope.checks import shown
 from longrope.errors import LongRopeError, one_line
@@ -44,6 +45,7 @@ _COMPANIONS = (
 )
 RECORD = "longrope"
 """The key of config.json with the record of an export; `save_pretrained` of other tools keeps it."""
+GGUF_SUFFIX = ".gguf"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _READ = ("*.json", "*.jinja", "*.safetensors", "*.gguf", "*.py", *_COMPANIONS)
 """The files of a folder that transformers, an export or the doctor may read."""
@@ -55,8 +57,33 @@ def embedded_model_path(name: str = EMBEDDED) -> Path:
     return Path(str(resources.files("longrope"))) / "assets" / name
 
 
+def gguf_path(name: str) -> Path | None:
+    """The GGUF file that `name` is: a path, or `owner/model:file.gguf` on the hub, which is downloaded; else None.
+
+    Raises LongRopeError when there is no such file, or it cannot be downloaded.
+    """
+    path = Path(name).expanduser()
+    if path.suffix.lower() != GGUF_SUFFIX or path.is_dir():
+        return None
+    if path.is_file():
+        return path
+    repository, _, file = name.partition(":")
+    if not file or not _is_hub_name(repository):
+        raise LongRopeError(f"there is no GGUF file at {name}", code="no-such-model")
+    unreachable = why_unreachable(repository)
+    try:
+        return Path(hf_hub_download(repository, file, local_files_only=bool(unreachable)))
+    except Exception as error:  # the hub's client raises many kinds of error
+        reason = f"the hub cannot be reached: {unreachable}" if unreachable else one_line(error)
+        raise LongRopeError(f"cannot download {name}: {reason}", code="no-such-model") from error
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
 def resolve(name: str) -> str:
-    """A model folder, or a hub name of the form `owner/model`.
+    """A model folder, the path of a GGUF file, or a hub name of the form `owner/model`.
 
     The folder of a run (`longrope finetune` or `extend`) is that of its checkpoint. Raises LongRopeError for anything
     else, before any network is touched.
@@ -70,6 +97,8 @@ def resolve(name: str) -> str:
                 hint="install it again",
             )
         return str(path)
+    if (file := gguf_path(name)) is not None:
+        return str(file)
     path = Path(name).expanduser()
     if path.is_dir():
         for folder in (path, path / CHECKPOINT):
@@ -88,16 +117,17 @@ def resolve(name: str) -> str:
         )
     if path.exists():
         raise LongRopeError(
-            f"expected a model folder, found a file at {path}",
+            f"expected a model folder or a .gguf file, found another file at {path}",
             code="no-such-model",
             hint="give the folder that holds config.json",
         )
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+    if _is_hub_name(name):
         return name
     raise LongRopeError(
         f"there is no model folder at {name}",
         code="no-such-model",
-        hint=f"give a folder, a hub name (owner/model) or {' or '.join(map(repr, EMBEDDED_MODELS))}",
+        hint="give a folder, a .gguf file, a hub name (owner/model or owner/model:file.gguf) or "
+        f"{' or '.join(map(repr, EMBEDDED_MODELS))}",
     )
 
 
@@ -118,6 +148,20 @@ def check_files(folder: Path) -> None:
             code="unsupported-model",
             hint="merge the adapter into the weights, or move it out of the folder",
         )
+
+
+def why_unreachable(hub_name: str) -> str:
+    """The reason why the hub does not answer, empty where it does. Without the hub, earlier downloads are used.
+
+    The hub is asked once here, because transformers retries for half a minute.
+    """
+    try:
+        model_info(hub_name, timeout=10)
+    except HfHubHTTPError:
+        return ""  # the hub answered; transformers reports the fault in the name
+    except Exception as error:  # the HTTP client's own kinds: no common type
+        return one_line(error)
+    return ""
 
 
 def source_folder(model_name: str, code: tuple[str, ...] = ()) -> Path:

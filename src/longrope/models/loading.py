@@ -1,6 +1,6 @@
-"""Loads a causal language model from a folder, the hub or this package, with all that a job needs: `LoadedModel`.
+"""Loads a causal language model from a folder, a GGUF file, the hub or this package, with all that a job needs.
 
-Weights come from safetensors only; a checkpoint's own code runs only with `trust_remote_code`.
+Weights come from safetensors or GGUF only; a checkpoint's own code runs only with `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate.utils import align_module_device
-from huggingface_hub import model_info
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,10 +31,16 @@ from longrope.models.checkpoint_files import (
     EMBEDDED_MODELS,
     RECORD,
     embedded_model_path,
+    gguf_path,
     refuse_folded,
     resolve,
+    why_unreachable,
 )
 from longrope.models.config import LoadOptions
+from longrope.models.gguf.config import gguf_config
+from longrope.models.gguf.container import read_gguf
+from longrope.models.gguf.tokenizer import load_gguf_tokenizer
+from longrope.models.gguf.weights import load_gguf_weights, stored_dtype
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import (
     RENAMED_TYPES,
@@ -58,6 +62,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
     Raises LongRopeError when it cannot be loaded, names code without consent to it, or states a RoPE type with which
     transformers cannot build the model.
     """
+    if (file := gguf_path(name)) is not None:
+        return gguf_config(read_gguf(file))
     try:
         config: PreTrainedConfig = _loaded(
             AutoConfig.from_pretrained, name, "config", trust_remote_code=trust_remote_code
@@ -103,6 +109,8 @@ def _refuse_unknown_types(name: str, types: set[str], cause: Exception | None = 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises LongRopeError when it cannot be loaded."""
+    if (file := gguf_path(name)) is not None:
+        return load_gguf_tokenizer(read_gguf(file))
     return _loaded(AutoTokenizer.from_pretrained, name, "tokenizer", trust_remote_code=trust_remote_code)
 
 
@@ -117,7 +125,9 @@ def load_model(
     """A causal language model in eval mode, on `device`.
 
     `dtype`: float32, bfloat16, float16, float64, checkpoint (its own), or auto: float32 on a CPU, its own elsewhere.
-    Raises LongRopeError when the folder or name holds no such model, or its weights are not safetensors or incomplete.
+    A quantised GGUF file's own is float32, in which its numbers are exact.
+    Raises LongRopeError when the folder or name holds no such model, or its weights are neither safetensors nor a GGUF
+    file, or incomplete.
     """
     if dtype not in ("auto", "checkpoint", *_DTYPES):
         raise LongRopeError(
@@ -130,9 +140,14 @@ def load_model(
         raise LongRopeError(
             f"the device {device!r} cannot be used here: {one_line(error)}", code="invalid-setting"
         ) from error
-    load_config(name, trust_remote_code=trust_remote_code)  # a config without consent to its code is refused here
-    wanted: Any = _DTYPES.get(dtype, torch.float32 if dtype == "auto" and target.type == "cpu" else "auto")
+    own = dtype == "checkpoint" or (dtype == "auto" and target.type != "cpu")
+    wanted: Any = "auto" if own else _DTYPES.get(dtype, torch.float32)
     model: PreTrainedModel
+    if (path := gguf_path(name)) is not None:
+        file = read_gguf(path)
+        model = load_gguf_weights(file, gguf_config(file), stored_dtype(file) if own else wanted, attn_implementation)
+        return _moved(model, target, name)
+    load_config(name, trust_remote_code=trust_remote_code)  # a config without consent to its code is refused here
     model, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
         name,
@@ -149,8 +164,12 @@ def load_model(
             code="damaged-file",
             hint="give a complete one",
         )
+    return _moved(model, target, name)
+
+
+def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTrainedModel:
     try:
-        return model.to(target).eval()
+        return model.to(device).eval()
     except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
         code = "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "runtime-fault"
         raise LongRopeError(f"cannot move {name} to {device}: {one_line(error)}", code=code) from error
@@ -159,7 +178,7 @@ def load_model(
 def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
     place = resolve(name)
     local = Path(place).is_dir()
-    unreachable = "" if local else _why_unreachable(place)
+    unreachable = "" if local else why_unreachable(place)
     offline = local or bool(unreachable)
     if what == "model":  # where peft is installed, an adapter is looked for, and that looks at its own options only
         options["adapter_kwargs"] = {"local_files_only": offline}
@@ -169,20 +188,6 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
         not_here = unreachable and isinstance(error, OSError)
         reason = f"the hub cannot be reached: {unreachable}" if not_here else one_line(error)
         raise LongRopeError(f"cannot load the {what} of {name}: {reason}", code="no-such-model") from error
-
-
-def _why_unreachable(hub_name: str) -> str:
-    """The reason why the hub does not answer, empty where it does. Without the hub, earlier downloads are used.
-
-    The hub is asked once here, because transformers retries for half a minute.
-    """
-    try:
-        model_info(hub_name, timeout=10)
-    except HfHubHTTPError:
-        return ""  # the hub answered; transformers reports the fault in the name
-    except Exception as error:  # the HTTP client's own kinds: no common type
-        return one_line(error)
-    return ""
 
 
 _VALUES = 256  # values looked at per tensor
@@ -245,9 +250,10 @@ def open_model(
     """The model that a job works on, with its tokenizer, geometry and the scaling of its checkpoint.
 
     `model` is a `PreTrainedModel` that the caller loaded (any device, dtype and `device_map`; merge a PEFT adapter
-    first), the folder of a model or of a run with a checkpoint, a hub name (`owner/model`), or the name of an embedded
-    model. `tokenizer` is a tokenizer or where to load it from: where `model` came from, when not given. A loaded model
-    is put into eval mode, and of `options` only `original_length` and `trust_remote_code` apply to it.
+    first), the folder of a model or of a run with a checkpoint, a GGUF file, a hub name (`owner/model`, or
+    `owner/model:file.gguf`), or the name of an embedded model. `tokenizer` is a tokenizer or where to load it from:
+    where `model` came from, when not given. A loaded model is put into eval mode, and of `options` only
+    `original_length` and `trust_remote_code` apply to it.
 
     Raises LongRopeError when the model or its tokenizer cannot be loaded, it has no RoPE, or the `scaling.json` beside
     it is for another one.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longrope.export.gguf.keys import read_gguf_rope
+from longrope.models.gguf.rope import read_gguf_rope
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import save_checkpoint

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longrope.export.gguf.container import read_gguf
 from longrope.export.gguf.convert import write_llama
 from longrope.export.gguf.keys import rope_keys
 from longrope.export.gguf.patch import write_patched
 from longrope.models.apply import apply_scaling
 from longrope.models.checkpoint_files import EMBEDDED
+from longrope.models.gguf.container import read_gguf
 from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import RopeGeometry

@@ -9,8 +9,8 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.export.gguf import export as export_module
-from longrope.export.gguf.container import read_gguf
-from longrope.export.gguf.keys import read_gguf_rope
+from longrope.models.gguf.container import read_gguf
+from longrope.models.gguf.rope import read_gguf_rope
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.checkpoints import save_checkpoint
@@ -143,7 +143,7 @@ def test_a_foreign_file(data, code, named, tmp_path):
 
 def test_one_part_of_several(model, converted, tmp_path):
     part = rewritten(converted, tmp_path / "part.gguf", extra=[("split.count", 2, gguf.GGUFValueType.UINT16)])
-    assert_refused("unsupported-gguf", "one part of several", tmp_path, model, gguf=part)
+    assert_refused("unsupported-gguf", "is one part of 2", tmp_path, model, gguf=part)
 
 
 def test_a_missing_file(tmp_path):

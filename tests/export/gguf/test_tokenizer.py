@@ -11,8 +11,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from longrope.export.gguf import convert as gguf_tokenizer
-from longrope.export.gguf.convert import _REST, _WORDS, CONTROL, NORMAL, UNUSED, USER_DEFINED, vocabulary, write_llama
+from longrope.export.gguf.convert import CONTROL, NORMAL, UNUSED, USER_DEFINED, vocabulary, write_llama
 from longrope.models.checkpoint_files import embedded_model_path
+from longrope.models.gguf.pre_tokenizers import REST, WORDS
 from tests.checkpoints import save_checkpoint, words
 from tests.export.sources import refusal
 
@@ -39,8 +40,9 @@ def split(pattern: str) -> pre_tokenizers.PreTokenizer:
 PRE_TOKENIZERS = {
     "gpt-2": (GPT2, False),
     "smollm": (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]), False),
-    "llama-bpe": (split(_WORDS + r"\p{N}{1,3}" + _REST), True),
-    "qwen2": (split(_WORDS + r"\p{N}" + _REST), False),
+    "llama-bpe": (split(WORDS + r"\p{N}{1,3}" + REST), True),
+    "qwen2": (split(WORDS + r"\p{N}" + REST), False),
+    "smaug-bpe": (split(WORDS + r"\p{N}{1,3}" + REST), False),
 }
 
 
@@ -101,8 +103,8 @@ def test_llama_cpp_splits_as_the_tokenizer_does(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "wrong"), [("gpt-2", "smollm"), ("smollm", "gpt-2"), ("qwen2", "llama-bpe")])
 def test_a_wrong_name_shows(name, wrong, tmp_path, monkeypatch):
-    names = {key: wrong if value == name else value for key, value in gguf_tokenizer._PRE_TOKENIZERS.items()}
-    monkeypatch.setattr(gguf_tokenizer, "_PRE_TOKENIZERS", names)
+    names = {key: wrong if value == name else value for key, value in gguf_tokenizer._NAMES.items()}
+    monkeypatch.setattr(gguf_tokenizer, "_NAMES", names)
     assert differing_texts(saved(tmp_path / "model", with_bos(name)), tmp_path / "model.gguf")
 
 
@@ -178,7 +180,7 @@ def doubled_bos() -> Tokenizer:
         ),
         (lambda: backend(split(r"\w+|\W+")), "pre-tokeniser (Split + ByteLevel)"),
         (lambda: backend(GPT2, ignore_merges=True), "pre-tokeniser (ByteLevel)"),
-        (lambda: backend(PRE_TOKENIZERS["llama-bpe"][0]), "pre-tokeniser (Split"),
+        (lambda: backend(PRE_TOKENIZERS["qwen2"][0], ignore_merges=True), "pre-tokeniser (Split"),
         (greedy_token, "'<mask>'"),
         (doubled_bos, "other tokens than BOS and EOS"),
         (lambda: backend(GPT2, size=1010), "at most 1000 tokens"),

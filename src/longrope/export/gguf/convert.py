@@ -1,7 +1,7 @@
 """A complete GGUF file of a small model of the Llama architecture: weights, tokenizer and scaling.
 
 For large models, quantised ones and other architectures, llama.cpp's converter writes the file and `patch.py` adds the
-scaling. The same holds for other tokenizers than byte-level BPE with a pre-tokeniser of `_PRE_TOKENIZERS`, which
+scaling. The same holds for other tokenizers than byte-level BPE with a pre-tokeniser of `PRE_TOKENIZERS`, which
 llama.cpp has compiled in by name: a tokenizer is written only where llama.cpp splits text in exactly the same way.
 """
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from longrope.errors import LongRopeError
-from longrope.export.gguf.container import gguf_package
 from longrope.export.gguf.keys import GgufKeys, GgufTensors
+from longrope.models.gguf.container import gguf_package
+from longrope.models.gguf.pre_tokenizers import BYTES, DIGITS, GPT2, PRE_TOKENIZERS
 from longrope.models.loading import load_model, load_tokenizer
 from longrope.rope.geometry import RopeGeometry, head_dim_of, rope_parameters_of
 from longrope.rope.scaling import MAX_POSITION
@@ -30,16 +31,8 @@ _FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}  # genera
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-# The stages of a tokenizer.json before BPE, and whether whole words skip the merges -> llama.cpp's name for them.
-_PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
-    (("gpt2",), False): "gpt-2",
-    (("digits", "gpt2"), False): "smollm",
-    ((_WORDS + r"\p{N}{1,3}" + _REST, "bytes"), True): "llama-bpe",
-    ((_WORDS + r"\p{N}" + _REST, "bytes"), False): "qwen2",
-}
+_NAMES = {(rule.stages, rule.ignore_merges): name for name, rule in PRE_TOKENIZERS.items()}
+"""The stages of a tokenizer.json before BPE, and whether whole words skip the merges -> llama.cpp's name for them."""
 
 
 def check_llama(config: Any, geometry: RopeGeometry, context_length: int) -> None:
@@ -220,18 +213,18 @@ def _pre_tokenizer(document: dict[str, Any]) -> str:
     stages = document["pre_tokenizer"] or {"type": "none"}
     parts = stages.get("pretokenizers", [stages])
     found = tuple(map(_stage, parts)), bool(model.get("ignore_merges"))
-    if found not in _PRE_TOKENIZERS:
+    if found not in _NAMES:
         kinds = " + ".join(part["type"] for part in parts)
         raise _refusal(f"llama.cpp has no known name for this tokenizer's pre-tokeniser ({kinds})")
-    return _PRE_TOKENIZERS[found]
+    return _NAMES[found]
 
 
 def _stage(part: dict[str, Any]) -> str:
     """One stage of a pre-tokeniser in a word, or the regular expression that it splits by."""
     if part["type"] == "ByteLevel" and not part["add_prefix_space"]:
-        return "gpt2" if part["use_regex"] else "bytes"
+        return GPT2 if part["use_regex"] else BYTES
     if part["type"] == "Digits" and part["individual_digits"]:
-        return "digits"
+        return DIGITS
     if part["type"] == "Split" and part["behavior"] == "Isolated" and not part["invert"]:
         return str(part["pattern"].get("Regex"))
     return "unknown"

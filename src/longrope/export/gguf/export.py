@@ -14,10 +14,11 @@ from typing import Any
 from longrope.errors import LongRopeError, one_line
 from longrope.export.config import ExportConfig
 from longrope.export.forms import unsupported_parts
-from longrope.export.gguf.container import GgufFile, gguf_package, read_gguf
 from longrope.export.gguf.convert import ARCHITECTURE, check_llama, write_llama
-from longrope.export.gguf.keys import CONTEXT_STEP, check_architecture, rope_keys, rope_of, rope_tensors
+from longrope.export.gguf.keys import rope_keys, rope_tensors
 from longrope.export.gguf.patch import write_patched
+from longrope.models.gguf.container import GgufFile, gguf_package, read_gguf
+from longrope.models.gguf.rope import CONTEXT_STEP, check_architecture, rope_of
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import transformers_scaling

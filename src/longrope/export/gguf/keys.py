@@ -1,61 +1,24 @@
-"""The keys and tensors by which a GGUF file states its rotary embedding: written for a scaling, and read from a file.
-
-The source of every rule is llama.cpp's `llama-model.cpp`, `llama-context.cpp` and the graphs in `src/models/`; the
-tests run the build that xllamacpp 2026.10.11549 carries.
-"""
+"""The keys and tensors by which a GGUF file states its rotary embedding, written for a scaling."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from longrope.errors import LongRopeError
-from longrope.export.gguf.container import F32, STRING, GgufFile, read_gguf
+from longrope.models.gguf.container import STRING
+from longrope.models.gguf.rope import LONG_FACTORS, SCALING_KEY, SHORT_FACTORS
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling
 
-LONG_FACTORS, SHORT_FACTORS, ROPE_FREQS = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
-SCALING_KEY = "longrope.scaling"  # our own: the scaling.json that was exported; llama.cpp passes over it
 UINT32, FLOAT32 = 4, 6  # GGUF's numbers of these value types
-_DEFAULT_BASE = 10_000.0  # llama.cpp's, where rope.freq_base is absent
 
 GgufKeys = Mapping[str, tuple[int, int | float | str]]
 """Key -> (GGUF value type, value)."""
 GgufTensors = Mapping[str, npt.NDArray[np.float32]]
 """Tensor -> its values."""
-
-CONTEXT_STEP = 256
-"""llama.cpp rounds the size of a context up to a multiple of this."""
-
-GRAPHS = ("llama", "mistral3", "phi3", "phimoe", "minicpm", "minicpm3", "granite", "granitemoe", "deci", "apertus")
-"""Architectures whose graph turns queries and keys by one of the two sets of factors, in all layers alike.
-
-The tests run llama, mistral3, minicpm, granite, granitemoe and deci; the others' graphs were read."""
-
-# Architectures that one would expect in the list, because llama.cpp loads factors for them, and why they are not.
-_WHY_NOT = {
-    "refact": "it loads factors, but its graph has no RoPE",
-    "pangu-embedded": "it loads factors, but its graph gives none to the RoPE",
-    "step35": "its layers differ in rotary dimension, and those with a sliding window take no factors",
-}
-
-
-def check_architecture(architecture: str) -> None:
-    """Raise LongRopeError (`unsupported-model`) when llama.cpp's graph of `architecture` does not apply the factors."""
-    if architecture not in GRAPHS:
-        reason = _WHY_NOT.get(architecture, "its graph gives its RoPE no factors, or not in every layer")
-        raise LongRopeError(
-            f"llama.cpp cannot apply LongRoPE to the architecture {architecture!r}: {reason}; it can to "
-            f"{', '.join(GRAPHS)}",
-            code="unsupported-model",
-            hint="use the `target` hf and serve the folder with another runtime",
-        )
 
 
 def rope_keys(architecture: str, expressed: RopeScaling, given: RopeScaling, unsupported: Sequence[str]) -> GgufKeys:
@@ -78,92 +41,3 @@ def rope_tensors(expressed: RopeScaling) -> GgufTensors:
     """The long and the short factors, float32 (D,) each. ggml divides the angles by them, as transformers does."""
     short, long = expressed.windows
     return {LONG_FACTORS: np.asarray(long.factors, dtype="<f4"), SHORT_FACTORS: np.asarray(short.factors, dtype="<f4")}
-
-
-@dataclass(frozen=True, slots=True)
-class GgufRope:
-    """The rotary embedding that a GGUF file states; a field is None where the file says nothing."""
-
-    path: Path
-    architecture: str
-    """`general.architecture`, the prefix of the keys below; it decides which of llama.cpp's graphs runs."""
-    context_length: int | None
-    """L': llama-server caps a slot's context here."""
-    rotary_dim: int | None
-    """`rope.dimension_count`, else the head's dimension, as llama.cpp takes it."""
-    freq_base: float
-    scaling_type: str | None
-    original_context_length: int | None
-    """The switch: contexts above it take the long factors. llama.cpp takes `context_length` where it is absent."""
-    attention_factor: float | None
-    """`rope.scaling.attn_factor`: multiplies cosines and sines in both regimes; 1 where absent."""
-    factor: float | None
-    """`rope.scaling.factor`, a linear scale of all positions on top of the factors; exports never write it."""
-    short_factors: tuple[float, ...] | None
-    long_factors: tuple[float, ...] | None
-    rope_freqs: tuple[float, ...] | None
-    """A single set of factors for all lengths (Llama 3); where present and loaded, the two sets above are not used."""
-    scaling: RopeScaling | None
-    """The scaling that longrope exported into this file, which the numbers above should express."""
-
-
-def read_gguf_rope(path: Path) -> GgufRope:
-    """Read the rotary embedding of the GGUF file `path`.
-
-    Raises LongRopeError when it is no GGUF file, is truncated or damaged, or states no architecture.
-    """
-    return rope_of(read_gguf(path))
-
-
-def rope_of(file: GgufFile) -> GgufRope:
-    """The rotary embedding of a file whose container was read; raises as `read_gguf_rope` does."""
-    architecture = file.value("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
-        raise LongRopeError(
-            f"{file.path} states no general.architecture; it is not the GGUF of a language model",
-            code="unsupported-gguf",
-        )
-
-    def stated(name: str) -> Any:
-        return file.value(f"{architecture}.{name}")
-
-    attention_factor, factor, base = (
-        stated(name) for name in ("rope.scaling.attn_factor", "rope.scaling.factor", "rope.freq_base")
-    )
-    exported = file.value(SCALING_KEY)
-    return GgufRope(
-        path=file.path,
-        architecture=architecture,
-        context_length=stated("context_length"),
-        rotary_dim=_rotary_dim(stated),
-        freq_base=_DEFAULT_BASE if base is None else float(base),
-        scaling_type=stated("rope.scaling.type"),
-        original_context_length=stated("rope.scaling.original_context_length"),
-        attention_factor=None if attention_factor is None else float(attention_factor),
-        factor=None if factor is None else float(factor),
-        short_factors=_factors(file, SHORT_FACTORS),
-        long_factors=_factors(file, LONG_FACTORS),
-        rope_freqs=_factors(file, ROPE_FREQS),
-        scaling=None if exported is None else RopeScaling.from_json(str(exported), f"{SCALING_KEY} of {file.path}"),
-    )
-
-
-def _rotary_dim(stated: Any) -> int | None:
-    for name in ("rope.dimension_count", "attention.key_length"):
-        if isinstance(stated(name), int):
-            return int(stated(name))
-    width, heads = stated("embedding_length"), stated("attention.head_count")
-    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
-
-
-def _factors(file: GgufFile, name: str) -> tuple[float, ...] | None:
-    tensor = file.tensors.get(name)
-    if tensor is None:
-        return None
-    if tensor.type != F32:
-        raise LongRopeError(
-            f"expected {name} of {file.path} in float32, found ggml type {tensor.type}", code="unsupported-gguf"
-        )
-    with file.path.open("rb") as data:
-        data.seek(tensor.start)
-        return tuple(np.frombuffer(data.read(tensor.size), dtype="<f4").astype(float).tolist())

@@ -9,9 +9,10 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-from longrope.export.gguf.container import F32, MAGIC, SCALARS, STRING, GgufFile, padded
-from longrope.export.gguf.keys import LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS, GgufKeys, GgufTensors
+from longrope.export.gguf.keys import GgufKeys, GgufTensors
 from longrope.export.weights import pieces_of
+from longrope.models.gguf.container import F32, MAGIC, SCALARS, STRING, GgufFile, padded
+from longrope.models.gguf.rope import LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS
 
 # `finetuned` stays: Granite's graph takes it as the switch of its RoPE.
 _KEPT_ROPE_KEYS = ("rope.scaling.finetuned",)

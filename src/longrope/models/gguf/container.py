@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, one_line
+from longrope.input_files import require_regular
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -26,6 +31,10 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 F32 = 0
 _READABLE = (2, 3)  # version 1 had 32-bit counts; llama.cpp reads 2 and 3
 _MOST_DIMS = 4  # GGML_MAX_DIMS
+_LONGEST_NAME = 2**16  # bytes of a key, by the format's description
+_MOST_STRINGS = 2**23  # of one array: vocabularies and merges have some 10^5
+_SMALLEST_KEY, _SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8  # bytes of a record: a header's counts must fit the file
+_SPLIT_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +82,7 @@ def read_gguf(path: Path) -> GgufFile:
     Raises LongRopeError when the file is none, or truncated or damaged (`damaged-file`), or big-endian, of version 1
     or one part of several (`unsupported-gguf`).
     """
+    require_regular(path)
     # ggml type -> elements and bytes of one block
     sizes = {int(kind): size for kind, size in gguf_package().GGML_QUANT_SIZES.items()}
     try:
@@ -85,13 +95,29 @@ def read_gguf(path: Path) -> GgufFile:
         raise LongRopeError(f"cannot read the GGUF file {path}: {one_line(error)}", code=code) from error
     except struct.error as error:
         raise _damaged(path, "is truncated: it ends inside its header") from error
-    if int(found.value("split.count", 1)) > 1:
-        raise LongRopeError(
-            f"{path} is one part of several",
-            code="unsupported-gguf",
-            hint="join them with llama.cpp's llama-gguf-split --merge first",
-        )
+    count = found.value("split.count", 1)
+    if isinstance(count, int) and count > 1:
+        raise _one_part(path, count)
     return found
+
+
+def _one_part(path: Path, count: int) -> LongRopeError:
+    """The refusal of a split file, with the first part that is not beside it."""
+    named = _SPLIT_NAME.fullmatch(path.name)
+    if named is not None and int(named["count"]) == count:
+        for index in range(1, count + 1):
+            part = path.with_name(f"{named['stem']}-{index:05}-of-{count:05}.gguf")
+            if not part.is_file():
+                return LongRopeError(
+                    f"{path} is one part of {count}, and {part.name} is missing beside it",
+                    code="missing-file",
+                    hint="fetch it, then join them with llama.cpp's llama-gguf-split --merge",
+                )
+    return LongRopeError(
+        f"{path} is one part of {count}",
+        code="unsupported-gguf",
+        hint="join them with llama.cpp's llama-gguf-split --merge first",
+    )
 
 
 class _Cursor:
@@ -112,8 +138,10 @@ class _Cursor:
             raise struct.error("past the end")
         return start
 
-    def string(self) -> str:
+    def string(self, longest: int | None = None) -> str:
         size = self.number("Q")
+        if longest is not None and size > longest:
+            raise struct.error(f"a name of {size} bytes")
         start = self.skip(size)
         return self.data[start : start + size].decode("utf-8", "surrogateescape")
 
@@ -130,24 +158,31 @@ def _parse(path: Path, data: mmap.mmap, sizes: dict[int, tuple[int, int]]) -> Gg
             hint="convert the model again",
         )
     tensor_count, key_count = cursor.number("Q"), cursor.number("Q")
+    if tensor_count * _SMALLEST_TENSOR + key_count * _SMALLEST_KEY > len(data):
+        counts = f"{tensor_count} tensors and {key_count} keys in {len(data)} bytes"
+        raise _damaged(path, f"is truncated or damaged: its header says {counts}")
     keys: dict[str, Key] = {}
     for _ in range(key_count):
         start = cursor.at
-        name, kind = cursor.string(), cursor.number("I")
+        name, kind = cursor.string(_LONGEST_NAME), cursor.number("I")
+        if name in keys:
+            raise _damaged(path, f"is damaged: it has the key {name!r} twice")
         keys[name] = Key(kind, _value(path, cursor, kind), start, cursor.at)
-    infos = []
+    infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensor_count):
-        name, rank = cursor.string(), cursor.number("I")
+        name, rank = cursor.string(_LONGEST_NAME), cursor.number("I")
         if rank > _MOST_DIMS:
             raise _damaged(path, f"is damaged: a tensor with {rank} dimensions")
+        if name in infos:
+            raise _damaged(path, f"is damaged: it has the tensor {name!r} twice")
         dims = tuple(cursor.number("Q") for _ in range(rank))
-        infos.append((name, dims, cursor.number("I"), cursor.number("Q")))
+        infos[name] = (dims, cursor.number("I"), cursor.number("Q"))
     alignment = keys[ALIGNMENT_KEY].value if ALIGNMENT_KEY in keys else ALIGNMENT
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise _damaged(path, f"is damaged: {ALIGNMENT_KEY} {alignment!r}")
     base = padded(cursor.at, alignment)
     tensors: dict[str, TensorInfo] = {}
-    for name, dims, kind, offset in infos:
+    for name, (dims, kind, offset) in infos.items():
         if kind not in sizes:
             raise LongRopeError(
                 f"{path}: tensor {name!r} has the unknown ggml type {kind}",
@@ -155,12 +190,12 @@ def _parse(path: Path, data: mmap.mmap, sizes: dict[int, tuple[int, int]]) -> Gg
                 hint="a newer gguf package may know it",
             )
         block, size = sizes[kind]
+        if offset % alignment or (dims[0] if dims else 1) % block:
+            raise _damaged(path, f"is damaged: tensor {name!r} of {dims} elements at byte {offset} of its data")
         tensors[name] = TensorInfo(dims, kind, base + offset, math.prod(dims) // block * size)
     end = max((tensor.start + tensor.size for tensor in tensors.values()), default=cursor.at)
     if end > len(data):
         raise _damaged(path, f"is truncated: its tensors need {end} bytes, it has {len(data)}")
-    if len(keys) != key_count or len(tensors) != tensor_count:
-        raise _damaged(path, "is damaged: it has a name twice")
     return GgufFile(path, version, keys, tensors, alignment)
 
 
@@ -176,6 +211,8 @@ def _value(path: Path, cursor: _Cursor, kind: int) -> Any:
     if item in SCALARS:
         cursor.skip(count * struct.calcsize("<" + SCALARS[item]))
     elif item == STRING:
+        if count > _MOST_STRINGS:
+            raise _damaged(path, f"is damaged: an array of {count} strings")
         for _ in range(count):
             cursor.skip(cursor.number("Q"))
     else:
@@ -185,6 +222,17 @@ def _value(path: Path, cursor: _Cursor, kind: int) -> Any:
 
 def _damaged(path: Path, fault: str) -> LongRopeError:
     return LongRopeError(f"the GGUF file {path} {fault}", code="damaged-file", hint="fetch it again")
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[dict[str, str]]:
+    """The arguments by which transformers loads the GGUF file `path` and nothing that lies beside it.
+
+    From its own folder, transformers would take a tokenizer.json or an adapter that is there in place of the file's.
+    """
+    with tempfile.TemporaryDirectory(prefix="longrope-gguf-") as folder:
+        (Path(folder) / path.name).symlink_to(path.resolve())
+        yield {"pretrained_model_name_or_path": folder, "gguf_file": path.name}
 
 
 def padded(size: int, alignment: int) -> int:
