@@ -10,7 +10,6 @@ from longrope.cli.common import print_json, quiet_libraries
 from longrope.cli.progress import progress
 from longrope.cli.tables.runs import show_finetune
 from longrope.cli.verb import Options, verb
-from longrope.errors import LongRopeError
 from longrope.train.config import FinetuneConfig
 
 
@@ -33,9 +32,6 @@ def command(
     as_json: given.Json = False,
 ) -> None:
     """Fine-tune a model under a scaling, at one window or at several mixed."""
-    if load.device not in ("cpu", "cuda"):
-        message = f"expected `device` cpu or cuda, found {load.device!r}: one process trains on one device"
-        raise LongRopeError(message, code="invalid-setting")
     low_rank = given.lora_config(lora, lora_alpha, adapter)
     config = config.replace(lora=low_rank, trainer=given.json_object("trainer", trainer))
     from accelerate import PartialState

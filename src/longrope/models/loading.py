@@ -133,6 +133,7 @@ def load_model(
         raise LongRopeError(
             f"expected a `dtype` of auto, checkpoint, {', '.join(_DTYPES)}; found {dtype!r}", code="invalid-setting"
         )
+<<<<<<< HEAD
     try:
         target = torch.device(device)
         torch.zeros(1, device=target).item()
@@ -142,6 +143,11 @@ def load_model(
         ) from error
     own = dtype == "checkpoint" or (dtype == "auto" and target.type != "cpu")
     wanted: Any = "auto" if own else _DTYPES.get(dtype, torch.float32)
+=======
+    target = usable_device(device)
+    load_config(name, trust_remote_code=trust_remote_code)  # a config without consent to its code is refused here
+    wanted: Any = _DTYPES.get(dtype, torch.float32 if dtype == "auto" and target.type == "cpu" else "auto")
+>>>>>>> fc068be (Fine-tuning on a GPU that is not there is refused)
     model: PreTrainedModel
     if (path := gguf_path(name)) is not None:
         file = read_gguf(path)
@@ -173,6 +179,18 @@ def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTraine
     except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
         code = "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "runtime-fault"
         raise LongRopeError(f"cannot move {name} to {device}: {one_line(error)}", code=code) from error
+
+
+def usable_device(name: str) -> torch.device:
+    """The device `name`. Raises LongRopeError (`invalid-setting`) where nothing can be computed on it here."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError, AttributeError, ValueError) as error:  # by kind of device
+        raise LongRopeError(
+            f"the device {name!r} cannot be used here: {one_line(error)}", code="invalid-setting"
+        ) from error
+    return device
 
 
 def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:

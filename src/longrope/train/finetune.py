@@ -28,7 +28,7 @@ from longrope.errors import LongRopeError
 from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folder
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, fingerprint, open_model
+from longrope.models.loading import LoadedModel, fingerprint, open_model, usable_device
 from longrope.models.saving import plain_saves
 from longrope.models.scaled import ScaledModel
 from longrope.models.texts import check_vocabulary, sources_or_books
@@ -82,10 +82,29 @@ def finetune(
     if not isinstance(scaling, RopeScaling):
         scaling = RopeScaling.load(Path(scaling))
     options = load or LoadOptions()
+    by_name = isinstance(model, str | Path)
+    if by_name and options.device not in ("cpu", "cuda"):
+        raise LongRopeError(
+            f"expected `device` cpu or cuda, found {options.device!r}: one process trains on one device",
+            code="invalid-setting",
+        )
+    if by_name and cpu is None:
+        usable_device(options.device)  # without a GPU, the Trainer would take the CPU and say nothing
+    if cpu is False and not torch.accelerator.is_available():
+        raise LongRopeError(
+            "`cpu=False` trains on a GPU, and none is found here", code="invalid-setting", hint="leave it out"
+        )
     # The Trainer moves the model to its device.
     loaded = open_model(model, tokenizer, options.replace(device="cpu"))
+    device = options.device if by_name else loaded.model.device.type
+    if "device" in options.model_fields_set and torch.device(options.device).type != device:
+        raise LongRopeError(
+            f"expected no `device` for a loaded model but its own, {device}; found {options.device!r}",
+            code="invalid-setting",
+            hint="move the model, or give `cpu=True` to train it on the CPU",
+        )
     if cpu is None:
-        cpu = torch.device(options.device if isinstance(model, str | Path) else loaded.options.device).type == "cpu"
+        cpu = device == "cpu"
     sources = sources_or_books(loaded.name, as_sources(data), "search")
     try:
         _train(_prepared(loaded, scaling, sources, output_dir, config, cpu), output_dir, resume, log_dir, callbacks)
