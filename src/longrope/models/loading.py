@@ -133,21 +133,9 @@ def load_model(
         raise LongRopeError(
             f"expected a `dtype` of auto, checkpoint, {', '.join(_DTYPES)}; found {dtype!r}", code="invalid-setting"
         )
-<<<<<<< HEAD
-    try:
-        target = torch.device(device)
-        torch.zeros(1, device=target).item()
-    except (RuntimeError, AssertionError) as error:
-        raise LongRopeError(
-            f"the device {device!r} cannot be used here: {one_line(error)}", code="invalid-setting"
-        ) from error
+    target = usable_device(device)
     own = dtype == "checkpoint" or (dtype == "auto" and target.type != "cpu")
     wanted: Any = "auto" if own else _DTYPES.get(dtype, torch.float32)
-=======
-    target = usable_device(device)
-    load_config(name, trust_remote_code=trust_remote_code)  # a config without consent to its code is refused here
-    wanted: Any = _DTYPES.get(dtype, torch.float32 if dtype == "auto" and target.type == "cpu" else "auto")
->>>>>>> fc068be (Fine-tuning on a GPU that is not there is refused)
     model: PreTrainedModel
     if (path := gguf_path(name)) is not None:
         file = read_gguf(path)
