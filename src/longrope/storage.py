@@ -86,15 +86,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
     """The JSON object in `text`. Raises LongRopeError (`damaged-file`), naming `where`, when it holds anything else."""
+    value = parse_json_value(text, where)
+    if not isinstance(value, dict):
+        raise LongRopeError(f"expected a JSON object in {where}, found {type(value).__name__}", code="damaged-file")
+    return value
+
+
+def parse_json_value(text: str, where: str) -> Any:
+    """The JSON value in `text`. Raises LongRopeError (`damaged-file`), naming `where`, when it is no JSON."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LongRopeError(
             f"expected JSON in {where}, found something else: {one_line(error)}", code="damaged-file"
         ) from error
-    if not isinstance(value, dict):
-        raise LongRopeError(f"expected a JSON object in {where}, found {type(value).__name__}", code="damaged-file")
-    return value
 
 
 def json_number(value: float | None) -> float | str | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from longrope.data.sources import read_documents
 from longrope.errors import LongRopeError
@@ -31,9 +32,28 @@ FILES = {
     "bad.jsonl": (b'{"text": "one"}\n{"text": \n', "line 2"),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "one"}\n' * 1000)[:-20], "cannot read"),
     "deep.jsonl": (b"[" * 200_000, "line 1"),
-    "array.jsonl": (b'["text"]\n', "line 1, found list"),
-    "missing.jsonl": (b'{"text": "one"}\n\n{"body": "two", "id": 1}\n', r"'text' in .* line 3; it has: body, id"),
-    "null.jsonl": (b'{"text": "one"}\n{"text": null}\n', "line 2, found NoneType"),
+    "array.jsonl": (b'["text"]\n', "line 1, found a list of str"),
+    "missing.jsonl": (
+        b'{"text": "one"}\n\n{"body": "two", "id": 1}\n',
+        r"'text' or 'messages' in .* line 3; it has: body, id",
+    ),
+    "null.jsonl": (b'{"text": null}\n{"text": null}\n', "found none"),
+    "number.jsonl": (b'{"text": 7}\n', "field 'text' of .* line 1, found int"),
+    "list.jsonl": (b'{"text": ["one", "two"]}\n', "field 'text' of .* line 1, found a list of str"),
+    "object.jsonl": (b'{"text": {"en": "one"}}\n', "field 'text' of .* line 1, found an object"),
+    "chat.jsonl": (
+        b'{"messages": [{"role": "user", "content": "one"}]}\n',
+        "line 1 has chat messages, and no tokenizer",
+    ),
+    "sharegpt.jsonl": (b'{"messages": [{"from": "human", "value": "one"}]}\n', "role and content.* a list of dict"),
+    "bad.json": (b'[{"text": "one"},\n', "expected JSON"),
+    "number.json": (b"7", "found int"),
+    "empty.json": (b"[]", "found none"),
+    "lists.json": (b'{"a": [{"text": "one"}], "b": []}', r"one list of rows in .*, found a, b.*as in a\.text"),
+    "object.json": (b'{"body": "one"}', "no field 'text' or 'messages' in .*; it has: body"),
+    "element.json": (b'["one", 2]', "element 2, found int"),
+    "cut.jsonl.zst": (zstandard.compress(b'{"text": "one"}\n' * 1000)[:-4], "cannot read"),
+    "fake.txt.zst": (b"no zstd at all", "cannot read"),
     "latin.jsonl": ('{"text": "one"}\n{"text": "\xe9"}\n'.encode("latin-1"), "line 2, found byte 0xe9"),
     "surrogate.jsonl": (b'{"text": "\\ud800"}\n', "lone surrogate"),
     "nul.jsonl": (b'{"text": "a\\u0000"}\n', "NUL"),
@@ -45,7 +65,16 @@ CODES = {
     "deep.jsonl": "damaged-file",
     "array.jsonl": "damaged-file",
     "missing.jsonl": "no-such-field",
-    "null.jsonl": "no-such-field",
+    "number.jsonl": "no-such-field",
+    "list.jsonl": "no-such-field",
+    "object.jsonl": "no-such-field",
+    "sharegpt.jsonl": "no-such-field",
+    "chat.jsonl": "no-chat-template",
+    "bad.json": "damaged-file",
+    "number.json": "damaged-file",
+    "lists.json": "no-such-field",
+    "object.json": "no-such-field",
+    "element.json": "damaged-file",
 }
 
 
@@ -70,14 +99,13 @@ def test_a_bad_file_in_a_folder_is_named(tmp_path: Path) -> None:
         read_documents(tmp_path)
 
 
-def test_parquet_without_the_column_or_with_nulls(tmp_path: Path, write_parquet: WriteParquet) -> None:
+def test_parquet_without_the_column_and_with_nulls(tmp_path: Path, write_parquet: WriteParquet) -> None:
     path = tmp_path / "rows.parquet"
     write_parquet(path, {"id": ["1"], "body": ["x"]})
-    with pytest.raises(LongRopeError, match=r"no column 'text' in .*rows\.parquet; it has: id, body"):
+    with pytest.raises(LongRopeError, match=r"no column 'text' or 'messages' in .*rows\.parquet; it has: id, body"):
         read_documents(path)
     write_parquet(path, {"text": ["one", None]})
-    with pytest.raises(LongRopeError, match="row 2, found NoneType"):
-        read_documents(path)
+    assert [document.text for document in read_documents(path)] == ["one"]
 
 
 def test_parquet_without_pyarrow_names_the_extra(
@@ -120,3 +148,35 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Path, "open", refuse)  # root reads every mode, so the mode itself cannot be the test
     with pytest.raises(LongRopeError, match=r"cannot read .*locked\.txt: Permission denied"):
         read_documents(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "packed"),
+    [
+        (".zst", zstandard.compress),
+        (".gz", lambda raw: gzip.compress(raw, 1)),
+        (".xz", lambda raw: lzma.compress(raw, preset=0)),
+    ],
+)
+def test_a_file_that_unpacks_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, packed: Callable[[bytes], bytes]
+) -> None:
+    """Read until the bound and not further, and an ordinary text of the same size is read."""
+    monkeypatch.setattr("longrope.data.compressed._ALWAYS", 2**20)
+    bomb = tmp_path / f"bomb.jsonl{suffix}"
+    bomb.write_bytes(packed(b" " * 2**26))
+    with pytest.raises(LongRopeError, match=r"bomb\.jsonl.* unpacks to more than [1-9]\d* MiB") as caught:
+        read_documents(bomb)
+    assert caught.value.code == "unreadable-file"
+    noise = "".join(f"{number * number} " for number in range(200_000)).encode()
+    (tmp_path / f"noise.txt{suffix}").write_bytes(packed(noise))
+    assert read_documents(tmp_path / f"noise.txt{suffix}")[0].text == noise.decode()
+
+
+def test_zst_without_zstandard_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(zstandard.compress(b"text"))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(LongRopeError, match=r"longrope\[train\]") as caught:
+        read_documents(path)
+    assert caught.value.code == "missing-dependency"

@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from longrope.data.documents import Document
 from longrope.data.readers import DatasetName
@@ -39,13 +40,17 @@ def test_byte_order_mark_and_line_ends_do_not_make_another_document(tmp_path: Pa
     assert unix.sha256 == windows.sha256
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.compress)]
+)
 def test_compressed_files(tmp_path: Path, suffix: str, compress: object) -> None:
     assert callable(compress)
     (tmp_path / f"a.txt{suffix}").write_bytes(compress(TEXT.encode()))
     (tmp_path / f"b.jsonl{suffix}").write_bytes(compress(json.dumps({"text": TEXT}).encode() + b"\n"))
     assert read_documents(tmp_path / f"a.txt{suffix}")[0].text == TEXT
+    (tmp_path / f"c.json{suffix}").write_bytes(compress(json.dumps([TEXT]).encode()))
     assert read_documents(tmp_path / f"b.jsonl{suffix}")[0].text == TEXT
+    assert read_documents(tmp_path / f"c.json{suffix}")[0].text == TEXT
 
 
 def test_jsonl_field_line_numbers_and_blank_rows(tmp_path: Path) -> None:

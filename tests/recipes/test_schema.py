@@ -139,7 +139,7 @@ def fails(path: str, original_length: int = 64) -> str:
         ([{**SEARCH, "iteration": 2}], "stage 1 (search): unknown key 'iteration'; did you mean iterations?"),
         (
             [{**SEARCH, "zzz": 2}],
-            "stage 1 (search): unknown key 'zzz'; known: data, dtype, stage, target, workers, met",
+            "stage 1 (search): unknown key 'zzz'; known: data, field, dtype, stage, target, workers, met",
         ),
         ([SEARCH, {**TUNE, "lora": {"ranks": 2}}], "stage 2 (finetune): unknown setting `ranks`; did you mean rank?"),
         ([{"stage": "export", "data": ["a"]}], "stage 1 (export): unknown key 'data'; known: stage, to"),

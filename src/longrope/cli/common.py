@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -44,6 +45,12 @@ def quiet_libraries() -> None:
     if log.level != logging.INFO:
         transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Warnings of a result on standard error, a line each."""
+    for warning in warnings:
+        messages.print(f"longrope: warning: {warning}")
 
 
 def print_json(value: dict[str, Any]) -> None:

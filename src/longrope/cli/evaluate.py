@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from longrope.cli import options as given
-from longrope.cli.common import messages, print_json, quiet_libraries
+from longrope.cli.common import print_json, quiet_libraries, warn
 from longrope.cli.progress import progress
 from longrope.cli.tables.evaluation import show_evaluation
 from longrope.cli.verb import Options, split_names, verb
@@ -20,6 +20,7 @@ def command(
     lengths: given.Lengths = "",
     suites: given.Suites = "perplexity",
     data: given.Data = None,
+    field: given.Field = None,
     scaling: given.OwnScaling = None,
     baselines: given.Baselines = "",
     target_length: given.ClosedFormLength = None,
@@ -39,7 +40,7 @@ def command(
     with progress(lambda shown: shown.after_evaluation(output and log_path(output))) as shown:
         result = evaluate(
             model,
-            data=data or [],
+            data=given.sources(data, field),
             lengths=split_names(lengths),
             suites=split_names(suites),
             scaling=scaling,
@@ -54,6 +55,5 @@ def command(
             load=load,
             callbacks=shown,
         )
-    for warning in result.settings.get("warnings", []):
-        messages.print(f"longrope: warning: {warning}")
+    warn(result.settings.get("warnings", []))
     print_json(result.to_json()) if as_json else show_evaluation(result.rows)

@@ -24,6 +24,7 @@ def command(
     output_dir: Annotated[Path, given.out("A new folder for everything the run makes.")] = Path("run"),
     target_length: given.OptionalLength = None,
     data: given.Data = None,
+    field: given.Field = None,
     allow_lossy: given.AllowLossy = False,
     eval_data: given.EvalData = None,
     lengths: given.EvalLengths = None,
@@ -42,7 +43,8 @@ def command(
                 "`dry_run` prints the plan of a `recipe`", hint="without one, longrope plan says what things cost"
             )
         job = {"search_data": data or [], "evaluation_data": eval_data or [], "evaluation_samples": eval_samples or 10}
-        job |= {"target_length": target_length, "lengths": lengths, "allow_lossy": allow_lossy, "resume": resume}
+        job |= {"target_length": target_length, "lengths": lengths, "allow_lossy": allow_lossy}
+        job |= {"field": field, "resume": resume}
         extend_by_search.run(model, output_dir, search, load, log_dir, as_json, **job)
         return
     unused = [name for name, value in of_search.items() if value is not None] + ["allow_lossy"] * allow_lossy
@@ -50,4 +52,6 @@ def command(
     if unused:
         options = ", ".join(f"`{name}`" for name in unused)
         raise LongRopeError(f"with `recipe` every stage has its own settings: write {options} into the recipe")
-    extend_by_recipe.run(model, recipe, output_dir, load, data or [], eval_data or [], target_length, dry_run, as_json)
+    extend_by_recipe.run(
+        model, recipe, output_dir, load, data or [], eval_data or [], field, target_length, dry_run, as_json
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from longrope.cli.common import messages, output, print_json, quiet_libraries
 from longrope.cli.progress import progress
@@ -20,6 +21,7 @@ def run(
     load: LoadOptions,
     data: list[str],
     eval_data: list[str],
+    field: list[str] | None,
     target_length: str | None,
     dry_run: bool,
     as_json: bool,
@@ -28,9 +30,8 @@ def run(
     from longrope.recipes.run import prepare_recipe
 
     quiet_libraries()
-    prepared = prepare_recipe(
-        name, model, output_dir, data=data, eval_data=eval_data, target_length=target_length, load=load
-    )
+    texts: dict[str, Any] = {"data": data, "eval_data": eval_data, "field": field}
+    prepared = prepare_recipe(name, model, output_dir, **texts, target_length=target_length, load=load)
     if not as_json:
         show_recipe_costs(name, prepared)
     rounds = prepared.check()

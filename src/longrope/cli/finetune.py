@@ -21,6 +21,7 @@ def command(
     scaling: given.TrainedScaling,
     output_dir: Annotated[Path, given.out("A new folder for checkpoint/, scaling.json, the curve.")],
     data: given.Data = None,
+    field: given.Field = None,
     config: Annotated[FinetuneConfig, Options("Training", without=("max_grad_norm", "lora", "trainer"))],
     lora: given.Rank = None,
     lora_alpha: given.Alpha = 16.0,
@@ -32,6 +33,11 @@ def command(
     as_json: given.Json = False,
 ) -> None:
     """Fine-tune a model under a scaling, at one window or at several mixed."""
+<<<<<<< HEAD
+=======
+    if load.device not in ("cpu", "cuda"):
+        raise LongRopeError(f"expected `device` cpu or cuda, found {load.device!r}: one process trains on one device")
+>>>>>>> 1a7fa3c (--field on every verb, in Python and in recipes; .json, .zst and chat messages; null is blank; packed files are bounded)
     low_rank = given.lora_config(lora, lora_alpha, adapter)
     config = config.replace(lora=low_rank, trainer=given.json_object("trainer", trainer))
     from accelerate import PartialState
@@ -43,7 +49,7 @@ def command(
         result = finetune(
             model,
             scaling=scaling,
-            data=data or [],
+            data=given.sources(data, field),
             output_dir=output_dir,
             config=config,
             resume=resume,

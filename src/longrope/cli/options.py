@@ -18,6 +18,7 @@ from longrope.models.config import LoadOptions
 from longrope.storage import read_json
 
 if TYPE_CHECKING:
+    from longrope.data.sources import TextSource
     from longrope.train.config import LoraConfig
 
 
@@ -49,9 +50,17 @@ Model = Annotated[
 Data = Annotated[
     list[str] | None,
     option(
-        """Text: .txt(.gz|.xz), a folder, .jsonl, .parquet, book:NAME or hf:NAME. May be repeated. Default for
-        the embedded models: shipped books.""",
+        """Text: .txt, .jsonl or .json (also .gz, .xz, .zst), .parquet, a folder, book:NAME or hf:NAME. May be
+        repeated. Default for the embedded models: shipped books.""",
         metavar="TEXT",
+    ),
+]
+Field = Annotated[
+    list[str] | None,
+    option(
+        """The field of rows that holds their text, or chat messages for the tokenizer's template; a.b is field b of a.
+        May be repeated: the first that a row has. Default: text, else messages.""",
+        metavar="NAME",
     ),
 ]
 TargetLength = Annotated[str, option("The new window L' in tokens: 4096, 128k, 2M.", metavar="TOKENS")]
@@ -163,6 +172,13 @@ Methods = Annotated[
 Objective = Annotated[str | None, option("perplexity or needle.", group=_SEARCHES)]
 Samples = Annotated[PositiveInt | None, option("Texts that are scored.", group=_SEARCHES)]
 ContextParallel = Annotated[PositiveInt, option("Devices that share a training row.", group=TRAINING)]
+
+
+def sources(data: list[str] | None, field: list[str] | None) -> list[TextSource]:
+    """The texts that --data and --field name."""
+    from longrope.data.sources import as_sources
+
+    return as_sources(data or [], field)
 
 
 def json_object(name: str, path: Path | None) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from longrope.cli import options as given
 from longrope.cli.common import print_json, quiet_libraries
-from longrope.cli.options import Data, Json, Load, LogDir, Model, RayAddress, Resume, TargetLength, Workers, out
 from longrope.cli.progress import progress, scalars_in
 from longrope.cli.tables.runs import show_search
 from longrope.cli.verb import Options, verb
@@ -17,19 +17,20 @@ from longrope.units import parse_length
 
 @verb
 def command(
-    model: Model,
+    model: given.Model,
     /,
     *,
-    target_length: TargetLength,
-    output_dir: Annotated[Path, out("A new folder for scaling.json, the log and the summary.")],
-    data: Data = None,
+    target_length: given.TargetLength,
+    output_dir: Annotated[Path, given.out("A new folder for scaling.json, the log and the summary.")],
+    data: given.Data = None,
+    field: given.Field = None,
     config: Annotated[SearchConfig, Options("Search", switches=("racing",))],
-    load: Load,
-    workers: Workers = None,
-    ray_address: RayAddress = None,
-    resume: Resume = False,
-    log_dir: LogDir = None,
-    as_json: Json = False,
+    load: given.Load,
+    workers: given.Workers = None,
+    ray_address: given.RayAddress = None,
+    resume: given.Resume = False,
+    log_dir: given.LogDir = None,
+    as_json: given.Json = False,
 ) -> None:
     """Search rescale factors for a longer window, without training."""
     length = parse_length(target_length)
@@ -39,12 +40,13 @@ def command(
     from longrope.search.run import search
 
     quiet_libraries()
+    texts = given.sources(data, field)
     loaded = open_model(model, options=load)
     with scalars_in(log_dir) as scalars, progress(lambda shown: shown.after_search(output_dir), scalars) as shown:
         result = search(
             loaded,
             length,
-            data or [],
+            texts,
             output_dir,
             config,
             resume=resume,

@@ -14,14 +14,17 @@ class Document:
 
     name: where it came from, for people (`book.txt`, `books.jsonl:12`, `book:NAME`).
     sha256: of the text as UTF-8; two documents are the same when these are.
+    chat_template: SHA-256 of the chat template that wrote the text from messages: its special tokens are then tokens.
+    None for plain text, where a special token spelled out stays text.
     """
 
     name: str
     text: str
     sha256: str
+    chat_template: str | None = None
 
     @classmethod
-    def of(cls, name: str, text: str) -> Document:
+    def of(cls, name: str, text: str, chat_template: str | None = None) -> Document:
         """Hash `text`. Raises LongRopeError (`not-text`) where it is blank, holds NUL or is no valid Unicode."""
         if not text.strip():
             raise LongRopeError(f"expected text in {name}, found none (it is empty or blank)", code="not-text")
@@ -33,4 +36,4 @@ class Document:
             raise LongRopeError(
                 f"expected valid Unicode in {name}, found a lone surrogate at character {error.start}", code="not-text"
             ) from error
-        return cls(name, text, sha256_bytes(encoded))
+        return cls(name, text, sha256_bytes(encoded), chat_template)

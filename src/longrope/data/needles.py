@@ -104,8 +104,9 @@ def draw_needles(
     origins = haystacks.origins[:count]
     for sample, origin, fact, depth_of_sample in zip(ids, origins, facts, depths, strict=True):
         room = length - len(begin) - fact.size
-        text = by_hash[origin.document_sha256].ids[origin.offset : origin.offset + room]
-        check_no_bos(text, bos, origin)
+        document = by_hash[origin.document_sha256]
+        text = document.ids[origin.offset : origin.offset + room]
+        check_no_bos(text, bos, document)
         at = round(depth_of_sample * room)
         sample[:] = np.concatenate([begin, text[:at], fact.needle, text[at:], fact.question, fact.answer])
     answers = tuple(len(fact.answer) for fact in facts)

@@ -1,34 +1,33 @@
-"""Readers of documents from one file (text, JSON lines, Parquet) or from a dataset of the `datasets` library.
+"""Readers of documents from one file (text, JSON lines, JSON, Parquet) or from a dataset of the `datasets` library.
 
-A text file is one document: UTF-8 (a byte-order mark is dropped), line ends read as `\n`. A line of a `.jsonl` file, a
-row of a `.parquet` file or of a dataset is one document; a row with blank text is skipped, a row without the field is
-an error. Files ending in `.gz` or `.xz` are decompressed. Datasets are streamed over the network, never with remote
-code.
+A text file is one document: UTF-8 (a byte-order mark is dropped), line ends read as `\n`. A line of a `.jsonl` file, an
+element of a `.json` file's list, a row of a `.parquet` file or of a dataset is one document (`rows.py`); a row with
+blank text is skipped, a row without the field is an error. Files ending in `.gz`, `.xz` or `.zst` are decompressed
+(`compressed.py`). Datasets are streamed over the network, never with remote code.
 """
 
 from __future__ import annotations
 
-import gzip
-import lzma
+import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from longrope.data.compressed import COMPRESSIONS, open_bytes
 from longrope.data.documents import Document
+from longrope.data.rows import RowReader, no_text
 from longrope.errors import LongRopeError, one_line
-from longrope.storage import parse_json
+from longrope.storage import parse_json_value
 
-_UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _PARQUET_ROWS = 64  # rows held in memory at once: rows are whole documents and may be large
 
-Reader = Callable[[Path, str, str], Iterator[Document]]
+Reader = Callable[[Path, str, RowReader], Iterator[Document]]
 
 
 def reader_for(path: Path) -> Reader | None:
-    """The reader for a file of this name, `(path, name, field) -> documents`; None where its suffix is unknown."""
+    """The reader for a file of this name, `(path, name, rows) -> documents`; None where its suffix is unknown."""
     name = path.name.lower()
     for suffixes, reader in _READERS:
         if name.endswith(suffixes):
@@ -41,23 +40,18 @@ def known_suffixes() -> tuple[str, ...]:
     return tuple(suffix for suffixes, _ in _READERS for suffix in suffixes)
 
 
-def read_text(path: Path, name: str, field: str = "text") -> Iterator[Document]:
-    """Yield the one document of a text file (`field` has no meaning). Raises LongRopeError as `decode_text` does."""
-    try:
-        with _open(path) as file:
-            raw = file.read()
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    yield Document.of(name, decode_text(raw, str(path)))
+def read_text(path: Path, name: str, rows: RowReader) -> Iterator[Document]:
+    """Yield the one document of a text file, which has no fields. Raises LongRopeError as `decode_text` does."""
+    yield Document.of(name, decode_text(_read(path), str(path)))
 
 
 def decode_text(raw: bytes, where: str) -> str:
-    """`raw` as UTF-8 text with `\\n` line ends.
+    """`raw` as UTF-8 text with `\n` line ends.
 
     Raises LongRopeError (`not-text`), naming `where`, where it is empty, binary or not UTF-8.
     """
     if not raw.strip():
-        raise _no_text(where)
+        raise no_text(where)
     if b"\0" in raw:
         raise LongRopeError(f"expected text in {where}, found NUL bytes: it is binary or not UTF-8", code="not-text")
     try:
@@ -71,45 +65,36 @@ def decode_text(raw: bytes, where: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_jsonl(path: Path, name: str, field: str = "text") -> Iterator[Document]:
-    """Yield one document per line: the string at `field` of its JSON object. Errors name the line, counted from 1."""
+def read_jsonl(path: Path, name: str, rows: RowReader) -> Iterator[Document]:
+    """Yield one document per line: the text of its JSON object, or its JSON string. Errors name the line, from 1."""
+    yield from rows.documents(_json_lines(path), name, str(path), "line")
 
-    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, line in _lines(path):
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):  # split at `\n` only; one line is in memory
             if line.strip():
                 where = f"{path} line {number}"
-                yield number, parse_json(decode_text(line, where), where)
-
-    yield from _documents(rows(), name, field, str(path), "line")
+                yield number, parse_json_value(decode_text(line, where), where)
 
 
-def _documents(
-    rows: Iterable[tuple[int, dict[str, Any]]], name: str, field: str, source: str, unit: str
-) -> Iterator[Document]:
-    """Yield the text at `field` of every row (number from 1, fields) that is not blank.
+def read_json(path: Path, name: str, rows: RowReader) -> Iterator[Document]:
+    """Yield one document per element of the list that a JSON file holds (`RowReader.rows_of`), numbered from 1.
 
-    `unit` is the word for a row of `source` in errors. Raises LongRopeError: `no-such-field` where a row has no text at
-    `field`, `not-text` where all rows are blank.
+    Datasets of JSON lines are called `.json` too: where the first line is a whole object and more follow, they are
+    read as such.
     """
-    found = False
-    for number, row in rows:
-        where = f"{source} {unit} {number}"
-        if field not in row:
-            raise _no_field("field", field, where, row)
-        text = row[field]
-        if not isinstance(text, str):
-            raise LongRopeError(
-                f"expected text in field {field!r} of {where}, found {type(text).__name__}", code="no-such-field"
-            )
-        if text.strip():
-            found = True
-            yield Document.of(f"{name}:{number}", text)
-    if not found:
-        raise _no_text(source)
+    text = decode_text(_read(path), str(path))
+    first, _, more = text.lstrip().partition("\n")
+    if first.lstrip().startswith("{") and more.strip() and _is_json(first):
+        yield from read_jsonl(path, name, rows)
+        return
+    reader, values = rows.rows_of(parse_json_value(text, str(path)), str(path))
+    yield from reader.documents(enumerate(values, start=1), name, str(path), "element")
 
 
-def read_parquet(path: Path, name: str, field: str = "text") -> Iterator[Document]:
-    """Yield one document per row of the column `field`. Needs pyarrow (`missing-dependency`)."""
+def read_parquet(path: Path, name: str, rows: RowReader) -> Iterator[Document]:
+    """Yield one document per row of the columns that `rows` wants. Needs pyarrow (`missing-dependency`)."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -118,55 +103,41 @@ def read_parquet(path: Path, name: str, field: str = "text") -> Iterator[Documen
     try:
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            if field not in columns:
-                raise _no_field("column", field, str(path), columns)
-            batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field])
-            rows = (row for batch in batches for row in batch.to_pylist())
-            yield from _documents(enumerate(rows, start=1), name, field, str(path), "row")
+            fields = (field if field in columns else field.partition(".")[0] for field in rows.fields)
+            wanted = [column for column in dict.fromkeys(fields) if column in columns]
+            if not wanted:
+                raise rows.no_field("column", str(path), columns)
+            batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted)
+            values = (row for batch in batches for row in batch.to_pylist())
+            yield from rows.documents(enumerate(values, start=1), name, str(path), "row")
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise LongRopeError(f"cannot read {path}: {one_line(error)}", code="unreadable-file") from error
+
+
+def _compressed(suffix: str) -> tuple[str, ...]:
+    return tuple(suffix + compression for compression in COMPRESSIONS)
 
 
 # In any order: no suffix is the end of another.
 _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
-    ((".txt", ".txt.gz", ".txt.xz"), read_text),
-    ((".jsonl", ".jsonl.gz", ".jsonl.xz"), read_jsonl),
+    (_compressed(".txt"), read_text),
+    (_compressed(".jsonl"), read_jsonl),
+    (_compressed(".json"), read_json),
     ((".parquet",), read_parquet),
 )
 
 
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
-    """The bytes of a file, decompressed when it ends in `.gz` or `.xz`."""
-    match path.suffix.lower():
-        case ".gz":
-            return gzip.open(path, "rb")
-        case ".xz":
-            return lzma.open(path, "rb")
-        case _:
-            return path.open("rb")
+def _read(path: Path) -> bytes:
+    with open_bytes(path) as file:
+        return file.read()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, bytes) of a file, split at `\\n` only, as JSON lines are; one line is in memory."""
+def _is_json(text: str) -> bool:
     try:
-        with _open(path) as file:
-            yield from enumerate(file, start=1)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: BaseException) -> LongRopeError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    return LongRopeError(f"cannot read {path}: {reason}", code="unreadable-file")
-
-
-def _no_text(where: str) -> LongRopeError:
-    return LongRopeError(f"expected text in {where}, found none (it is empty or blank)", code="not-text")
-
-
-def _no_field(kind: str, field: str, where: str, names: Iterable[object]) -> LongRopeError:
-    found = ", ".join(map(str, names)) or "none"
-    return LongRopeError(f"no {kind} {field!r} in {where}; it has: {found}", code="no-such-field")
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _needs(library: str, what: str) -> LongRopeError:
@@ -231,11 +202,11 @@ class DatasetName:
         return "parquet" if files["parquet"] else "json", {"data_files": {self.split: found}, "split": self.split}
 
 
-def read_dataset(wanted: DatasetName, field: str) -> Iterator[Document]:
-    """Yield one document per row of a dataset, streamed: the text at the field that `wanted` names, else at `field`.
+def read_dataset(wanted: DatasetName, rows: RowReader) -> Iterator[Document]:
+    """Yield one document per row of a dataset, streamed: the text at the field that `wanted` names, else as `rows` says.
 
     Raises LongRopeError: `missing-dependency` without `datasets`, `unreadable-file` where the dataset cannot be read,
-    `no-such-field` where a row has no text at `field`.
+    and those of `RowReader.documents`.
     """
     try:
         import datasets
@@ -244,10 +215,11 @@ def read_dataset(wanted: DatasetName, field: str) -> Iterator[Document]:
     label = wanted.label
     path, arguments = wanted.arguments()
     try:
-        rows = datasets.load_dataset(path, streaming=True, **arguments)
+        found = datasets.load_dataset(path, streaming=True, **arguments)
         if wanted.first is not None:
-            rows = rows.take(wanted.first)
-        yield from _documents(enumerate(rows, start=1), label, wanted.field or field, label, "row")
+            found = found.take(wanted.first)
+        own = rows if wanted.field is None else replace(rows, fields=(wanted.field,))
+        yield from own.documents(enumerate(found, start=1), label, label, "row")
     except LongRopeError:
         raise
     except Exception as error:  # datasets raises whatever its HTTP client and file formats raise: no common type

@@ -81,18 +81,20 @@ def draw_samples(
     origins = draw_origins(documents, span=span, count=count, seed=seed)
     ids = np.empty((count, length), dtype=np.int64)
     for sample, origin in zip(ids, origins, strict=True):
-        text = by_hash[origin.document_sha256].ids[origin.offset : origin.offset + span]
-        check_no_bos(text, bos_token_id, origin)
+        document = by_hash[origin.document_sha256]
+        text = document.ids[origin.offset : origin.offset + span]
+        check_no_bos(text, bos_token_id, document)
         sample[: len(front)] = front
         sample[len(front) :] = text
     return Samples(torch.from_numpy(ids), origins, has_bos=bos_token_id is not None)
 
 
-def check_no_bos(text: Ids, bos_token_id: int | None, origin: SampleOrigin) -> None:
-    """Raise LongRopeError (`bos-in-text`) where the text from `origin` holds the BOS id."""
-    if bos_token_id is not None and (text == bos_token_id).any():
+def check_no_bos(text: Ids, bos_token_id: int | None, document: TokenizedDocument) -> None:
+    """Raise LongRopeError (`bos-in-text`) where the text from `document` holds the BOS id; a chat template may put it
+    there."""
+    if bos_token_id is not None and document.chat_template is None and (text == bos_token_id).any():
         raise LongRopeError(
-            f"the text of {origin.document} holds the BOS token ({bos_token_id}), which belongs only in front",
+            f"the text of {document.name} holds the BOS token ({bos_token_id}), which belongs only in front",
             code="bos-in-text",
             hint="tokenise it with special tokens split",
         )

@@ -1,6 +1,6 @@
 """Tokenising: documents as token ids, computed once and cached on disk by hash; `samples.py` draws from them.
 
-A special token spelled out in a text stays ordinary text, and no BOS or EOS is added.
+A special token spelled out in a text stays ordinary text, unless a chat template wrote it; no BOS or EOS is added.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ _DIGEST_WORDS = 8  # the SHA-256 of the ids as int32 words, stored in front of t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedDocument:
-    """A document's token ids, int32 (n,), read-only, without BOS. `sha256` is that of the document's text."""
+    """A document's token ids, int32 (n,), read-only, without BOS. `sha256` is that of the document's text, and
+    `chat_template` the document's."""
 
     name: str
     sha256: str
     ids: Ids
+    chat_template: str | None = None
 
 
 def tokenize(
@@ -53,14 +55,15 @@ def tokenize(
     for document in documents:
         path = None
         if folder is not None and identity is not None:
-            path = folder / f"{sha256_text(f'{_FORMAT} {document.sha256} {identity}')}.npy"
+            form = _FORMAT if document.chat_template is None else f"{_FORMAT}-chat"
+            path = folder / f"{sha256_text(f'{form} {document.sha256} {identity}')}.npy"
         ids = _load(path) if path is not None else None
         if ids is None:
             ids = _encode(document, tokenizer)
             if path is not None:
                 _store(path, ids)
         ids.flags.writeable = False
-        result.append(TokenizedDocument(document.name, document.sha256, ids))
+        result.append(TokenizedDocument(document.name, document.sha256, ids, document.chat_template))
     return result
 
 
@@ -133,7 +136,8 @@ def _encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Ids:
     encoded = tokenizer(
         document.text,
         add_special_tokens=False,
-        split_special_tokens=True,  # "<s>" written in a book is four characters, not a second BOS
+        # "<s>" written in a book is four characters, not a second BOS; "<|im_start|>" of a chat template is a token.
+        split_special_tokens=document.chat_template is None,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,  # a document is meant to be longer than the model's window

@@ -7,19 +7,20 @@ from typing import Any
 
 from longrope.data.documents import Document
 from longrope.data.samples import require_disjoint, shared_names
-from longrope.data.sources import TextData, as_sources, read_all
+from longrope.data.sources import Field, TextData, as_sources, read_all
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel, recorded_scaling
 from longrope.models.texts import sources_or_books
 from longrope.rope.scaling import RopeScaling
 
 
-def read_texts(loaded: LoadedModel, data: TextData) -> list[Document]:
+def read_texts(loaded: LoadedModel, data: TextData, field: Field | None = None) -> list[Document]:
     """The documents of `data`, each text once; the shipped books for evaluation where an embedded model has no `data`.
 
     Raises LongRopeError where there are none, or they cannot be read.
     """
-    return read_all(sources_or_books(loaded.name, as_sources(data), "evaluation"))
+    sources = sources_or_books(loaded.name, as_sources(data, field), "evaluation")
+    return read_all(sources, tokenizer=loaded.tokenizer)
 
 
 def check_unseen(

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
 from longrope.data.samples import Samples
-from longrope.data.sources import TextData
+from longrope.data.sources import Field, TextData
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext, EvalTask, PreparedTask, ScaledMethod, Suite, sources_of
 from longrope.evaluation.compare import Comparison, scaling_to_measure
@@ -46,6 +46,7 @@ def perplexity(
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     *,
     data: TextData = (),
+    field: Field | None = None,
     lengths: int | str | Sequence[int | str],
     scaling: RopeScaling | Path | str | None = None,
     samples: int = 10,
@@ -62,6 +63,8 @@ def perplexity(
         model: A loaded transformers model (its scaling, if one is applied, is put back at the end), a folder or a name.
         tokenizer: Its tokenizer; by default the one that `model` came with.
         data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`.
+        field: The field of rows of `data` that holds their text or chat messages (`a.b` for a nested one); of several,
+            the first that a row has counts. By default `text`, else `messages`.
         lengths: Context lengths in tokens: `4096`, `"128k"`, or several.
         scaling: The scaling to measure or its file. By default the one that is applied to `model`, else the model as it
             is.
@@ -78,7 +81,7 @@ def perplexity(
     wanted, name = scaling_to_measure(loaded, scaling)
     (method,) = Comparison.of(loaded, wanted, name, {}, max(windows)).methods
     method.window(max(windows))
-    documents = read_texts(loaded, data)
+    documents = read_texts(loaded, data, field)
     check_unseen(loaded, documents, [wanted], allow_seen)
     drawn = EvalContext.of(loaded, windows, documents, seed, EvalConfig(samples=samples)).samples(max(windows))
     with with_scaling(loaded.model, RopeScaling.original(loaded.geometry)) as scaled:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
-from longrope.data.sources import TextData
+from longrope.data.sources import Field, TextData
 from longrope.data.tokens import tokenizer_hash
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext, Suite, run_tasks
@@ -44,6 +44,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     *,
     data: TextData = (),
+    field: Field | None = None,
     lengths: int | str | Sequence[int | str] = (),
     suites: str | Sequence[str] = ("perplexity",),
     scaling: RopeScaling | Path | str | None = None,
@@ -67,6 +68,8 @@ def evaluate(
         tokenizer: Its tokenizer; by default the one that `model` came with.
         data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`. The search and training of the measured scalings
             must not have seen them, which is checked by hash.
+        field: The field of rows of `data` that holds their text or chat messages (`a.b` for a nested one); of several,
+            the first that a row has counts. By default `text`, else `messages`.
         lengths: Context lengths in tokens: `4096`, `"128k"`. None for `retention` and `open-llm`, which measure inside
             the original window.
         suites: Any of `perplexity`, `passkey`, `needle`, `ruler`, `retention` (short-context quality), `open-llm`.
@@ -114,7 +117,7 @@ def evaluate(
     comparison = Comparison.of(loaded, wanted, name, against, target, before)
     for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
         method.window(longest)
-    documents = read_texts(loaded, data) if any(suite.needs_text(config) for suite in chosen) else []
+    documents = read_texts(loaded, data, field) if any(suite.needs_text(config) for suite in chosen) else []
     seen = check_unseen(loaded, documents, comparison.scalings.values(), allow_seen)
     context = EvalContext.of(loaded, windows, documents, seed, config)
     prepared = [suite(context) for suite in chosen]

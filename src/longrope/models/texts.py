@@ -27,7 +27,7 @@ def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list
         raise LongRopeError(
             f"expected texts for {name}, found none",
             code="missing-data",
-            hint="give `data`: a text file, folder, .jsonl, .parquet or hf:NAME",
+            hint="give `data`: a text file, folder, .jsonl, .json, .parquet or hf:NAME",
         )
     return [f"book:{book.name}" for book in shipped_books() if book.role == role]
 

@@ -13,7 +13,7 @@ from longrope.costs.model_dims import weightless
 from longrope.data.documents import Document
 from longrope.data.packing import SpecialTokens, pack
 from longrope.data.samples import require_disjoint
-from longrope.data.sources import read_all
+from longrope.data.sources import TextSource, as_sources, read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext
@@ -55,7 +55,18 @@ class TextRounds:
         )
 
 
-def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[str]:
+def stage_sources(name: str, recipe: Recipe, stage: Stage) -> list[TextSource]:
+    """The texts of a stage with the field of their rows. Raises LongRopeError as `stage_texts` does."""
+    texts = stage_texts(name, recipe, stage)
+    return as_sources(texts, stage_field(recipe, stage) if texts else None)
+
+
+def stage_field(recipe: Recipe, stage: Stage) -> tuple[str, ...] | None:
+    """The field of a stage's rows: its own, or the recipe's."""
+    return None if isinstance(stage, ExportStage) else stage.field or recipe.field
+
+
+def stage_texts(name: str, recipe: Recipe, stage: Stage) -> list[str]:
     """The texts of a stage for the model `name`: its own data, or the recipe's, or the shipped books for an embedded
     model; none for a stage that reads none. Raises LongRopeError (`missing-data`) where there are none.
     """
@@ -112,7 +123,7 @@ def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: di
     if isinstance(stage, EvaluateStage):
         _check_evaluation(loaded, stage, step, sources, seen)
         return []
-    documents = read_all(sources)
+    documents = read_all(sources, tokenizer=loaded.tokenizer)
     seen |= {document.sha256: document.name for document in documents}
     if isinstance(stage, FinetuneStage):
         return [TextRounds(step.title, _check_training(loaded, stage, documents, short))]
@@ -179,13 +190,13 @@ def _check_training(
 
 
 def _check_evaluation(
-    loaded: LoadedModel, stage: EvaluateStage, step: Step, sources: Sequence[str], seen: dict[str, str]
+    loaded: LoadedModel, stage: EvaluateStage, step: Step, sources: Sequence[TextSource], seen: dict[str, str]
 ) -> None:
     for name in stage.against:
         check_baseline(name)
         if name.endswith(".json"):
             RopeScaling.load(name).check_fits(loaded.geometry)
-    documents = read_all(sources) if stage.needs_text else []
+    documents = read_all(sources, tokenizer=loaded.tokenizer) if stage.needs_text else []
     require_disjoint(seen, documents)
     lengths = stage.lengths_for(loaded.geometry.original_length, step.context_length)
     context = EvalContext.of(loaded, lengths, documents, stage.seed, stage.settings)

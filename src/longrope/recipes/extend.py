@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from longrope.callbacks import Callbacks
 from longrope.data.samples import require_disjoint
-from longrope.data.sources import read_all
+from longrope.data.sources import Field, as_sources, read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.perplexity import check_lengths
@@ -70,6 +70,7 @@ def extend(
     *,
     search_data: Sequence[str] = (),
     evaluation_data: Sequence[str] = (),
+    field: Field | None = None,
     lengths: Sequence[int | str] | str | None = None,
     evaluation_samples: int = 10,
     config: SearchConfig | None = None,
@@ -79,8 +80,9 @@ def extend(
 ) -> Extension:
     """Extend `loaded` to `target_length` tokens without training, and prove it; everything goes to `output_dir`.
 
-    `target_length`: by default 8 L. `lengths` are those of the comparison (default: L, 2L, … L'). `resume` goes on
-    where a run of the same command was stopped. Raises LongRopeError for faults that the user can mend.
+    `target_length`: by default 8 L. `field`: where the rows of both data have their text. `lengths` are those of the
+    comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was stopped. Raises
+    LongRopeError for faults that the user can mend.
     """
     callbacks, config = callbacks or Callbacks(), config or SearchConfig()
     original = loaded.geometry.original_length
@@ -95,10 +97,13 @@ def extend(
             code="not-expressible",
             hint="give `allow_lossy=True`, or leave `start_tokens` at 0",
         )
-    search_sources = sources_or_books(loaded.name, search_data, "search")
-    evaluation_sources = sources_or_books(loaded.name, evaluation_data, "evaluation")
-    held_out = read_all(evaluation_sources)
-    require_disjoint([document.sha256 for document in read_all(search_sources)], held_out)
+    own = field if search_data or not evaluation_data else None
+    search_sources = sources_or_books(loaded.name, as_sources(search_data, own), "search")
+    of_evaluation = as_sources(evaluation_data, field if evaluation_data else None)
+    evaluation_sources = sources_or_books(loaded.name, of_evaluation, "evaluation")
+    held_out = read_all(evaluation_sources, tokenizer=loaded.tokenizer)
+    searched = read_all(search_sources, tokenizer=loaded.tokenizer)
+    require_disjoint([document.sha256 for document in searched], held_out)
     text = prepare_samples(loaded, held_out, length=target_length, count=evaluation_samples, seed=config.seed)
     if (output_dir / REPORT).exists():  # written last
         raise LongRopeError(

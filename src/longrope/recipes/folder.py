@@ -17,7 +17,7 @@ from typing import Any
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel, fingerprint
 from longrope.provenance import record, versions
-from longrope.recipes.check import stage_sources
+from longrope.recipes.check import stage_field, stage_texts
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import STAGES, Recipe
 from longrope.report.run import figures_folder
@@ -47,9 +47,11 @@ class RunFolder:
         }
         stages = {}
         for step in steps:
-            texts = stage_sources(loaded.name, recipe, step.stage)
+            texts = stage_texts(loaded.name, recipe, step.stage)
+            field = stage_field(recipe, step.stage)
             reads = {"weights": step.weights, "scaling": step.scaling, "factors": step.factors}
-            stages[step.folder] = step.stage.model_dump(mode="json") | {"data": texts, "reads": reads}
+            stage = step.stage.model_dump(mode="json", exclude={"field"}) | {"data": texts, "reads": reads}
+            stages[step.folder] = stage if field is None else stage | {"field": field}
         return cls(path, _plain(identity), _plain(stages))
 
     def finished(self) -> set[str]:

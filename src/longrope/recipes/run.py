@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.callbacks import Callbacks
+from longrope.data.sources import Field, as_fields
 from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, open_model
@@ -178,13 +179,14 @@ def prepare_recipe(
     *,
     data: Sequence[str] = (),
     eval_data: Sequence[str] = (),
+    field: Field | None = None,
     target_length: int | str | None = None,
     load: LoadOptions | None = None,
 ) -> PreparedRecipe:
     """Read the recipe `name` (or a YAML file), open the model and time a short text for the costs.
 
-    `data` and `eval_data` replace the recipe's texts, `target_length` its longest target. Raises LongRopeError for a
-    recipe that cannot be, for a missing model, and for a folder of another run.
+    `data`, `eval_data` and `field` replace the recipe's texts and the field of their rows, `target_length` its longest
+    target. Raises LongRopeError for a recipe that cannot be, for a missing model, and for a folder of another run.
     """
     load = load or LoadOptions()
     own, original_length = recipe_model(name)
@@ -195,7 +197,7 @@ def prepare_recipe(
         load = load.replace(original_length=original_length)
     loaded = open_model(model, options=load)
     original = loaded.geometry.original_length
-    recipe = load_recipe(name, original).with_data(tuple(data), tuple(eval_data))
+    recipe = load_recipe(name, original).with_data(tuple(data), tuple(eval_data), as_fields(field))
     if target_length is not None:
         recipe = recipe.with_target_length(parse_length(target_length))
     planned = steps(recipe, original, loaded.context_length)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from longrope.data.readers import DatasetName
+from longrope.data.sources import as_fields
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.run import SUITES
@@ -46,6 +47,7 @@ def _to_tokens(value: Any, info: ValidationInfo) -> int:
 Length = Annotated[int, BeforeValidator(_to_tokens)]
 HUB = "hf:"
 """What a source of texts over the network begins with."""
+RowField = Annotated[tuple[str, ...] | None, BeforeValidator(as_fields)]
 
 
 class _Stage(Settings):
@@ -79,14 +81,15 @@ class _Stage(Settings):
 class _WorkingStage(_Stage):
     data: tuple[str, ...] | None = None
     """Texts of this stage alone."""
+    field: RowField = None
+    """The field of their rows that holds the text or chat messages, or several. Default: the recipe's."""
+    dtype: str = "auto"
+    """The dtype that the model is loaded in."""
 
     @field_validator("data")
     @classmethod
     def _read_by_their_form(cls, sources: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if sources is None else _checked_sources(sources)
-
-    dtype: str = "auto"
-    """The dtype that the model is loaded in."""
 
 
 class SearchStage(_WorkingStage):
@@ -244,6 +247,8 @@ class Recipe(Settings):
     """Texts of the stages that name none."""
     eval_data: tuple[str, ...] = ()
     """Texts to measure on, of the stages that name none."""
+    field: RowField = None
+    """The field of rows that holds their text or chat messages, or several: the first that a row has."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The stages in their order."""
 
@@ -262,8 +267,11 @@ class Recipe(Settings):
             _stage(place, raw, info.data.get("seed", 0), info.context) for place, raw in enumerate(stages, start=1)
         )
 
-    def with_data(self, data: tuple[str, ...], eval_data: tuple[str, ...]) -> Recipe:
-        """The recipe with these texts for the stages that name none; without any, with its own.
+    def with_data(
+        self, data: tuple[str, ...], eval_data: tuple[str, ...], field: tuple[str, ...] | None = None
+    ) -> Recipe:
+        """The recipe with these texts, and this field of their rows, for the stages that name none; without any, with
+        its own.
 
         Raises LongRopeError for texts that no stage would read.
         """
@@ -272,7 +280,8 @@ class Recipe(Settings):
                 raise LongRopeError(
                     f"no stage of the recipe would read `{name}`", code="invalid-setting", hint="leave it out"
                 )
-        return self.model_copy(update={"data": data or self.data, "eval_data": eval_data or self.eval_data})
+        texts = {"data": data or self.data, "eval_data": eval_data or self.eval_data, "field": field or self.field}
+        return self.model_copy(update=texts)
 
     def with_target_length(self, target_length: int) -> Recipe:
         """The recipe with its longest target moved to `target_length` tokens, in every stage that has it.

@@ -17,7 +17,7 @@ import torch
 from longrope.callbacks import Callbacks
 from longrope.evaluation.run import evaluate, log_path
 from longrope.models.loading import LoadedModel, open_model
-from longrope.recipes.check import stage_sources
+from longrope.recipes.check import stage_field, stage_sources, stage_texts
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage
 from longrope.rope.scaling import RopeScaling
@@ -91,7 +91,8 @@ class Stages:
             deterministic = torch.are_deterministic_algorithms_enabled()
             given: dict[str, Any] = {
                 "scaling": self.out / str(step.factors) / SCALING,
-                "data": stage_sources(self.base.name, self.recipe, stage),
+                "data": stage_texts(self.base.name, self.recipe, stage),
+                "field": stage_field(self.recipe, stage),
                 "output_dir": folder,
                 "config": stage.settings,
                 "resume": _kept(folder, (folder / FINETUNE_IDENTITY).is_file()),

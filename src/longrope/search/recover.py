@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
-from longrope.data.sources import TextData, TextSource, as_sources
+from longrope.data.sources import Field, TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
 from longrope.models.apply import kept_modes
 from longrope.models.config import LoadOptions
@@ -79,6 +79,7 @@ def recover_scaling(
     *,
     lengths: int | str | Sequence[int | str],
     data: TextData = (),
+    field: Field | None = None,
     config: SearchConfig | None = None,
     output_dir: Path | str,
     max_factor: float | None = None,
@@ -101,7 +102,7 @@ def recover_scaling(
         return recover(
             open_model(model, tokenizer, load),
             parse_lengths(lengths),
-            as_sources(data),
+            as_sources(data, field),
             folder,
             config,
             max_factor=max_factor,

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
-from longrope.data.sources import TextData, TextSource, as_sources
+from longrope.data.sources import Field, TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
 from longrope.models.apply import kept_modes, scaled
 from longrope.models.config import LoadOptions
@@ -104,6 +104,7 @@ def search_scaling(
     *,
     target_length: int | str,
     data: TextData = (),
+    field: Field | None = None,
     config: SearchConfig | None = None,
     output_dir: Path | str | None = None,
     resume: bool = False,
@@ -116,8 +117,9 @@ def search_scaling(
 
     `model` is a transformers model that you loaded, a folder, a hub name or an embedded model; a loaded one is left as
     it was found, under the scaling that was applied to it. `target_length` is an int or text such as "128k". `data` is
-    a text file, a folder, `hf:NAME` or a list of them (embedded models bring books). `config` chooses the method and
-    its budget, `load` how a named model is loaded.
+    a text file, a folder, `hf:NAME` or a list of them (embedded models bring books); `field` is where its rows have
+    their text or chat messages (`a.b` for a nested field; of several, the first that a row has; by default `text`, else
+    `messages`). `config` chooses the method and its budget, `load` how a named model is loaded.
 
     `output_dir` is a new folder for the scaling, the log and the summary (by default a temporary one); with `resume`,
     a search that was interrupted in it goes on to the end that it would have had, and begins where there is none.
@@ -134,7 +136,7 @@ def search_scaling(
         return search(
             open_model(model, tokenizer, load),
             parse_length(target_length),
-            as_sources(data),
+            as_sources(data, field),
             folder,
             config,
             resume=resume and begun,  # the same call begins a search and continues it

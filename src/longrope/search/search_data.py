@@ -33,7 +33,7 @@ def prepare_texts(
     The search texts of one seed are the same for every method. Raises LongRopeError when the sources do not hold enough
     text.
     """
-    drawing = _Drawing(loaded, tokenize(read_all(sources), loaded.tokenizer), config)
+    drawing = _Drawing(loaded, tokenize(read_all(sources, tokenizer=loaded.tokenizer), loaded.tokenizer), config)
     chosen = config.chosen_objective
     if config.by_gradient:
         lengths = stage_lengths(loaded.context_length, target_length, config.continuation)

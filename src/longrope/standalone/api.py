@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from longrope.callbacks import Callbacks, TrainProgress
 from longrope.checks import positive_number, whole_number
 from longrope.data.documents import Document
-from longrope.data.sources import TextData, as_sources, read_all
+from longrope.data.sources import Field, TextData, as_sources, read_all
 from longrope.errors import LongRopeError
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
@@ -72,12 +72,13 @@ def _renamed(**names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     return decorate
 
 
-def load_data(path: Path | str) -> list[Document]:
-    """Read the texts of a file (`.txt`, `.jsonl`, also `.gz` and `.xz`; `.parquet`) or of a folder of them, each once.
+def load_data(path: Path | str, field: Field | None = None) -> list[Document]:
+    """Read the texts of a file (`.txt`, `.jsonl`, `.json`, also `.gz`, `.xz`, `.zst`; `.parquet`) or folder, each once.
 
-    Raises LongRopeError for what is missing, empty or not text.
+    `field`: where rows have their text (`a.b` for a nested field; of several, the first that a row has); by default
+    `text`. Raises LongRopeError for what is missing, empty or not text.
     """
-    return read_all([path])
+    return read_all(as_sources(path, field))
 
 
 def default_search(geometry: RopeGeometry) -> SearchConfig:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from longrope.callbacks import Callbacks
 from longrope.data.mix import ORIGINAL_WINDOW
 from longrope.data.packing import PackedRows, SpecialTokens, pack
-from longrope.data.sources import TextData, TextSource, as_sources, read_all
+from longrope.data.sources import Field, TextData, TextSource, as_sources, read_all
 from longrope.data.tokens import tokenize, tokenizer_hash
 from longrope.errors import LongRopeError
 from longrope.models.apply import scaled
@@ -52,6 +52,7 @@ def finetune(
     *,
     scaling: RopeScaling | str | Path,
     data: TextData = (),
+    field: Field | None = None,
     output_dir: str | Path,
     config: FinetuneConfig,
     cpu: bool | None = None,
@@ -64,7 +65,9 @@ def finetune(
 
     `model`: a model that is loaded already (trained in place), a folder, a hub name or the name of an embedded model;
     the last three are loaded as `load` says, with their own tokenizer. `scaling`: a scaling or the path of its JSON.
-    `data`: text files, folders or data sets; an embedded model has books of its own. `cpu`: train on the CPU even where
+    `data`: text files, folders or data sets; an embedded model has books of its own. `field`: where their rows have
+    their text or chat messages (`a.b` for a nested field; of several, the first that a row has; by default `text`, else
+    `messages`). `cpu`: train on the CPU even where
     a GPU is; by default the device that `load` or the loaded model names. `log_dir`: a folder for TensorBoard.
 
     Rows of the parts `medium`, `long` and `chunks` of the mix are computed under the scaling's window for
@@ -104,8 +107,13 @@ def finetune(
             hint="move the model, or give `cpu=True` to train it on the CPU",
         )
     if cpu is None:
+<<<<<<< HEAD
         cpu = device == "cpu"
     sources = sources_or_books(loaded.name, as_sources(data), "search")
+=======
+        cpu = torch.device(options.device if isinstance(model, str | Path) else loaded.options.device).type == "cpu"
+    sources = sources_or_books(loaded.name, as_sources(data, field), "search")
+>>>>>>> 1a7fa3c (--field on every verb, in Python and in recipes; .json, .zst and chat messages; null is blank; packed files are bounded)
     try:
         _train(_prepared(loaded, scaling, sources, output_dir, config, cpu), output_dir, resume, log_dir, callbacks)
     finally:
@@ -233,7 +241,7 @@ def packed_rows(
     """All rows of the run, in order: `steps` times `rows_per_step`."""
     short = [window.max_length for part, window in windows.items() if part in ORIGINAL_WINDOW]
     rows = pack(
-        tokenize(read_all(sources), loaded.tokenizer),
+        tokenize(read_all(sources, tokenizer=loaded.tokenizer), loaded.tokenizer),
         config.shares,
         length=config.length,
         short_length=short[0] if short else loaded.geometry.original_length,

@@ -85,6 +85,7 @@ class FinishedTraining:
             for entry in self.trainer.state.log_history
             if "loss" in entry
         ]
+        templates = {document.chat_template for document in self.rows.documents if document.chat_template is not None}
         common = {
             "settings": self.config.model_dump(),
             "tokens": self.rows.tokens_by_part,
@@ -92,6 +93,7 @@ class FinishedTraining:
             "rows_sha256": self.rows.sha256,
             "document_sha256": list(self.rows.document_hashes),
             "final_loss": curve[-1]["loss"],
+            **({"chat_template_sha256": sorted(templates)} if templates else {}),
             **record(),
         }
         trained = self._trained_scaling(checkpoint, common)
