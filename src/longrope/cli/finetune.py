@@ -33,11 +33,6 @@ def command(
     as_json: given.Json = False,
 ) -> None:
     """Fine-tune a model under a scaling, at one window or at several mixed."""
-<<<<<<< HEAD
-=======
-    if load.device not in ("cpu", "cuda"):
-        raise LongRopeError(f"expected `device` cpu or cuda, found {load.device!r}: one process trains on one device")
->>>>>>> 1a7fa3c (--field on every verb, in Python and in recipes; .json, .zst and chat messages; null is blank; packed files are bounded)
     low_rank = given.lora_config(lora, lora_alpha, adapter)
     config = config.replace(lora=low_rank, trainer=given.json_object("trainer", trainer))
     from accelerate import PartialState

@@ -107,13 +107,8 @@ def finetune(
             hint="move the model, or give `cpu=True` to train it on the CPU",
         )
     if cpu is None:
-<<<<<<< HEAD
         cpu = device == "cpu"
-    sources = sources_or_books(loaded.name, as_sources(data), "search")
-=======
-        cpu = torch.device(options.device if isinstance(model, str | Path) else loaded.options.device).type == "cpu"
     sources = sources_or_books(loaded.name, as_sources(data, field), "search")
->>>>>>> 1a7fa3c (--field on every verb, in Python and in recipes; .json, .zst and chat messages; null is blank; packed files are bounded)
     try:
         _train(_prepared(loaded, scaling, sources, output_dir, config, cpu), output_dir, resume, log_dir, callbacks)
     finally:
