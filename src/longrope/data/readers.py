@@ -203,7 +203,7 @@ class DatasetName:
 
 
 def read_dataset(wanted: DatasetName, rows: RowReader) -> Iterator[Document]:
-    """Yield one document per row of a dataset, streamed: the text at the field that `wanted` names, else as `rows` says.
+    """Yield one document per row of a dataset, streamed: the text at the field that `wanted` names, or as `rows` says.
 
     Raises LongRopeError: `missing-dependency` without `datasets`, `unreadable-file` where the dataset cannot be read,
     and those of `RowReader.documents`.
