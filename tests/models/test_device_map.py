@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from longrope.models import chunked
 from longrope.models.apply import geometry_of, scaled
 from longrope.models.chunked import checkpointed_layers
+from longrope.models.fingerprint import fingerprint
 from longrope.models.generation.generate import generate
-from longrope.models.loading import fingerprint
 from longrope.models.scoring import token_nll
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import VOCABULARY, WINDOW, logits, tiny_model, tokens

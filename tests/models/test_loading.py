@@ -18,7 +18,8 @@ from longrope.models import checkpoint_files
 from longrope.models import loading as load
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path, resolve
-from longrope.models.loading import fingerprint, load_config, load_model, load_tokenizer
+from longrope.models.fingerprint import fingerprint
+from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.models.families import logits, tiny_model, tokens

@@ -15,7 +15,8 @@ from longrope.callbacks import Callbacks, SearchProgress
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, fingerprint, open_model
+from longrope.models.fingerprint import fingerprint
+from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search import ray_evaluator as workers
 from longrope.search.config import SearchConfig

@@ -26,7 +26,8 @@ from longrope.evaluation.retention import RetentionSuite
 from longrope.evaluation.ruler.suite import RulerSuite, summary_rows
 from longrope.evaluation.task_log import TaskLog, TaskResult
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, fingerprint, open_model
+from longrope.models.fingerprint import fingerprint
+from longrope.models.loading import LoadedModel, open_model
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import check_output_file, sha256_text

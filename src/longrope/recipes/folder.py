@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.models.loading import LoadedModel, fingerprint
+from longrope.models.fingerprint import fingerprint
+from longrope.models.loading import LoadedModel
 from longrope.provenance import record, versions
 from longrope.recipes.check import stage_field, stage_texts
 from longrope.recipes.graph import Step

@@ -28,7 +28,8 @@ import torch
 from longrope.errors import LongRopeError, one_line
 from longrope.models.apply import apply_scaling
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, fingerprint, open_model
+from longrope.models.fingerprint import fingerprint
+from longrope.models.loading import LoadedModel, open_model
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling
 from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach, SerialEvaluator

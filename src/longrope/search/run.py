@@ -21,7 +21,8 @@ from longrope.data.sources import Field, TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
 from longrope.models.apply import kept_modes, scaled
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, fingerprint, open_model, require_longer
+from longrope.models.fingerprint import fingerprint
+from longrope.models.loading import LoadedModel, open_model, require_longer
 from longrope.models.texts import sources_or_books
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window

@@ -1,0 +1,28 @@
+"""The fingerprint of a model's weights, by which a resumed search knows its model again."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from accelerate.utils import align_module_device
+from transformers import PreTrainedModel
+
+_VALUES = 256  # values looked at per tensor
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over every parameter's name, shape, dtype and 256 evenly spaced values: milliseconds for any model.
+
+    It differs for another model, checkpoint or dtype, and after any training; a change of single weights may escape it.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        owner, _, key = name.rpartition(".")
+        with align_module_device(model.get_submodule(owner)):  # loads weights that a device_map has moved away
+            flat = model.get_submodule(owner).get_parameter(key).detach().flatten()
+            places = torch.linspace(0, flat.numel() - 1, min(_VALUES, flat.numel()), dtype=torch.float64).long()
+            values = flat[places.to(flat.device)].double().cpu().numpy()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(values.astype("<f8").tobytes())
+    return digest.hexdigest()
