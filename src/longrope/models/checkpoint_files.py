@@ -273,3 +273,18 @@ def refuse_folded(record: Any, model_name: str) -> None:
             code="folded-weights",
             hint="use the model that it was made from",
         )
+
+
+def refuse_kernels(config: Any, model_name: str) -> None:
+    """Raise LongRopeError (`untrusted-code`) where a config names a kernel of the hub for its attention.
+
+    transformers would fetch it while the model is loaded, and run it: it is compiled code.
+    """
+    for part in [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))]:
+        kernel = getattr(part, "_attn_implementation", None)
+        if isinstance(kernel, str) and "/" in kernel:
+            raise LongRopeError(
+                f"the config of {model_name} names a kernel of the hub for its attention, {kernel}",
+                code="untrusted-code",
+                hint="if you trust it, give `trust_remote_code=True`",
+            )

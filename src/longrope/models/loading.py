@@ -31,10 +31,12 @@ from longrope.models.checkpoint_files import (
     embedded_model_path,
     gguf_path,
     refuse_folded,
+    refuse_kernels,
     resolve,
     why_unreachable,
 )
 from longrope.models.config import LoadOptions
+from longrope.models.devices import usable_device
 from longrope.models.gguf.config import gguf_config
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.tokenizer import load_gguf_tokenizer
@@ -71,14 +73,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
         raise
     if type(config).__module__.startswith("transformers."):  # code of the checkpoint may know other types
         _refuse_unknown_types(name, stated_types(config))
-    for part in [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))]:
-        kernel = getattr(part, "_attn_implementation", None)
-        if not trust_remote_code and isinstance(kernel, str) and "/" in kernel:  # compiled code, fetched at loading
-            raise LongRopeError(
-                f"the config of {name} names a kernel of the hub for its attention, {kernel}",
-                code="untrusted-code",
-                hint="if you trust it, give `trust_remote_code=True`",
-            )
+    if not trust_remote_code:
+        refuse_kernels(config, name)
     return config
 
 
@@ -165,18 +161,6 @@ def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTraine
     except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
         code = "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "runtime-fault"
         raise LongRopeError(f"cannot move {name} to {device}: {one_line(error)}", code=code) from error
-
-
-def usable_device(name: str) -> torch.device:
-    """The device `name`. Raises LongRopeError (`invalid-setting`) where nothing can be computed on it here."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError, AttributeError, ValueError) as error:  # by kind of device
-        raise LongRopeError(
-            f"the device {name!r} cannot be used here: {one_line(error)}", code="invalid-setting"
-        ) from error
-    return device
 
 
 def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:

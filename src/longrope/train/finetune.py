@@ -28,8 +28,9 @@ from longrope.errors import LongRopeError
 from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folder
 from longrope.models.config import LoadOptions
+from longrope.models.devices import usable_device
 from longrope.models.fingerprint import fingerprint
-from longrope.models.loading import LoadedModel, open_model, usable_device
+from longrope.models.loading import LoadedModel, open_model
 from longrope.models.saving import plain_saves
 from longrope.models.scaled import ScaledModel
 from longrope.models.texts import check_vocabulary, sources_or_books
