@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from longrope.cli import common
 from longrope.cli.main import run
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel, open_model
@@ -42,6 +43,13 @@ def transformers_speaks() -> None:
     """The command line quiets transformers for its process; every test begins as a new process would."""
     logging.set_verbosity_warning()
     logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def wide_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences on one line and errors in full; tests of 80 columns set their own width."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(common.output, "width", 1000)
 
 
 @pytest.fixture(scope="session")

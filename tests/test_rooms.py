@@ -36,6 +36,7 @@ ROOT_MODULES = (
     "safe_yaml",
     "settings",
     "storage",
+    "quantities",
     "units",
 )
 MOST_LINES = 400

@@ -29,9 +29,27 @@ class LongRopeError(Exception):
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
 
+_LONGEST = 160
+"""Letters of another library's message that are quoted."""
+
+
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line, with its type in front unless it is a LongRopeError."""
+    """The message of `error` on one line, with its type in front unless it is a LongRopeError.
+
+    A long message of another library is cut: after its first sentence where that is short enough, else between words.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, LongRopeError) and text:
         return text
+    text = quoted(text)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def quoted(text: str) -> str:
+    """The message of another library, at most about 160 letters of it."""
+    if len(text) <= _LONGEST:
+        return text
+    sentence = text[: text.find(". ") + 1]
+    if 20 <= len(sentence) <= _LONGEST:
+        return sentence.rstrip(".") + " …"
+    return text[:_LONGEST].rpartition(" ")[0] + " …"

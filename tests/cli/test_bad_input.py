@@ -85,7 +85,7 @@ def test_texts(refused, checkpoint, texts, tmp_path):
     assert "tokens in 1 documents" in refused(
         *search(checkpoint, texts, tmp_path, **{"--data": tmp_path / "short.txt"})
     )
-    assert "give --data" in refused("search", checkpoint, "--target-length", 128, "-o", tmp_path / "run")
+    assert "as --data, found none" in refused("search", checkpoint, "--target-length", 128, "-o", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

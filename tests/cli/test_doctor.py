@@ -35,13 +35,31 @@ def test_a_good_export(cli, exported):
     ran = cli("doctor", exported)
     assert (ran.code, ran.err) == (0, "")
     lines = ran.out.splitlines()
-    row = next(line for line in lines if line.startswith("transformers 4.57 "))
-    assert row.split() == ["transformers", "4.57", "exact", "short", "short", "long", "long", "0", "1"]
-    table = lines[: next(number for number, line in enumerate(lines) if line.startswith("* not the window"))]
-    assert max(map(len, table)) <= 100 + len(str(exported))
-    assert "none of 4 counted runtimes drops or changes the scaling" in lines[-1]
+    assert lines[0] == "none of 4 counted runtimes drops or changes the scaling"
+    assert "transformers 4.57: applies it exactly at every length" in lines
+    (vllm,) = (line for line in lines if line.startswith("vLLM"))
+    assert "applies it; it has one window for the whole engine, the long one when --max-model-len is above 64" in vllm
     assert "off by one" in ran.out
-    assert "keeps keys cached under the short factors" in ran.out
+    assert ran.out.count("keeps keys cached under the short factors") == 1  # said once for both transformers
+    assert "of 9 others too" in ran.out
+    assert "MLX" not in ran.out
+
+
+def test_every_window_on_request(cli, exported):
+    ran = cli("doctor", exported, "--verbose")
+    rows = [line.split() for line in ran.out.splitlines() if line.startswith("transformers 4.57 ")]
+    assert rows[0] == ["transformers", "4.57", "exact", "short", "short", "long", "long", "0", "1"]
+    assert "MLX-LM" in ran.out
+    assert "long window at 63 and 64: has one window" in ran.out
+
+
+def test_a_model_by_its_name(cli, tmp_path):
+    plain = cli("doctor", "tiny", "--json")
+    assert plain.code == 0
+    assert {row["verdict"] for row in json.loads(plain.out)["runtimes"] if row["counted"]} == {"exact"}
+    dropped = cli("doctor", "tiny-512x")  # its scaling.json lies beside a config that does not state it
+    assert dropped.code == 1
+    assert "transformers 4.57: drops it: " in dropped.out
 
 
 def test_a_drop_is_exit_code_1(cli, resaved):
@@ -92,7 +110,8 @@ def test_bad_input(cli, exported, tmp_path):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "config.json").write_text('{"max_position_embeddings": 64, "rope_scaling": [1]}')
     cases = {
-        (tmp_path / "nowhere",): "there is no checkpoint folder",
+        (tmp_path / "nowhere",): "there is no model folder at",
+        (tmp_path / "nowhere.gguf",): "there is no checkpoint folder and no GGUF file",
         (tmp_path / "empty",): "with a config.json, found none",
         (tmp_path / "model.safetensors",): "expected a checkpoint folder or a .gguf file",
         (tmp_path / "model.gguf",): "model.gguf",

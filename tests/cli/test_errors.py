@@ -6,7 +6,7 @@ import pytest
 from cyclopts import Argument
 
 from longrope.cli import search
-from longrope.cli.errors import in_options, options_by_name
+from longrope.cli.errors import in_options, options_by_name, shortened
 from longrope.cli.main import options_of
 from longrope.errors import LongRopeError
 
@@ -103,3 +103,31 @@ def test_verbose_shows_the_traceback_of_an_unexpected_error(cli, monkeypatch) ->
     assert ran.code == 1
     assert "Traceback" in ran.err.splitlines()[1]  # after a line of the log
     assert "test_errors.py" in ran.err
+
+
+def test_an_error_is_at_most_three_lines(cli, monkeypatch):
+    """Also where another library's message has thousands of letters, as torch's for a device it was not built for."""
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = cli("search", "tiny", "--target-length", "1k", "-o", "never", "--device", "mps")
+    assert len(ran.refusal) <= 3 * 80 + 1
+    assert "the device 'mps' cannot be used here" in ran.refusal
+    assert "there are cpu" in ran.refusal
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    words = " ".join(f"word{number}" for number in range(200))
+    cut = shortened(f"expected {words}; do this")
+    assert len(cut) <= 240
+    assert cut.startswith("expected word0 word1 ")
+    assert " … " in cut
+    assert cut.endswith("word199; do this")
+    assert shortened("a short one") == "a short one"
+
+
+def test_missing_texts_are_named_by_their_option(cli, checkpoint, texts, tmp_path):
+    search = cli("extend", checkpoint, "-o", tmp_path / "a", "--target-length", 128)
+    assert "as --data, found none" in search.err
+    measure = cli("extend", checkpoint, "-o", tmp_path / "a", "--target-length", 128, "--data", texts / "search.txt")
+    assert "as --eval-data to measure on, found none" in measure.err
+    assert "as --data to measure on, found none" in cli("eval", checkpoint).refusal

@@ -69,7 +69,7 @@ def test_every_suite_has_its_table_and_one_file_holds_all(cli, text, task, tmp_p
         "Perplexity by context length, 2 held-out samples",
         "Passkeys found by context length, % of 1",
         "Needles found by context length, % of 2 at all depths",
-        "RULER, mean score of 1 tasks by context length",
+        "RULER, mean score by context length, 1 samples of each task",
         "Effective length, tokens (score at least)",
         "Short texts, original window of 256 tokens",
     ):
@@ -77,7 +77,7 @@ def test_every_suite_has_its_table_and_one_file_holds_all(cli, text, task, tmp_p
     retention = ran.out.partition("Short texts")[2]
     assert "top1 agreement" in retention
     assert "grass acc" in retention
-    assert [line.split()[0] for line in retention.strip().splitlines()[2:]] == ["original", "yarn", "none"]
+    assert [line.split()[0] for line in retention.strip().splitlines()[2:5]] == ["original", "yarn", "none"]
     found = EvalResults.load(out)
     assert {row.suite for row in found.rows} == {"perplexity", "passkey", "needle", "ruler", "retention"}
     assert found.settings["suites"]["retention"]["tasks"] == [str(task)]
@@ -96,6 +96,27 @@ def test_passkeys_need_no_text(cli):
     assert document["schema"] == "longrope.eval/1"
     (row,) = document["results"]
     assert (row["suite"], row["scaling"], row["trials"], row["stderr"]) == ("passkey", "none", 1, None)
+
+
+def test_lengths_by_themselves(cli, scaling):
+    """L, 2L, … L': of the scaling, of --target-length, and of the model as it is."""
+
+    def lengths(*options):
+        ran = cli("eval", "tiny", "--suite", "passkey", *QUICK, "--json", *options)
+        return [row["length"] for row in json.loads(ran.out)["results"]]
+
+    assert lengths() == [256]
+    assert lengths("--scaling", scaling) == [256, 512]
+    assert lengths("--target-length", "300") == [256, 300]
+
+
+def test_closed_forms_of_the_original_window_say_that_they_change_nothing(cli):
+    plain = cli("eval", "tiny", "--suite", "passkey", "--lengths", "256", "--against", "yarn", *QUICK)
+    assert plain.code == 0
+    assert "warning: yarn rescale nothing: they are made for 256 tokens" in plain.err
+    assert "a longer target length shows what they do" in plain.err
+    longer = ("--target-length", "512")
+    assert "warning" not in cli("eval", "tiny", "--suite", "passkey", "--lengths", "256", *longer, *QUICK).err
 
 
 def test_seen_texts(cli, text, scaling):
@@ -129,7 +150,6 @@ def test_scalings_against_each_other_on_the_same_samples(cli, scaling, tmp_path)
 def test_refusals_name_the_options(cli, tmp_path):
     """The rest of what cannot be measured is in tests/evaluation."""
     for arguments, message in (
-        (("--suite", "passkey"), "expected --lengths to measure passkey at"),
         (("--suite", "ruler", "--lengths", "256", "--ruler-tasks", "qa_1"), "--qa-file"),
         (("--lengths", "256", "--suite", "passkey", "--against", "checkpoint"), "out of --against"),
         (("--lengths", "256", "--suite", "passkey", "--resume"), "give its -o"),

@@ -7,15 +7,32 @@ import json
 import pytest
 
 
-def test_table_and_assumptions(cli, checkpoint):
+def test_a_recommendation_a_table_and_one_sentence_of_assumptions(cli, checkpoint):
     shown = cli("plan", checkpoint, "--target-length", 256, "--gpu", "h100", "--gpus", 8)
     assert shown.code == 0
-    assert "64 -> 256 tokens" in shown.out
+    lines = shown.out.splitlines()
+    assert "64 -> 256 tokens on 8 × h100, bfloat16" in lines[0]
+    assert lines[1].startswith("Recommended: search --method gradient, without training: < 1 s (< 0.01 GPU-hours), ")
     for name in ("search longrope2", "search gradient", "finetune longrope", "evaluate perplexity"):
         assert name in shown.out
     assert "does not fit" not in shown.out
     assert "989 TFLOP/s" in shown.out
-    assert "assumed, not measured" in shown.out
+    assert "Assumed, not measured" in shown.out
+    assert "FLOPs, details" in lines[-1]
+    verbose = cli("plan", checkpoint, "--target-length", 256, "--verbose").out
+    assert "evaluations, objective perplexity" in verbose
+    assert "e+1" in verbose  # FLOPs
+    assert "AdamW" in verbose
+
+
+def test_cells_have_units(cli, checkpoint):
+    shown = cli("plan", checkpoint, "--target-length", 256, "--tflops", 0.001, "--method", "cma")
+    cells = next(line for line in shown.out.splitlines() if line.startswith("search cma")).split()
+    assert cells[2][-1] in "kM"  # tokens
+    assert cells[4] in ("kB", "MB", "GB")
+    found = json.loads(cli("plan", checkpoint, "--target-length", 256, "--gpus", 4, "--json").out)
+    assert all(row["gpu_hours"] == row["hours"] * row["devices"] for row in found["rows"])
+    assert found["recommended"] == "gradient"
 
 
 def test_json_is_one_object(cli, checkpoint):

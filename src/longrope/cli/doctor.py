@@ -1,4 +1,4 @@
-"""`longrope doctor DIR|FILE.gguf`: what each runtime computes from a checkpoint, and whether that is right."""
+"""`longrope doctor MODEL|FILE.gguf`: what each runtime computes from a checkpoint, and whether that is right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from longrope.cli.verb import split_names, verb
 
 @verb
 def command(
-    checkpoint: Annotated[Path, option("A checkpoint folder or a GGUF file.")],
+    checkpoint: Annotated[
+        str, option("A model folder, the folder of a run, a GGUF file, a hub name (owner/model) or 'tiny'.")
+    ],
     /,
     *,
     expect: Annotated[

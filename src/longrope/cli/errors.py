@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable
 
 from cyclopts import Argument, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
+_LINES = 3
 SYNONYMS = (
     ("output_dir", "output"),
     ("model", "checkpoint", "folder"),
@@ -30,6 +32,19 @@ def usage_error(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"expected nothing more, found {' '.join(error.unused_tokens or ())}"
     return re.sub(r"(?<!\.)\.$", "", " ".join(str(error).split()))
+
+
+def shortened(message: str) -> str:
+    """`message` in at most three lines of the terminal, or of 80 columns: words in its middle give way to `…`.
+
+    The beginning says what is wrong, the end what to do.
+    """
+    room = _LINES * shutil.get_terminal_size().columns
+    if len(message) <= room:
+        return message
+    tail = message[-room // 2 :].partition(" ")[2]
+    head = message[: room - len(tail) - len(" … ")].rpartition(" ")[0]
+    return f"{head} … {tail}"
 
 
 def options_by_name(arguments: Iterable[Argument]) -> dict[str, Argument]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 
-from longrope.cli.errors import in_options, options_by_name, usage_error
+from longrope.cli.errors import in_options, options_by_name, shortened, usage_error
 from longrope.errors import LongRopeError, one_line
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -107,12 +107,14 @@ def _unexpected(error: Exception, arguments: list[str]) -> int:
     """Report a fault of the program itself; its traceback with --verbose."""
     if {"-v", "--verbose"} & set(arguments):
         traceback.print_exception(error)
-    print(f"longrope: unexpected error: {one_line(error)}; --verbose shows where it happened", file=sys.stderr)
+    print(
+        shortened(f"longrope: unexpected error: {one_line(error)}; --verbose shows where it happened"), file=sys.stderr
+    )
     return _UNEXPECTED
 
 
 def _fail(message: str) -> int:
-    print(f"longrope: error: {' '.join(message.split())}", file=sys.stderr)
+    print(shortened(f"longrope: error: {' '.join(message.split())}"), file=sys.stderr)
     return 2
 
 

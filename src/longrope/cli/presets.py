@@ -12,12 +12,13 @@ from longrope.cli.tables.model import show_presets
 from longrope.cli.verb import verb
 from longrope.errors import LongRopeError
 from longrope.storage import check_output_file
-from longrope.units import parse_length
 
 
 @verb
 def command(
-    name: Annotated[str | None, option("A preset, to write or show alone.")] = None,
+    name: Annotated[
+        str | None, option("A preset to write or show, or a model (name or folder): the presets for it.")
+    ] = None,
     /,
     *,
     from_file: Annotated[Path | None, option("Instead of a preset: a factor file (.csv) of the authors' code.")] = None,
@@ -27,29 +28,21 @@ def command(
     as_json: Json = False,
 ) -> None:
     """List, show or write the published factor tables, or a factor file of the authors' code."""
-    from longrope.rope.authors_files import read_authors_factors
-    from longrope.rope.closed_forms import su_attention_factor
-    from longrope.rope.geometry import RopeGeometry
+    from longrope.models.presets import presets_of_model, scaling_of_file
     from longrope.rope.presets import preset, preset_table
 
+    common.quiet_libraries()
     if from_file is not None:
         if name is not None or model is None or target_length is None:
             raise LongRopeError("`from_file` needs `model` and `target_length`, and no preset's name")
-        from longrope.models.loading import load_config
-
-        common.quiet_libraries()
-        geometry, length = RopeGeometry.from_config(load_config(model)), parse_length(target_length)
-        # The authors' code applies the su attention factor beside the factors and writes it to no file.
-        m = su_attention_factor(geometry, length)
-        scaling = read_authors_factors(from_file, geometry, length, attention_factor=m)
-    elif name is not None:
-        scaling = preset(name)
-    elif output is not None:
-        raise LongRopeError("expected the name of a preset to write to `output`; found none")
-    else:
-        rows = preset_table()
-        common.print_json({"presets": [asdict(row) for row in rows]}) if as_json else show_presets(rows)
+        scaling = scaling_of_file(from_file, model, target_length)
+    elif (rows := preset_table() if name is None else presets_of_model(name)) and output is not None:
+        raise LongRopeError(f"expected the name of a preset to write to `output`; found {name or 'none'}")
+    elif rows:
+        common.print_json({"presets": [asdict(row) for row in rows]}) if as_json else show_presets(rows, name)
         return
+    else:
+        scaling = preset(name or "")
     if output is None:
         print(scaling.to_json(), end="")
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from longrope.cli import options as given
-from longrope.cli.common import print_json, quiet_libraries
+from longrope.cli.common import print_json, quiet_libraries, warn
 from longrope.cli.progress import progress, scalars_in
 from longrope.cli.tables.runs import show_search
 from longrope.cli.verb import Options, verb
@@ -54,4 +54,5 @@ def command(
             ray_address=ray_address,
             callbacks=shown,
         )
-    print_json(result.to_json()) if as_json else show_search(result)
+    warn([f"{result.method}: {result.verdict}"] if result.verdict.worse else [])
+    print_json(result.to_json() | result.verdict.to_json()) if as_json else show_search(result)

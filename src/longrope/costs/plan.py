@@ -33,6 +33,7 @@ from longrope.evaluation.config import EvalConfig
 from longrope.models.apply import geometry_of
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, find_checkpoint_scaling, require_longer
+from longrope.quantities import format_bytes, format_duration, format_gpu_hours
 from longrope.search.config import METHODS, SearchConfig
 from longrope.storage import write_json_atomic
 from longrope.train.config import FinetuneConfig
@@ -41,6 +42,8 @@ from longrope.units import doubling_lengths, format_length, parse_length
 LONGEST_TRAINED = 64
 """LongRoPE fine-tunes up to this multiple of the original window (256k of 4k), and reaches further by a second search
 without training."""
+RECOMMENDED = "gradient"
+"""The search method to begin with: it needs the fewest token passes (docs/experiments.md)."""
 MIXED_TOKENS = 10_000_000_000
 MIXED_SHARES = "short:0.3,medium:0.3,long:0.4"
 """LongRoPE2's mixed training (§3.3): 3B tokens of at most L, 3B and 4B of longer documents."""
@@ -74,8 +77,13 @@ class CostRow:
         """Bytes on one device, all purposes."""
         return sum(self.memory.values())
 
+    @property
+    def gpu_hours(self) -> float:
+        """`hours` of every device that is used, together."""
+        return self.hours * self.devices
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"peak_bytes": self.peak_bytes}
+        return asdict(self) | {"peak_bytes": self.peak_bytes, "gpu_hours": self.gpu_hours}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -90,8 +98,27 @@ class CostPlan:
     rows: tuple[CostRow, ...]
     assumptions: tuple[str, ...]
 
+    @property
+    def recommended(self) -> CostRow | None:
+        """The search to begin with: by gradient where it is planned and fits, else the quickest that fits."""
+        searches = [row for row in self.rows if row.stage == "search" and row.fits]
+        by_gradient = [row for row in searches if row.name == RECOMMENDED]
+        return min(by_gradient or searches, key=lambda row: row.hours, default=None)
+
+    @property
+    def recommendation(self) -> str:
+        """The recommended search and its cost in one sentence; where none fits, that."""
+        row = self.recommended
+        if row is None:
+            return "Recommended: nothing as planned, because no search fits on a device; below is what would."
+        return (
+            f"Recommended: search --method {row.name}, without training: {format_duration(3600 * row.hours)} "
+            f"({format_gpu_hours(row.gpu_hours)} GPU-hours), {format_bytes(row.peak_bytes)} on each device."
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
+            "recommended": None if self.recommended is None else self.recommended.name,
             "model": self.model,
             "original_length": self.original_length,
             "target_length": self.target_length,

@@ -19,6 +19,11 @@ FAILURES: tuple[Verdict, ...] = ("differs", "dropped", "refused")
 """Verdicts by which a runtime drops or changes the scaling. `partly` is not among them: its windows are exact."""
 
 _SHOWN_AT_LENGTH = ("length", "window", "as_expected", "factor_error", "attention_factor", "expected_attention_factor")
+_SUMMARIES: dict[str, str] = {
+    "differs": "changes it: {}",
+    "dropped": "drops it: {}",
+    "refused": "refuses the checkpoint: {}",
+}
 _TOLERANCE = 1e-5  # relative; float32 factors of a GGUF file are off by up to 6e-8
 _ATTENTION_SAYS = {
     "lengths": " (it computes √(1 + ln s/ln L) from the lengths and does not read attention_factor)",
@@ -82,6 +87,8 @@ class Finding:
     runtime: Runtime
     label: str
     verdict: Verdict
+    summary: str
+    """The verdict in words, to follow the label of the runtime."""
     by_length: Sequence[RuntimeAtLength] = ()
     factors: dict[str, list[float]] = field(default_factory=dict)
     """λ per rotary pair, by window, relative to the base of the expected scaling."""
@@ -114,6 +121,7 @@ class Finding:
             "evidence": self.runtime.evidence,
             "source": self.runtime.source,
             "verdict": self.verdict,
+            "summary": self.summary,
             "max_factor_error": self.max_factor_error,
             "attention_factor": self.attention_factor,
             "lengths": [{name: getattr(at, name) for name in _SHOWN_AT_LENGTH} for at in self.by_length],
@@ -139,16 +147,16 @@ def compare(runtime: Runtime, found: Behaviour, expected: Expected, checkpoint: 
         two = _apart(found.short, found.long)
         crossing = runtime.crossing_families.get(checkpoint.family, runtime.crossing)
         notes = [crossing] * (two and found.switch in ("forward", "past")) + runtime.notes
+    reasons = [text.format(**values) for text in _reasons(by_length, runtime, found, expected)]
+    switch_says = runtime.switch_says.format(**values)
     return Finding(
         runtime=runtime,
         label=label,
         verdict=verdict,
+        summary=_summary(verdict, found.remarks, reasons, by_length, switch_says, found.engine),
         by_length=by_length,
         factors=_effective_factors(found, expected),
-        reasons=[
-            *found.remarks,
-            *(reason.format(**values) for reason in _reasons(by_length, runtime, found, expected)),
-        ],
+        reasons=[*found.remarks, *reasons],
         notes=[note.format(**values) for note in notes if note],
         advice=[text.format(**values) for text in advice if text],
     )
@@ -159,12 +167,33 @@ def failed(
 ) -> Finding:
     """The finding on a runtime that computes nothing to compare: it refuses the checkpoint, or drops its scaling."""
     advice = [runtime.repair.format(**checkpoint.placeholders)]
-    return Finding(runtime=runtime, label=label, verdict=verdict, reasons=reasons, advice=advice)
+    summary = _SUMMARIES[verdict].format("; ".join(reasons))
+    return Finding(runtime=runtime, label=label, verdict=verdict, summary=summary, reasons=reasons, advice=advice)
 
 
 def unknown(runtime: Runtime, why: str, *, label: str) -> Finding:
     """The finding on a runtime for which the table has no rule, or that nothing can be compared with."""
-    return Finding(runtime=runtime, label=label, verdict="unknown", reasons=[why])
+    return Finding(runtime=runtime, label=label, verdict="unknown", summary=f"unknown: {why}", reasons=[why])
+
+
+def _summary(
+    verdict: Verdict,
+    remarks: Sequence[str],
+    reasons: Sequence[str],
+    by_length: Sequence[RuntimeAtLength],
+    switch_says: str,
+    engine: int,
+) -> str:
+    """The verdict in words: how the runtime applies the scaling, or the first reason why it does not."""
+    if verdict == "exact":
+        return "applies it exactly at every length"
+    if verdict == "dropped" and not remarks:
+        return _SUMMARIES[verdict].format("no factors are applied")
+    if verdict != "partly":
+        return _SUMMARIES[verdict].format(next(iter([*remarks, *reasons]), "its angles are others"))
+    if any(at.window is None for at in by_length):
+        return f"applies it up to {engine} tokens, for which it is started, and serves no longer texts"
+    return f"applies it; it {switch_says}"
 
 
 def _at_length(length: int, found: Behaviour, expected: Expected, query_scale: float) -> RuntimeAtLength:

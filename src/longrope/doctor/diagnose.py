@@ -20,7 +20,7 @@ from longrope.doctor.readings import RefusedError, UnknownRuleError
 from longrope.doctor.table import SCHEMA, Runtime, as_of, known_families, runtimes
 from longrope.errors import LongRopeError
 from longrope.input_files import require_regular
-from longrope.models.checkpoint_files import check_files
+from longrope.models.checkpoint_files import check_files, config_folder
 from longrope.models.gguf.rope import read_gguf_rope
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import SCALING
@@ -72,26 +72,28 @@ def diagnose(
 ) -> Diagnosis:
     """Compare the RoPE that each runtime computes from `checkpoint` with the scaling that it should apply.
 
-    `checkpoint` is a folder, with the GGUF files in it, or one GGUF file; no weights are read and no runtime is
-    started. `expect` is the scaling, or the path of its scaling.json (default: the scaling.json beside the checkpoint;
-    without one, the scaling that its config.json or GGUF keys state). `runtime` names the runtimes to look at, "all"
-    for all of them to count. By default all are looked at, and those that the table marks count: transformers 5 and
-    4.57, vLLM, SGLang and, for a GGUF file, llama.cpp.
+    `checkpoint` is a folder, with the GGUF files in it, the folder of a run, one GGUF file, a hub name or the name of
+    an embedded model; no weights are read and no runtime is started. `expect` is the scaling, or the path of its
+    scaling.json (default: the scaling.json beside the checkpoint; without one, the scaling that its config.json or GGUF
+    keys state). `runtime` names the runtimes to look at, "all" for all of them to count. By default all are looked at,
+    and those that the table marks count: transformers 5 and 4.57, vLLM, SGLang and, for a GGUF file, llama.cpp.
 
     Raises LongRopeError when there is no such checkpoint, when a file is damaged or the scaling is for another rotary
     dimension, or when a runtime is unknown or reads no such file.
     """
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     names = [runtime] if isinstance(runtime, str) else list(runtime)
     if unknown_names := sorted(set(names) - runtimes().keys() - {ALL}):
         raise LongRopeError(
             f"expected runtimes of {', '.join(runtimes())} or {ALL}; found {', '.join(unknown_names)}",
             code="invalid-setting",
         )
-    if not path.exists():
+    if not path.exists() and path.suffix == ".gguf":
         raise LongRopeError(f"there is no checkpoint folder and no GGUF file at {path}", code="no-such-model")
-    if not path.is_dir():
+    if path.exists() and not path.is_dir():
         require_regular(path)
+    elif not any(path.glob("*.gguf")):
+        path = config_folder(str(checkpoint))
     if path.is_file() and path.suffix != ".gguf":
         raise LongRopeError(f"expected a checkpoint folder or a .gguf file; found {path}", code="no-such-model")
     if path.is_dir():

@@ -29,9 +29,10 @@ from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
 from longrope.provenance import versions
+from longrope.rope.baselines import STRETCHING
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import check_output_file, sha256_text
-from longrope.units import parse_length, parse_lengths
+from longrope.units import doubling_lengths, parse_length, parse_lengths
 
 SUITES: Mapping[str, type[Suite]] = {
     suite.name: suite
@@ -71,8 +72,9 @@ def evaluate(
             must not have seen them, which is checked by hash.
         field: The field of rows of `data` that holds their text or chat messages (`a.b` for a nested one); of several,
             the first that a row has counts. By default `text`, else `messages`.
-        lengths: Context lengths in tokens: `4096`, `"128k"`. None for `retention` and `open-llm`, which measure inside
-            the original window.
+        lengths: Context lengths in tokens: `4096`, `"128k"`. By default L, 2L, … L', where L' is the longest window
+            of the scaling, else `target_length`, else the context length of the checkpoint. `retention` and `open-llm`
+            measure inside the original window and take none.
         suites: Any of `perplexity`, `passkey`, `needle`, `ruler`, `retention` (short-context quality), `open-llm`.
         scaling: The scaling to measure or its file. By default the one that is applied to `model`, else the model as it
             is.
@@ -103,6 +105,7 @@ def evaluate(
         )
     windows = list(dict.fromkeys(parse_lengths(lengths)))
     chosen = _suites([suites] if isinstance(suites, str) else suites, windows, config)
+    aimed = None if target_length is None else parse_length(target_length)
     against = named_baselines(baselines)
     loaded = open_model(model, tokenizer, load)
     before = None if original is None else open_model(original, options=load)
@@ -111,10 +114,10 @@ def evaluate(
             f"expected {before.name} to have the tokenizer of {loaded.name}; found another", code="other-tokenizer"
         )
     wanted, name = scaling_to_measure(loaded, scaling, scaling_name)
+    if not windows and any(suite.by_length for suite in chosen):
+        windows = _default_lengths(loaded, wanted, aimed)
     longest = max(windows, default=loaded.geometry.original_length)
-    target = longest if wanted is None else wanted.target_length
-    if target_length is not None:
-        target = parse_length(target_length)
+    target = aimed or (longest if wanted is None else wanted.target_length)
     comparison = Comparison.of(loaded, wanted, name, against, target, before)
     for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
         method.window(longest)
@@ -133,7 +136,7 @@ def evaluate(
     ruler = [row for row in rows if row.suite == RulerSuite.name]
     if ruler:
         rows += summary_rows(ruler, loaded.geometry.original_length, config)
-    results = EvalResults(tuple(rows), settings | _samples(measured))
+    results = EvalResults(tuple(rows), _with_remarks(settings, loaded, list(against), target) | _samples(measured))
     if path is not None:
         results.save(path)
     return results
@@ -159,14 +162,8 @@ def _suites(names: Sequence[str], lengths: Sequence[int], config: EvalConfig) ->
             hint="add it to `suites`, or leave `tasks` out",
         )
     if any(suite.by_length for suite in chosen):
-        if not lengths:
-            named = ", ".join(suite.name for suite in chosen if suite.by_length)
-            raise LongRopeError(
-                f"expected `lengths` to measure {named} at, found none",
-                code="invalid-setting",
-                hint="give context lengths such as 256,1k",
-            )
-        check_lengths(lengths, max(lengths), None)
+        if lengths:
+            check_lengths(lengths, max(lengths), None)
     elif lengths:
         raise LongRopeError(
             f"expected no `lengths` for suites inside the original window ({', '.join(names)}), found {len(lengths)}",
@@ -174,6 +171,27 @@ def _suites(names: Sequence[str], lengths: Sequence[int], config: EvalConfig) ->
             hint="leave `lengths` out",
         )
     return chosen
+
+
+def _default_lengths(loaded: LoadedModel, scaling: RopeScaling | None, target_length: int | None) -> list[int]:
+    """L, 2L, … up to the longest window that is measured."""
+    longest = loaded.context_length if scaling is None else scaling.target_length
+    original_length = loaded.geometry.original_length
+    return doubling_lengths(original_length, max(original_length, target_length or longest))
+
+
+def _with_remarks(
+    settings: dict[str, Any], loaded: LoadedModel, against: Sequence[str], target_length: int
+) -> dict[str, Any]:
+    """The settings, with a warning about closed forms that were made for the original window and change nothing."""
+    plain = [name for name in against if name in STRETCHING]
+    if not plain or target_length > loaded.geometry.original_length:
+        return settings
+    warning = (
+        f"{', '.join(plain)} rescale nothing: they are made for {target_length} tokens, and the original window has "
+        f"{loaded.geometry.original_length}; a longer target length shows what they do"
+    )
+    return settings | {"warnings": [*settings.get("warnings", []), warning]}
 
 
 def _settings(

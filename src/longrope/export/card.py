@@ -44,8 +44,11 @@ class Serving:
 
     def lines(self) -> list[str]:
         """The lines for a terminal: the commands, then the notes, indented."""
-        head = [f"{self.runtime}: {command}" for command in self.commands] or [f"{self.runtime}: no"]
-        return [*head, *(f"  {note}" for note in self.notes)]
+        return [*self.heads(), *(f"  {note}" for note in self.notes)]
+
+    def heads(self) -> list[str]:
+        """The commands alone, a line each."""
+        return [f"{self.runtime}: {command}" for command in self.commands] or [f"{self.runtime}: not possible"]
 
 
 def serving(path: str, model_name: str, family: str, expressed: ExpressedScaling) -> list[Serving]:
@@ -63,6 +66,20 @@ def serving(path: str, model_name: str, family: str, expressed: ExpressedScaling
         Serving("SGLang", (server,), tuple(_sglang(expressed))),
         _llama_cpp(place, model_name, family, expressed),
     ]
+
+
+def thing_to_know(family: str, expressed: ExpressedScaling) -> str:
+    """The most important remark on an export of a model of type `family`: which factors hold for which text."""
+    switch = expressed.switch
+    if expressed.one_regime:
+        return (
+            f"One set of factors at every length: texts of up to {switch} tokens get the long factors too and are not "
+            "read as by the source model"
+        )
+    windows = f"texts of up to {switch} tokens get the short factors, longer ones the long factors"
+    if expressed.form == PHI3 or family in _REPREFILLS:
+        return f"{windows}; vLLM takes the long ones for every text once --max-model-len is above {switch}"
+    return f"{windows}; a text that grows past {switch} in `generate` needs longrope.generate or use_cache=False"
 
 
 def _transformers(family: str, expressed: ExpressedScaling) -> list[str]:

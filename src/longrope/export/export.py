@@ -40,7 +40,16 @@ class ExportResult:
     verification: Verification | None = None
     """The errors of the reloaded checkpoint; None for a GGUF file, which transformers does not load."""
     servings: list[Serving] = field(default_factory=list, repr=False)
-    """The command that serves the folder, by runtime; the notes hold that of a GGUF file."""
+    """The commands that serve the checkpoint, by runtime."""
+    to_know: str = ""
+    """The most important remark on how the checkpoint is read."""
+    proof: str = ""
+    """The proof of a GGUF file in words; that of a folder is its `verification`."""
+
+    @property
+    def card_has_notes(self) -> bool:
+        """True if a model card with the notes lies in the exported folder; a GGUF file has none."""
+        return self.target != GGUF
 
     def to_json(self) -> dict[str, Any]:
         """The object that `longrope export --json` prints; `checkpoint` is the path, `losses` what is unsupported."""
@@ -93,7 +102,17 @@ def export_checkpoint(
 
         refuse_folded(getattr(load_config(source.model), RECORD, None), source.model)
         file = export_gguf(source.model, source.scaling, output, config)
-        return ExportResult(GGUF, output, source.model, source.scaling_path, file.unsupported, file.notes)
+        return ExportResult(
+            GGUF,
+            output,
+            source.model,
+            source.scaling_path,
+            file.unsupported,
+            file.notes,
+            servings=[Serving("llama.cpp", (file.command,))],
+            to_know=file.to_know,
+            proof=file.proof,
+        )
     folder = export_hf(
         source.model,
         source.scaling,
@@ -112,6 +131,7 @@ def export_checkpoint(
         [*source.notes, *folder.notes],
         folder.verification,
         folder.servings,
+        folder.to_know,
     )
 
 

@@ -16,7 +16,7 @@ from transformers import Phi3Config
 
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow
-from longrope.export.card import Serving, model_card, public_name, serving
+from longrope.export.card import Serving, model_card, public_name, serving, thing_to_know
 from longrope.export.config import PHI3, ExportConfig
 from longrope.export.forms import ExpressedScaling, express, notes_on, unsupported_parts
 from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
@@ -47,6 +47,7 @@ class HfExport:
     unsupported: list[str]
     notes: list[str]
     servings: list[Serving]
+    to_know: str
 
 
 def export_hf(
@@ -126,7 +127,7 @@ def export_hf(
         if not existed and output.is_dir() and not any(output.iterdir()):
             output.rmdir()
     servings = serving(str(output), model_name, family, expressed)
-    return HfExport(verification, unsupported, notes_on(expressed), servings)
+    return HfExport(verification, unsupported, notes_on(expressed), servings, thing_to_know(family, expressed))
 
 
 def _exported_config(raw: dict[str, Any], config: Any, expressed: ExpressedScaling) -> dict[str, Any]:

@@ -181,6 +181,20 @@ def source_folder(model_name: str, code: tuple[str, ...] = ()) -> Path:
     return snapshot
 
 
+def config_folder(model_name: str) -> Path:
+    """The folder with the JSON files of a model; for a hub name they alone are downloaded, without the weights.
+
+    Raises LongRopeError when there is no such model.
+    """
+    place = Path(resolve(model_name))
+    if place.is_dir():
+        return place
+    try:
+        return Path(snapshot_download(model_name, allow_patterns=["*.json"], ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub's client raises many kinds of error
+        raise LongRopeError(f"cannot download {model_name}: {one_line(error)}", code="no-such-model") from error
+
+
 def weight_files(source: Path) -> list[str]:
     """Names of the safetensors files that make the model: those that the index names, or the only one.
 

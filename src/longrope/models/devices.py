@@ -14,6 +14,8 @@ def usable_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError, AttributeError, ValueError) as error:  # by kind of device
         raise LongRopeError(
-            f"the device {name!r} cannot be used here: {one_line(error)}", code="invalid-setting"
+            f"the device {name!r} cannot be used here: {one_line(error)}",
+            code="invalid-setting",
+            hint=f"there are {', '.join(['cpu', *(f'cuda:{gpu}' for gpu in range(torch.cuda.device_count()))])}",
         ) from error
     return device

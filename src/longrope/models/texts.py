@@ -16,18 +16,25 @@ from longrope.errors import LongRopeError
 from longrope.models.checkpoint_files import EMBEDDED_MODELS
 from longrope.models.loading import LoadedModel
 
+_ROLES = {"evaluation": " to measure on"}
 AnySource = TypeVar("AnySource", bound=TextSource)
 
 
-def sources_or_books(name: str, sources: Sequence[AnySource], role: str) -> list[AnySource | str]:
-    """`sources`, or the shipped books of `role` for an embedded model. Raises LongRopeError when there are none."""
+def sources_or_books(
+    name: str, sources: Sequence[AnySource], role: str, argument: str = "data"
+) -> list[AnySource | str]:
+    """`sources`, or the shipped books of `role` for an embedded model.
+
+    `role`: search or evaluation. `argument`: the argument that the sources are given by. Raises LongRopeError, naming
+    it, when there are none.
+    """
     if sources:
         return list(sources)
     if name not in EMBEDDED_MODELS:
         raise LongRopeError(
-            f"expected texts for {name}, found none",
+            f"expected texts for {name} as `{argument}`{_ROLES.get(role, '')}, found none",
             code="missing-data",
-            hint="give `data`: a text file, folder, .jsonl, .json, .parquet or hf:NAME",
+            hint="give a text file, folder, .jsonl, .json, .parquet or hf:NAME",
         )
     return [f"book:{book.name}" for book in shipped_books() if book.role == role]
 

@@ -98,9 +98,9 @@ def extend(
             hint="give `allow_lossy=True`, or leave `start_tokens` at 0",
         )
     own = field if search_data or not evaluation_data else None
-    search_sources = sources_or_books(loaded.name, as_sources(search_data, own), "search")
+    search_sources = sources_or_books(loaded.name, as_sources(search_data, own), "search", "search_data")
     of_evaluation = as_sources(evaluation_data, field if evaluation_data else None)
-    evaluation_sources = sources_or_books(loaded.name, of_evaluation, "evaluation")
+    evaluation_sources = sources_or_books(loaded.name, of_evaluation, "evaluation", "evaluation_data")
     held_out = read_all(evaluation_sources, tokenizer=loaded.tokenizer)
     searched = read_all(search_sources, tokenizer=loaded.tokenizer)
     require_disjoint([document.sha256 for document in searched], held_out)

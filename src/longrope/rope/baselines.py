@@ -15,6 +15,8 @@ CHECKPOINT = "checkpoint"
 """The scaling of the checkpoint, which its config or the `scaling.json` beside it states."""
 ORIGINAL = "original"
 """The model before it was extended."""
+STRETCHING = tuple(name for name in CLOSED_FORMS if name not in ("none", "dynamic-ntk"))
+"""The closed forms with the factors of the target length at every length."""
 BASELINES = (*CLOSED_FORMS, CHECKPOINT, ORIGINAL, *SECOND_FORMS)
 """The names of all baselines. A scaling of one's own is named by its path, ending in .json."""
 

@@ -67,6 +67,26 @@ def preset_table() -> list[PresetRow]:
     ]
 
 
+def presets_for(model: str, geometry: RopeGeometry | None = None) -> list[PresetRow]:
+    """The presets whose model is `model`, by its name: `meta-llama/Llama-2-7b-hf` is the published LLaMA2-7B.
+
+    With the `geometry` of the model, those that fit it where its name is not known: the factors of another model with
+    the same rotary dimension, base and original length.
+    """
+    rows = preset_table()
+    name = _letters(model.rstrip("/").rpartition("/")[2])
+    named = [row for row in rows if _letters(row.model) in name]
+    if named or geometry is None:
+        return named
+    shape = (geometry.rotary_dim, geometry.base, geometry.original_length)
+    return [row for row in rows if (row.rotary_dim, row.base, row.original_length) == shape]
+
+
+def _letters(name: str) -> str:
+    """A model's name without case and punctuation."""
+    return "".join(filter(str.isalnum, name.lower()))
+
+
 def preset(name: str) -> RopeScaling:
     """Look up the published rescale factors `name`, as a scaling relative to the original RoPE of their model.
 

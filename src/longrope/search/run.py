@@ -43,6 +43,7 @@ from longrope.search.log import SearchLog
 from longrope.search.methods import build, identity
 from longrope.search.ray_evaluator import numerics, ray_evaluator
 from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
+from longrope.search.verdict import SearchVerdict, search_verdict
 from longrope.storage import json_ready, new_output_folder, write_json_atomic
 from longrope.units import parse_length
 
@@ -76,6 +77,11 @@ class SearchResult:
             f"SearchResult(method={self.method!r}, objective={self.objective!r}, best_loss={self.best_loss:.4f}, "
             f"baselines=({baselines}), evaluations={self.evaluations}, path={str(self.path)!r})"
         )
+
+    @property
+    def verdict(self) -> SearchVerdict:
+        """The result against the best baseline."""
+        return search_verdict(self.best_loss, self.baselines)
 
     @property
     def critical_dim(self) -> int | None:

@@ -4,81 +4,105 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from longrope.cli.common import output, table
+from longrope.cli.common import is_verbose, output, say, show_table
+from longrope.quantities import format_bytes, format_count, format_duration, format_gpu_hours
 from longrope.units import format_length
 
 if TYPE_CHECKING:
-    from longrope.costs.plan import CostPlan
+    from longrope.costs.plan import CostPlan, CostRow
     from longrope.recipes.run import PreparedRecipe
 
 
 def show_costs(planned: CostPlan) -> None:
-    """Print a plan: a table, what does not fit, and the assumptions."""
-    from longrope.costs.advice import gigabytes
+    """Print a plan: the recommended search, a table, what does not fit, and the assumptions.
 
-    shape, devices = planned.shape, planned.devices
-    active = shape.active_weights + shape.head_weights
-    output.print(
-        f"{planned.model}: {shape.parameters:,} weights, {active:,} multiplied with a token; "
-        f"{format_length(planned.original_length)} -> {format_length(planned.target_length)} tokens"
-    )
-    rows = table(
+    With --verbose: FLOPs and their shares, the details of each row, and all assumptions.
+    """
+    devices = planned.devices
+    say(
+        f"{planned.model}: {format_length(planned.original_length)} -> {format_length(planned.target_length)} tokens "
         f"on {devices.count} × {devices.gpu}, {devices.dtype}",
-        ["", "tokens", "FLOPs", "matrices", "attention", "GB a device", "fits", "hours", "devices", ""],
+        "  ",
     )
-    rows.columns[-1].justify = "left"
-    for row in planned.rows:
-        flops = row.matrix_flops + row.attention_flops
-        rows.add_row(
-            f"{row.stage} {row.name}",
-            f"{row.tokens:.3g}",
-            f"{flops:.3g}",
-            f"{row.matrix_flops / flops:.0%}",
-            f"{row.attention_flops / flops:.0%}",
-            gigabytes(row.peak_bytes),
-            "yes" if row.fits else "NO",
-            hours(row.hours),
-            str(row.devices),
-            row.detail,
+    say(planned.recommendation, "  ")
+    output.print()
+    columns = ["", "tokens", "memory", "fits", "time", "GPU-hours"]
+    best = next((place for place, row in enumerate(planned.rows) if row is planned.recommended), -1)
+    show_table(columns, [_cells(row) for row in planned.rows], best=best)
+    _show_misfits(planned)
+    if is_verbose():
+        _show_details(planned)
+    output.print()
+    if not is_verbose():
+        say(
+            f"Memory is that of one device. Assumed, not measured: {devices.mfu:.0%} of the peak rate "
+            f"({devices.peak_tflops:g} TFLOP/s) for matrices, {devices.chosen_attention_mfu:.0%} for attention. "
+            "--verbose: FLOPs, details, all assumptions.",
         )
-    output.print(rows)
+        return
+    output.print("assumed:")
+    for line in planned.assumptions:
+        say(f"- {line}", "  ")
+
+
+def _cells(row: CostRow) -> list[str]:
+    return [
+        f"{row.stage} {row.name}",
+        format_count(row.tokens),
+        format_bytes(row.peak_bytes),
+        "yes" if row.fits else "NO",
+        format_duration(3600 * row.hours),
+        format_gpu_hours(row.gpu_hours),
+    ]
+
+
+def _show_misfits(planned: CostPlan) -> None:
+    """Print once what is missing for the rows that do not fit."""
     misfits: dict[str, list[str]] = {}
     for row in planned.rows:
         if not row.fits:
             misfits.setdefault(row.advice, []).append(f"{row.stage} {row.name}")
     for advice, names in misfits.items():
-        output.print(f"does not fit: {', '.join(names)}: {advice}")
-    output.print("assumed:")
-    for line in planned.assumptions:
-        output.print(f"- {line}")
+        options = advice.replace("`offload`", "--offload").replace("`dtype`", "--dtype")
+        say(f"does not fit: {', '.join(names)}: {options}", "  ")
 
 
-def hours(value: float) -> str:
-    """`0.02`, `3.1`, `1,240`."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+def _show_details(planned: CostPlan) -> None:
+    """Print the weights of the model, and for every row FLOPs and the work that they are for."""
+    shape = planned.shape
+    active = shape.active_weights + shape.head_weights
+    output.print()
+    say(f"{shape.parameters:,} weights, {active:,} multiplied with a token")
+    lines = []
+    for row in planned.rows:
+        flops = row.matrix_flops + row.attention_flops
+        shares = f"{row.matrix_flops / flops:.0%}", f"{row.attention_flops / flops:.0%}"
+        lines.append([f"{row.stage} {row.name}", f"{flops:.2g}", *shares, str(row.devices), row.detail])
+    show_table(["", "FLOPs", "matrices", "attention", "devices", "what"], lines, texts=(5,))
 
 
 def show_recipe_costs(name: str, prepared: PreparedRecipe) -> None:
-    """The steps with tokens, FLOPs and time, before any is begun; those that are finished cost nothing any more."""
+    """The steps with tokens and time, before any is begun; those that are finished cost nothing any more."""
     costs, finished = prepared.costs, prepared.finished
-    title = f"{name} on {prepared.loaded.name}, {format_length(prepared.loaded.geometry.original_length)} tokens"
-    rows = table(title, ["stage", "tokens", "FLOPs", "time", "what"])
-    rows.columns[-1].justify = "left"
-    for cost, done in zip(costs, finished, strict=True):
-        time = "finished" if done else _duration(cost.seconds)
-        rows.add_row(cost.title, f"{cost.tokens:,}", f"{cost.flops:.2g}", time, cost.detail)
     left = [cost for cost, done in zip(costs, finished, strict=True) if not done]
-    flops, seconds = sum(cost.flops for cost in left), sum(cost.seconds for cost in left)
-    rows.add_row("to do", f"{sum(cost.tokens for cost in left):,}", f"{flops:.2g}", _duration(seconds))
-    output.print(rows)
-    output.print(
+    lines = [
+        [
+            cost.title,
+            format_count(cost.tokens),
+            *([f"{cost.flops:.2g}"] if is_verbose() else []),
+            "finished" if done else format_duration(cost.seconds),
+            cost.detail,
+        ]
+        for cost, done in zip(costs, finished, strict=True)
+    ]
+    tokens, flops = sum(cost.tokens for cost in left), sum(cost.flops for cost in left)
+    time = format_duration(sum(cost.seconds for cost in left)) if left else "–"
+    lines.append(["to do", format_count(tokens), *([f"{flops:.2g}"] if is_verbose() else []), time, ""])
+    columns = ["stage", "tokens", *(["FLOPs"] if is_verbose() else []), "time", "what"]
+    say(f"{name} on {prepared.loaded.name}, {format_length(prepared.loaded.geometry.original_length)} tokens")
+    show_table(columns, lines, texts=(len(columns) - 1,))
+    say(
         "at most, on one device at the rate that short texts were scored with just now; tokens count a backward pass "
         "twice"
     )
     output.print()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

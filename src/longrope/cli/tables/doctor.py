@@ -1,10 +1,10 @@
-"""A diagnosis of a checkpoint: a row for each runtime, then reasons, advice, remarks and lints."""
+"""A diagnosis of a checkpoint: the verdict, a sentence for each runtime, lints; details of every runtime on request."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from longrope.cli.common import output, table
+from longrope.cli.common import is_verbose, output, say, show_table
 from longrope.units import format_length
 
 if TYPE_CHECKING:
@@ -13,52 +13,86 @@ if TYPE_CHECKING:
 
 
 def show_diagnosis(found: Diagnosis, strict: bool) -> None:
-    """Print a diagnosis; with `strict`, a window applied at another's lengths is a failure too."""
+    """Print a diagnosis; with `strict`, a window applied at another's lengths is a failure too.
+
+    The runtimes that count get a sentence each. With --verbose all get their windows, reasons and advice.
+    """
+    counted = [finding for finding in found.findings if finding.runtime.name in found.counted]
+    failures = [finding.label for finding in found.failures(strict)]
+    if failures:
+        say(f"{len(failures)} of {len(counted)} counted runtimes fail: {'; '.join(failures)}", "  ")
+    elif len(counted) == 1:
+        say(f"{counted[0].label} neither drops nor changes the scaling", "  ")
+    else:
+        say(f"none of {len(counted)} counted runtimes drops or changes the scaling")
     if found.expected is not None:
-        output.print(f"expected: {found.expected.source}")
-    lengths = sorted({at.length for finding in found.findings for at in finding.by_length})
-    rows = table("", ["runtime", "verdict", *map(format_length, lengths), "max λ error", "m"])
-    for finding in found.findings:
-        cells = {at.length: _window(at) for at in finding.by_length}
-        mark = "" if finding.runtime.name in found.counted else " ·"
-        rows.add_row(
-            finding.label + mark,
-            finding.verdict,
-            *(cells.get(length, "") for length in lengths),
-            _error(finding.max_factor_error),
-            "" if finding.attention_factor is None else f"{finding.attention_factor:.4g}",
-        )
-    output.print(rows)
-    output.print("* not the window of this length; – not served; · not counted for the exit code")
-    for finding in found.findings:
-        _explain(finding)
+        say(f"expected: {found.expected.source}", "  ")
+    if is_verbose():
+        _show_windows(found)
+        for finding in found.findings:
+            _explain(finding)
+    else:
+        output.print()
+        _show_sentences(counted)
+        others = len(found.findings) - len(counted)
+        say(f"--verbose: windows and reasons of every runtime{f', of {others} others too' if others else ''}")
     for remark in found.remarks:
-        output.print(f"\nnote: {remark}")
+        say(f"note: {remark}", "  ")
     if found.lints:
         output.print("\nlints")
     for lint in found.lints:
-        output.print(f"  {lint.name}: {lint.says}\n    do: {lint.advice}")
-    failures = [finding.label for finding in found.failures(strict)]
-    counted = [finding for finding in found.findings if finding.runtime.name in found.counted]
-    output.print(
-        f"\n{len(failures)} of {len(counted)} counted runtimes fail: {'; '.join(failures)}"
-        if failures
-        else f"\nnone of {len(counted)} counted runtimes drops or changes the scaling"
-    )
+        say(f"- {lint.name}: {lint.says}", "  ")
+        say(f"  do: {lint.advice}", "    ")
+
+
+def _show_sentences(findings: list[Finding]) -> None:
+    """Print the verdict of each runtime, the advice where it is not exact, and notes, each once."""
+    said: set[str] = set()
+    for finding in findings:
+        say(f"{finding.label}: {finding.summary}", "  ")
+        for advice in finding.advice:
+            say(f"  do: {advice}", "    ")
+        for note in finding.notes:
+            if note not in said:
+                say(f"  note: {note}", "    ")
+            said.add(note)
+
+
+def _show_windows(found: Diagnosis) -> None:
+    """Print the window of every runtime at every length that tells two windows apart."""
+    lengths = sorted({at.length for finding in found.findings for at in finding.by_length})
+    lines = []
+    for finding in found.findings:
+        cells = {at.length: _window(at) for at in finding.by_length}
+        mark = "" if finding.runtime.name in found.counted else " ·"
+        attention_factor = "" if finding.attention_factor is None else f"{finding.attention_factor:.4g}"
+        lines.append(
+            [
+                finding.label + mark,
+                finding.verdict,
+                *(cells.get(length, "") for length in lengths),
+                _error(finding.max_factor_error),
+                attention_factor,
+            ]
+        )
+    output.print()
+    show_table(["runtime", "verdict", *map(format_length, lengths), "λ error", "m"], lines)
+    say("* not the window of this length; – not served; · not counted for the exit code; λ error: the largest, m: "
+        "attention factor", "  ")  # fmt: skip
 
 
 def _explain(finding: Finding) -> None:
+    """Print the reasons, advice and notes of a runtime that has any."""
     lines = [
         *finding.reasons,
         *(f"do: {advice}" for advice in finding.advice),
         *(f"note: {note}" for note in finding.notes),
     ]
     if lines:
-        output.print(
-            f"\n{finding.label} ({finding.runtime.version}, rule {finding.runtime.evidence}): {finding.verdict}"
-        )
+        output.print()
+        say(f"{finding.label} ({finding.runtime.version}, rule {finding.runtime.evidence}): {finding.summary}", "  ")
     for line in lines:
-        output.print(f"  {line}")
+        say(f"  {line}", "    ")
 
 
 def _window(at: RuntimeAtLength) -> str:

@@ -1,111 +1,146 @@
-"""The results of an evaluation: a table for each suite, a row for each method, a column for each length or metric."""
+"""The results of an evaluation: for each suite a verdict and a table, a row a method, a column a length."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longrope.cli.common import number, output, table
+from longrope.cli.common import number, output, say, show_table
+from longrope.units import format_length
 
 if TYPE_CHECKING:
     from longrope.evaluation.results import EvalRow
+    from longrope.evaluation.verdict import Measured
+
+_LONGEST_NAME = 30
+_TITLES = {
+    "perplexity": "Perplexity by context length, {} held-out samples (± standard error)",
+    "passkey": "Passkeys found by context length, % of {} (± standard error)",
+    "needle": "Needles found by context length, % of {} at all depths (± standard error)",
+    "ruler": "RULER, mean score by context length, {} samples of each task (± standard error)",
+}
 
 
 def show_evaluation(rows: Sequence[EvalRow]) -> None:
-    """Print the results; the loss by position, single depths and RULER's single tasks are in the file only."""
-    for suite, draw in _SUITES.items():
+    """Print the results, the scaling in question last; losses by position, depths and single tasks of RULER are in the
+    file only."""
+    marked = False
+    suites = [suite for suite in (*_TITLES, "retention") if any(row.suite == suite for row in rows)]
+    for place, suite in enumerate(suites):
+        if place:
+            output.print()
         own = [row for row in rows if row.suite == suite]
-        if own:
-            draw(own)
+        marked |= _retention(own) if suite == "retention" else _by_length(suite, own)
+        if suite == "ruler":
+            _effective_lengths(own)
+    if marked:
+        say("* the best of its column, and those whose difference from it is within the standard error", "  ")
 
 
-def _perplexity(rows: Sequence[EvalRow]) -> None:
-    rows = [row for row in rows if row.metric == "perplexity"]
-    trials = max(row.trials for row in rows)
-    _by_length(f"Perplexity by context length, {trials} held-out samples (± standard error)", rows)
+def _by_length(suite: str, rows: Sequence[EvalRow]) -> bool:
+    """Print verdict and table of a suite; True if something is marked as the best."""
+    from longrope.evaluation.verdict import best_by_length, headline_cells, verdict
+
+    cells = headline_cells(rows, suite)
+    labels = _labels(list(cells))
+    rankings = best_by_length(cells, suite)
+    for line in verdict(cells, suite, rows[-1].scaling, labels):
+        say(line, "  ")
+    lengths = list(dict.fromkeys(length for by_length in cells.values() for length in by_length))
+    as_text = _percent if suite in ("passkey", "needle") else _plus_minus
+    lines = []
+    for name, by_length in cells.items():
+        texts = []
+        for length in lengths:
+            best = rankings[length].winners if length in rankings else frozenset()
+            texts.append(_marked(as_text(by_length.get(length)), name in best, bool(rankings)))
+        lines.append([labels[name], *texts])
+    title = _TITLES[suite].format(_trials(suite, rows))
+    say(title)
+    show_table(["method", *map(format_length, lengths)], lines)
+    return bool(rankings)
 
 
-def _passkey(rows: Sequence[EvalRow]) -> None:
-    percent = [(row.scaling, row.length, _percent(row.value, row.stderr)) for row in rows]
-    _grid(f"Passkeys found by context length, % of {max(row.trials for row in rows)} (± standard error)", percent)
+def _trials(suite: str, rows: Sequence[EvalRow]) -> int:
+    """The samples behind a number: of needles those of all depths together."""
+    from longrope.evaluation.results import HEADLINES
+
+    kept = [row for row in rows if row.metric == HEADLINES[suite]]
+    if suite != "needle":
+        return max(row.trials for row in kept)
+    groups = {(row.scaling, row.length): 0 for row in kept}
+    for row in kept:
+        groups[row.scaling, row.length] += row.trials
+    return max(groups.values())
 
 
-def _needle(rows: Sequence[EvalRow]) -> None:
-    groups: dict[tuple[str, int], list[EvalRow]] = {}
-    for row in rows:
-        if row.metric == "accuracy":
-            groups.setdefault((row.scaling, row.length), []).append(row)
-    cells = []
-    for (name, length), own in groups.items():
-        trials = sum(row.trials for row in own)
-        value = math.fsum(row.value * row.trials for row in own) / trials
-        stderr = math.sqrt(value * (1 - value) / trials)
-        cells.append((name, length, _percent(value, stderr)))
-    counts = {sum(row.trials for row in own) for own in groups.values()}
-    _grid(f"Needles found by context length, % of {max(counts)} at all depths (± standard error)", cells)
-
-
-def _ruler(rows: Sequence[EvalRow]) -> None:
-    """Print RULER's mean score by length, and the effective length of each scaling by each rule."""
-    means = [row for row in rows if row.metric == "score" and row.detail["task"] == "mean"]
-    tasks = {row.detail["task"] for row in rows if row.metric == "score"} - {"mean"}
-    _by_length(f"RULER, mean score of {len(tasks)} tasks by context length (± standard error)", means)
+def _effective_lengths(rows: Sequence[EvalRow]) -> None:
+    """Print the effective length of each method by each rule."""
     effective = [row for row in rows if row.metric == "effective_length"]
     rules = list(dict.fromkeys(row.detail["rule"] for row in effective))
-    shown = table("Effective length, tokens (score at least)", ["scaling", *rules])
     cells = {
         (row.scaling, row.detail["rule"]): f"{row.value:.0f} ({number(row.detail['threshold'], 1)})"
         for row in effective
     }
-    for name in dict.fromkeys(row.scaling for row in effective):
-        shown.add_row(name, *(cells.get((name, rule), "–") for rule in rules))
-    output.print(shown)
+    labels = _labels(list(dict.fromkeys(row.scaling for row in effective)))
+    lines = [[label, *(cells.get((name, rule), "–") for rule in rules)] for name, label in labels.items()]
+    say("Effective length, tokens (score at least)")
+    show_table(["method", *rules], lines)
 
 
-def _retention(rows: Sequence[EvalRow]) -> None:
+def _retention(rows: Sequence[EvalRow]) -> bool:
+    """Print short-context quality: a column for each metric and benchmark; True if something is marked as the best."""
+    from longrope.evaluation.verdict import LOWER_IS_BETTER, Measured, rank_methods
+
     def column(row: EvalRow) -> str:
         return f"{row.detail['task']} {row.metric.partition(',')[0]}" if row.detail else row.metric.replace("_", " ")
 
-    columns = list(dict.fromkeys(map(column, rows)))
-    length = max(row.length for row in rows)
-    shown = table(f"Short texts, original window of {length} tokens (± standard error)", ["scaling", *columns])
-    cells = {
-        (row.scaling, column(row)): _plus_minus(row, digits=3 if row.metric != "perplexity" else 2) for row in rows
-    }
-    for name in dict.fromkeys(row.scaling for row in rows):
-        shown.add_row(name, *(cells.get((name, entry), "–") for entry in columns))
-    output.print(shown)
+    columns = {column(row): row.metric for row in rows}
+    labels = _labels(list(dict.fromkeys(row.scaling for row in rows)))
+    texts: dict[str, list[str]] = {name: [] for name in labels}
+    for title, metric in columns.items():
+        cells = {row.scaling: Measured(row.value, row.stderr) for row in rows if column(row) == title}
+        ranking = rank_methods(cells, lower_is_better=metric in LOWER_IS_BETTER)
+        for name in texts:
+            cell = _plus_minus(cells.get(name), 2 if metric == "perplexity" else 3)
+            texts[name].append(_marked(cell, ranking is not None and name in ranking.winners, len(labels) > 1))
+    say(f"Short texts, original window of {max(row.length for row in rows)} tokens (± standard error)")
+    show_table(["method", *columns], [[labels[name], *cells] for name, cells in texts.items()])
+    return len(labels) > 1
 
 
-def _by_length(title: str, rows: Sequence[EvalRow]) -> None:
-    _grid(title, [(row.scaling, row.length, _plus_minus(row)) for row in rows])
+def _labels(names: Sequence[str]) -> Mapping[str, str]:
+    """The names to print: of a long path its last parts, where these are enough to tell it from the others."""
+    short = {name: _shortened(name) for name in names}
+    return {name: label if list(short.values()).count(label) == 1 else name for name, label in short.items()}
 
 
-def _grid(title: str, cells: Sequence[tuple[str, int, str]]) -> None:
-    lengths = list(dict.fromkeys(length for _, length, _ in cells))
-    shown = table(title, ["scaling", *map(str, lengths)])
-    found = {(name, length): text for name, length, text in cells}
-    for name in dict.fromkeys(name for name, _, _ in cells):
-        shown.add_row(name, *(found.get((name, length), "–") for length in lengths))
-    output.print(shown)
+def _shortened(name: str) -> str:
+    if len(name) <= _LONGEST_NAME:
+        return name
+    parts = Path(name).parts
+    kept = 1
+    while kept < len(parts) and len("…/" + "/".join(parts[-kept - 1 :])) <= _LONGEST_NAME:
+        kept += 1
+    return "…/" + "/".join(parts[-kept:])
 
 
-def _plus_minus(row: EvalRow, digits: int = 2) -> str:
+def _marked(text: str, best: bool, marks: bool) -> str:
+    """The text of a cell with the mark of the best, or the room of the mark."""
+    return text + ("*" if best else " ") if marks else text
+
+
+def _plus_minus(measured: Measured | None, digits: int = 2) -> str:
     """The value, and its standard error where several texts give one."""
-    value = number(row.value, digits)
-    return value if row.stderr is None else f"{value} ± {number(row.stderr, digits)}"
+    if measured is None:
+        return "–"
+    value = number(measured.value, digits)
+    return value if measured.stderr is None else f"{value} ± {number(measured.stderr, digits)}"
 
 
-def _percent(value: float, stderr: float | None) -> str:
-    shown = number(100 * value, 1)
-    return shown if stderr is None else f"{shown} ± {number(100 * stderr, 1)}"
-
-
-_SUITES: dict[str, Callable[[Sequence[EvalRow]], None]] = {
-    "perplexity": _perplexity,
-    "passkey": _passkey,
-    "needle": _needle,
-    "ruler": _ruler,
-    "retention": _retention,
-}
+def _percent(measured: Measured | None) -> str:
+    if measured is None:
+        return "–"
+    shown = number(100 * measured.value, 1)
+    return shown if measured.stderr is None else f"{shown} ± {number(100 * measured.stderr, 1)}"

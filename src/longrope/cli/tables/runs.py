@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrope.cli.common import number, output, table
+from longrope.cli.common import is_verbose, number, output, say, show_table
 from longrope.cli.tables.evaluation import show_evaluation
+from longrope.quantities import format_duration
 
 if TYPE_CHECKING:
     from longrope.export.export import ExportResult
@@ -22,17 +23,27 @@ def _perplexity(loss: float) -> float:
 
 
 def show_search(result: SearchResult) -> None:
-    """Print the loss of a search's result and of the baselines."""
-    rows = table(f"Loss on the search samples ({result.objective}, nats per token)", ["method", "loss", "exp(loss)"])
-    for name, loss in sorted(result.baselines.items(), key=lambda item: -item[1]):
-        rows.add_row(name, number(loss, 4), number(_perplexity(loss)))
-    rows.add_row(result.method, number(result.best_loss, 4), number(_perplexity(result.best_loss)), style="bold")
-    output.print(rows)
+    """Print the verdict of a search, and the losses of its result and of the baselines, the best first and marked."""
+    verdict = result.verdict
+    say(f"{result.method}: {verdict}", "  ")
+    losses = {**result.baselines, result.method: result.best_loss}
+    order = sorted(losses, key=lambda name: (not math.isfinite(losses[name]), losses[name], name != result.method))
+    rows = [
+        [
+            name + (" *" if place == 0 else ""),
+            number(losses[name], 4),
+            number(_perplexity(losses[name])),
+            "" if place == 0 else f"{losses[name] - losses[order[0]]:+.4f}",
+        ]
+        for place, name in enumerate(order)
+    ]
+    say(f"Loss on the search samples ({result.objective}, nats per token; * the best)", "  ")
+    show_table(["method", "loss", "exp(loss)", "difference"], rows, best=0)
     if result.critical_dims is not None:
         chosen = ", ".join(f"{name} loss alone {dim}" for name, dim in result.critical_dims.chosen.items())
-        output.print(f"real critical dimension: pair {result.critical_dim} ({chosen})")
-    output.print(f"{result.evaluations} evaluations, {result.token_passes:,} token passes")
-    output.print(f"scaling: {result.path}")
+        say(f"real critical dimension: pair {result.critical_dim} ({chosen})", "  ")
+    say(f"{result.evaluations} evaluations, {result.token_passes:,} token passes")
+    say(f"scaling: {result.path}")
 
 
 def show_finetune(result: FinetuneResult) -> None:
@@ -40,30 +51,42 @@ def show_finetune(result: FinetuneResult) -> None:
     summary = result.summary
     losses = result.losses
     parts = ", ".join(f"{part} {tokens:,}" for part, tokens in summary["tokens"].items())
-    output.print(f"{summary['steps']} steps, tokens: {parts}; {summary['identity']['loss']} loss")
+    say(f"{summary['steps']} steps, tokens: {parts}; {summary['identity']['loss']} loss", "  ")
     output.print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f} nats per token (exp {math.exp(min(losses[-1], 700)):.2f})")
     for loss in summary["not_in_transformers"]:
-        output.print(f"transformers cannot express: {loss}")
+        say(f"transformers cannot express: {loss}", "  ")
     output.print(f"checkpoint: {result.checkpoint}")
     output.print(f"scaling:    {result.path}")
 
 
 def show_export(done: ExportResult) -> None:
-    """Print where a checkpoint is, its proof, its losses, and the commands that serve it."""
-    output.print(f"wrote {done.path} from {done.model} and {done.scaling_path}")
+    """Print what was written, its proof, its losses, the most important remark, and the commands that serve it.
+
+    With --verbose, all remarks on the runtimes too; the model card has them as well.
+    """
+    say(f"wrote {done.path} from {done.model} and {done.scaling_path or 'the given scaling'}, as {done.target}", "  ")
     if check := done.verification:
-        output.print(
-            f"reloaded with transformers: frequencies equal to {check.max_frequency_error:.1e}, "
-            f"logits to {check.max_logit_error_short:.1e} inside and {check.max_logit_error_long:.1e} beyond "
-            "the original window"
+        say(
+            f"proved: reloaded with transformers: frequencies equal to {check.max_frequency_error:.1e}, logits to "
+            f"{check.max_logit_error_short:.1e} inside and {check.max_logit_error_long:.1e} beyond the original window",
+            "  ",
         )
+    if done.proof:
+        say(f"proved: {done.proof}", "  ")
     for loss in done.unsupported:
-        output.print(f"lost: {loss}")
+        say(f"lost: {loss}", "  ")
+    say(f"note: {done.to_know}", "  ")
     for note in done.notes:
-        output.print(note)
+        if is_verbose() and not note.startswith("serve: "):
+            say(f"note: {note}", "  ")
+        elif done.card_has_notes and not note.startswith(done.to_know):
+            say(f"note: {note.partition('. ')[0].rstrip('.')}", "  ")  # the rest is in the card
+    output.print("serve:")
     for serving in done.servings:
-        for line in serving.lines():
-            output.print(line)
+        for line in serving.lines() if is_verbose() else serving.heads():
+            output.print(f"  {line}")
+    if not is_verbose():
+        say("--verbose: what each runtime makes of it" + ("; so does README.md there" if done.card_has_notes else ""))
 
 
 def show_extension(extension: Extension, out: Path) -> None:
@@ -73,13 +96,14 @@ def show_extension(extension: Extension, out: Path) -> None:
     show_evaluation(extension.evaluation.rows)
     output.print()
     for proof in extension.proofs:
-        output.print(
+        say(
             f"reloaded with plain transformers, last {proof.positions} of {proof.length} tokens: logits within "
             f"{proof.max_logit_difference:.1e} of the searched model's, same most likely token at "
-            f"{100 * proof.top1_agreement:.2f} % of positions"
+            f"{100 * proof.top1_agreement:.2f} % of positions",
+            "  ",
         )
     for loss in extension.losses:
-        output.print(f"lost: {loss}")
+        say(f"lost: {loss}", "  ")
     output.print()
     output.print(f"checkpoint: {extension.checkpoint}")
     output.print(f"scaling:    {extension.search.path}")
@@ -91,14 +115,13 @@ def show_recipe(result: RecipeResult) -> None:
     """Print the result of every stage, the last evaluation, and where the files are."""
     from longrope.evaluation.results import EvalResults
 
-    rows = table("", ["stage", "result", "seconds"])
-    rows.columns[1].justify = "left"
+    rows = []
     measured: Path | None = None
     for folder, summary in result.stages.items():
-        rows.add_row(folder, _outcome(summary), f"{summary['seconds']:,.0f}")
+        rows.append([folder, format_duration(summary["seconds"]), _outcome(summary)])
         if "evaluation" in summary:
             measured = Path(summary["evaluation"])
-    output.print(rows)
+    show_table(["stage", "time", "result"], rows, texts=(2,))
     if measured is not None:
         output.print()
         show_evaluation(EvalResults.load(measured).rows)

@@ -17,6 +17,7 @@ from longrope.export.forms import unsupported_parts
 from longrope.export.gguf.convert import ARCHITECTURE, check_llama, write_llama
 from longrope.export.gguf.keys import rope_keys, rope_tensors
 from longrope.export.gguf.patch import write_patched
+from longrope.export.gguf.proof import prove
 from longrope.models.gguf.container import GgufFile, gguf_package, read_gguf
 from longrope.models.gguf.rope import CONTEXT_STEP, check_architecture, rope_of
 from longrope.models.loading import load_config
@@ -32,6 +33,10 @@ class GgufExport:
 
     unsupported: list[str]
     notes: list[str]
+    command: str
+    """The command that serves the file."""
+    to_know: str
+    proof: str
 
 
 def export_gguf(model: str, scaling: RopeScaling, output: Path, config: ExportConfig) -> GgufExport:
@@ -67,13 +72,13 @@ def export_gguf(model: str, scaling: RopeScaling, output: Path, config: ExportCo
             else:
                 with partial.open("wb") as file:
                     write_patched(source, file, architecture, keys, tensors)
-            read_gguf(partial)
+            proof = prove(partial, expressed, source)
             partial.replace(output)
     except OSError as error:
         raise LongRopeError(
             f"cannot write {output}: {one_line(error)}; nothing was left there", code="output-not-writable"
         ) from error
-    return GgufExport(unsupported, notes)
+    return GgufExport(unsupported, notes, _command(output, expressed), _to_know(expressed), proof)
 
 
 def _checked_architecture(source: GgufFile, config: Any, geometry: RopeGeometry) -> str:
@@ -105,9 +110,24 @@ def _checked_architecture(source: GgufFile, config: Any, geometry: RopeGeometry)
     return rope.architecture
 
 
+def _command(path: Path, expressed: RopeScaling) -> str:
+    return f"llama-server -m {path} -c {expressed.target_length}"
+
+
+def _to_know(expressed: RopeScaling) -> str:
+    """The most important remark: which -c gives which factors."""
+    short, long = expressed.windows
+    inside = short.max_length // CONTEXT_STEP * CONTEXT_STEP
+    if short.factors == long.factors:
+        return "the same factors hold at every -c"
+    if not inside:
+        return "the long factors hold at every -c, for short texts too"
+    return f"-c decides, not the text: up to -c {inside} the short factors, above it the long ones, for short texts too"
+
+
 def _notes(path: Path, expressed: RopeScaling) -> list[str]:
     short, long = expressed.windows
-    notes = [f"serve: llama-server -m {path} -c {long.max_length}"]
+    notes = [f"serve: {_command(path, expressed)}"]
     if short.factors == long.factors:
         notes.append("the same factors hold at every -c")
     else:

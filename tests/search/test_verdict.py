@@ -1,0 +1,34 @@
+"""The verdict of a search against its best baseline."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from longrope.search.verdict import search_verdict
+
+BASELINES = {"none": 5.4, "yarn": 4.19, "pi": 4.8, "broken": math.nan}
+
+
+@pytest.mark.parametrize(
+    ("loss", "says", "winner"),
+    [
+        (4.178, "0.012 nats per token better than YaRN, which is the best baseline", None),
+        (4.1857, "0.0043 nats per token better than YaRN, which is the best baseline", None),
+        (4.1902, "nothing gained: YaRN is as good", None),
+        (4.61, "0.420 nats per token worse than YaRN: take YaRN, or search with wider settings", "yarn"),
+        (math.inf, "the search found no finite loss: YaRN is better", "yarn"),
+    ],
+)
+def test_verdict(loss: float, says: str, winner: str | None) -> None:
+    verdict = search_verdict(loss, BASELINES)
+    assert str(verdict) == says
+    assert verdict.winner == winner
+    assert verdict.worse is (winner is not None)
+
+
+def test_without_a_finite_baseline() -> None:
+    verdict = search_verdict(4.0, {"none": math.inf})
+    assert str(verdict) == "no baseline has a finite loss to compare with"
+    assert not verdict.worse
