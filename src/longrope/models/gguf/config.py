@@ -18,7 +18,7 @@ from longrope.checks import positive_number, whole_number
 from longrope.errors import LongRopeError, one_line
 from longrope.models.gguf.container import GgufFile
 from longrope.models.gguf.rope import rope_of
-from longrope.models.gguf.rope_parameters import rope_parameters
+from longrope.models.gguf.rope_parameters import as_longrope, rope_parameters
 
 _Values = dict[str, Any]
 
@@ -82,7 +82,10 @@ def gguf_config(file: GgufFile) -> PreTrainedConfig:
     if not values.keys() & {"num_experts"} and keys.given("expert_count"):
         raise _unlike(file, f"it is a mixture of {keys.given('expert_count')} experts")
     rotary_dim = head_dim if rope.rotary_dim is None else rope.rotary_dim
-    parameters = rope_parameters(rope, values["max_position_embeddings"], rotary_dim)
+    length = values["max_position_embeddings"]
+    parameters = rope_parameters(rope, length, rotary_dim)
+    if rope.architecture == "phi3":
+        parameters = as_longrope(parameters, length, rotary_dim)
     if rotary_dim != head_dim:
         if rope.architecture not in _PARTIAL or rotary_dim > head_dim:
             raise _unlike(file, f"{rotary_dim} of {head_dim} dimensions of a head rotate")

@@ -71,10 +71,6 @@ class GgufRope:
     exports never write it."""
     short_factors: tuple[float, ...] | None
     long_factors: tuple[float, ...] | None
-    yarn_beta_fast: float | None
-    yarn_beta_slow: float | None
-    yarn_others: tuple[str, ...]
-    """Further keys of YaRN that the file has, such as `yarn_log_multiplier`."""
     rope_freqs: tuple[float, ...] | None
     """A single set of factors for all lengths (Llama 3); where present and loaded, the two sets above are not used."""
     scaling: RopeScaling | None
@@ -101,19 +97,10 @@ def rope_of(file: GgufFile) -> GgufRope:
     def stated(name: str) -> Any:
         return file.value(f"{architecture}.{name}")
 
-    attention_factor, factor, base, linear, fast, slow = (
+    attention_factor, factor, base, linear = (
         _number(file, f"{architecture}.rope.{name}")
-        for name in (
-            "scaling.attn_factor",
-            "scaling.factor",
-            "freq_base",
-            "scale_linear",
-            "scaling.yarn_beta_fast",
-            "scaling.yarn_beta_slow",
-        )
+        for name in ("scaling.attn_factor", "scaling.factor", "freq_base", "scale_linear")
     )
-    prefix = f"{architecture}.rope.scaling."
-    others = (name.removeprefix(prefix) for name in file.keys if name.startswith(f"{prefix}yarn_"))
     exported = file.value(SCALING_KEY)
     return GgufRope(
         path=file.path,
@@ -125,9 +112,6 @@ def rope_of(file: GgufFile) -> GgufRope:
         original_context_length=stated("rope.scaling.original_context_length"),
         attention_factor=attention_factor,
         factor=linear if factor is None else factor,
-        yarn_beta_fast=fast,
-        yarn_beta_slow=slow,
-        yarn_others=tuple(name for name in others if name not in ("yarn_beta_fast", "yarn_beta_slow")),
         short_factors=_factors(file, SHORT_FACTORS),
         long_factors=_factors(file, LONG_FACTORS),
         rope_freqs=_factors(file, ROPE_FREQS),

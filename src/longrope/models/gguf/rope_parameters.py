@@ -8,6 +8,7 @@ and sines in all of them.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from longrope.errors import LongRopeError
 from longrope.models.gguf.rope import GRAPHS, GgufRope
 from longrope.rope.closed_forms import llama3, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
+from longrope.rope.hf_config import scaling_of_config
 
 _LOW, _HIGH = 1.0, 4.0  # Llama 3's frequency factors, in all models that were published
 _CLOSE = 1e-5  # relative: the factors of a file are float32
@@ -92,19 +94,18 @@ def _factors(rope: GgufRope, rotary_dim: int) -> tuple[tuple[float, ...], tuple[
 
 
 def _yarn(rope: GgufRope, context_length: int, scale: float, m: float) -> dict[str, Any]:
-    """llama.cpp multiplies YaRN's own attention factor, 1 + 0.1·ln s, by `attn_factor`."""
-    if rope.yarn_others:
-        raise _refused(rope, f"YaRN with {', '.join(rope.yarn_others)}")
+    """llama.cpp multiplies YaRN's own attention factor, 1 + 0.1·ln s, by `attn_factor`.
+
+    It reads the keys `rope.scaling.yarn_*` in none of the families that can be opened.
+    """
     original = rope.original_context_length or context_length
     geometry = RopeGeometry(rope.rotary_dim or 2, rope.freq_base, original)
-    found: dict[str, Any] = {
+    return {
         "rope_type": "yarn",
         "factor": scale,
         "original_max_position_embeddings": original,
         "attention_factor": m * yarn_attention_factor(geometry, scale * original),
     }
-    betas = {"beta_fast": rope.yarn_beta_fast, "beta_slow": rope.yarn_beta_slow}
-    return found | {name: value for name, value in betas.items() if value is not None}
 
 
 def _switch(rope: GgufRope, short: tuple[float, ...], long: tuple[float, ...], context_length: int) -> int:
@@ -139,6 +140,27 @@ def _as_llama3(rope: GgufRope, factors: tuple[float, ...], rotary_dim: int) -> d
         "low_freq_factor": _LOW,
         "high_freq_factor": _HIGH,
         "original_max_position_embeddings": original,
+    }
+
+
+def as_longrope(parameters: dict[str, Any], context_length: int, rotary_dim: int) -> dict[str, Any]:
+    """The same RoPE as the type longrope, the only one that transformers' Phi-3 knows beside the original."""
+    if parameters["rope_type"] in ("default", "longrope"):
+        return parameters
+    config = SimpleNamespace(
+        rope_parameters=parameters, head_dim=rotary_dim, max_position_embeddings=context_length, model_type="llama"
+    )
+    scaling = scaling_of_config(config)
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": parameters["rope_theta"]}
+    factors = list(scaling.windows[0].factors)
+    return {
+        "rope_type": "longrope",
+        "rope_theta": parameters["rope_theta"],
+        "short_factor": factors,
+        "long_factor": factors,
+        "attention_factor": scaling.windows[0].attention_factor,
+        "original_max_position_embeddings": scaling.geometry.original_length,
     }
 
 
