@@ -1,13 +1,15 @@
 """The tokenizer in a GGUF file: made by transformers, and set to split text as llama.cpp does.
 
 transformers takes GPT-2's split for every byte-level BPE whose name it does not know (SmolLM's, which splits digits),
-needs merges for whole words of Llama 3, and adds no BOS where llama.cpp adds one without being told.
+needs merges for whole words of Llama 3, adds no BOS where llama.cpp adds one without being told, and puts
+SentencePiece's space before the first word, whatever the file says of it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +20,7 @@ from longrope.models.gguf.pre_tokenizers import NAMED
 _BYTE_LEVEL, _SENTENCEPIECE = "gpt2", "llama"
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's, where the file does not say
+_SPACE = "▁"  # as SentencePiece writes it
 _GIVE = "give the model's own `tokenizer`"
 
 
@@ -45,6 +48,10 @@ def load_gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
         backend.normalizer = None
         backend.pre_tokenizer = rule.build()
         backend.model.ignore_merges = rule.ignore_merges
+    else:
+        prefix = [normalizers.Prepend(_SPACE)] * bool(file.value("tokenizer.ggml.add_space_prefix", True))
+        backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+        backend.pre_tokenizer = None
     ids = {
         name: _id(file, key, _SENTENCEPIECE_IDS.get(name) if kind == _SENTENCEPIECE else None)
         for name, key in _SPECIAL.items()
