@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.models.gguf.container import read_gguf
 from longrope.models.loading import load_config, load_model
 from tests.export.sources import refusal
-from tests.models.gguf_models import HIDDEN, model_of, save_gguf
+from tests.models.gguf_models import HIDDEN, save_gguf
 
 gguf = pytest.importorskip("gguf")
 
@@ -97,7 +96,7 @@ def test_an_array_of_too_many_strings(whole, tmp_path):
         ({"block_count": "two"}, "damaged-file", "block_count"),
         ({"embedding_length": 2**30}, "damaged-file", "token_embd.weight with rows of 1073741824"),
         ({"feed_forward_length": 2**31}, "damaged-file", "ffn_gate.weight"),
-        ({"attention.head_count": 2**31}, "damaged-file", "attn_q.weight"),
+        ({"attention.head_count": 2**31}, "damaged-file", "number of attention heads"),
         ({"attention.head_count": [4, 4]}, "unsupported-model", "per layer"),
         ({"attention.head_count_kv": 1}, "damaged-file", "attn_k.weight"),
         ({"attention.key_length": 2**31, "rope.dimension_count": 2**31}, "unsupported-model", "values of 32"),
@@ -127,18 +126,23 @@ def test_tensors_that_do_not_fit(tensors, code, named, tmp_path):
     refused(load_model, save_gguf(tmp_path / "model.gguf", tensors=tensors), code, named)
 
 
+def empty(path: Path, architecture: str, parts: int = 1) -> Path:
+    """A file without a model: a vocabulary, or the projector of a multimodal model."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_uint16("split.count", parts)
+    writer.add_tensor("x", np.zeros(32, np.float32))
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
+    return path
+
+
 def test_an_unknown_architecture(tmp_path):
-    path = save_gguf(tmp_path / "model.gguf", "mamba", model=model_of("llama"))
+    path = empty(tmp_path / "model.gguf", "mamba")
     refused(load_config, path, "unsupported-model", "'mamba' is none of llama, qwen2")
 
 
 def test_no_model_at_all(tmp_path):
-    """A vocabulary, or the projector of a multimodal model."""
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_tensor("x", np.zeros(32, np.float32))
-    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
-        getattr(writer, step)()
-    refused(load_config, tmp_path / "model.gguf", "damaged-file", "attention.head_count")
+    refused(load_config, empty(tmp_path / "model.gguf", "llama"), "damaged-file", "attention.head_count")
 
 
 @pytest.mark.parametrize(
@@ -146,12 +150,7 @@ def test_no_model_at_all(tmp_path):
     [([], "missing-file", "00002-of-00002.gguf is missing"), ([2], "unsupported-gguf", "join")],
 )
 def test_one_part_of_a_split_file(others, code, named, tmp_path):
-    part = tmp_path / "model-00001-of-00002.gguf"
-    writer = gguf.GGUFWriter(part, "llama")
-    writer.add_uint16("split.count", 2)
-    writer.add_tensor("x", np.zeros(32, np.float32))
-    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
-        getattr(writer, step)()
+    part = empty(tmp_path / "model-00001-of-00002.gguf", "llama", parts=2)
     for index in others:
         (tmp_path / f"model-0000{index}-of-00002.gguf").write_bytes(part.read_bytes())
     refused(load_config, part, code, named)
@@ -173,8 +172,9 @@ def test_noise_is_one_line(seed, whole, tmp_path):
     for place in random.integers(4, 3000, 4):
         data[place] = random.integers(256)
     path = written(tmp_path, bytes(data))
+    faults = []
     try:
-        read_gguf(path)
         load_model(str(path))
     except LongRopeError as error:
-        assert "\n" not in str(error)
+        faults.append(str(error))
+    assert not any("\n" in fault for fault in faults)
