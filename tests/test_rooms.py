@@ -37,6 +37,7 @@ ROOT_MODULES = (
     "settings",
     "storage",
     "quantities",
+    "trackers",
     "units",
 )
 MOST_LINES = 400

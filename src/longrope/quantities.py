@@ -43,6 +43,14 @@ def format_gpu_hours(hours: float) -> str:
     return "< 0.01" if hours < 0.01 else f"{hours:.2f}" if hours < 1 else _two_digits(hours)
 
 
+def format_rate(per_second: float) -> str:
+    """Events by the time that fits them: `2.3 a second`, `14 a minute`, `5.0 an hour`."""
+    for unit, seconds in (("a second", 1), ("a minute", 60), ("an hour", 3600)):
+        if per_second * seconds >= 1 or seconds == 3600:
+            return f"{_two_digits(per_second * seconds)} {unit}"
+    raise AssertionError
+
+
 def _two_digits(value: float) -> str:
     """One decimal below 10, none from there on."""
     return f"{value:.1f}" if round(value, 1) < 10 else f"{value:,.0f}"

@@ -38,7 +38,9 @@ def test_a_run_and_what_follows_it(finetune: Callable[..., Ran], cli: Callable[.
     assert ran.code == 0, ran.err
     assert "2 steps, tokens: pieces 256, long 256" in ran.out
     assert "transformers cannot express: the attention factor 1 of the short window" in ran.out
-    assert ran.err == ""
+    (line,) = ran.err.splitlines()
+    assert "train: 1 of 2 steps, " in line
+    assert "tokens/s" in line
     exported = cli("export", out, "--to", "hf", "--allow-lossy", "-o", tmp_path / "exported")
     assert exported.code == 0, exported.err
     assert json.loads((tmp_path / "exported/config.json").read_text())["max_position_embeddings"] == 256
@@ -97,3 +99,23 @@ def test_an_output_with_something_in_it(finetune: Callable[..., Ran], tmp_path: 
     (tmp_path / "file").write_text("mine")
     ran = finetune("-o", tmp_path)
     assert "not empty" in ran.refusal
+
+
+def test_a_tracker_gets_the_losses_through_the_integration_of_transformers(
+    finetune: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    losses: list[float] = []
+
+    class Recorder(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **more: Any) -> None:
+            losses.extend(value for name, value in logs.items() if name == "loss")
+
+    monkeypatch.setattr("longrope.trackers.find_spec", lambda name: name)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Recorder)
+    assert finetune("--report-to", "trackio", "-o", tmp_path / "run").code == 0
+    curve = json.loads((tmp_path / "run" / "finetune.json").read_text())["curve"]
+    assert losses == pytest.approx([step["loss"] for step in curve])
+    assert "expected wandb or trackio" in finetune("--report-to", "mlflow", "-o", tmp_path / "other").refusal

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import io
 import json
 import math
+import re
+import sys
+import threading
+import time
+import types
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +19,10 @@ from rich.progress import Progress
 
 from longrope.callbacks import SearchProgress, TrainProgress
 from longrope.cli import common
-from longrope.cli.progress import COLUMNS, Display, progress, scalars_in
+from longrope.cli.progress import Display, Lines, job_bar, progress
+from longrope.cli.scalars import scalars_in
+from longrope.errors import LongRopeError
+from longrope.trackers import TRACKERS
 from tests.report import runs
 
 BASELINES = {"none": 5.4, "pi": 4.8, "yarn": 4.19, "broken": math.nan}
@@ -31,10 +40,10 @@ def search(display: Display) -> None:
 
 
 def terminal() -> tuple[io.StringIO, Progress]:
-    """A terminal of 160 columns, with the columns of a job's bar."""
+    """A terminal of 80 columns, with the columns of a job's bar."""
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=160, color_system=None, highlight=False)
-    return screen, Progress(*COLUMNS, console=console, auto_refresh=False)
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None, highlight=False)
+    return screen, job_bar(console, auto_refresh=False)
 
 
 def test_the_display_shows_the_best_the_baselines_and_the_time_left():
@@ -44,9 +53,9 @@ def test_the_display_shows_the_best_the_baselines_and_the_time_left():
         bar.refresh()
     shown = screen.getvalue()
     assert "baselines: yarn 4.1900, pi 4.8000, none 5.4000" in shown
-    assert "best loss 4.1313 (yarn 4.1900)" in shown
+    assert "best 4.1313 (yarn 4.1900)" in shown
     assert "40/100" in shown
-    assert "left" in shown
+    assert re.search(r"\d+ s elapsed", shown)
 
 
 def test_the_display_shows_training_and_evaluation():
@@ -65,11 +74,142 @@ def test_the_display_shows_training_and_evaluation():
     assert "1/5" in shown
 
 
-def test_the_display_is_silent_without_a_terminal(capsys):
+def test_elapsed_and_left_in_words_at_80_columns():
+    screen, bar = terminal()
+    clock = iter(range(0, 10_000, 97))
+    bar.get_time = lambda: float(next(clock))
+    with bar:
+        display = Display(bar)
+        display.on_search_start(1344, BASELINES)
+        for evaluations in (200, 400, 600):
+            display.on_search_progress(SearchProgress(evaluations, 4.1313, replayed=False))
+        bar.refresh()
+    line = [line for line in re.split(r"[\r\n]", screen.getvalue()) if "600/1344" in line][-1]
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip()
+    assert len(shown) <= 80
+    assert re.search(r"\d+ min( \d+ s)? elapsed, (\d+ s|\d+ min( \d+ s)?) left", shown), shown
+    assert shown.endswith("best 4.1313 (yarn 4.1900)")
+
+
+def test_without_a_terminal_the_first_evaluation_is_a_line_at_once(capsys):
     with progress(lambda _: "") as display:
         search(display)
+        display.on_search_progress(SearchProgress(41, 4.1300, replayed=False))
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+    (line,) = captured.err.splitlines()
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d search: 40 of 100 evaluations at most, .* a second, best loss 4.1313 \(yarn 4.1900\), .* left",
+        line,
+    )
+    assert captured.out == ""
+
+
+def lines_of(clock: list[float]) -> Lines:
+    return Lines(clock=lambda: clock[0])
+
+
+def test_a_line_a_minute_with_rate_value_and_time_left(capsys):
+    clock = [100.0]
+    lines = lines_of(clock)
+    lines.begin("search", "evaluations", 100)
+    for second in range(1, 151):
+        clock[0] = 100.0 + second
+        lines.step(second // 2, f"best loss {second}")
+    shown = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert shown == [
+        "search: 0 of 100 evaluations, best loss 1, 1 s elapsed",
+        "search: 30 of 100 evaluations, 30 a minute, best loss 61, 2 min 22 s left",
+        "search: 60 of 100 evaluations, 30 a minute, best loss 121, 1 min 21 s left",
+    ]
+
+
+def test_replayed_evaluations_do_not_count_for_the_rate(capsys):
+    clock = [0.0]
+    lines = lines_of(clock)
+    lines.begin("search", "evaluations", 100)
+    for done in range(1, 51):
+        clock[0] += 0.001
+        lines.step(done, replayed=True)
+    assert capsys.readouterr().err == ""
+    clock[0] += 10.0
+    lines.step(51)
+    assert "51 of 100 evaluations, 6.0 a minute, 8 min 10 s left" in capsys.readouterr().err
+
+
+def test_a_step_that_takes_long_gives_lines_too(capsys):
+    lines = Lines(every=0.05)
+    thread = threading.Thread(target=lines.watch)
+    lines.begin("evaluate", "samples", 3)
+    thread.start()
+    time.sleep(0.3)
+    lines.close()
+    thread.join()
+    shown = capsys.readouterr().err.splitlines()
+    assert 2 <= len(shown) <= 7
+    assert "evaluate: 0 of 3 samples" in shown[0]
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_lines_on_a_terminal_nor_where_they_are_not_wanted(capsys):
+    common.set_verbosity(False, True)
+    with progress(lambda _: "") as display:
+        search(display)
+    assert capsys.readouterr().err == ""
+    lines = Lines(shown=False)
+    lines.begin("search", "evaluations", 3)
+    lines.step(1)
+    assert capsys.readouterr().err == ""
+
+
+class Tracker(types.ModuleType):
+    """A module with the functions of wandb and trackio."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        self.rows: list[tuple[dict[str, float], int | None]] = []
+        self.runs: list[str] = []
+
+    def init(self, project: str) -> None:
+        self.runs.append(project)
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((values, step))
+
+    def finish(self) -> None:
+        self.runs.append("finished")
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_scalars_of_a_tracker(name, monkeypatch):
+    tracker = Tracker(name)
+    monkeypatch.setitem(sys.modules, name, tracker)
+    with scalars_in(None, [name]) as scalars:
+        scalars.on_search_start(100, {"yarn": 4.19, "broken": math.nan})
+        scalars.on_search_progress(SearchProgress(1, math.inf, replayed=False))
+        scalars.on_search_progress(SearchProgress(2, 4.25, replayed=False))
+        scalars.measured([row for row in runs.rows(["perplexity"]) if row.scaling == "yarn"][:1])
+    assert tracker.runs == ["longrope", "finished"]
+    assert tracker.rows[0] == ({"search/best_loss": 4.25, "baseline/yarn": 4.19}, 2)
+    ((last, step),) = tracker.rows[1:]
+    assert (list(last), step) == ([f"perplexity/yarn/{runs.LENGTHS[0]}"], None)
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_any_work(cli, checkpoint, tmp_path, monkeypatch):
+    command = ("search", checkpoint, "--target-length", 128, "-o", tmp_path / "run", "--report-to")
+    assert "expected wandb or trackio in --report-to, found 'mlflow'" in cli(*command, "mlflow").refusal
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setattr("longrope.trackers.find_spec", lambda name: None)
+    assert "pip install trackio" in cli(*command, "trackio").refusal
+
+
+def test_a_tracker_that_does_not_start_is_one_line(monkeypatch):
+    tracker = Tracker("wandb")
+    tracker.init = lambda project: 1 / 0
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    with pytest.raises(LongRopeError, match="wandb of `report_to` does not start"), scalars_in(None, ["wandb"]):
+        pass
 
 
 def test_verbose_logs_every_step_and_quiet_leaves_remarks_out(capsys):

@@ -33,10 +33,12 @@ def command(
     load: given.Load,
     resume: given.Resume = False,
     log_dir: given.LogDir = None,
+    report_to: given.ReportTo = "",
     as_json: given.Json = False,
 ) -> None:
     """Extend a model's window and prove it, by a search alone or by a recipe."""
     of_search = {"lengths": lengths, "eval_samples": eval_samples, "log_dir": log_dir}
+    of_search |= {"report_to": report_to or None}
     if recipe is None:
         if dry_run:
             raise LongRopeError(
@@ -45,7 +47,7 @@ def command(
         job = {"search_data": data or [], "evaluation_data": eval_data or [], "evaluation_samples": eval_samples or 10}
         job |= {"target_length": target_length, "lengths": lengths, "allow_lossy": allow_lossy}
         job |= {"field": field, "resume": resume}
-        extend_by_search.run(model, output_dir, search, load, log_dir, as_json, **job)
+        extend_by_search.run(model, output_dir, search, load, log_dir, report_to, as_json, **job)
         return
     unused = [name for name, value in of_search.items() if value is not None] + ["allow_lossy"] * allow_lossy
     unused += ["dtype"] * ("dtype" in load.model_fields_set) + list(search)

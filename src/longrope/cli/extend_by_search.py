@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.cli.common import output, print_json, quiet_libraries
-from longrope.cli.progress import progress, scalars_in
+from longrope.cli.progress import progress
 from longrope.cli.tables.model import show_inspection
 from longrope.cli.tables.runs import show_extension
 from longrope.models.config import LoadOptions
@@ -23,6 +23,7 @@ def run(
     search: dict[str, Any],
     load: LoadOptions,
     log_dir: Path | None,
+    report_to: str,
     as_json: bool,
     **job: Any,
 ) -> None:
@@ -44,7 +45,7 @@ def run(
         show_inspection(found)
         output.print()
     loaded = open_model(model, options=load)
-    with scalars_in(log_dir) as scalars, progress(lambda shown: shown.after_search(output_dir), scalars) as shown:
+    with progress(lambda shown: shown.after_search(output_dir), log_dir, report_to) as shown:
         extension = extend(loaded, output_dir=output_dir, config=config, callbacks=shown, **job)
-        scalars.measured(extension.evaluation.rows)
+        shown.measured(extension.evaluation.rows)
     print_json(summary(extension)) if as_json else show_extension(extension, output_dir)

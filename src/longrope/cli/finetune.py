@@ -9,7 +9,7 @@ from longrope.cli import options as given
 from longrope.cli.common import print_json, quiet_libraries
 from longrope.cli.progress import progress
 from longrope.cli.tables.runs import show_finetune
-from longrope.cli.verb import Options, verb
+from longrope.cli.verb import Options, split_names, verb
 from longrope.train.config import FinetuneConfig
 
 
@@ -30,6 +30,7 @@ def command(
     load: given.TrainLoad,
     resume: given.Resume = False,
     log_dir: given.LogDir = None,
+    report_to: given.ReportTo = "",
     as_json: given.Json = False,
 ) -> None:
     """Fine-tune a model under a scaling, at one window or at several mixed."""
@@ -49,6 +50,7 @@ def command(
             config=config,
             resume=resume,
             log_dir=log_dir,
+            report_to=split_names(report_to),
             load=load,
             callbacks=shown,
         )

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 
-from longrope.cli.verb import OUTPUT, Options
+from longrope.cli.verb import OUTPUT, Options, split_names
 from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
 from longrope.storage import read_json
+from longrope.trackers import check_trackers
 
 if TYPE_CHECKING:
     from longrope.data.sources import TextSource
@@ -40,6 +41,11 @@ def _needs_tensorboard(_kind: Any, log_dir: Path | None) -> None:
             code="missing-dependency",
             hint='pip install "tensorboard"',
         )
+
+
+def _needs_trackers(_kind: Any, names: str) -> None:
+    """Refuse a tracker that is not installed before any work."""
+    check_trackers(split_names(names))
 
 
 # Shared by several verbs.
@@ -67,6 +73,9 @@ TargetLength = Annotated[str, option("The new window L' in tokens: 4096, 128k, 2
 Scaling = Annotated[Path | None, option("The scaling.json to apply; a run folder brings its own.")]
 Resume = Annotated[bool, option("Continue the interrupted run in the output folder.")]
 Seed = Annotated[NonNegativeInt, option("Seed of everything random.")]
+ReportTo = Annotated[
+    str, option("Trackers to report to as well: wandb, trackio.", metavar="A,B", validator=_needs_trackers)
+]
 LogDir = Annotated[Path | None, option("Write TensorBoard scalars to this folder.", validator=_needs_tensorboard)]
 Json = Annotated[
     bool, option("Print one JSON object on standard output and nothing else there.", "--json", group=OUTPUT)

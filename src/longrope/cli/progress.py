@@ -1,52 +1,138 @@
-"""The progress of a job on a terminal, in the log of `--verbose` and in TensorBoard, and how to go on after Ctrl-C."""
+"""The progress of a job: a bar on a terminal, else a log line at least once a minute; and how to go on after Ctrl-C."""
 
 from __future__ import annotations
 
 import math
 import shlex
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from longrope.callbacks import Callbacks, SearchProgress, TrainProgress
-from longrope.cli.common import log, messages
-from longrope.errors import LongRopeError
+from longrope.cli.common import is_verbose, log, messages
+from longrope.cli.scalars import Scalars, scalars_in
+from longrope.cli.verb import split_names
+from longrope.quantities import format_duration, format_rate
 from longrope.run_files import SEARCH_LOG
 
 if TYPE_CHECKING:
     from longrope.evaluation.results import EvalRow
 
+EVERY = 60.0
+"""Seconds between two log lines without a terminal, whether something has happened or not."""
+
+
+class TimeColumn(ProgressColumn):
+    """The time that has passed and the time that is left, in words."""
+
+    def render(self, task: Task) -> Text:
+        passed = f"{format_duration(task.elapsed or 0.0)} elapsed"
+        left = "" if task.time_remaining is None else f", {format_duration(task.time_remaining)} left"
+        return Text(passed + left)
+
+
+def job_bar(console: Console, **options: Any) -> Progress:
+    """A bar as wide as `console`; its speed is that of the last 1,000 steps, however long they take."""
+    return Progress(*COLUMNS, console=console, expand=True, speed_estimate_period=math.inf, **options)
+
+
 COLUMNS = (
     TextColumn("{task.description}"),
-    BarColumn(),
+    BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
     MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TextColumn("left"),
-    TimeRemainingColumn(),
-    TextColumn("{task.fields[note]}"),
+    TimeColumn(table_column=Column(no_wrap=True)),
+    TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
 )
 
 
+class Lines:
+    """The progress of a job as log lines on standard error, for Slurm, nohup and pipes.
+
+    The first step of every part of a job gives a line at once; after that there is one every `every` seconds, even
+    where a single step takes longer, with the rate and the time left. `shown=False`: no lines.
+    """
+
+    def __init__(self, shown: bool = True, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shown, self._every, self._clock = shown, every, clock
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._what, self._unit, self._total, self._note = "", "", 0, ""
+        self._done = self._first = 0
+        self._begun = self._last = clock()
+        self._steps = False
+
+    def begin(self, what: str, unit: str, total: int, done: int = 0) -> None:
+        """A part of the job of `total` steps begins; `done` of them were done before."""
+        with self._lock:
+            self._what, self._unit, self._total, self._note = what, unit, total, ""
+            self._done = self._first = done
+            self._begun = self._last = self._clock()
+            self._steps = False
+
+    def step(self, done: int, note: str = "", *, replayed: bool = False) -> None:
+        """`done` steps are done; `replayed`: without work, from the log of an earlier run."""
+        with self._lock:
+            self._done, self._note = done, note
+            if replayed:
+                self._first, self._begun = done, self._clock()
+            elif not self._steps or self._clock() - self._last >= self._every:
+                self._steps = True
+                self._print()
+
+    def watch(self) -> None:
+        """Print a line whenever none was printed for `every` seconds, until `close`."""
+        while not self._closed.wait(min(1.0, self._every)):
+            with self._lock:
+                if self._what and self._clock() - self._last >= self._every:
+                    self._print()
+
+    def close(self) -> None:
+        """No further lines."""
+        self._closed.set()
+
+    def _print(self) -> None:
+        self._last = self._clock()
+        if self._shown:
+            messages.print(f"{time.strftime('%H:%M:%S')} {self.line()}")
+
+    def line(self) -> str:
+        """`search: 40 of 138 evaluations, 2.3 a second, best loss 4.1313, 43 s left`."""
+        passed, steps = self._clock() - self._begun, self._done - self._first
+        parts = [f"{self._what}: {self._done} of {self._total} {self._unit}"]
+        if steps and passed > 0:
+            parts.append(format_rate(steps / passed))
+        parts += [self._note] if self._note else []
+        if not steps:
+            parts.append(f"{format_duration(passed)} elapsed")
+        elif self._total > self._done:
+            parts.append(f"{format_duration((self._total - self._done) * passed / steps)} left")
+        return ", ".join(parts)
+
+
 class Display(Callbacks):
-    """A progress bar for what runs now, and log lines. `stage_lines`: every stage is announced by a line of its own.
+    """A progress bar for what runs now, or `lines`. `stage_lines`: every stage is announced by a line of its own.
 
     `best` and `training` say, when the job is interrupted, how far it came.
     """
 
-    def __init__(self, bar: Progress, scalars: Scalars | None = None, *, stage_lines: bool = False) -> None:
+    def __init__(
+        self,
+        bar: Progress,
+        scalars: Scalars | None = None,
+        *,
+        stage_lines: bool = False,
+        lines: Lines | None = None,
+    ) -> None:
         self._bar, self._scalars, self._stage_lines = bar, scalars or Scalars(), stage_lines
+        self._lines, self._measured = lines or Lines(shown=False), 0
         self._task: TaskID = bar.add_task("preparing", total=None, note="")
         self._baseline = ""
         self.best = ""
@@ -73,13 +159,15 @@ class Display(Callbacks):
             self._bar.console.print(line)
         log.info("search of at most %d evaluations; %s", evaluations, line)
         self._restart("search", evaluations)
+        self._lines.begin("search", "evaluations at most", evaluations)
 
     def on_search_progress(self, progress: SearchProgress) -> None:
         self._scalars.on_search_progress(progress)
         note = f"best loss {progress.best_loss:.4f}{self._baseline}"
         self.best = f"interrupted after {progress.evaluations} evaluations; {note}"
         log.info("evaluation %d: %s", progress.evaluations, note)
-        self._bar.update(self._task, completed=progress.evaluations, note=note)
+        self._bar.update(self._task, completed=progress.evaluations, note=note.replace("best loss", "best"))
+        self._lines.step(progress.evaluations, note, replayed=progress.replayed)
 
     def on_recover_length(self, length: int) -> None:
         log.info("recover %d tokens", length)
@@ -89,18 +177,28 @@ class Display(Callbacks):
         self.training = True
         log.info("training: %d steps, %d done", steps, first)
         self._restart("train", steps, completed=first)
+        self._lines.begin("train", "steps", steps, first)
 
     def on_train_progress(self, progress: TrainProgress | Any) -> None:
         note = f"loss {progress.loss:.4f}, {progress.tokens_per_second:,.0f} tokens/s"
         log.info("step %d: %s", progress.step, note)
         self._bar.update(self._task, completed=progress.step, note=note)
+        self._lines.step(progress.step, note)
 
     def on_eval_start(self, steps: int) -> None:
         log.info("evaluation of %d samples", steps)
         self._restart("evaluate", steps)
+        self._measured = 0
+        self._lines.begin("evaluate", "samples", steps)
 
     def on_eval_step(self) -> None:
+        self._measured += 1
         self._bar.advance(self._task)
+        self._lines.step(self._measured)
+
+    def measured(self, rows: Sequence[EvalRow]) -> None:
+        """The results of an evaluation, for the scalars."""
+        self._scalars.measured(rows)
 
     def _restart(self, what: str, total: int | None, completed: int = 0) -> None:
         self._bar.reset(self._task, description=what, total=total, completed=completed, note="")
@@ -125,72 +223,40 @@ class Display(Callbacks):
         return f"interrupted; continue from the last checkpoint with: {resume_command()}" if self.training else ""
 
 
-class Scalars(Callbacks):
-    """Writes progress to TensorBoard; to nothing without a writer.
-
-    `search/best_loss` by evaluation, each baseline as a level line `baseline/NAME` over the same steps, and perplexity
-    as `perplexity/NAME` by length in tokens.
-    """
-
-    def __init__(self, writer: Any = None) -> None:
-        self._writer = writer
-
-    def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
-        for name, loss in baselines.items():
-            for step in (0, evaluations):
-                self._add(f"baseline/{name}", loss, step)
-
-    def on_search_progress(self, progress: SearchProgress) -> None:
-        self._add("search/best_loss", progress.best_loss, progress.evaluations)
-
-    def measured(self, rows: Sequence[EvalRow]) -> None:
-        for row in rows:
-            if row.metric == "perplexity":
-                self._add(f"perplexity/{row.scaling}", row.value, row.length)
-
-    def _add(self, name: str, value: float, step: int) -> None:
-        if self._writer is not None and math.isfinite(value):
-            self._writer.add_scalar(name, value, step)
-
-
-@contextmanager
-def scalars_in(log_dir: Path | None) -> Iterator[Scalars]:
-    """Scalars into `log_dir`; nothing is written where that is None. Written scalars stay when a run is stopped."""
-    if log_dir is None:
-        yield Scalars()
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    try:
-        writer = SummaryWriter(str(log_dir))
-    except OSError as error:
-        raise LongRopeError(
-            f"cannot write to `log_dir` {log_dir}: {error.strerror}", code="output-not-writable"
-        ) from error
-    try:
-        yield Scalars(writer)
-    finally:
-        writer.close()
-
-
 @contextmanager
 def progress(
-    interrupted: Callable[[Display], str], scalars: Scalars | None = None, *, stage_lines: bool = False
+    interrupted: Callable[[Display], str],
+    log_dir: Path | None = None,
+    report_to: str = "",
+    *,
+    stage_lines: bool = False,
 ) -> Iterator[Display]:
-    """Callbacks that show a job on standard error; no bar where that is not a terminal.
+    """Callbacks that show a job on standard error: a bar on a terminal, log lines without one.
+
+    Scalars go to TensorBoard's `log_dir` and to the trackers of `report_to`.
 
     On Ctrl-C, the message of `interrupted` is printed: the files left behind and the command to go on.
     """
     shown = messages.is_terminal and not messages.quiet
-    with Progress(*COLUMNS, console=messages, transient=True, disable=not shown) as bar:
-        display = Display(bar, scalars, stage_lines=stage_lines)
+    lines = Lines(shown=not messages.is_terminal and not is_verbose())  # with --verbose every step is logged
+    watch = threading.Thread(target=lines.watch, daemon=True)
+    with (
+        scalars_in(log_dir, split_names(report_to)) as scalars,
+        job_bar(messages, disable=not shown, transient=True) as bar,
+    ):
+        display = Display(bar, scalars, stage_lines=stage_lines, lines=lines)
+        watch.start()
         try:
             yield display
         except KeyboardInterrupt:
             bar.stop()
+            lines.close()
             if note := interrupted(display):
                 messages.print(note)
             raise
+        finally:
+            lines.close()
+            watch.join()
 
 
 def resume_command() -> str:

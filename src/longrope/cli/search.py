@@ -7,7 +7,7 @@ from typing import Annotated
 
 from longrope.cli import options as given
 from longrope.cli.common import print_json, quiet_libraries, warn
-from longrope.cli.progress import progress, scalars_in
+from longrope.cli.progress import progress
 from longrope.cli.tables.runs import show_search
 from longrope.cli.verb import Options, verb
 from longrope.search.config import SearchConfig
@@ -30,6 +30,7 @@ def command(
     ray_address: given.RayAddress = None,
     resume: given.Resume = False,
     log_dir: given.LogDir = None,
+    report_to: given.ReportTo = "",
     as_json: given.Json = False,
 ) -> None:
     """Search rescale factors for a longer window, without training."""
@@ -42,7 +43,7 @@ def command(
     quiet_libraries()
     texts = given.sources(data, field)
     loaded = open_model(model, options=load)
-    with scalars_in(log_dir) as scalars, progress(lambda shown: shown.after_search(output_dir), scalars) as shown:
+    with progress(lambda shown: shown.after_search(output_dir), log_dir, report_to) as shown:
         result = search(
             loaded,
             length,

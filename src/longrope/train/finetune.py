@@ -38,6 +38,7 @@ from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import TRAINER
 from longrope.storage import read_json
+from longrope.trackers import check_trackers
 from longrope.train.config import FinetuneConfig
 from longrope.train.context_parallel import SharedRows, context_parallel
 from longrope.train.lora import with_lora
@@ -60,6 +61,7 @@ def finetune(
     cpu: bool | None = None,
     resume: bool = False,
     log_dir: str | Path | None = None,
+    report_to: Sequence[str] = (),
     load: LoadOptions | None = None,
     callbacks: Callbacks | None = None,
 ) -> FinetuneResult:
@@ -71,6 +73,7 @@ def finetune(
     their text or chat messages (`a.b` for a nested field; of several, the first that a row has; by default `text`, else
     `messages`). `cpu`: train on the CPU even where
     a GPU is; by default the device that `load` or the loaded model names. `log_dir`: a folder for TensorBoard.
+    `report_to`: `wandb`, `trackio`: trackers that get the losses through transformers' integrations.
 
     Rows of the parts `medium`, `long` and `chunks` of the mix are computed under the scaling's window for
     `config.length` tokens, rows of `short` and `pieces` under the window that the checkpoint came with: its original
@@ -83,6 +86,7 @@ def finetune(
     exists is overwritten.
     """
     output_dir = Path(output_dir)
+    reports = _Reports(log_dir, check_trackers(report_to))
     check_run_folder(output_dir, resume)
     if not isinstance(scaling, RopeScaling):
         scaling = RopeScaling.load(Path(scaling))
@@ -112,7 +116,7 @@ def finetune(
         cpu = device == "cpu"
     sources = sources_or_books(loaded.name, as_sources(data, field), "search")
     try:
-        _train(_prepared(loaded, scaling, sources, output_dir, config, cpu), output_dir, resume, log_dir, callbacks)
+        _train(_prepared(loaded, scaling, sources, output_dir, config, cpu), output_dir, resume, reports, callbacks)
     finally:
         loaded.model.eval()
     return FinetuneResult.load(output_dir)
@@ -254,9 +258,7 @@ def packed_rows(
     return rows
 
 
-def _train(
-    run: _Prepared, output_dir: Path, resume: bool, log_dir: str | Path | None, callbacks: Callbacks | None
-) -> None:
+def _train(run: _Prepared, output_dir: Path, resume: bool, reports: _Reports, callbacks: Callbacks | None) -> None:
     """Train under the scaling, with the loss in place of the model's forward; the model is then as it was, trained."""
     model, config = run.loaded.model, run.config
     with scaled(model, run.scaling) as handle:
@@ -270,7 +272,7 @@ def _train(
             trained = model if config.lora is None else with_lora(model, config.lora, config.seed)
             shards = int(run.arguments.world_size) if run.sharded else 1
             require_room(model, config, run.arguments.device, shards=shards, packed=run.packed)
-            _run_trainer(run, trained, handle, shared, output_dir, resume, log_dir, callbacks)
+            _run_trainer(run, trained, handle, shared, output_dir, resume, reports, callbacks)
 
 
 def _run_trainer(
@@ -280,7 +282,7 @@ def _run_trainer(
     shared: SharedRows | None,
     output_dir: Path,
     resume: bool,
-    log_dir: str | Path | None,
+    reports: _Reports,
     callbacks: Callbacks | None,
 ) -> None:
     """All steps and the result. The first process alone touches the folder and reports progress."""
@@ -299,7 +301,7 @@ def _run_trainer(
             run=name,
             shared=shared,
             callbacks=callbacks,
-            trainer_callbacks=_tensorboard(log_dir if first else None),
+            trainer_callbacks=reports.callbacks() if first else [],
         )
         callbacks.on_train_start(run.config.steps, 0 if last is None else int(last.name.rpartition("-")[2]))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -322,10 +324,20 @@ def _from_first_process(last: Path | None) -> Path | None:
     return None if shared[0] is None else Path(shared[0])
 
 
-def _tensorboard(log_dir: str | Path | None) -> list[Any]:
-    if log_dir is None:
-        return []
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+@dataclass(frozen=True)
+class _Reports:
+    """Where a run is reported to: TensorBoard's folder, and trackers by name."""
 
-    return [TensorBoardCallback(SummaryWriter(str(log_dir)))]
+    log_dir: str | Path | None
+    trackers: tuple[str, ...]
+
+    def callbacks(self) -> list[Any]:
+        """The callbacks of transformers' integrations."""
+        from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+
+        found = [integration() for integration in get_reporting_integration_callbacks(list(self.trackers))]
+        if self.log_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            found.append(TensorBoardCallback(SummaryWriter(str(self.log_dir))))
+        return found
