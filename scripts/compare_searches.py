@@ -12,8 +12,9 @@ command line, so that code may move as long as `longrope.cli.main:main` stays. `
 - the recorded log, cut after half of its evaluations, is resumed to the same end;
 - killed after a third of them and resumed, it comes to the same end too (`Case.killed`, one or two for each method).
 
-The same means: every evaluation in the log byte for byte, and all else as the same JSON text, but for the versions and
-the command that each output records.
+The same means: every evaluation in the log byte for byte but for its checksum, which follows from it and which logs of
+earlier versions have not, and all else as the same JSON text, but for the versions and the command that each output
+records.
 
 Record and compare on one machine and in one environment: another CPU or torch gives other last bits.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,6 +57,7 @@ SMALL = {
 }
 """How much each method does: enough for every kind of request that it makes, and no more."""
 
+CHECKSUM = re.compile(rb', "crc32": "[0-9a-f]{8}"\}(?=\n?\Z)')  # at the end of a line of the log
 POLL_SECONDS, KILL_ATTEMPTS, KILLED = 0.002, 3, "killed"
 
 
@@ -321,7 +324,7 @@ def killed_and_resumed(searches: Searches, item: Case, recorded: Path, folder: P
             break
     else:
         return [f"the search ended {KILL_ATTEMPTS} times before it could be killed"]
-    if left[1:] != lines[1 : len(left)]:
+    if without_checksums(left)[1:] != without_checksums(lines)[1 : len(left)]:
         return ["the log of the killed search is not the beginning of the recorded one"]
     problem = searches.run(item.arguments, folder, item.name, resume=True)
     if problem:
@@ -334,7 +337,7 @@ def killed_and_resumed(searches: Searches, item: Case, recorded: Path, folder: P
 def differences(before: Path, after: Path, *, resumed: bool) -> list[str]:
     """The differences between two folders of a search, in words. `resumed`: from the very log that is in `before`."""
     found = []
-    old, new = ((folder / LOG).read_bytes().split(b"\n") for folder in (before, after))
+    old, new = (without_checksums((folder / LOG).read_bytes().split(b"\n")) for folder in (before, after))
     if resumed:
         found += [] if old[0] == new[0] else ["the header of the log was rewritten"]
     else:
@@ -348,6 +351,10 @@ def differences(before: Path, after: Path, *, resumed: bool) -> list[str]:
         found += different_keys(name, *(json_texts(text, {"versions", "command"}) for text in (old_text, new_text)))
     files = [sorted(path.name for path in folder.iterdir()) for folder in (before, after)]
     return found + ([] if files[0] == files[1] else [f"files ({', '.join(files[0])}; now {', '.join(files[1])})"])
+
+
+def without_checksums(lines: list[bytes]) -> list[bytes]:
+    return [CHECKSUM.sub(b"}", line) for line in lines]
 
 
 def json_texts(text: str, left_out: set[str]) -> dict[str, str]:

@@ -31,6 +31,7 @@ ROOT_MODULES = (
     "checks",
     "errors",
     "input_files",
+    "locked",
     "provenance",
     "run_files",
     "safe_yaml",
@@ -39,6 +40,7 @@ ROOT_MODULES = (
     "quantities",
     "trackers",
     "units",
+    "written",
 )
 MOST_LINES = 400
 # __init__.py may offer any room's functions; __main__.py starts the command line.

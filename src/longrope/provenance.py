@@ -26,3 +26,7 @@ def command_line() -> str:
 def record() -> dict[str, Any]:
     """The provenance of an output written now: `versions`, `machine` and `command`."""
     return {"versions": versions(), "machine": platform.machine(), "command": command_line()}
+
+
+CIRCUMSTANCES = frozenset(("versions", "machine", "command"))
+"""The keys of `record`: they may differ where the same job comes to the same end again."""

@@ -1,9 +1,4 @@
-"""Files that are written in full or not at all, never overwritten, and written by one process at a time.
-
-JSON and text are written atomically; a `LineLog` is an append-only file of whole lines; a `FolderLock` keeps a second
-process out of a run folder. Locks are the operating system's locks on the files themselves (by `filelock`): a process
-that is killed leaves no lock behind. On Windows a locked file cannot be read by other processes meanwhile.
-"""
+"""Files that are written in full or not at all and never overwritten: text and JSON, and the checks of outputs."""
 
 from __future__ import annotations
 
@@ -12,17 +7,16 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
-
-from filelock import lock_descriptor, unlock_descriptor
+from typing import Any
 
 from longrope.errors import LongRopeError, one_line
 from longrope.input_files import LARGEST_JSON, refuse_special
-from longrope.run_files import LOCK
+from longrope.written import note, occupied_by, publish, sweep, sweep_done, temporary
 
 ANOTHER_FOLDER = "choose another `output_dir`"
-_ANOTHER_FILE = "choose another `output`"
+ANOTHER_FILE = "choose another `output`"
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -35,35 +29,75 @@ def sha256_text(text: str) -> str:
     return sha256_bytes(text.encode())
 
 
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def write_text_atomic(path: Path, text: str, *, new: bool = False) -> None:
+    """Write `text` to `path` in full or not at all: a reader never sees half a file, a full disk leaves the old one.
 
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` in full or not at all: a reader never sees half a file, a full disk leaves the old one."""
+    With `new`, a file that is there already, even one that has just appeared, is kept. Raises LongRopeError:
+    `output-not-writable`, or `output-exists` with `new`.
+    """
+    made = temporary(path)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            os.chmod(made, 0o644)
+            note(path.parent, {path.name: sha256_text(text)})
+            if new:
+                publish(made, path)
+            else:
+                os.replace(made, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            made.unlink(missing_ok=True)
             raise
+    except FileExistsError as error:
+        raise _exists(path) from error
     except OSError as error:
         raise LongRopeError(
             f"cannot write {path}: {error.strerror}; nothing was changed", code="output-not-writable"
         ) from error
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
+def write_json_atomic(path: Path, value: Any, *, new: bool = False) -> None:
     """`write_text_atomic` of `value` as indented JSON; NaN and infinity are refused because JSON has neither."""
-    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", new=new)
+
+
+def keep_or_write_json(path: Path, value: Mapping[str, Any], *, but: Collection[str] = ()) -> None:
+    """Write `value` to `path` as JSON, or keep the file that is there, which must hold the same.
+
+    For the result of a job that may have been stopped after it wrote it. Keys in `but`, and keys that only one of the
+    two has, may differ: other versions leave others. Raises LongRopeError: `damaged-file` where another value stands
+    there, else what reading and writing raise.
+    """
+    if not os.path.lexists(path):
+        write_json_atomic(path, value, new=True)
+        return
+    hint = "put it back, or move it to another place to have it written again"
+    try:
+        differing = differences(read_json(path), json.loads(json.dumps(value)), but)
+    except LongRopeError as error:
+        raise LongRopeError(error.message, code=error.code, hint=hint) from error
+    if differing:
+        raise LongRopeError(
+            f"{path} is not what this run came to: {', '.join(differing)} differ", code="damaged-file", hint=hint
+        )
+
+
+def differences(found: Any, wanted: Any, but: Collection[str], place: str = "") -> list[str]:
+    """The places (`outer.inner`) at which two JSON values differ.
+
+    Keys in `but`, and keys of an object that only one of the two has, are not looked at.
+    """
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted(found.keys() & wanted.keys() - set(but))
+        inner = [(found[key], wanted[key], f"{place}.{key}" if place else key) for key in keys]
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        inner = [(one, other, place) for one, other in zip(found, wanted, strict=True)]
+    else:
+        return [] if found == wanted else [place]
+    return list(dict.fromkeys(differing for one in inner for differing in differences(one[0], one[1], but, one[2])))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -121,15 +155,16 @@ def json_ready(value: Any) -> Any:
 def check_output_folder(path: Path) -> None:
     """Check that `path` is free for new output. Creates nothing.
 
-    A lock file alone, which a killed process can leave, does not count as content. Raises LongRopeError
-    (`output-exists`) when `path` is a file or a folder with anything in it.
+    Nothing counts that a process can leave that was killed before it had anything to keep (`occupied_by`). Raises
+    LongRopeError (`output-exists`) when `path` is a file or a folder with anything else in it.
     """
     if path.exists() and not path.is_dir():
         raise LongRopeError(
             f"expected a folder for the output, found a file at {path}", code="output-exists", hint=ANOTHER_FOLDER
         )
     try:
-        full = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+        full = occupied_by(path) is not None
+        sweep_done(path)
     except OSError as error:
         raise LongRopeError(
             f"cannot read the output folder {path}: {error.strerror}", code="output-not-writable", hint=ANOTHER_FOLDER
@@ -146,19 +181,37 @@ def check_output_file(path: Path) -> None:
     Raises LongRopeError: `output-exists` when something is there, `output-not-writable` when its folder cannot be
     written.
     """
-    if path.exists():
-        raise LongRopeError(f"{path} exists; nothing is overwritten", code="output-exists", hint=_ANOTHER_FILE)
+    if os.path.lexists(path):  # a link to nothing is something, too
+        sweep_done(path.parent)
+        raise _exists(path)
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise LongRopeError(
-            f"cannot write {path}: {error.strerror}", code="output-not-writable", hint=_ANOTHER_FILE
+            f"cannot write {path}: {error.strerror}", code="output-not-writable", hint=ANOTHER_FILE
         ) from error
 
 
+def _exists(path: Path) -> LongRopeError:
+    return LongRopeError(f"{path} exists; nothing is overwritten", code="output-exists", hint=ANOTHER_FILE)
+
+
+def refuse_links(*paths: Path) -> None:
+    """Raise LongRopeError (`output-exists`) where one of `paths`, a place inside of a run folder, is a symbolic link: a
+    run would write through it, into another folder.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise LongRopeError(
+                f"{path} is a symbolic link; a run writes into its own folder only",
+                code="output-exists",
+                hint="remove the link, or choose another `output_dir`",
+            )
+
+
 def new_output_folder(path: Path) -> Path:
-    """Create `path` for new output.
+    """Create `path` for new output; what a killed process left there is removed.
 
     Raises LongRopeError: `output-exists` when it is a file or has anything in it, `output-not-writable` when it cannot
     be written.
@@ -168,6 +221,7 @@ def new_output_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+        sweep(path)
     except OSError as error:
         raise LongRopeError(
             f"cannot write to the output folder {path}: {error.strerror}",
@@ -175,152 +229,3 @@ def new_output_folder(path: Path) -> Path:
             hint=ANOTHER_FOLDER,
         ) from error
     return path
-
-
-class _LockedFile:
-    """An open file, locked against other processes until it is closed. Use it in a `with` block."""
-
-    def __init__(self, path: Path, flags: int, busy: str) -> None:
-        """Open and lock `path`. Raises OSError where it cannot be opened, LongRopeError (`locked`) where another
-        process has it; the message is `busy`.
-        """
-        self.path = path
-        self._handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | flags, 0o644)
-        try:
-            if not lock_descriptor(self._handle, blocking=False):
-                raise LongRopeError(busy, code="locked", hint="wait for it or stop it")
-        except BaseException:
-            os.close(self._handle)
-            raise
-
-    def close(self) -> None:
-        """Unlock and close."""
-        unlock_descriptor(self._handle)
-        os.close(self._handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class FolderLock(_LockedFile):
-    """A folder in which one process works at a time: its lock is on the file `name` in it, which is never written.
-
-    The file is left behind; `check_output_folder` does not count a `.lock`.
-    """
-
-    def __init__(self, folder: Path, busy: str, *, name: str = LOCK, create: bool = True) -> None:
-        """Lock `folder`, which exists; `create` makes the file where it is missing.
-
-        `busy` is the message where another process works there. Raises LongRopeError: `locked` where one does,
-        `output-not-writable` where the file cannot be opened or locked.
-        """
-        try:
-            super().__init__(folder / name, os.O_CREAT if create else 0, busy)
-        except OSError as error:
-            raise LongRopeError(
-                f"cannot write to the run folder {folder}: {error.strerror}",
-                code="output-not-writable",
-                hint=ANOTHER_FOLDER,
-            ) from error
-
-
-class LineLog(_LockedFile):
-    """An append-only JSONL file with one writer: every line is whole, and the first says which run it is of.
-
-    A subclass reads its lines in `_load`. Use `create` or `resume`, in a `with` block.
-    """
-
-    schema: ClassVar[str] = ""
-    """The `schema` in the first line."""
-    another: ClassVar[str] = _ANOTHER_FILE
-    """The hint where the file is of another run."""
-
-    def __init__(self, path: Path, *, new: bool) -> None:
-        """Open and lock `path`, which `new` creates.
-
-        Raises LongRopeError: `locked` where another process writes it, `output-exists` where a new one is there
-        already, `not-resumable` where there is none to go on with, `output-not-writable` where it cannot be opened.
-        """
-        flags = os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0)
-        try:
-            super().__init__(path, flags, f"another process is writing {path}")
-        except FileExistsError as error:
-            hint = f"continue it with `resume=True`, or {self.another}"
-            raise LongRopeError(f"{path} exists", code="output-exists", hint=hint) from error
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and not new:
-                raise nothing_to_resume(path) from error
-            raise LongRopeError(f"cannot write {path}: {error.strerror}", code="output-not-writable") from error
-
-    @classmethod
-    def create(cls, path: Path, header: dict[str, Any]) -> Self:
-        """A new file with `header` as its first line. Raises LongRopeError as opening and writing do."""
-        line = json.dumps({"schema": cls.schema, **header}, allow_nan=False)
-        log = cls(path, new=True)
-        try:
-            log.write(line)
-        except BaseException:  # an empty file could be neither resumed nor created again
-            log.close()
-            path.unlink()
-            raise
-        return log
-
-    @classmethod
-    def resume(cls, path: Path, header: dict[str, Any]) -> Self:
-        """The file at `path` with its lines, ready to go on.
-
-        Raises LongRopeError when there is none, when a line is damaged, or when the file is of another run than
-        `header`: results of other settings, texts or models are not comparable.
-        """
-        log = cls(path, new=False)
-        try:
-            log._load(json.loads(json.dumps(header)))
-        except BaseException:
-            log.close()
-            raise
-        return log
-
-    def _load(self, header: dict[str, Any]) -> None:
-        """Read the lines of a file whose first line must be of the run of `header`."""
-        raise NotImplementedError
-
-    def read(self) -> bytes:
-        """The whole file, read by the handle that holds the lock: on Windows no other could."""
-        os.lseek(self._handle, 0, os.SEEK_SET)
-        pieces = []
-        while piece := os.read(self._handle, 1 << 20):
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def write(self, line: str) -> None:
-        """Append a line in full; where that fails, or on Ctrl-C, remove the part already written.
-
-        Raises LongRopeError (`output-not-writable`); the lines before are kept.
-        """
-        data = f"{line}\n".encode()
-        size = os.fstat(self._handle).st_size
-        try:
-            while data:
-                data = data[os.write(self._handle, data) :]
-        except BaseException as error:
-            self.cut(size)
-            if not isinstance(error, OSError):
-                raise
-            kept, hint = "it is valid up to here", "make room and continue with `resume=True`"
-            if not size:
-                kept, hint = "nothing was kept", "make room and start again"
-            raise LongRopeError(
-                f"cannot write {self.path}: {error.strerror}; {kept}", code="output-not-writable", hint=hint
-            ) from error
-
-    def cut(self, size: int) -> None:
-        """Remove everything after the first `size` bytes."""
-        os.ftruncate(self._handle, size)
-
-
-def nothing_to_resume(path: Path) -> LongRopeError:
-    """The error where the log `path` is missing."""
-    return LongRopeError(f"there is no {path} to resume", code="not-resumable", hint="start without `resume=True`")

@@ -23,6 +23,7 @@ from longrope.evaluation.held_out import seen_documents
 from longrope.evaluation.perplexity import perplexity
 from longrope.evaluation.results import EvalResults, values_by_length
 from longrope.evaluation.run import SUITES, evaluate, log_path
+from longrope.locked import log_lines, with_checksum
 from longrope.models.apply import applied_scaling, apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling
@@ -145,7 +146,11 @@ def test_a_result_on_other_samples_is_refused(
     """Samples may differ though all settings agree: another version of the code may draw them."""
     output = tmp_path / "eval.json"
     lines = log_path(finished).read_text().splitlines(keepends=True)
-    log_path(output).write_text(lines[0] + lines[1].replace('"samples_sha256": "', '"samples_sha256": "0'))
+    (_, line), wrong = log_lines((lines[0] + lines[1]).encode())
+    assert wrong is None
+    log_path(output).write_text(
+        lines[0] + with_checksum(line.replace('"samples_sha256": "', '"samples_sha256": "0')) + "\n"
+    )
     with refused("other-run", "on other samples"):
         run(loaded, texts, output=output, resume=True)
 
@@ -176,8 +181,6 @@ def test_another_runs_log_is_refused_before_anything_is_measured(
     options = {"suites": "passkey", "lengths": [256, 320], "output": output}
     run(loaded, texts, **options)
     before = log_path(output).read_bytes()
-    with refused("output-exists"):
-        run(loaded, texts, **options, resume=True)
     output.unlink()
     for change, differing in (
         ({"seed": 1}, "seed"),
@@ -193,6 +196,31 @@ def test_another_runs_log_is_refused_before_anything_is_measured(
     assert log_path(output).read_bytes() == before
     with refused("not-resumable", "`output`"):
         run(loaded, texts, resume=True)
+
+
+def test_a_finished_evaluation_that_is_resumed_is_left_as_it_is(
+    loaded: LoadedModel, texts: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "eval.json"
+    options = {"suites": "passkey", "lengths": [256, 320], "output": output}
+    done = run(loaded, texts, **options)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with refused("output-exists"):
+        run(loaded, texts, **options)
+    assert run(loaded, texts, **options, resume=True).rows == done.rows
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for old, new in (('"metric": "accuracy"', '"metric": "recall"'), ('"seed": 0', '"seed": 1'), ("{", "")):
+        output.write_text(before[output].decode().replace(old, new, 1))
+        with refused("damaged-file", str(output), "put it back, or move it to another place"):
+            run(loaded, texts, **options, resume=True)
+        output.write_bytes(before[output])
+
+
+def test_a_link_to_nothing_is_something(loaded: LoadedModel, texts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "eval.json").symlink_to(tmp_path / "elsewhere.json")
+    with refused("output-exists"):
+        run(loaded, texts, output=tmp_path / "eval.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["eval.json"]
 
 
 _KILLED = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_a_log_of_another_run_is_refused_and_kept(path: Path, changes: dict[str,
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]\n", '{"schema": "x"}\n'])
+@pytest.mark.parametrize("content", ["notes", "[]\n", '{"schema": "x"}\n'])
 def test_other_files_are_refused(path: Path, content: str) -> None:
     path.write_text(content)
     with refused("other-schema"):
@@ -96,6 +97,41 @@ def test_damage_inside_is_refused_with_its_line(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
     with refused("damaged-file", "line 2"):
         TaskLog.resume(path, HEADER)
+
+
+def test_a_value_that_has_changed_is_found(path: Path) -> None:
+    with TaskLog.create(path, HEADER | {"warnings": ["as written"]}) as log:
+        log.append(result("none"))
+        log.append(result("yarn"))
+    whole = path.read_text()
+    path.write_text(whole.replace("0.3000", "0.4000"))
+    with refused("damaged-file", "line 2: expected the finished task as it was written", "; delete the line"):
+        TaskLog.resume(path, HEADER)
+    path.write_text(whole.replace("as written", "as I like"))
+    with refused("damaged-file", "line 1"):
+        TaskLog.resume(path, HEADER)
+    lines = whole.splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[2]]))  # what the message advised for line 2
+    with TaskLog.resume(path, HEADER) as log:
+        assert list(log.results.values()) == [result("yarn")]
+
+
+def test_a_log_of_a_version_without_checksums_goes_on(path: Path) -> None:
+    with TaskLog.create(path, HEADER) as log:
+        log.append(result("none"))
+    path.write_text(re.sub(r', "crc32": "\w{8}"', "", path.read_text()))
+    with TaskLog.resume(path, HEADER) as log:
+        log.append(result("yarn"))
+    with TaskLog.resume(path, HEADER) as log:
+        assert list(log.results.values()) == [result("none"), result("yarn")]
+    assert path.read_text().count("crc32") == 1
+
+
+def test_an_empty_log_is_none(path: Path) -> None:
+    path.touch()
+    with refused("not-resumable"):
+        TaskLog.resume(path, HEADER)
+    TaskLog.create(path, HEADER).close()
 
 
 def test_one_writer_nothing_overwritten_nothing_invented(path: Path) -> None:

@@ -15,7 +15,7 @@ from longrope.recipes import extend as module
 from longrope.recipes.extend import extend
 from longrope.rope.scaling import RopeScaling
 from longrope.search.config import SearchConfig
-from longrope.storage import sha256_file
+from longrope.written import sha256_file
 from tests.checkpoints import WINDOW, save_checkpoint
 
 BUDGET = SearchConfig(population=4, iterations=1, samples=1)

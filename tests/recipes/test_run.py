@@ -26,6 +26,7 @@ from longrope.recipes.run import RecipeResult, run_recipe
 from longrope.recipes.schema import Recipe
 from longrope.recipes.stages import Stages
 from longrope.rope.scaling import RopeScaling
+from longrope.written import temporary
 from tests.recipes.recipes import EVALUATE, EXPORT, FOLDERS, RECOVER, SEARCH_4, STAGES, TRAIN_4, recipe
 
 SEARCHED_4, SEARCHED_8, TUNED_4, TUNED_8, SEARCHED_16, RECOVERED, EVALUATED, EXPORTED = FOLDERS
@@ -75,7 +76,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_left(result: RecipeResult, folder: Path, loaded: LoadedModel) -> None:
     run = folder / "run"
-    names = {"recipe.json", "scaling.json", "result.json", "report.html", "report_figures", ".lock"}
+    names = {"recipe.json", "scaling.json", "result.json", "report.html", "report_figures", ".lock", ".written.jsonl"}
     assert {path.name for path in run.iterdir()} == names | set(FOLDERS)
     identity = read(run / "recipe.json")
     assert identity.keys() == {"model", "model_fingerprint", "device", "versions", "stages", "command"}
@@ -227,14 +228,14 @@ def test_every_half_state_comes_to_the_same_end(
         for left in [*lines, *(["stage.json"] if name != "." else [])]:
             path = copy / name / left
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (copy / ".recipe.json.abc").write_text("half")
-    (copy / f".{TUNED_8}-abc").mkdir()
+    temporary(copy / "recipe.json").write_text("half")
+    temporary(copy / TUNED_8).mkdir()
     if TUNED_8 in lost:
         (copy / TUNED_8 / "trainer/checkpoint-1").mkdir(parents=True)
     again = run_recipe(loaded, small, copy)
     assert again.scaling == result.scaling
     assert files(copy) == kept
-    assert not list(copy.glob(".[!l]*"))
+    assert {path.name for path in copy.glob(".*")} == {".lock", ".written.jsonl"}
 
 
 @pytest.mark.parametrize("cut", [0, 10, -5])
@@ -254,7 +255,9 @@ def test_a_log_that_was_cut_off(result: RecipeResult, loaded: LoadedModel, small
 def files(run: Path) -> dict[Path, Any]:
     """All that a run left, but for how long its stages took."""
     found: dict[Path, Any] = {}
-    for path in sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock"):
+    for path in sorted(
+        path for path in run.rglob("*") if path.is_file() and path.name not in (".lock", ".written.jsonl")
+    ):
         name = path.relative_to(run)
         if name.name == "stage.json":
             found[name] = {key: value for key, value in read(path).items() if key != "seconds"}
@@ -267,11 +270,12 @@ def test_a_folder_that_a_killed_process_only_made(loaded: LoadedModel, folder: P
     made, run = recipe(folder / "one", SEARCH_4), tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
-    (run / ".recipe.json.x1y2").write_text("{")
+    temporary(run / "recipe.json").write_text("{")
     (run / "01-search-256").mkdir()
-    with pytest.raises(LongRopeError, match="is not empty"):  # no run has a stage before its identity
+    (run / "01-search-256/mine").touch()
+    with pytest.raises(LongRopeError, match="is not empty"):
         run_recipe(loaded, made, run)
-    (run / "01-search-256").rmdir()
+    (run / "01-search-256/mine").unlink()
     assert run_recipe(loaded, made, run).stages.keys() == {"01-search-256"}
 
 

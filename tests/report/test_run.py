@@ -51,9 +51,15 @@ def test_nothing_is_overwritten(passkeys, tmp_path):
     with pytest.raises(LongRopeError, match="exists; nothing is overwritten"):
         report([passkeys], tmp_path / "page.html")
     (tmp_path / "page.html").rename(tmp_path / "kept.html")
+    figure = next((tmp_path / "page_figures").iterdir())
+    drawn = figure.read_bytes()
+    figure.write_bytes(drawn + b"\n<!-- mine -->")
     with pytest.raises(LongRopeError, match="page_figures is not empty"):
         report([passkeys], tmp_path / "page.html")
-    (tmp_path / "kept.html").rename(tmp_path / "page.html")
+    assert figure.read_bytes() == drawn + b"\n<!-- mine -->"
+    figure.write_bytes(drawn)
+    report([passkeys], tmp_path / "page.html")  # as a report leaves them that was stopped before its page
+    (tmp_path / "kept.html").unlink()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import zlib
 from pathlib import Path
 
 import pytest
 
 from longrope.errors import LongRopeError
+from longrope.locked import with_checksum
 from longrope.search.log import SCHEMA, SearchLog, read_log
 from longrope.search.spaces import Candidate
 from tests.search.targets import HEADER, evolve, log_row
@@ -55,7 +58,8 @@ def test_every_line_is_plain_json(log_path: Path) -> None:
     assert len(lines) == 6
     for line in lines:
         json.loads(line, parse_constant=no_constants)
-    assert json.loads(lines[1]) == {"index": 0, "generation": 0, "steps": [100, 100], "start_tokens": 4, "loss": 3.0}
+    first = {"index": 0, "generation": 0, "steps": [100, 100], "start_tokens": 4, "loss": 3.0}
+    assert json.loads(lines[1]) == first | {"crc32": f"{zlib.crc32(json.dumps(first).encode()):08x}"}
 
 
 @pytest.mark.parametrize("loss", [0.1 + 0.2, 1e-320, 12345.678901234567, math.nan, math.inf, -math.inf])
@@ -138,22 +142,60 @@ def test_header_values_are_compared_as_json_gives_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
-def test_a_cut_off_last_line_is_named_and_kept(log_path: Path, cut: int) -> None:
-    log_path.write_bytes(log_path.read_bytes()[:-cut])
-    assert "is cut off in line 5; delete that line to continue from the 3 whole evaluations before it" in refused(
-        log_path
-    )
-    # Doing what it says works.
-    text = log_path.read_text()
-    log_path.write_text(text[: text.rindex("\n") + 1])
+def test_a_last_line_that_was_cut_off_is_computed_again(log_path: Path, cut: int) -> None:
+    whole = log_path.read_bytes()
+    log_path.write_bytes(whole[:-cut])
+    assert read_log(log_path)[1] == ROWS[:3]
     with SearchLog.resume(log_path, HEADER) as log:
         assert log.rows == ROWS[:3]
+        log.append(ROWS[3])
+    assert log_path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("size", [0, 1, 40])
-def test_a_log_without_a_whole_first_line_is_nothing_to_resume(log_path: Path, size: int) -> None:
+def test_a_log_without_a_whole_first_line_is_none(log_path: Path, size: int) -> None:
     log_path.write_bytes(log_path.read_bytes()[:size])
-    assert "ends before its first line does, so there is nothing to resume; start anew" in refused(log_path)
+    assert "there is no" in refused(log_path, code="not-resumable")
+    SearchLog.create(log_path, HEADER).close()
+    assert read_log(log_path) == ({"schema": SCHEMA, **HEADER}, [])
+
+
+def test_another_file_without_a_line_is_kept(log_path: Path) -> None:
+    log_path.write_text("my notes")
+    assert "ends before its first line does, so there is nothing to resume; remove it" in refused(log_path)
+    with pytest.raises(LongRopeError, match="exists"):
+        SearchLog.create(log_path, HEADER)
+    assert log_path.read_text() == "my notes"
+
+
+@pytest.mark.parametrize("line", range(5))
+def test_a_digit_that_has_changed_is_found(log_path: Path, line: int) -> None:
+    lines = log_path.read_text().splitlines(keepends=True)
+    key = '"loss": 3.' if line else '"target_length": 204'
+    changed = lines[line].replace(key, key[:-2] + "7" + key[-1])
+    assert changed != lines[line]
+    log_path.write_text("".join([*lines[:line], changed, *lines[line + 1 :]]))
+    if line:
+        message = refused(log_path)
+        assert f"is damaged in line {line + 1}: expected evaluation {line - 1} as it was written" in message
+        assert message.endswith(f"put it back, or keep the {line} lines before it, and the rest is computed again")
+    else:
+        refused(log_path, code="damaged-file")
+
+
+def test_a_log_of_a_version_without_checksums_goes_on(log_path: Path) -> None:
+    whole = log_path.read_text()
+    old = "".join(re.sub(r', "crc32": "\w{8}"', "", line) for line in whole.splitlines(keepends=True)[:3])
+    assert "crc32" not in old
+    log_path.write_text(old)
+    with SearchLog.resume(log_path, HEADER) as log:
+        assert log.rows == ROWS[:2]
+        log.append(ROWS[2])
+        log.append(ROWS[3])
+    assert log_path.read_text() == old + "".join(whole.splitlines(keepends=True)[3:])
+    assert read_log(log_path) == ({"schema": SCHEMA, **HEADER}, ROWS)
+    log_path.write_text(log_path.read_text().replace('"loss": 3.2', '"loss": 3.7'))
+    assert "is damaged in line 4" in refused(log_path)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +249,7 @@ def test_another_file_is_refused(log_path: Path, first: str, says: str) -> None:
 
 def test_binary_files_are_refused(log_path: Path) -> None:
     log_path.write_bytes(b"\x80\x81\n" * 10)
-    assert "cannot read the search log" in refused(log_path)
+    assert "is no search log: its first line is not JSON" in refused(log_path)
 
 
 def test_a_folder_is_no_log(tmp_path: Path) -> None:
@@ -234,7 +276,7 @@ class FullDisk:
 def test_no_space_left_keeps_the_log_valid(log_path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = log_path.read_bytes()
     row = log_row(4, 2, Candidate((100, 200)), 2.0)
-    assert room < len(row.to_json() + "\n")
+    assert room < len(with_checksum(row.to_json()) + "\n")
     with SearchLog.resume(log_path, HEADER) as log:
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", FullDisk(room))
@@ -250,7 +292,6 @@ def test_no_space_left_keeps_the_log_valid(log_path: Path, room: int, monkeypatc
 
 @pytest.mark.parametrize("room", [0, 1, 100])
 def test_no_space_for_the_header_leaves_no_log(tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty log could be neither resumed nor created again."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", FullDisk(room))
         with pytest.raises(LongRopeError, match=r"No space left .* nothing was kept"):
@@ -305,7 +346,7 @@ def test_an_unwritable_log_is_refused(log_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(LongRopeError, match="Permission denied") as error:
-        SearchLog(log_path, new=False)
+        SearchLog(log_path)
     assert error.value.code == "output-not-writable"
 
 

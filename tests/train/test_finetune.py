@@ -19,13 +19,14 @@ from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.held_out import seen_documents
 from longrope.export.export import find_source
+from longrope.locked import FolderLock
 from longrope.models.apply import applied_scaling, apply_scaling
 from longrope.models.loading import load_model, open_model
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.storage import FolderLock
 from longrope.train.config import FinetuneConfig, LoraConfig
 from longrope.train.finetune import FinetuneResult, finetune
 from longrope.train.resume import SEAL
+from longrope.written import temporary
 from tests.checkpoints import WINDOW, save_checkpoint, words
 from tests.train.runs import MIXED, TARGET, InterruptAt, Recorded, open_fresh, training, write_texts, yarn_scaling
 
@@ -84,6 +85,7 @@ def interrupted(finished: Path) -> Path:
 
 def test_what_a_run_leaves(finished: Path, checkpoint: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
+        ".written.jsonl",
         "checkpoint",
         "finetune.json",
         "run.json",
@@ -168,12 +170,16 @@ def test_a_run_that_was_killed_while_it_wrote_its_result_is_finished(
         patched.setattr("longrope.train.output.write_json_atomic", full)
         with pytest.raises(LongRopeError, match="disk is full"):
             run(checkpoint, sources, out, resume=True)
-    (out / "checkpoint").mkdir(exist_ok=True)
-    (out / "checkpoint" / "half").write_text("of it")
-    (out / ".partial-x").mkdir()
+    temporary(out / "checkpoint").mkdir()
+    (out / "checkpoint").mkdir()
+    (out / "checkpoint" / "mine").write_text("mine")
+    with pytest.raises(LongRopeError, match=r"mine is not a file that this run has written.* move it") as error:
+        run(checkpoint, sources, out, resume=True)
+    assert error.value.code == "not-ours"
+    (out / "checkpoint" / "mine").rename(tmp_path / "mine")
     run(checkpoint, sources, out, resume=True)
     assert_same_bits(weights(out), weights(finished))
-    assert not list(out.glob(".partial-*"))
+    assert {path.name for path in out.iterdir()} == {path.name for path in finished.iterdir()}
 
 
 def test_a_single_window_of_tied_weights_in_another_dtype(sources: Path, tmp_path: Path) -> None:

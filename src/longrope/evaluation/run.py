@@ -25,20 +25,24 @@ from longrope.evaluation.results import EvalResults
 from longrope.evaluation.retention import RetentionSuite
 from longrope.evaluation.ruler.suite import RulerSuite, summary_rows
 from longrope.evaluation.task_log import TaskLog, TaskResult
+from longrope.locked import has_lines
 from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
-from longrope.provenance import versions
+from longrope.provenance import CIRCUMSTANCES, versions
 from longrope.rope.baselines import STRETCHING
 from longrope.rope.scaling import RopeScaling
-from longrope.storage import check_output_file, sha256_text
+from longrope.storage import check_output_file, keep_or_write_json, sha256_text
 from longrope.units import doubling_lengths, parse_length, parse_lengths
+from longrope.written import sweep
 
 SUITES: Mapping[str, type[Suite]] = {
     suite.name: suite
     for suite in (PerplexitySuite, PasskeySuite, NeedleSuite, RulerSuite, RetentionSuite, OpenLlmSuite)
 }
 """The suites by name, in the order of the results."""
+_NAMED = CIRCUMSTANCES | {"documents", "warnings"}
+"""Keys of the results that do not decide the numbers: how they were measured, names of files, sentences."""
 
 
 def evaluate(
@@ -90,16 +94,17 @@ def evaluate(
         seed: Decides every sample.
         allow_seen: Measure on texts that a search or training has seen; the results say so.
         output: A new JSON file for the results. Finished tasks are kept in `NAME.cells.jsonl` beside it.
-        resume: Go on with the finished tasks of an earlier run of the same evaluation, to the same results.
+        resume: Go on with the finished tasks of an earlier run of the same evaluation, to the same results; those of a
+            finished one are kept.
         load: The options of loading a model by name or folder.
         callbacks: Gets `on_eval_start` and `on_eval_step`.
 
     Raises LongRopeError, before anything is measured, for anything that cannot be measured as asked.
     """
     path, config, callbacks = None if output is None else Path(output), config or EvalConfig(), callbacks or Callbacks()
-    if path is not None:
+    if path is not None and not (resume and has_lines(log_path(path)) and path.is_file()):
         check_output_file(path)
-    elif resume:
+    elif path is None and resume:
         raise LongRopeError(
             "only an evaluation with an output can be resumed", code="not-resumable", hint="give its `output`"
         )
@@ -131,6 +136,8 @@ def evaluate(
     start = TaskLog.resume if resume else TaskLog.create
     log = None if path is None else start(log_path(path), settings | {"versions": versions()})
     with log or nullcontext():
+        if path is not None:
+            sweep(path.parent, path.name, log_path(path).name)
         measured = run_tasks(prepared, loaded, comparison, before, log, callbacks)
     rows = [row for result in measured for row in result.rows]
     ruler = [row for row in rows if row.suite == RulerSuite.name]
@@ -138,7 +145,7 @@ def evaluate(
         rows += summary_rows(ruler, loaded.geometry.original_length, config)
     results = EvalResults(tuple(rows), _with_remarks(settings, loaded, list(against), target) | _samples(measured))
     if path is not None:
-        results.save(path)
+        keep_or_write_json(path, results.to_json(), but=_NAMED)
     return results
 
 

@@ -1,7 +1,8 @@
 """The finished tasks of an evaluation, in an append-only JSONL file beside its output: the state of a killed run.
 
 A task is one suite, or one of its tasks, at one length for one method. The first line says which run the file is of;
-each further line is one finished task, written in one piece. The result itself is in results.py, written at the end.
+each further line is one finished task, written in one piece and ending in a checksum. The result itself is in
+results.py, written at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow, row_from_json
-from longrope.storage import LineLog, json_number
+from longrope.locked import LineLog, log_lines
+from longrope.storage import json_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,13 @@ class TaskLog(LineLog):
 
     schema = "longrope.eval-cells/1"
 
-    def __init__(self, path: Path, *, new: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.results: dict[TaskKey, TaskResult] = {}
-        super().__init__(path, new=new)
+        super().__init__(path)
 
-    def _load(self, header: dict[str, Any]) -> None:
-        """Read the finished tasks; a last line that was cut off is dropped."""
-        content = self.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8", errors="replace").splitlines()
+    def _load(self, header: dict[str, Any], content: bytes) -> None:
         try:
+            lines, wrong = log_lines(content)
             found = json.loads(lines[0]) if lines else {}
         except (ValueError, RecursionError):
             found = {}
@@ -89,17 +88,23 @@ class TaskLog(LineLog):
                 code="other-run",
                 hint="use the same settings and versions, or choose another `output`",
             )
+        if wrong == 1:
+            raise self._damaged(1, "the settings as they were written")
         for number, line in enumerate(lines[1:], start=2):
             try:
                 result = TaskResult.from_json(line)
             except (LongRopeError, ValueError, KeyError, TypeError, RecursionError) as error:
-                raise LongRopeError(
-                    f"{self.path} is damaged in line {number}: expected a finished task, found {line[:40]!r}",
-                    code="damaged-file",
-                    hint="delete the line to measure it again",
-                ) from error
+                raise self._damaged(number, f"a finished task, found {line[:40]!r}") from error
+            if number == wrong:
+                raise self._damaged(number, "the finished task as it was written (its checksum is another)")
             self.results[result.key] = result
-        self.cut(len(whole))
+
+    def _damaged(self, line: int, expected: str) -> LongRopeError:
+        return LongRopeError(
+            f"{self.path} is damaged in line {line}: expected {expected}",
+            code="damaged-file",
+            hint="delete the line to measure it again" if line > 1 else self.another,
+        )
 
     def append(self, result: TaskResult) -> None:
         """Keep a finished task. Raises LongRopeError when it cannot be written; the tasks before it are kept."""

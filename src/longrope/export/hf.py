@@ -6,7 +6,6 @@ into them. The files appear in the output folder only after the checkpoint was r
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import SCALING
 from longrope.storage import new_output_folder, read_json, write_json_atomic, write_text_atomic
+from longrope.written import move_up, temporary_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,7 @@ def export_hf(
     try:
         # Everything is made and proved in a folder inside `output`, then moved up: the config last, because a folder
         # without it is no checkpoint.
-        with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as temporary:
-            folder = Path(temporary)
+        with temporary_folder(output / "checkpoint") as folder:
             copy_companions(source, folder, code)
             if plan is None:
                 copy_weights(source, folder)
@@ -116,8 +115,7 @@ def export_hf(
                 serving("PATH", public_name(model_name), family, expressed),
             )
             write_text_atomic(folder / "README.md", card)
-            for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
-                path.replace(output / path.name)
+            move_up(folder, last="config.json")
     except OSError as error:
         raise LongRopeError(
             f"cannot write the checkpoint to {output}: {one_line(error)}; nothing was left there",

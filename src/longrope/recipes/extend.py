@@ -6,7 +6,6 @@ The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,13 +25,14 @@ from longrope.evaluation.results import EvalResults
 from longrope.evaluation.run import evaluate, log_path
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
+from longrope.locked import has_lines
 from longrope.models.apply import scaled
 from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.models.scoring import last_logits
 from longrope.models.texts import prepare_samples, sources_or_books
-from longrope.provenance import record
+from longrope.provenance import CIRCUMSTANCES, record
 from longrope.report.collect import Proof
-from longrope.report.run import Written, figures_folder, report
+from longrope.report.run import Written, report
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.hf_config import transformers_scaling, unsupported_by_transformers
@@ -41,8 +41,9 @@ from longrope.run_files import CHECKPOINT as CHECKPOINT_DIR
 from longrope.run_files import EVALUATION, EXTENSION, REPORT
 from longrope.search.config import SearchConfig
 from longrope.search.run import SearchResult, search
-from longrope.storage import json_ready, write_json_atomic
+from longrope.storage import json_ready, keep_or_write_json, refuse_links
 from longrope.units import doubling_lengths, parse_length, parse_lengths
+from longrope.written import sweep
 
 NAME = "longrope"  # the searched scaling's name in tables
 PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all positions at L' would not fit anywhere
@@ -111,13 +112,14 @@ def extend(
             code="output-exists",
             hint="choose another `output_dir`",
         )
+    checkpoint = output_dir / CHECKPOINT_DIR
+    refuse_links(checkpoint)
 
     _begin(callbacks, "search")
     found = search(loaded, target_length, search_sources, output_dir, config, resume=resume, callbacks=callbacks)
     # The saved scaling is measured and exported: resuming does not save it again.
     found = replace(found, scaling=RopeScaling.load(found.path))
     _begin(callbacks, "compare")
-    (output_dir / EVALUATION).unlink(missing_ok=True)  # of a run that was stopped after its comparison
     evaluation = evaluate(
         loaded,
         data=evaluation_sources,
@@ -128,12 +130,14 @@ def extend(
         config=EvalConfig(samples=evaluation_samples),
         seed=config.seed,
         output=output_dir / EVALUATION,
-        resume=log_path(output_dir / EVALUATION).exists(),
+        resume=has_lines(log_path(output_dir / EVALUATION)),
         callbacks=callbacks,
     )
     _begin(callbacks, "export")
-    checkpoint = output_dir / CHECKPOINT_DIR
-    if not (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
+    sweep(output_dir, EXTENSION)
+    if (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
+        sweep(checkpoint)
+    else:
         export_hf(
             loaded.name,
             found.scaling,
@@ -147,10 +151,9 @@ def extend(
     proofs = prove(loaded, found.scaling, checkpoint, text.ids[:1])
     losses = unsupported_by_transformers(found.scaling)
     proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
-    write_json_atomic(output_dir / EXTENSION, json_ready(found.to_json()) | proved | record())
+    but = CIRCUMSTANCES | {"scaling", "checkpoint", "max_logit_difference", "top1_agreement"}  # a GPU's last bits
+    keep_or_write_json(output_dir / EXTENSION, json_ready(found.to_json()) | proved | record(), but=but)
     _begin(callbacks, "report")
-    # A run that was stopped while it wrote figures has left some.
-    shutil.rmtree(figures_folder(output_dir / REPORT), ignore_errors=True)
     written = report([output_dir], output_dir / REPORT)
     return Extension(found, evaluation, checkpoint, losses, proofs, written)
 

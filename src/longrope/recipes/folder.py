@@ -7,7 +7,6 @@ alone, which is written last.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.locked import FolderLock, has_lines
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel
 from longrope.provenance import record, versions
@@ -22,8 +22,9 @@ from longrope.recipes.check import stage_field, stage_texts
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import STAGES, Recipe
 from longrope.report.run import figures_folder
-from longrope.run_files import LOCK, RECIPE, REPORT, RESULT, SCALING, STAGE
-from longrope.storage import FolderLock, check_output_folder, json_ready, read_json, write_json_atomic
+from longrope.run_files import FINETUNE_IDENTITY, LOCK, RECIPE, REPORT, RESULT, SCALING, SEARCH_LOG, STAGE
+from longrope.storage import check_output_folder, json_ready, read_json, refuse_links, write_json_atomic
+from longrope.written import begin_record, has_record, occupied_by, remove_own, require_own, sweep
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,14 @@ class RunFolder:
 
     def check(self) -> None:
         """Raise LongRopeError unless the run can begin or go on here: a folder of another run, or of something else,
-        stages begun with other settings, another process at work. Writes nothing.
+        stages begun with other settings, files in the way that the run did not write, another process at work. Writes
+        nothing.
         """
         self._require_own()
+        for path in self._outdated():
+            require_own(path)
+        for folder in self.stages.keys() - self.finished():
+            self._require_free(self.path / folder)
         if (self.path / LOCK).is_file():
             self._lock().close()
 
@@ -82,14 +88,14 @@ class RunFolder:
             ) from error
         with self._lock():
             self._require_own()  # a process may have been here since
-            found = self._found()
-            if found is None or found["stages"].keys() != self.stages.keys() or any(self._changed(found)):
-                for name in (RESULT, REPORT):  # of the recipe as it was
-                    (self.path / name).unlink(missing_ok=True)
+            begin_record(self.path)
+            sweep(self.path)
+            for path in self._outdated():
+                remove_own(path)
+            if self._is_another(self._found()):
                 write_json_atomic(
                     self.path / RECIPE, self.identity | {"stages": self.stages, "command": record()["command"]}
                 )
-            self._tidy()
             yield
 
     def _lock(self) -> FolderLock:
@@ -98,10 +104,7 @@ class RunFolder:
     def _require_own(self) -> None:
         found = self._found()
         if found is None:
-            # All that a process can have left that was killed before it wrote `recipe.json`.
-            left = (LOCK, f".{RECIPE}.")
-            if not (self.path.is_dir() and all(entry.name.startswith(left) for entry in self.path.iterdir())):
-                check_output_folder(self.path)
+            check_output_folder(self.path)
             return
         if differing := sorted(key for key, value in self.identity.items() if found.get(key) != value):
             raise LongRopeError(
@@ -138,14 +141,42 @@ class RunFolder:
             if wanted is None or not _same(stage, wanted):
                 yield folder
 
-    def _tidy(self) -> None:
-        """Remove the files that a killed process left half written."""
-        figures = figures_folder(self.path / REPORT)
-        if not (self.path / REPORT).exists():
-            shutil.rmtree(figures, ignore_errors=True)  # they come before the page
-        for name in (RECIPE, SCALING, RESULT, REPORT, figures.name, *self.stages):
-            for left in self.path.glob(f".{name}[.-]*"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    def _is_another(self, found: dict[str, Any] | None) -> bool:
+        """True if the recipe is new here, or has other stages than the one that was run here before."""
+        return found is None or found["stages"].keys() != self.stages.keys() or any(self._changed(found))
+
+    def _outdated(self) -> list[Path]:
+        """The results of the recipe as it was, where its stages have changed or were removed to be run again."""
+        found = self._found()
+        if found is None or not (self._is_another(found) or self.stages.keys() - self.finished()):
+            return []
+        page = self.path / REPORT
+        return [self.path / RESULT, page, figures_folder(page), self.path / SCALING]
+
+    def _require_free(self, folder: Path) -> None:
+        """Raise LongRopeError where the folder of a stage that is not finished holds files of somebody else: in one
+        that is not begun anything, in an export, which begins anew, anything that the run has not written.
+        """
+        refuse_links(folder)
+        if not folder.is_dir():
+            check_output_folder(folder)
+            return
+        if is_begun(folder):
+            return
+        if has_record(folder):
+            require_own(folder)
+        elif (other := occupied_by(folder)) is not None:
+            raise LongRopeError(
+                f"the stage {folder.name} of the run in {self.path} is not begun, and its folder holds {other.name}",
+                code="output-exists",
+                hint="move that to another place, or choose another `output_dir`",
+            )
+
+
+def is_begun(folder: Path) -> bool:
+    """True if the folder of a stage has what it can be resumed from: a log with a first line, the identity of a run."""
+    logs = [path for pattern in (SEARCH_LOG, f"*/{SEARCH_LOG}", "*.cells.jsonl") for path in folder.glob(pattern)]
+    return (folder / FINETUNE_IDENTITY).is_file() or any(map(has_lines, logs))
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ command goes on with a run that was stopped anywhere: a finished stage is never 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +29,10 @@ from longrope.recipes.stages import Stages
 from longrope.recipes.yaml import load_recipe, recipe_model
 from longrope.report.run import report
 from longrope.rope.scaling import RopeScaling
-from longrope.run_files import CHECKPOINT, REPORT, RESULT, SCALING, STAGE
-from longrope.storage import json_ready, sha256_file, write_json_atomic
+from longrope.run_files import CHECKPOINT, EVALUATION, REPORT, RESULT, SCALING, STAGE
+from longrope.storage import json_ready, keep_or_write_json, write_json_atomic
 from longrope.units import parse_length
+from longrope.written import recorded, sha256_file
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,14 @@ def run_recipe(
         summaries = {step.folder: run.finish(place, step) for place, step in enumerate(planned, start=1)}
         assert run.scaling is not None  # `steps` has refused a recipe that makes none
         path = out / SCALING
-        if not path.is_file() or path.read_text("utf-8") != run.scaling.to_json():
-            run.scaling.save(path)
+        keep_or_write_json(path, json.loads(run.scaling.to_json()))
         evaluated = [out / step.folder for step in planned if isinstance(step.stage, EvaluateStage)]
         page = out / REPORT if evaluated else None
         if page is not None and not page.exists():
             report(evaluated, page)
         result = RecipeResult(summaries, run.scaling, path, run.model, page)
         if not (out / RESULT).exists():
-            write_json_atomic(out / RESULT, json_ready(result.to_json()) | record())
+            write_json_atomic(out / RESULT, json_ready(result.to_json()) | record(), new=True)
     return result
 
 
@@ -103,7 +104,8 @@ class _Run:
         else:
             began = time.monotonic()
             summary = self.stages.run(step, self.scaling)
-            files = {name: sha256_file(folder / name) for name in _results(step, folder)}
+            hashed = recorded(folder)  # big files are read once
+            files = {name: _only(hashed.get(name)) or sha256_file(folder / name) for name in _results(step, folder)}
             summary = json_ready(summary | {"seconds": time.monotonic() - began, "sha256": files, "read": read})
             write_json_atomic(folder / STAGE, summary)
         self.hashes[step.folder] = summary["sha256"]
@@ -137,9 +139,14 @@ def _finished(folder: Path, read: dict[str, dict[str, str]]) -> dict[str, Any]:
     return summary
 
 
+def _only(hashes: set[str] | None) -> str | None:
+    """The one hash that a file was written with."""
+    return next(iter(hashes)) if hashes is not None and len(hashes) == 1 else None
+
+
 def _results(step: Step, folder: Path) -> list[str]:
-    """The files that later stages read."""
-    names = [SCALING] if (folder / SCALING).is_file() else []
+    """The files that later stages and the report read."""
+    names = [name for name in (SCALING, EVALUATION) if (folder / name).is_file()]
     weights = (folder / CHECKPOINT).glob("*.safetensors") if isinstance(step.stage, FinetuneStage) else ()
     return [*names, *sorted(path.relative_to(folder).as_posix() for path in weights)]
 

@@ -1,13 +1,12 @@
 """The stages of a recipe: each runs one job in a folder of its own, from its beginning or from where it was stopped.
 
-A process may have been killed anywhere. Its half-written files are removed here, or cut back to whole lines; the job
-then goes on from its own log, checkpoints or results to the end it would have had.
+A process may have been killed anywhere. Each job then goes on from its own log, checkpoints or results to the end it
+would have had; only an export begins anew. Nothing is removed that the run has not written itself.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ import torch
 
 from longrope.callbacks import Callbacks
 from longrope.evaluation.run import evaluate, log_path
+from longrope.locked import has_lines
 from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes.check import stage_field, stage_sources, stage_texts
+from longrope.recipes.folder import is_begun
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage
 from longrope.rope.scaling import RopeScaling
@@ -28,11 +29,11 @@ from longrope.run_files import (
     FINETUNE_SUMMARY,
     SCALING,
     SEARCH_LOG,
-    SEARCH_SUMMARY,
-    TRAINER,
 )
-from longrope.search.recover import recover
+from longrope.search.recover import begun, recover
 from longrope.search.run import search
+from longrope.storage import keep_or_write_json, new_output_folder
+from longrope.written import begin_record, remove_own
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Stages:
     def run(self, step: Step, scaling: RopeScaling | None) -> dict[str, Any]:
         """Run a step, or the rest of it. Returns its summary. `scaling`: the one to evaluate or export."""
         stage, folder = step.stage, self.out / step.folder
+        if not is_begun(folder):
+            remove_own(folder)  # nothing that could be resumed: an export, or a log that a power cut has emptied
+            new_output_folder(folder)
+        begin_record(folder)
         if isinstance(stage, SearchStage):
             return self._search(step, stage, folder)
         if isinstance(stage, FinetuneStage):
@@ -76,7 +81,7 @@ class Stages:
             stage_sources(self.base.name, self.recipe, stage),
             folder,
             stage.settings,
-            resume=_begun_search(folder),
+            resume=has_lines(folder / SEARCH_LOG),
             workers=stage.workers,
             callbacks=self.callbacks,
         )
@@ -86,6 +91,7 @@ class Stages:
         from longrope.train.finetune import finetune  # needs accelerate
         from longrope.train.launch import finetune_in_processes
         from longrope.train.output import FinetuneResult
+        from longrope.train.resume import remove_checkpoints
 
         if not (folder / FINETUNE_SUMMARY).is_file():
             deterministic = torch.are_deterministic_algorithms_enabled()
@@ -95,7 +101,7 @@ class Stages:
                 "field": stage_field(self.recipe, stage),
                 "output_dir": folder,
                 "config": stage.settings,
-                "resume": _kept(folder, (folder / FINETUNE_IDENTITY).is_file()),
+                "resume": (folder / FINETUNE_IDENTITY).is_file(),
                 "load": self.base.options.replace(dtype=stage.dtype),
                 "callbacks": self.callbacks,
             }
@@ -105,7 +111,7 @@ class Stages:
                 finetune(self._name(step), **given)
                 # The Trainer's setting is not for the stages after it, which may begin in another process.
                 torch.use_deterministic_algorithms(deterministic)
-        shutil.rmtree(folder / TRAINER, ignore_errors=True)
+        remove_checkpoints(folder)
         made = FinetuneResult.load(folder)
         return {
             "checkpoint": str(made.checkpoint),
@@ -117,14 +123,13 @@ class Stages:
 
     def _recover(self, step: Step, stage: RecoverStage, folder: Path) -> dict[str, Any]:
         scaling = RopeScaling.load(self.out / str(step.scaling) / SCALING)
-        begun = [_begun_search(path.parent) for path in folder.glob(f"*/{SEARCH_LOG}")]
         recovered = recover(
             replace(self._open(step, stage), checkpoint_scaling=scaling),
             stage.lengths,
             stage_sources(self.base.name, self.recipe, stage),
             folder,
             stage.settings,
-            resume=_kept(folder, any(begun)),
+            resume=bool(begun(folder)),
             workers=stage.workers,
             callbacks=self.callbacks,
         )
@@ -132,9 +137,6 @@ class Stages:
 
     def _evaluate(self, step: Step, stage: EvaluateStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
         output = folder / EVALUATION
-        resume = _kept(folder, _whole_lines(log_path(output)))
-        folder.mkdir(exist_ok=True)
-        output.unlink(missing_ok=True)  # from a process that was killed before the stage was recorded as finished
         loaded = self._open(step, stage)
         evaluate(
             loaded,
@@ -147,18 +149,17 @@ class Stages:
             seed=stage.seed,
             config=stage.settings,
             output=output,
-            resume=resume,
+            resume=has_lines(log_path(output)),
             callbacks=self.callbacks,
         )
-        scaling.save(folder / SCALING)  # the measured one: `longrope report` reads this folder
+        # The measured one: `longrope report` reads this folder.
+        keep_or_write_json(folder / SCALING, json.loads(scaling.to_json()))
         return {"evaluation": str(output)}
 
     def _export(self, step: Step, stage: ExportStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
         from longrope.export.config import GGUF, ExportConfig
         from longrope.export.export import export_checkpoint
 
-        _kept(folder, False)
-        folder.mkdir()
         scaling.save(folder / SCALING)
         done = export_checkpoint(
             self.base.name if step.weights is None else str(self.out / step.weights / CHECKPOINT),
@@ -170,28 +171,3 @@ class Stages:
             trust_remote_code=self.base.options.trust_remote_code,
         )
         return {"checkpoint": str(done.path), "to": stage.to, "losses": done.unsupported, "notes": done.notes}
-
-
-def _kept(folder: Path, begun: bool) -> bool:
-    """Returns `begun`; where that is False, the folder is removed."""
-    if not begun:
-        shutil.rmtree(folder, ignore_errors=True)
-    return begun
-
-
-def _begun_search(folder: Path) -> bool:
-    """True if a search in `folder` can be resumed; else the folder is removed."""
-    if not _kept(folder, _whole_lines(folder / SEARCH_LOG)):
-        return False
-    if not (folder / SEARCH_SUMMARY).exists():  # it comes after the scaling, and only with it
-        (folder / SCALING).unlink(missing_ok=True)
-    return True
-
-
-def _whole_lines(path: Path) -> bool:
-    """Cut off a last line that was not finished. Returns whether any line is left."""
-    if not path.is_file():
-        return False
-    whole = path.read_bytes().rfind(b"\n") + 1
-    os.truncate(path, whole)
-    return whole > 0

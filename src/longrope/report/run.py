@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.report.collect import collect
 from longrope.report.page import Report, build, render
 from longrope.storage import check_output_file, check_output_folder, write_text_atomic
+from longrope.written import note, sha256_file, sweep, temporary
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,18 @@ def report(runs: Sequence[Path | str], output: Path, figures: Path | None = None
     """Write the report on `runs` (run folders and evaluation files) to the new file `output`.
 
     Figures go to the new folder `figures`, by default beside the page: `report.html` has `report_figures/`. The same
-    runs give the same bytes.
+    runs give the same bytes, so that figures which a report that was stopped has left are kept where they are the same.
 
     Raises LongRopeError for runs that cannot be read and for outputs that exist; nothing is overwritten.
     """
     folder = figures or figures_folder(output)
     check_output_file(output)
-    check_output_folder(folder)
+    sweep(output.parent, output.name)
+    sweep(folder.parent, folder.name)
     made = build(collect([Path(run) for run in runs]))
     page = render(made, __version__)
     written = _save_figures(made, folder)
-    write_text_atomic(output, page)
+    write_text_atomic(output, page, new=True)
     return Written(output, written)
 
 
@@ -49,15 +51,22 @@ def figures_folder(output: Path) -> Path:
 def _save_figures(made: Report, folder: Path) -> list[Path]:
     """All figures, in a folder that appears when it is whole."""
     names: list[str] = []
+    whole = temporary(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            whole = Path(temporary) / folder.name
-            whole.mkdir()
+        whole.mkdir()
+        try:
             for exhibit in made.exhibits:
                 if exhibit.drawing is not None:
                     names += [path.name for path in exhibit.drawing.save(whole, exhibit.name)]
+            hashes = {name: sha256_file(whole / name) for name in names}
+            if folder.is_dir() and hashes == _hashes(folder):
+                return [folder / name for name in names]
+            check_output_folder(folder)
+            note(folder.parent, {f"{folder.name}/{name}": digest for name, digest in hashes.items()})
             os.replace(whole, folder)  # takes the place of an empty folder
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
     except OSError as error:
         raise LongRopeError(
             f"cannot write the figures to {folder}: {error.strerror}",
@@ -65,3 +74,8 @@ def _save_figures(made: Report, folder: Path) -> list[Path]:
             hint="choose another `figures`",
         ) from error
     return [folder / name for name in names]
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of all that is in `folder`."""
+    return {path.name: sha256_file(path) if path.is_file() else "" for path in folder.iterdir()}

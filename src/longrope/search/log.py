@@ -1,7 +1,8 @@
 """The search log: an append-only JSONL file of all evaluations. It is the whole state of a search.
 
-The first line identifies the search (settings, samples, model); every further line is one evaluation. Each line is
-written in one piece and flushed, so a killed process leaves whole lines. No pickles: a log is safe to read from anyone.
+The first line identifies the search (settings, samples, model); every further line is one evaluation. Each line ends in
+a checksum and is written in one piece, so a killed process leaves whole lines; a last line that was cut off does not
+count. No pickles: a log is safe to read from anyone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 from longrope.checks import shown
 from longrope.errors import LongRopeError
-from longrope.storage import ANOTHER_FOLDER, LineLog, json_number, nothing_to_resume
+from longrope.locked import LineLog, log_lines, nothing_to_resume
+from longrope.storage import ANOTHER_FOLDER, json_number
 
 SCHEMA = "longrope.search/1"
 
@@ -52,13 +54,12 @@ class SearchLog(LineLog):
 
     schema, another = SCHEMA, ANOTHER_FOLDER
 
-    def __init__(self, path: Path, *, new: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.rows: list[LogRow] = []
-        super().__init__(path, new=new)
+        super().__init__(path)
 
-    def _load(self, header: dict[str, Any]) -> None:
-        """Read the evaluations. A last line that was cut off is an error, too."""
-        found, self.rows = read_log(self.path, self.read())
+    def _load(self, header: dict[str, Any], content: bytes) -> None:
+        found, self.rows = read_log(self.path, content)
         differing = sorted(key for key in header if key != "record" and found.get(key) != header[key])
         if differing:
             key = differing[0]
@@ -81,24 +82,16 @@ def read_log(path: Path, content: bytes | None = None) -> tuple[dict[str, Any], 
     `content`: the bytes of the file where it is open already.
     """
     try:
-        text = (path.read_bytes() if content is None else content).decode("utf-8")
+        lines, wrong = log_lines(path.read_bytes() if content is None else content)
     except FileNotFoundError as error:
         raise nothing_to_resume(path) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise LongRopeError(f"cannot read the search log {path}: {error}", code="damaged-file") from error
-    lines = text.split("\n")
-    rest = lines.pop()
+    except OSError as error:
+        raise LongRopeError(f"cannot read the search log {path}: {error.strerror}", code="damaged-file") from error
     if not lines:
         raise LongRopeError(
             f"{path} ends before its first line does, so there is nothing to resume",
             code="damaged-file",
-            hint="start anew",
-        )
-    if rest:
-        raise LongRopeError(
-            f"{path} is cut off in line {len(lines) + 1}",
-            code="damaged-file",
-            hint=f"delete that line to continue from the {len(lines) - 1} whole evaluations before it",
+            hint="remove it and start anew",
         )
     try:
         header = json.loads(lines[0])
@@ -107,6 +100,8 @@ def read_log(path: Path, content: bytes | None = None) -> tuple[dict[str, Any], 
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         found = header.get("schema") if isinstance(header, dict) else None
         raise LongRopeError(f"{path}: expected a search log of schema {SCHEMA}, found {found!r}", code="damaged-file")
+    if wrong == 1:
+        raise _damaged(path, 1, f"the settings that were written, found {shown(lines[0])}")
     rows: list[LogRow] = []
     for number, line in enumerate(lines[1:], start=2):
         try:
@@ -115,9 +110,14 @@ def read_log(path: Path, content: bytes | None = None) -> tuple[dict[str, Any], 
             raise _damaged(path, number, f"one evaluation, found {line[:40]!r}") from error
         if row.index != len(rows):
             raise _damaged(path, number, f"evaluation {len(rows)}, found {row.index}")
+        if number == wrong:
+            raise _damaged(path, number, f"evaluation {row.index} as it was written (its checksum is another)")
         rows.append(row)
     return header, rows
 
 
 def _damaged(path: Path, line: int, expected: str) -> LongRopeError:
-    return LongRopeError(f"{path} is damaged in line {line}: expected {expected}", code="damaged-file")
+    again = f"keep the {line - 1} lines before it, and the rest is computed again" if line > 1 else "start anew"
+    return LongRopeError(
+        f"{path} is damaged in line {line}: expected {expected}", code="damaged-file", hint=f"put it back, or {again}"
+    )

@@ -8,6 +8,7 @@ scaling with the windows that are better, and `recover.json` the gains.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longrope.callbacks import Callbacks
 from longrope.data.sources import Field, TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
+from longrope.locked import has_lines
 from longrope.models.apply import kept_modes
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, open_model
@@ -27,10 +29,11 @@ from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import RECOVER_SUMMARY, SCALING, SEARCH_LOG
 from longrope.search.config import SearchConfig
 from longrope.search.initial import NONE
-from longrope.search.run import search
+from longrope.search.run import NAMED, search
 from longrope.search.spaces import UPPER_RATIO
-from longrope.storage import json_ready, new_output_folder, write_json_atomic
+from longrope.storage import json_ready, keep_or_write_json, new_output_folder
 from longrope.units import parse_lengths
+from longrope.written import has_record, remove_own, sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def recover_scaling(
             folder,
             config,
             max_factor=max_factor,
-            resume=resume and folder.is_dir() and any(folder.iterdir()),  # the same call begins and continues
+            resume=resume and bool(begun(folder)),  # the same call begins and continues
             workers=workers,
             ray_address=ray_address,
             callbacks=callbacks,
@@ -156,13 +159,16 @@ def recover(
     for length in lengths:
         callbacks.on_recover_length(length)
         folder = output_dir / str(length)
+        resumes = has_lines(folder / SEARCH_LOG)
+        if not resumes and has_record(folder):
+            remove_own(folder)
         found = search(
             loaded,
             length,
             data,
             folder,
             configs[length],
-            resume=(folder / SEARCH_LOG).exists(),
+            resume=resumes,
             workers=workers,
             ray_address=ray_address,
             callbacks=callbacks,
@@ -176,11 +182,11 @@ def recover(
     made = [json_ready(row.to_json()) | {"data": seen} for row, seen in zip(rows, data_seen, strict=True)]
     scaling = _with_windows(before, windows).with_provenance(model=loaded.name, recovery=made)
     result = RecoveryResult(tuple(rows), scaling, output_dir / SCALING)
-    if not (output_dir / RECOVER_SUMMARY).exists():  # a finished recovery that is resumed comes to the same end
-        scaling.with_provenance(**record()).save(result.path)
-        write_json_atomic(
-            output_dir / RECOVER_SUMMARY, json_ready(result.to_json()) | {"options": config.model_dump()} | record()
-        )
+    # A finished recovery that is resumed comes to the same end.
+    whole = json.loads(scaling.with_provenance(**record()).to_json())
+    keep_or_write_json(result.path, whole, but=NAMED)
+    summary = json_ready(result.to_json()) | {"options": config.model_dump()} | record()
+    keep_or_write_json(output_dir / RECOVER_SUMMARY, summary, but=NAMED)
     return replace(result, scaling=RopeScaling.load(result.path))
 
 
@@ -207,23 +213,29 @@ def _default_bound(scaling: RopeScaling, length: int) -> float:
     return UPPER_RATIO * scaling.window_for(length).max_length / scaling.geometry.original_length
 
 
+def begun(output_dir: Path) -> set[str]:
+    """The folders in `output_dir` whose search has begun."""
+    return {path.parent.name for path in output_dir.glob(f"*/{SEARCH_LOG}") if has_lines(path)}
+
+
 def _open(output_dir: Path, lengths: Sequence[int], resume: bool) -> None:
     """A new folder, or that of the recovery to go on with. Raises LongRopeError where that is another one."""
     if not resume:
         new_output_folder(output_dir)
         return
-    begun = {path.parent.name for path in output_dir.glob(f"*/{SEARCH_LOG}")}
-    if not begun:
+    found = begun(output_dir)
+    if not found:
         raise LongRopeError(
             f"there is no recovery in {output_dir} to resume", code="not-resumable", hint="start without `resume=True`"
         )
     wanted = set(map(str, lengths))
-    if begun - wanted or ((output_dir / RECOVER_SUMMARY).exists() and begun != wanted):
+    if found - wanted or ((output_dir / RECOVER_SUMMARY).exists() and found != wanted):
         raise LongRopeError(
-            f"the recovery in {output_dir} is another one, of windows of {', '.join(sorted(begun, key=int))} tokens",
+            f"the recovery in {output_dir} is another one, of windows of {', '.join(sorted(found, key=int))} tokens",
             code="other-run",
             hint="use the same lengths or another `output_dir`",
         )
+    sweep(output_dir, SCALING, RECOVER_SUMMARY)
 
 
 def _with_windows(scaling: RopeScaling, windows: Mapping[int, Window]) -> RopeScaling:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longrope.callbacks import Callbacks
 from longrope.data.sources import Field, TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
+from longrope.locked import has_lines
 from longrope.models.apply import kept_modes, scaled
 from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model, require_longer
 from longrope.models.texts import sources_or_books
-from longrope.provenance import record
+from longrope.provenance import CIRCUMSTANCES, record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY
 from longrope.search.config import SearchConfig
@@ -44,10 +46,13 @@ from longrope.search.methods import build, identity
 from longrope.search.ray_evaluator import numerics, ray_evaluator
 from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
 from longrope.search.verdict import SearchVerdict, search_verdict
-from longrope.storage import json_ready, new_output_folder, write_json_atomic
+from longrope.storage import json_ready, keep_or_write_json, new_output_folder
 from longrope.units import parse_length
+from longrope.written import begin_record, has_record, sweep
 
 UNIT = "found, attention factor 1"
+NAMED = CIRCUMSTANCES | {"model", "document", "scaling", "options"}
+"""Keys of a search's outputs that do not decide its result: how it was run, and names of files."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def search_scaling(
         raise LongRopeError("expected the `output_dir` of the search to resume, found none", code="not-resumable")
     with kept_modes(model), tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary:
         folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
-        begun = (folder / SEARCH_LOG).is_file()
+        begun = has_lines(folder / SEARCH_LOG)
         return search(
             open_model(model, tokenizer, load),
             parse_length(target_length),
@@ -223,24 +228,29 @@ def search(
 def _saved(
     result: SearchResult, loaded: LoadedModel, texts: Texts, header: Mapping[str, Any], config: SearchConfig
 ) -> SearchResult:
-    """Write scaling and summary. A finished search that is resumed comes to the same end: its files are kept."""
+    """Write scaling and summary. A finished search that is resumed comes to the same end: its files are kept.
+
+    Raises LongRopeError where one of them holds another result than the log.
+    """
     summary = json_ready(result.to_json()) | {"options": config.model_dump()}
     scaling = result.scaling.with_provenance(
         model=loaded.name, search=header, data=data_provenance(texts), **summary, **record()
     )
-    if not (result.path.parent / SEARCH_SUMMARY).exists():
-        write_json_atomic(result.path.parent / SEARCH_SUMMARY, summary | record())
-    if not result.path.exists():
-        scaling.save(result.path)
+    keep_or_write_json(result.path.parent / SEARCH_SUMMARY, summary | record(), but=NAMED)
+    keep_or_write_json(result.path, json.loads(scaling.to_json()), but=NAMED)
     return replace(result, scaling=scaling)
 
 
 def _log(output_dir: Path, header: dict[str, Any], resume: bool) -> SearchLog:
     """The log to go on with, or that of a new run, in a new folder."""
-    if resume:
-        return SearchLog.resume(output_dir / SEARCH_LOG, header)
-    new_output_folder(output_dir)
-    return SearchLog.create(output_dir / SEARCH_LOG, header)
+    if not resume:
+        new_output_folder(output_dir)
+        if has_record(output_dir.parent):  # of a recovery in a recipe
+            begin_record(output_dir)
+        return SearchLog.create(output_dir / SEARCH_LOG, header)
+    log = SearchLog.resume(output_dir / SEARCH_LOG, header)
+    sweep(output_dir, SEARCH_LOG, SEARCH_SUMMARY, SCALING)
+    return log
 
 
 def _forms_given(loaded: LoadedModel, target_length: int, config: SearchConfig) -> dict[str, Window]:

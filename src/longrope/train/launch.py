@@ -24,6 +24,7 @@ from longrope.storage import write_json_atomic
 from longrope.train.config import FinetuneConfig
 from longrope.train.finetune import finetune
 from longrope.train.output import FinetuneResult
+from longrope.written import discard, sweep, temporary
 
 _ERROR, _PROGRESS = "longrope: error: ", "longrope: progress: "
 
@@ -43,11 +44,10 @@ def finetune_in_processes(
 ) -> FinetuneResult:
     """`finetune` in `processes` processes started by torchrun.
 
-    `<output_dir>.request.json` and `<output_dir>.stderr` exist meanwhile; the second stays where the processes failed.
-    Raises LongRopeError with the message of the first process that failed.
+    What the processes write to standard error is beside `output_dir` meanwhile, under a temporary name; it stays where
+    they failed. Raises LongRopeError with the message of the first process that failed.
     """
     callbacks = callbacks or Callbacks()
-    request, stderr = (output_dir.with_name(f"{output_dir.name}.{end}") for end in ("request.json", "stderr"))
     arguments = {
         "model": model,
         "scaling": str(scaling),
@@ -58,6 +58,11 @@ def finetune_in_processes(
         "resume": resume,
         "load": (load or LoadOptions()).model_dump(),
     }
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    sweep(output_dir.parent, f"{output_dir.name}.processes")
+    folder = temporary(output_dir.with_name(f"{output_dir.name}.processes"))
+    folder.mkdir()
+    request, stderr = folder / "request.json", folder / "stderr"
     write_json_atomic(request, arguments)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     with (
@@ -74,7 +79,6 @@ def finetune_in_processes(
         for line in started.stdout:
             if line.startswith(_PROGRESS):
                 _report(callbacks, json.loads(line.removeprefix(_PROGRESS)))
-    request.unlink()
     if started.returncode:
         lines = stderr.read_text("utf-8", errors="replace").splitlines()
         messages = (line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR))
@@ -83,7 +87,7 @@ def finetune_in_processes(
             f"messages: {stderr})",
             code="processes-failed",
         )
-    stderr.unlink()
+    discard(folder)
     return FinetuneResult.load(output_dir)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,12 @@ from longrope.models.loading import LoadedModel
 from longrope.provenance import record
 from longrope.rope.hf_config import unsupported_by_transformers
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_SUMMARY, SCALING, TRAINER
+from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_SUMMARY, SCALING
 from longrope.storage import json_ready, read_json, write_json_atomic
 from longrope.train.config import FinetuneConfig
+from longrope.train.resume import remove_checkpoints, saving
 from longrope.train.trainer import WindowTrainer
+from longrope.written import note, sha256_file, temporary_folder
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +77,10 @@ class FinishedTraining:
     tensors: dict[str, Any] | None
 
     def write(self, output_dir: Path) -> None:
-        """Write checkpoint, scaling and summary, in this order, and remove the Trainer's checkpoints."""
+        """Write checkpoint, scaling and summary, in this order, and remove the Trainer's checkpoints.
+
+        Raises LongRopeError where they cannot be written; the Trainer's checkpoints are then kept.
+        """
         lora = self.config.lora
         checkpoint = output_dir / (CHECKPOINT if lora is None or lora.merge else ADAPTER)
         curve = [
@@ -97,13 +100,13 @@ class FinishedTraining:
             **record(),
         }
         trained = self._trained_scaling(checkpoint, common)
-        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".partial-") as temporary:
-            folder = Path(temporary) / checkpoint.name
+        with saving(str(checkpoint)), temporary_folder(checkpoint) as folder:
             if checkpoint.name == ADAPTER:
                 self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(folder)
             else:
                 self._save_weights(folder)
             trained.save(folder / SCALING)  # the weights alone then say which texts they have seen
+            note(output_dir, {f"{checkpoint.name}/{path.name}": sha256_file(path) for path in folder.iterdir()})
             folder.rename(checkpoint)  # in full or not at all
         summary = {
             "checkpoint": str(checkpoint),
@@ -115,7 +118,7 @@ class FinishedTraining:
             **common,
         }
         FinetuneResult(trained, output_dir / SCALING, checkpoint, summary).save(output_dir)
-        shutil.rmtree(output_dir / TRAINER, ignore_errors=True)
+        remove_checkpoints(output_dir)
 
     def _trained_scaling(self, checkpoint: Path, common: dict[str, Any]) -> RopeScaling:
         """The scaling with the windows that were trained, a single one holding for short texts too; how they were made

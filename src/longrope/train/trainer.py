@@ -25,7 +25,8 @@ from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import Window
 from longrope.train.config import SCHEDULES, FinetuneConfig
 from longrope.train.context_parallel import SharedRows, share
-from longrope.train.resume import seal
+from longrope.train.resume import begin_checkpoint, rotate, saving, seal
+from longrope.written import discard
 
 
 class StepRows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -92,9 +93,26 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         share: float = inputs["weight"] * self.args.world_size
         return loss * share
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint of the run, which is recorded as its own before. Where there is no room for it, the part
+        that was written is removed and the run ends in one line.
+        """
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            begin_checkpoint(folder)
+        try:
+            with saving(f"the checkpoint {folder}"):
+                super()._save_checkpoint(model, trial)
+        except LongRopeError:
+            if self.args.should_save and folder.is_dir():
+                discard(folder)
+            raise
+
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Reports progress, stops when the loss is not finite, and seals checkpoints that all processes have written."""
+    """Reports progress, stops when the loss is not finite, seals checkpoints that all processes have written, and
+    removes older ones.
+    """
 
     def __init__(self, run: str, tokens_per_step: int, callbacks: Callbacks) -> None:
         self.run, self.tokens_per_step, self.callbacks = run, tokens_per_step, callbacks
@@ -117,7 +135,9 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.run)
+            root = Path(args.output_dir)
+            seal(root / f"checkpoint-{state.global_step}", self.run)
+            rotate(root)
 
 
 def training_arguments(config: FinetuneConfig, folder: Path, *, cpu: bool) -> TrainingArguments:
@@ -147,7 +167,7 @@ def training_arguments(config: FinetuneConfig, folder: Path, *, cpu: bool) -> Tr
         "remove_unused_columns": False,
         "save_strategy": "steps",
         "save_steps": config.save_every,
-        "save_total_limit": 2,  # a checkpoint is sealed before the one before it goes
+        "save_total_limit": None,  # `rotate` removes old ones, once the new one is sealed
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",  # TensorBoard has a callback with a folder of its own

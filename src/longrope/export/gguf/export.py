@@ -6,7 +6,6 @@ length. The notes of an export say which one holds when, and what that costs.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import transformers_scaling
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import check_output_file
+from longrope.written import has_record, note, publish, sha256_file, sweep, temporary
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,21 @@ def export_gguf(model: str, scaling: RopeScaling, output: Path, config: ExportCo
         architecture = _checked_architecture(source, model_config, scaling.geometry)
     notes = _notes(output, expressed)
     keys = rope_keys(architecture, expressed, scaling, unsupported)
+    partial = temporary(output)
     try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-            partial = Path(folder) / "partial.gguf"
+        sweep(output.parent, output.name)
+        try:
             if source is None:
                 notes += write_llama(partial, model, keys, tensors)
             else:
                 with partial.open("wb") as file:
                     write_patched(source, file, architecture, keys, tensors)
             proof = prove(partial, expressed, source)
-            partial.replace(output)
+            if has_record(output.parent):
+                note(output.parent, {output.name: sha256_file(partial)})
+            publish(partial, output)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise LongRopeError(
             f"cannot write {output}: {one_line(error)}; nothing was left there", code="output-not-writable"
