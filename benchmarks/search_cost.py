@@ -2,6 +2,8 @@
 
     python benchmarks/search_cost.py --out runs/cost                     # every cell; hours on 2 cores
     python benchmarks/search_cost.py --out runs/cost --methods 'gradient;hybrid' --ratios 4 --seeds 0
+    python benchmarks/search_cost.py --out runs/below --population 32 --iterations 20 --ratios 4,8 --seeds 0 \
+        --methods 'yarn;longrope2;longrope2, yarn below;longrope2, ramp below;ramps alone'   # a quarter of the evaluations
     python benchmarks/search_cost_tables.py --cells runs/cost/cells --out benchmarks/results   # tables of what is there
 
 A cell is one (objective, ratio, method, seed). It leaves `cells/NAME.json`; a finished cell is not run again, and one
@@ -36,9 +38,21 @@ from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.provenance import record
 from longrope.rope.closed_forms import CLOSED_FORMS, yarn
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search.config import SearchConfig
-from longrope.search.evaluator import EvalRequest, EvalResult, LoggedEvaluator, SerialEvaluator, distinct
+from longrope.search.config import EVOLUTION, SearchConfig
+from longrope.search.evaluator import (
+    SEARCH,
+    EvalRequest,
+    EvalResult,
+    Evaluate,
+    LoggedEvaluator,
+    OnBest,
+    SearchOutcome,
+    SerialEvaluator,
+    distinct,
+    loss_request,
+)
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
+from longrope.search.initial import ramps
 from longrope.search.log import SearchLog
 from longrope.search.methods import PreparedSearch, build, identity
 from longrope.search.objective import PerplexityObjective
@@ -61,6 +75,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "hybrid, one jump": {"method": "hybrid", "continuation": False},
     "cma": {"method": "cma"},
     "cma, every pair": {"method": "cma", "knots": 0},
+    "longrope2, yarn below": {"method": "longrope2", "below": "yarn"},
+    "longrope2, ramp below": {"method": "longrope2", "below": "ramp"},
+    "ramps alone": {"method": "cma"},  # no search: the best of its ramps on all search texts
 }
 
 
@@ -84,10 +101,16 @@ class Recorder:
             self.trace.append((self.token_passes, window))
 
 
-def run_cell(loaded: LoadedModel, objective: str, ratio: int, method: str, seed: int, out: Path) -> dict[str, Any]:
-    """One search from its start, or from its log, to its end, and what it found measured on held-out books."""
+def run_cell(
+    loaded: LoadedModel, objective: str, ratio: int, method: str, seed: int, out: Path, budget: dict[str, int]
+) -> dict[str, Any]:
+    """One search from its start, or from its log, to its end, and what it found measured on held-out books.
+
+    `budget`: population and iterations of an evolution, where they are not the paper's.
+    """
     target = ratio * loaded.geometry.original_length
-    options = SearchConfig(objective=objective, samples=SAMPLES, seed=seed, **METHODS[method])
+    own = METHODS[method] | (budget if METHODS[method]["method"] in EVOLUTION else {})
+    options = SearchConfig(objective=objective, samples=SAMPLES, seed=seed, **own)
     texts = prepare_texts(loaded, sources_or_books(loaded.name, [], "search"), target, options)
     scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     try:
@@ -99,6 +122,8 @@ def run_cell(loaded: LoadedModel, objective: str, ratio: int, method: str, seed:
             prepared = _released(loaded, prepared, target, seed)
         if method == "gradient, only continued":
             prepared = _only_continued(prepared)
+        if method == "ramps alone":
+            prepared = replace(prepared, run=partial(_best_ramp, loaded, target, prepared.attention_factor))
         evaluator = SerialEvaluator(objectives)
         path = out / "search.jsonl"
         out.mkdir(parents=True, exist_ok=True)
@@ -169,6 +194,21 @@ def _only_continued(prepared: PreparedSearch) -> PreparedSearch:
     first, *later = prepared.run.keywords["stages"]
     bare = [replace(stage, seeds={}) for stage in later]
     return replace(prepared, run=partial(prepared.run, stages=[first, *bare]))
+
+
+def _best_ramp(
+    loaded: LoadedModel, target: int, attention_factor: float, evaluate: Evaluate, *, on_best: OnBest
+) -> SearchOutcome:
+    """The ramp with the lowest loss on all search texts."""
+    windows = {
+        name: Window(target, tuple(factors.tolist()), 0, attention_factor)
+        for name, factors in ramps(loaded.geometry, target).items()
+    }
+    results = evaluate([loss_request(window, SEARCH) for window in windows.values()])
+    losses = {name: result.loss for name, result in zip(windows, results, strict=True)}
+    name = min(losses, key=losses.__getitem__)
+    on_best(windows[name], losses[name])
+    return SearchOutcome(windows[name], losses[name], (name,))
 
 
 def _thinned(trace: Sequence[tuple[int, Window]], target: int, points: int = 24) -> list[tuple[int, Window]]:
@@ -242,11 +282,15 @@ def main() -> None:
     parser.add_argument("--objectives", default="perplexity,needle")
     parser.add_argument("--ratios", default="4,8,16")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--population", type=int, help="of the evolutions, in place of the paper's 64")
+    parser.add_argument("--iterations", type=int, help="of the evolutions, in place of the paper's 40")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--again", action="store_true", help="measure finished cells that lack a number again")
     args = parser.parse_args()
     loaded = open_model(args.model, options=LoadOptions(dtype=args.dtype))
     cells = args.out / "cells"
+    given = {"population": args.population, "iterations": args.iterations}
+    budget = {name: value for name, value in given.items() if value is not None}
     for ratio in map(int, args.ratios.split(",")):
         for seed in map(int, args.seeds.split(",")):
             for objective in args.objectives.split(","):
@@ -259,9 +303,9 @@ def main() -> None:
                     if method in CLOSED_FORMS:
                         cell = closed_form_cell(loaded, objective, ratio, method, seed)
                     else:
-                        cell = run_cell(loaded, objective, ratio, method, seed, args.out / name)
+                        cell = run_cell(loaded, objective, ratio, method, seed, args.out / name, budget)
                     cells.mkdir(parents=True, exist_ok=True)
-                    settings = {"threads": torch.get_num_threads(), "dtype": args.dtype, "samples": SAMPLES}
+                    settings = {"threads": torch.get_num_threads(), "dtype": args.dtype, "samples": SAMPLES} | budget
                     write_json_atomic(cells / f"{name}.json", json_ready(cell) | {"settings": settings, **record()})
                     print(name, json.dumps({key: cell[key] for key in ("search_loss", "held_out")}), flush=True)
 

@@ -19,7 +19,7 @@ from longrope.models.scaled import ScaledModel
 from longrope.recipes.run import run_recipe
 from longrope.rope.baselines import second_method
 from longrope.rope.closed_forms import CLOSED_FORMS, ntk_critical, yarn
-from longrope.rope.geometry import RopeGeometry
+from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.progressive import SECOND_FORMS, second_pi, second_yarn
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import SearchConfig
@@ -59,7 +59,7 @@ def second(tuned: LoadedModel, scaled: ScaledModel, source: list[str]) -> Callab
 def test_what_algorithm_1_starts_from(
     tuned: LoadedModel, loaded: LoadedModel, second: Callable[..., PreparedSearch]
 ) -> None:
-    planned: Any = second(population=16)
+    planned: Any = second(method="longrope", population=16, space="absolute")
     evolution = planned.run.keywords["optimizer"]
     assert isinstance(evolution, Evolution)
     # Table 4's bounds, relative to the original RoPE.
@@ -79,6 +79,65 @@ def test_what_algorithm_1_starts_from(
     assert [one.tolist() for one in evolution_seeds(loaded, TARGET)] == [one.tolist() for one in expected[-3:]]
 
 
+def test_what_a_relative_algorithm_1_starts_from(tuned: LoadedModel, second: Callable[..., PreparedSearch]) -> None:
+    """The authors' second search: λ_trained ∘ μ, μ on the grid of Table 4 for s₂ = 2, from PI, NTK and YaRN for s₂."""
+    planned: Any = second(method="longrope", population=16)
+    evolution, to_window = planned.run.keywords["optimizer"], planned.run.keywords["to_window"]
+    assert evolution.space == SearchSpace(pairs=16, upper=1.25 * TARGET / REACH)
+    assert tuned.checkpoint_scaling is not None
+    trained = np.asarray(tuned.checkpoint_scaling.windows[-1].factors)
+    assert planned.settings["relative_to"] == trained.tolist()
+    proposed = evolution.ask()
+    forms = [np.ones(16), *(form / trained for form in relative_forms(tuned))]
+    seeds = list(dict.fromkeys(evolution.space.snap(form) for form in forms))
+    assert proposed[: len(seeds)] == seeds
+    for candidate in proposed:
+        multiples = np.asarray(candidate.steps) / 100
+        assert (np.diff(multiples) >= 0).all()
+        assert multiples.min() >= 1.0
+        assert multiples.max() <= 1.25 * TARGET / REACH
+        assert to_window(candidate).factors == tuple((trained * multiples).tolist())
+
+
+def relative_forms(tuned: LoadedModel) -> list[FloatArray]:
+    assert tuned.checkpoint_scaling is not None
+    stretch = (tuned.geometry, tuned.checkpoint_scaling.windows[-1].factors, REACH, TARGET)
+    return [second_pi(*stretch), SECOND_FORMS["second-ntk"](*stretch), second_yarn(*stretch)]
+
+
+@pytest.mark.parametrize("method", ["gradient", "hybrid", "cma", "longrope", "longrope2"])
+def test_factors_that_the_model_was_trained_with_stay_what_they_are(
+    tuned: LoadedModel, source: list[str], tmp_path: Path, method: str
+) -> None:
+    """Of every method: the result is λ_trained ∘ μ with a monotone μ of at least 1, though λ_trained falls once."""
+    assert tuned.checkpoint_scaling is not None
+    factors = np.array(tuned.checkpoint_scaling.windows[-1].factors)
+    factors[9] = 0.8 * factors[8]
+    windows = (*tuned.checkpoint_scaling.windows[:-1], Window(REACH, tuple(factors.tolist()), attention_factor=M))
+    fallen = replace(tuned, checkpoint_scaling=RopeScaling(tuned.geometry, windows))
+    budget: dict[str, Any] = {"gradient": {"steps": 2}, "hybrid": {"steps": 2, "evaluations": 11}}.get(
+        method, {"evaluations": 11} if method == "cma" else {"population": 8, "iterations": 1}
+    )
+    found = search(fallen, TARGET, source, tmp_path / "run", SearchConfig(method=method, samples=1, **budget))
+    assert found.scaling.windows[:-1] == windows
+    multiples = np.asarray(found.scaling.windows[-1].factors) / factors
+    assert (np.diff(multiples) >= -1e-12).all()
+    assert multiples.min() >= 1 - 1e-12
+    if method == "longrope2":
+        assert found.critical_dim is not None
+        assert (multiples[found.critical_dim :] >= TARGET / REACH - 1e-9).all()
+    assert found.scaling.provenance["search"]["settings"]["relative_to"] == factors.tolist()
+
+
+@pytest.mark.parametrize("method", ["gradient", "longrope"])
+def test_a_relative_space_needs_factors_to_start_from(
+    loaded: LoadedModel, source: list[str], tmp_path: Path, method: str
+) -> None:
+    with pytest.raises(LongRopeError, match="a checkpoint with a scaling that the search goes beyond") as error:
+        search(loaded, TARGET, source, tmp_path, SearchConfig(method=method, samples=1, space="relative"))
+    assert error.value.code == "invalid-setting"
+
+
 def test_the_races_start_from_them_too(tuned: LoadedModel, loaded: LoadedModel) -> None:
     before, now = knot_seeds(loaded, TARGET), knot_seeds(tuned, TARGET)
     assert list(now) == [*before, "checkpoint", *SECOND, *KEEPING]
@@ -93,6 +152,10 @@ def test_searches_on_knots_race_them(second: Callable[..., PreparedSearch], meth
     planned: Any = second(method=method)
     stages = planned.run.keywords["stages"] if method != "cma" else [planned.run.keywords["stage"]]
     assert [stage.length for stage in stages] == [TARGET]
+    assert list(stages[-1].seeds) == ["checkpoint", *SECOND, *KEEPING]
+    assert stages[-1].seeds["checkpoint"].tolist() == [1.0] * 16
+    absolute: Any = second(method=method, space="absolute")
+    stages = absolute.run.keywords["stages"] if method != "cma" else [absolute.run.keywords["stage"]]
     assert list(stages[-1].seeds)[-7:] == ["checkpoint", *SECOND, *KEEPING]
 
 
@@ -110,7 +173,7 @@ def test_the_baselines(tuned: LoadedModel, loaded: LoadedModel) -> None:
 
 
 def test_a_second_search_end_to_end(tuned: LoadedModel, source: list[str], tmp_path: Path) -> None:
-    options = SearchConfig(population=8, iterations=1, samples=1, attention_factor="continued")
+    options = SearchConfig(method="longrope", population=8, iterations=1, samples=1, attention_factor="continued")
     found = search(tuned, TARGET, source, tmp_path / "run", options)
     assert set(found.baselines) == {*CLOSED_FORMS, "checkpoint", *SECOND}
     assert tuned.checkpoint_scaling is not None
@@ -131,9 +194,11 @@ def test_searches_of_a_recipe_leave_a_window_each(loaded: LoadedModel, tmp_path:
     assert first.attention_factor == second.attention_factor == trained.attention_factor * (0.1 * math.log(2) + 1)
     said = json.loads((tmp_path / "run/04-search-1k/search.json").read_text("utf-8"))["baselines"]
     identity = json.loads((tmp_path / "run/04-search-1k/search.jsonl").read_text("utf-8").splitlines()[0])
-    space = SearchSpace(pairs=16, upper=1.25 * 16)
-    stretched = space.snap(second_pi(loaded.geometry, first.factors, 512, 1024)).to_row()
+    stretched = SearchSpace(pairs=16, upper=1.25 * 2).snap([2.0] * 16).to_row()
     assert stretched in identity["settings"]["seeds"]
+    assert identity["settings"]["relative_to"] == list(first.factors)
+    multiples = np.asarray(second.factors) / np.asarray(first.factors)
+    assert (np.diff(multiples) >= -1e-12).all()
     assert said["checkpoint"] != said["second-pi"]
 
 

@@ -1,4 +1,4 @@
-"""The second closed forms: those of `factors.py` where nothing was extended before, else by hand; monotone."""
+"""The second closed forms: those of `closed_forms.py` where nothing was extended before, else by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from longrope.errors import LongRopeError
 from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import RopeGeometry
-from longrope.rope.progressive import SECOND_FORMS, second_ntk, second_ntk_critical, second_pi, second_yarn
+from longrope.rope.progressive import (
+    SECOND_FORMS,
+    second_ntk,
+    second_ntk_critical,
+    second_pi,
+    second_yarn,
+    second_yarn_linear,
+    trained_pair,
+)
 from tests.rope.test_geometry import LLAMA2_7B, LLAMA3_8B, MISTRAL, PHI3_MINI, geometries
 
 REAL = [PHI3_MINI, LLAMA3_8B, LLAMA2_7B, MISTRAL]
@@ -127,14 +135,33 @@ def test_stretched_factors_are_monotone_and_never_below_the_carried(
 
 
 @pytest.mark.parametrize("name", SECOND_FORMS)
-def test_carried_factors_that_fall_are_raised(name: str) -> None:
+def test_trained_factors_that_fall_stay_what_they_are(name: str) -> None:
+    """As in some published tables: the multiples are those of the factors raised to their predecessors, monotone."""
     trained = closed.yarn(PHI3_MINI, 131_072)
     dented = trained.copy()
     dented[20] = dented[19] * 0.9
     raised = np.maximum.accumulate(dented)
     found = SECOND_FORMS[name](PHI3_MINI, dented, 131_072, 262_144)
-    assert found.tolist() == SECOND_FORMS[name](PHI3_MINI, raised, 131_072, 262_144).tolist()
-    assert (np.diff(found) >= 0).all()
+    multiples = SECOND_FORMS[name](PHI3_MINI, raised, 131_072, 262_144) / raised
+    np.testing.assert_allclose(found, dented * multiples, rtol=1e-12)
+    assert (np.diff(found / dented) >= -1e-12).all()
+    assert (found / dented >= 1 - 1e-12).all()
+
+
+@pytest.mark.parametrize("geometry", REAL)
+def test_the_critical_dimension_of_a_trained_model_is_by_its_own_periods(geometry: RopeGeometry) -> None:
+    """Without factors Eq. 7; under PI for 8·L the same pairs finish a turn in 8·L."""
+    length, ones = geometry.original_length, np.ones(geometry.pairs)
+    assert math.ceil(trained_pair(geometry, ones, length, 1)) == geometry.critical_dim()
+    assert math.ceil(trained_pair(geometry, ones, length, 10)) == geometry.critical_dim(10)
+    assert trained_pair(geometry, 8 * ones, 8 * length, 1) == pytest.approx(trained_pair(geometry, ones, length, 1))
+
+
+def test_the_authors_second_yarn_is_linear_in_the_multiple() -> None:
+    trained = closed.yarn(LLAMA2_7B, 262_144)
+    linear = second_yarn_linear(LLAMA2_7B, trained, TRAINED, TARGET) / trained
+    shares = (1 - trained / second_yarn(LLAMA2_7B, trained, TRAINED, TARGET)) / (1 - 1 / 8)
+    np.testing.assert_allclose(linear, 1 + 7 * shares, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", SECOND_FORMS)

@@ -13,7 +13,6 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import ntk_critical, yarn
 from longrope.rope.geometry import RopeGeometry
-from longrope.rope.scaling import Window
 from longrope.search.config import SearchConfig
 from longrope.search.critical_dim import CriticalDims, critical_dim_by_objective, forms_with_critical_dim
 from longrope.search.evaluator import OTHER, EvalRequest, EvalResult, SearchOutcome
@@ -24,16 +23,11 @@ from tests.search.slopes import Reply, complete
 PHI3 = RopeGeometry(rotary_dim=96, base=10_000.0, original_length=2048)
 
 
-def critical_dim_of(window: Window) -> int:
-    """The first pair from which on the factors are constant: d_rcd in a first population."""
-    return window.factors.index(window.factors[-1])
-
-
 def preferring(search: int, other: int, bad: tuple[tuple[str, int], ...] = ()) -> Reply:
     """Losses by d_rcd: the search's are lowest at `search`, the other objective's at `other`; `bad` ones are NaN."""
 
     def reply(request: EvalRequest) -> EvalResult:
-        dim = critical_dim_of(request.window)
+        dim = request.row.get("critical_dim", 0)
         if (request.split, dim) in bad:
             return EvalResult(math.nan)
         best, level = (other, 5.0) if request.split == OTHER else (search, 1.0)

@@ -73,11 +73,16 @@ def test_the_race_starts_from_the_best_seed(best: str) -> None:
         return
     ran = complete(search_of(replace(STAGE, seeds=seeds), steps=1), Quadratic(seeds[best]))
     said = ran.said
-    raced = {tuple(request.window.factors): result.loss for request, result in said[: len(seeds)]}
+    first, finals = said[: len(seeds)], said[len(seeds) : len(seeds) + 4]
+    assert len(seeds) == 5  # one too many to race all on every text
     assert ran.chosen_seeds == [best]
-    assert all(request.samples == (0, 1) and request.split == "search" for request, _ in said[: len(seeds)])
-    first_step = said[len(seeds) + 2][0]
+    assert all(request.samples == (0,) and request.split == "search" for request, _ in first)
+    assert all(request.samples == (1,) and request.split == "search" for request, _ in finals)
+    worst = max(first, key=lambda pair: pair[1].loss)[0]
+    assert worst.window.factors not in {request.window.factors for request, _ in finals}
+    first_step = said[len(seeds) + 4 + 2][0]
     assert first_step.gradient
+    raced = {tuple(request.window.factors): result.loss for request, result in first}
     assert raced[first_step.window.factors] == min(raced.values())
 
 

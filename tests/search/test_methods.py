@@ -25,7 +25,7 @@ from longrope.search.config import METHODS, OBJECTIVES, SearchConfig
 from longrope.search.evaluator import EvalRequest, EvalResult, SerialEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
 from longrope.search.gradient import gradient_search
-from longrope.search.initial import knot_seeds
+from longrope.search.initial import knot_seeds, ramps
 from longrope.search.objective import NeedleObjective, PerplexityObjective
 from longrope.search.search_data import prepare_texts
 from longrope.search.spaces import CriticalCandidate, CriticalSpace, SearchSpace
@@ -64,14 +64,17 @@ def test_each_method_plans_its_search(planned: Callable[..., Planned]) -> None:
         made = planned(method=method, samples=1)
         assert made.method is function
         assert [stage.length for stage in made.arguments["stages"]] == [128, 256, 512]
-        assert [list(stage.seeds) for stage in made.arguments["stages"]] == [SEEDS] * 3
+        for stage in made.arguments["stages"]:
+            assert list(stage.seeds)[: len(SEEDS)] == SEEDS
+            assert all(name.startswith("ramp ") for name in list(stage.seeds)[len(SEEDS) :])
+            assert stage.base is None
         assert made.arguments["settings"].knots_of(16) == 16
     polish = made.arguments["polish"]
     assert (polish.evaluations, polish.sigma, polish.patience) == (66, 0.1, None)
     cma = planned(method="cma", samples=1, patience=7)
     assert cma.method is cma_search
     stage, settings = cma.arguments["stage"], cma.arguments["settings"]
-    assert (stage.length, list(stage.seeds)) == (NEEDLE_LENGTH, SEEDS)
+    assert (stage.length, list(stage.seeds)[: len(SEEDS)]) == (NEEDLE_LENGTH, SEEDS)
     assert (settings.evaluations, settings.patience, settings.knots_of(16)) == (256, 7, 12)
 
 
@@ -101,14 +104,31 @@ def test_the_raced_seeds(loaded: LoadedModel) -> None:
     real = replace(loaded, geometry=RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192))
     for length in (16_384, 131_072):
         seeds = knot_seeds(real, length)
-        assert list(seeds) == SEEDS
+        assert list(seeds) == [*SEEDS, *ramps(real.geometry, length)]
+        assert len(seeds) == len(SEEDS) + 16
         for name in SEEDS[:4]:
             assert seeds[name].tolist() == CLOSED_FORMS[name](real.geometry, length)[0].tolist()
         for beta in (16, 8, 4, 2):
             assert seeds[f"yarn, β_fast {beta}"].tolist() == yarn(real.geometry, length, beta_fast=beta).tolist()
         late = yarn(real.geometry, length, 16.0, 0.6, truncate=False)
         assert seeds["yarn, late"].tolist() == late.tolist()
-        assert len({tuple(factors.tolist()) for factors in seeds.values()}) == len(SEEDS)
+        assert len({tuple(factors.tolist()) for factors in seeds.values()}) == len(seeds) - 1  # a ramp is "yarn, late"
+
+
+def test_ramps_are_linear_in_the_inverse_between_their_ends() -> None:
+    """Sixteen of LLaMA3-8B, from where pairs turn 16 to 2 times in L to where they turn 1.5 to 0.4 times."""
+    geometry = RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192)
+    found = ramps(geometry, 16 * 8192)
+    assert len(found) == 16
+    for name, factors in found.items():
+        low, high = map(float, name.removeprefix("ramp ").split(" to "))
+        pairs = np.arange(64)
+        assert (factors[pairs <= low - 0.05] == 1.0).all()
+        assert (factors[pairs >= high + 0.05] == 16.0).all()
+        inside = (pairs > low + 0.05) & (pairs < high - 0.05)
+        expected = 1 - (pairs[inside] - low) / (high - low) * (1 - 1 / 16)
+        np.testing.assert_allclose(1 / factors[inside], expected, atol=0.02)  # the name has one digit
+    assert min(float(name.split()[-1]) for name in found) < geometry.critical_dim() < 40
 
 
 def cheap(request: EvalRequest) -> EvalResult:
@@ -131,7 +151,7 @@ def test_without_racing_it_asks_what_algorithm_1_asks(
         optimizer = Evolution(space, seeds, chosen)
     else:
         critical = CriticalSpace(pairs=16, ratio=8.0, first=1, last=5)
-        optimizer = Evolution(critical, critical.initial(8, np.random.default_rng(7)), chosen)
+        optimizer = Evolution(critical, critical.initial(8, 0.3, np.random.default_rng(7)), chosen)
     attention_factor = su_attention_factor(geometry, NEEDLE_LENGTH)
     made = planned(method=method, population=8, iterations=5, samples=2, seed=7, **options)
     assert made.prepared.max_requests == 8 + 5 * 4
@@ -262,16 +282,20 @@ def test_the_attention_factor_is_the_checkpoints_unless_given(
 
 def test_a_scaling_that_the_checkpoint_carries_is_a_seed(source: list[str], tmp_path: Path) -> None:
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
-    folder = save_checkpoint(tmp_path / "linear", rope_parameters=rope, max_position_embeddings=WINDOW)
+    folder = save_checkpoint(tmp_path / "linear", rope_parameters=rope, max_position_embeddings=2 * WINDOW)
     loaded = open_model(str(folder))
     assert loaded.checkpoint_scaling is not None
     assert loaded.context_length == 128
-    options = SearchConfig(method="gradient", samples=1)
-    texts = prepare_texts(loaded, source, 512, options)
-    assert {length for _, length in texts} == {256, 512}
-    with scaled_model(loaded.model, RopeScaling.original(loaded.geometry)) as handle:
-        made = planned_over(loaded, handle, texts, 512, options)
-    assert made.arguments["stages"][0].seeds["checkpoint"].tolist() == [2.0] * 16
+    for space, base, own in ((None, [2.0] * 16, 1.0), ("relative", [2.0] * 16, 1.0), ("absolute", None, 2.0)):
+        options = SearchConfig(method="gradient", samples=1, space=space)
+        texts = prepare_texts(loaded, source, 512, options)
+        assert {length for _, length in texts} == {256, 512}
+        with scaled_model(loaded.model, RopeScaling.original(loaded.geometry)) as handle:
+            made = planned_over(loaded, handle, texts, 512, options)
+        stage = made.arguments["stages"][0]
+        assert stage.seeds["checkpoint"].tolist() == [own] * 16
+        assert (None if stage.base is None else stage.base.tolist()) == base
+        assert made.identity["settings"].get("relative_to") == base
 
 
 # --- what is refused

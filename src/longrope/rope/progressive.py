@@ -6,9 +6,10 @@ YaRN of that kind: the forms of `closed_forms.py` with the fine-tuned model's pe
 training length L_ft in place of L. Every result is relative to the *original* RoPE, as all factors are: s₂ = L'/L_ft
 multiplies λ, it does not replace it.
 
-Every function takes a geometry, the trained factors λ (D,), L_ft and L' in tokens, and returns float64 (D,),
-non-decreasing: a trained factor below its predecessor is raised to it first. With λ = 1 and L_ft = L the results are
-those of `closed_forms.py`, bit for bit. All raise LongRopeError when L' < L_ft or λ are not D positive numbers.
+Every function takes a geometry, the trained factors λ (D,), L_ft and L' in tokens, and returns float64 (D,): λ times
+the multiples μ of the second extension, which are non-decreasing and at least 1. λ stays what it is where a factor is
+below its predecessor (some published ones are). With λ = 1 and L_ft = L the results are those of `closed_forms.py`, bit
+for bit. All raise LongRopeError when L' < L_ft or λ are not D positive numbers.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def second_ntk_critical(
     """
     factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
     critical = max(math.ceil(_pair_of(geometry, factors, trained_length, 1.0)), 1)
-    if (geometry.pairs - 1) / critical * math.log(ratio) + math.log(factors[-1]) > math.log(sys.float_info.max):
+    if (geometry.pairs - 1) / critical * math.log(ratio) + math.log(factors.max()) > math.log(sys.float_info.max):
         raise LongRopeError(
             f"only {critical} pairs finish a turn in {trained_length:g} tokens: the last factors overflow for a "
             f"further ratio of {ratio:g}",
@@ -80,9 +81,40 @@ def second_yarn(
     LongRopeError when beta_fast < beta_slow, too.
     """
     factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
-    low, high = (_pair_of(geometry, factors, trained_length, turns) for turns in ramp_ends(beta_fast, beta_slow))
-    shares = ramp(geometry, math.floor(low), math.ceil(high))
+    shares = _shares(geometry, factors, trained_length, beta_fast, beta_slow)
     return np.asarray(factors * (1.0 / (shares / ratio + (1.0 - shares))), dtype=np.float64)
+
+
+def second_yarn_linear(
+    geometry: RopeGeometry,
+    trained_factors: Factors,
+    trained_length: float,
+    target_length: float,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+) -> FloatArray:
+    """The same with a ramp that is linear in the multiple, as `closed_forms.yarn_linear`."""
+    factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
+    shares = _shares(geometry, factors, trained_length, beta_fast, beta_slow)
+    return np.asarray(factors * (shares * ratio + (1.0 - shares)), dtype=np.float64)
+
+
+def trained_pair(geometry: RopeGeometry, trained_factors: Factors, trained_length: float, turns: float) -> float:
+    """The pair, as a real number, that turns `turns` times in L_ft under the factors it was trained with.
+
+    With one turn rounded up it is the critical dimension of the fine-tuned model (LongRoPE2 Eq. 7, for the rescaled
+    periods).
+    """
+    factors, _ = _checked(geometry, trained_factors, trained_length, trained_length)
+    return _pair_of(geometry, factors, trained_length, turns)
+
+
+def _shares(
+    geometry: RopeGeometry, factors: FloatArray, trained_length: float, beta_fast: float, beta_slow: float
+) -> FloatArray:
+    """YaRN's ramp (D,) by the turns of the rescaled pairs in L_ft."""
+    low, high = (_pair_of(geometry, factors, trained_length, turns) for turns in ramp_ends(beta_fast, beta_slow))
+    return ramp(geometry, math.floor(low), math.ceil(high))
 
 
 SecondForm = Callable[[RopeGeometry, Factors, float, float], FloatArray]
@@ -131,7 +163,7 @@ def second_window(name: str, checkpoint_scaling: RopeScaling, target_length: int
 def _checked(
     geometry: RopeGeometry, trained_factors: Factors, trained_length: float, target_length: float
 ) -> tuple[FloatArray, float]:
-    """λ as a non-decreasing array, and s₂ = L'/L_ft, at least 1."""
+    """λ as an array, and s₂ = L'/L_ft, at least 1."""
     factors = np.asarray(trained_factors, dtype=np.float64)
     if factors.shape != (geometry.pairs,) or not (np.isfinite(factors) & (factors > 0)).all():
         raise LongRopeError(
@@ -143,15 +175,16 @@ def _checked(
             f"target_length must not be below the {trained:g} tokens that the model was trained for; found {target:g}",
             code="invalid-setting",
         )
-    return np.maximum.accumulate(factors), target / trained
+    return factors, target / trained
 
 
 def _pair_of(geometry: RopeGeometry, factors: FloatArray, length: float, turns: float) -> float:
     """The pair, as a real number, whose period λ_i·T_i fits `turns` times into `length` tokens.
 
     Pair i under λ_i turns as an unscaled pair u_i = i + D·log_base(λ_i) would; between the pairs, u is linear in i, and
-    beyond the first and the last it goes on with their factors.
+    beyond the first and the last it goes on with their factors. Where λ falls, the largest factor so far counts.
     """
+    factors = np.maximum.accumulate(factors)
     index = np.arange(geometry.pairs, dtype=np.float64)
     unscaled = index + geometry.pairs * np.log(factors) / math.log(geometry.base)
     wanted = pair_that_turns(geometry, turns, length)

@@ -37,7 +37,7 @@ from longrope.search.gradient import (
     finished,
     pick_best_seed,
 )
-from longrope.search.knots import KnotParametrisation, Vector, check_knots, phase_scale
+from longrope.search.knots import KnotParametrisation, Vector, check_knots, multiples, phase_scale
 from longrope.settings import Settings
 
 _WORST = 1e300  # NaN and infinity, for CMA-ES: it subtracts losses, and infinity less infinity is NaN
@@ -89,7 +89,7 @@ def cma_search(
     knots = settings.knots_of(geometry.pairs)
     name = pick_best_seed(evaluate, stage, stage.seeds, attention_factor, settings.race_samples, bounds)
     seed = np.asarray(stage.seeds[name], dtype=np.float64)
-    space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest)
+    space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest, stage.base)
     window, loss = evolve(evaluate, space, stage.length, attention_factor, settings, bounds, on_best)
     if len(bounds.start_tokens) > 1:
         window, loss = best_start_tokens(
@@ -116,7 +116,9 @@ def hybrid_search(
     bounds = bounds or Bounds()
     knots = polish.knots_of(geometry.pairs)
     window, chosen = descend_stages(evaluate, stages, geometry, settings, attention_factor, bounds, on_best)
-    space = KnotParametrisation(np.asarray(window.factors), phase_scale(geometry), knots, bounds.largest)
+    base = stages[-1].base
+    seed = multiples(base, np.asarray(window.factors))
+    space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest, base)
     polished, _ = evolve(evaluate, space, window.max_length, window.attention_factor, polish, bounds)
     if polished != window:
         before = mean_loss(evaluate(both_splits(window)))
@@ -145,7 +147,7 @@ def evolve(
     def window_of(factors: Vector) -> Window:
         return bounds.window(length, factors, attention_factor)
 
-    best = window_of(space.seed if space.seed.max() <= space.largest else space.origin)
+    best = window_of(space.best_known)
     (result,) = evaluate([loss_request(best, SEARCH)])
     best_loss, stale = rank(result.loss), 0
     on_best(best, best_loss)

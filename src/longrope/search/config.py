@@ -15,6 +15,8 @@ from longrope.settings import Settings
 if TYPE_CHECKING:
     from longrope.rope.geometry import RopeGeometry
 
+Below = Literal["ntk", "yarn", "ramp"]
+"""The rule for λ below d_rcd (`spaces.py`)."""
 Method = Literal["longrope", "longrope2", "gradient", "hybrid", "cma"]
 Objective = Literal["perplexity", "needle"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -69,8 +71,16 @@ class SearchConfig(Settings):
     critical_dim: int | None = Field(None, ge=1)
     """A real critical dimension: longrope2 searches with this one alone, and every method also reports YaRN and NTK
     with it."""
+    below: Below = "ntk"
+    """The factors of longrope2 below d_rcd: ntk, the paper's, for a model that is trained afterwards; yarn; or ramp, in
+    1/λ from a pair that is searched, recommended where nothing is trained afterwards."""
+    space: Literal["relative", "absolute"] | None = None
+    """What a second search, beyond a scaling that the checkpoint carries, looks for: multiples of the factors that the
+    model was trained with, monotone and from 1 to 1.25·L'/L_ft, as the papers' authors did (relative), or factors of
+    the original RoPE (absolute). Default: relative."""
     max_factor: float | None = Field(None, ge=1.0, le=LARGEST)
-    """The largest rescale factor. Default of longrope: 1.25 times the extension ratio."""
+    """The largest rescale factor, in a relative space the largest multiple. Default of longrope: 1.25 times the
+    extension ratio."""
     beta_fast: float = Field(32.0, gt=0, allow_inf_nan=False)
     """Rotations in L above which the YaRN that longrope starts from leaves a pair alone (the paper's Mistral: 128)."""
     beta_slow: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -94,6 +104,7 @@ class SearchConfig(Settings):
         "population": EVOLUTION,
         "iterations": EVOLUTION,
         "racing": EVOLUTION,
+        "below": ("longrope2",),
         "beta_fast": ("longrope",),
         "beta_slow": ("longrope",),
         "yarn_ramp": ("longrope",),

@@ -44,14 +44,11 @@ def critical_dim_by_objective(evaluate: Evaluate, outcome: SearchOutcome, config
         if not isinstance(candidate, CriticalCandidate):
             return None
         best.setdefault(candidate.critical_dim, (candidate, loss))
-    if not best:
+    if not best or outcome.to_window is None:
         return None
-    found = outcome.window
     results = evaluate(
         [
-            EvalRequest(
-                candidate.window(found.max_length, found.attention_factor), candidate.to_row() | {"split": OTHER}, OTHER
-            )
+            EvalRequest(outcome.to_window(candidate), candidate.to_row() | {"split": OTHER}, OTHER)
             for candidate, _ in best.values()
         ]
     )

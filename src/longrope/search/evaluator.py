@@ -62,13 +62,14 @@ class SearchOutcome:
     """The result of a search method: the best window and its loss on all search samples, in nats per token.
 
     `chosen_seeds`: of a method with seeds, the one that each stage started from. `ranked`: of an evolution, all
-    candidates with a finite loss, best first.
+    candidates with a finite loss, best first, and `to_window`, what makes a window of one.
     """
 
     window: Window
     loss: float
     chosen_seeds: tuple[str, ...] = ()
     ranked: tuple[tuple[Any, float], ...] = ()
+    to_window: Callable[[Any], Window] | None = None
 
 
 OnBest = Callable[[Window, float], None]

@@ -108,7 +108,7 @@ def evolution_search(
             code="not-finite",
         )
     candidate, loss = optimizer.incumbent
-    return SearchOutcome(to_window(candidate), loss, ranked=tuple(optimizer.ranked))
+    return SearchOutcome(to_window(candidate), loss, ranked=tuple(optimizer.ranked), to_window=to_window)
 
 
 class Evolution(Generic[_C]):

@@ -37,10 +37,12 @@ from longrope.search.evaluator import (
     mean_loss,
     rank,
 )
-from longrope.search.knots import KnotParametrisation, Vector, check_knots, phase_scale, project
+from longrope.search.knots import KnotParametrisation, Vector, check_knots, multiples, over, phase_scale, project
 from longrope.settings import Settings
 
 _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
+FINALISTS = 4
+"""Seeds that are raced on more than one text."""
 _ATTENTION_SCALE = 0.2
 """log m for one unit of its variable: a step that suits a factor changes every logit too much (docs/experiments.md)."""
 
@@ -62,18 +64,29 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowStage:
-    """One window of a search: its length, named seeds of D factors each, and how many search samples there are."""
+    """One window of a search: its length, named seeds of D factors each, and how many search samples there are.
+
+    `base` (D,): factors that the model was trained with for `base_length` tokens; the seeds are multiples of them.
+    """
 
     length: int
     seeds: Mapping[str, Vector]
     samples: int
+    base: Vector | None = None
+    base_length: int | None = None
+
+    def window(self, factors: Vector, attention_factor: float, bounds: Bounds) -> Window:
+        """The window of a seed, made monotone by `project`."""
+        factors = over(self.base, project(factors, bounds.largest))
+        return bounds.window(self.length, factors, attention_factor)
 
 
 class GradientSettings(Settings):
     """`steps` gradient steps per stage, each on one sample; `learning_rate`, in units of u, falls by a cosine to a
     tenth.
 
-    `knots`: number of knots (None: every pair). `race_samples`: texts that choose the seed. Every `validate_every`
+    `knots`: number of knots (None: every pair). `race_samples`: texts that choose the seed, all but the first among the
+    best few. Every `validate_every`
     steps the vector is validated; `patience` validations without improvement end a stage, which 30 steps with two of
     them never reach by themselves: it is for longer searches, or 1. `learn_attention_factor` makes the attention factor
     a parameter too.
@@ -128,13 +141,14 @@ def descend_stages(
     for stage in stages:
         seeds = dict(stage.seeds)
         if window is not None:
-            ratios = (length / geometry.original_length for length in (window.max_length, stage.length))
-            seeds["stretched"] = stretched(np.asarray(window.factors), *ratios)
+            before = stage.base_length or geometry.original_length
+            ratios = (length / before for length in (window.max_length, stage.length))
+            seeds["stretched"] = stretched(multiples(stage.base, np.asarray(window.factors)), *ratios)
             attention_factor = window.attention_factor
         name = pick_best_seed(evaluate, stage, seeds, attention_factor, settings.race_samples, bounds)
         chosen.append(name)
         seed = np.asarray(seeds[name], dtype=np.float64)
-        space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest)
+        space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest, stage.base)
         window = descend(evaluate, stage, space, settings, attention_factor, bounds, rng, on_best)
     assert window is not None
     return window, tuple(chosen)
@@ -171,14 +185,24 @@ def pick_best_seed(
 ) -> str:
     """The name of the seed with the lowest loss, made monotone by `project`, on the first few search samples.
 
-    Of equal losses the first wins; a loss that is no number comes last.
+    Where there are more than `FINALISTS`, all are scored on the first sample and only the best go on to the others. Of
+    equal losses the first wins; a loss that is no number comes last.
     """
+    windows = {name: stage.window(factors, attention_factor, bounds) for name, factors in seeds.items()}
     shared = tuple(range(min(samples, stage.samples)))
-    windows = [
-        bounds.window(stage.length, project(factors, bounds.largest), attention_factor) for factors in seeds.values()
-    ]
-    results = evaluate([loss_request(window, SEARCH, shared) for window in windows])
-    return min(zip(seeds, results, strict=True), key=lambda entry: rank(entry[1].loss))[0]
+    if len(windows) <= FINALISTS or len(shared) == 1:
+        losses = _race(evaluate, windows, shared)
+        return min(losses, key=losses.__getitem__)
+    losses = _race(evaluate, windows, shared[:1])
+    best = sorted(losses, key=losses.__getitem__)[:FINALISTS]
+    others = _race(evaluate, {name: windows[name] for name in losses if name in best}, shared[1:])
+    return min(others, key=lambda name: losses[name] + (len(shared) - 1) * others[name])
+
+
+def _race(evaluate: Evaluate, windows: Mapping[str, Window], samples: tuple[int, ...]) -> dict[str, float]:
+    """The loss of every window on these search samples, for comparing."""
+    results = evaluate([loss_request(window, SEARCH, samples) for window in windows.values()])
+    return {name: rank(result.loss) for name, result in zip(windows, results, strict=True)}
 
 
 def best_start_tokens(
@@ -246,7 +270,7 @@ def descend(
                 break
     # A checkpoint's factors need not be monotone: the result is never worse than the seed it began with.
     if space.seed.max() <= bounds.largest and not np.array_equal(space.origin, space.seed):
-        window = bounds.window(stage.length, space.seed, attention_factor)
+        window = bounds.window(stage.length, space.best_known, attention_factor)
         loss = mean_loss(evaluate(both_splits(window)))
         if loss < best_loss:
             best = window

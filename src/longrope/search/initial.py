@@ -1,8 +1,9 @@
 """The seeds of every search method and the baselines of a search: closed forms, and the checkpoint's own scaling.
 
 Three cases. A model with its original RoPE starts from closed forms (Algorithm 1). A model with a scaling in its
-checkpoint, searched beyond it, starts also from those factors and their stretched forms (LongRoPE, 2402.13753, §3.3).
-Inside its context length (recovery of short windows) it starts from the original RoPE, its own factors and mild forms.
+checkpoint, searched beyond it, starts from those factors and their stretched forms (LongRoPE, 2402.13753, §3.3), as
+multiples of those factors, or in an absolute space beside the closed forms. Inside its context length (recovery of
+short windows) it starts from the original RoPE, its own factors and mild forms.
 """
 
 from __future__ import annotations
@@ -11,11 +12,19 @@ from dataclasses import replace
 
 import numpy as np
 
+from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
 from longrope.rope.baselines import CHECKPOINT
-from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, pi, yarn, yarn_linear
+from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, pair_that_turns, pi, yarn, yarn_linear
 from longrope.rope.geometry import FloatArray, RopeGeometry
-from longrope.rope.progressive import SECOND_FORMS, second_window, second_yarn
+from longrope.rope.progressive import (
+    SECOND_FORMS,
+    second_ntk,
+    second_pi,
+    second_window,
+    second_yarn,
+    second_yarn_linear,
+)
 from longrope.rope.scaling import Window
 from longrope.search.config import SearchConfig
 
@@ -25,12 +34,44 @@ KNOT_BETAS = (16, 8, 4, 2)
 """β_fast of further YaRNs, 32 by itself: a pair with more rotations in L keeps its frequency. The best depends on L."""
 LATE_BETAS = (16.0, 0.6)
 """β_fast and β_slow of a YaRN whose ramp ends beyond the theoretical critical dimension, where searches end it too."""
+RAMP_FAST, RAMP_SLOW = (16.0, 8.0, 4.0, 2.0), (1.5, 1.0, 0.6, 0.4)
+"""Rotations in L at the two ends of the ramps of 1/λ that a search on the knots may start from: of the first pair that
+is
+interpolated, and of the first that is interpolated in full."""
 MILD_RATIOS = (2.0, 4.0)
 """Ratios of the closed forms that a recovery starts from, besides that of its own length."""
 SECOND_BETAS = (8, 2)
 """β_fast of further second YaRNs, 32 by itself: a pair that turned more often in training keeps its factor. Which is
 best depends on L'."""
 NONE = "none"
+
+
+def trained_factors(loaded: LoadedModel, length: int, config: SearchConfig) -> FloatArray | None:
+    """λ_trained (D,), of which the candidates of a search for `length` tokens are multiples; None in an absolute space.
+
+    Raises LongRopeError (`invalid-setting`) where `config` asks for multiples and there is nothing to multiply.
+    """
+    checkpoint_scaling = loaded.checkpoint_scaling
+    if checkpoint_scaling is None or length <= loaded.context_length:
+        if config.space == "relative":
+            raise LongRopeError(
+                f"expected a checkpoint with a scaling that the search goes beyond for a relative `space`, found "
+                f"{loaded.name} with a window of {loaded.context_length} tokens searched for {length}",
+                code="invalid-setting",
+                hint="leave `space` out",
+            )
+        return None
+    return None if config.space == "absolute" else np.asarray(checkpoint_scaling.windows[-1].factors)
+
+
+def relative_seeds(loaded: LoadedModel, length: int, config: SearchConfig) -> list[FloatArray]:
+    """The multiples μ (D,) that a relative Algorithm 1 starts from: 1, then PI, NTK and YaRN for s₂ = L'/L_ft."""
+    assert loaded.checkpoint_scaling is not None
+    factors = np.asarray(loaded.checkpoint_scaling.windows[-1].factors)
+    stretch = (loaded.geometry, factors, loaded.context_length, length)
+    second = second_yarn_linear if config.yarn_ramp == "authors" else second_yarn
+    forms = [second_pi(*stretch), second_ntk(*stretch), second(*stretch, config.beta_fast, config.beta_slow)]
+    return [np.ones(loaded.geometry.pairs), *(form / factors for form in forms)]
 
 
 def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | None = None) -> list[FloatArray]:
@@ -63,13 +104,25 @@ def yarn_seed(geometry: RopeGeometry, length: int, config: SearchConfig) -> Floa
 def knot_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
     """The factors that a search on the knots (gradient, hybrid, CMA-ES) may start from, by name: (D,) each.
 
-    Closed forms, YaRN with other β_fast, and the scaling of the checkpoint, as it is and stretched.
+    Closed forms, YaRN with other β_fast, ramps, and the scaling of the checkpoint, as it is and stretched.
     """
     geometry = loaded.geometry
     seeds = {name: CLOSED_FORMS[name](geometry, length)[0] for name in KNOT_FORMS}
     seeds |= {f"yarn, β_fast {beta}": yarn(geometry, length, beta_fast=beta) for beta in KNOT_BETAS}
     seeds["yarn, late"] = yarn(geometry, length, *LATE_BETAS, truncate=False)
-    return seeds | checkpoint_seeds(loaded, length)
+    return seeds | ramps(geometry, length) | checkpoint_seeds(loaded, length)
+
+
+def ramps(geometry: RopeGeometry, length: int) -> dict[str, FloatArray]:
+    """Ramps of 1/λ over a coarse grid of their ends, by the pairs between which they run: different ones, (D,) each."""
+    found: dict[str, FloatArray] = {}
+    for slow in RAMP_SLOW:
+        for fast in RAMP_FAST:
+            low, high = (pair_that_turns(geometry, turns, geometry.original_length) for turns in (fast, slow))
+            factors = yarn(geometry, length, beta_fast=fast, beta_slow=slow, truncate=False)
+            if not any(np.array_equal(factors, other) for other in found.values()):
+                found[f"ramp {max(low, 0.0):.1f} to {max(high, 0.0):.1f}"] = factors
+    return found
 
 
 def checkpoint_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:

@@ -6,6 +6,9 @@ one step length fit all pairs: at c_i = min(1, P_i/L), with P_i the period, a ch
 end of the original window by about one turn, and pairs that never finish a turn are not moved further than by a factor
 of e. Without it steps that suit low frequencies throw the high ones from one local minimum into another.
 
+Around a model that was trained under factors λ_trained the numbers give multiples μ of those: log λ = log λ_trained +
+Π(log μ_seed + c ∘ A·u), so that λ_trained stays what it is, monotone or not.
+
 Knows no model; plain NumPy, so that a log of gradients replays bit for bit.
 """
 
@@ -33,7 +36,8 @@ def phase_scale(geometry: RopeGeometry) -> Vector:
 class KnotParametrisation:
     """The map u (knots,) ↔ λ (D,), λ from 1 to `largest`, around the seed λ (D,) with the scale c (D,).
 
-    `project` brings a seed inside first.
+    `project` brings a seed inside first. `base` (D,), factors that the model was trained with: the seed is a multiple
+    of them, and `largest` bounds the multiples.
 
     Raises LongRopeError for fewer than 2 knots or more knots than pairs.
     """
@@ -42,6 +46,7 @@ class KnotParametrisation:
     scale: Vector
     knots: int
     largest: float = LARGEST
+    base: Vector | None = None
 
     def __post_init__(self) -> None:
         check_knots(len(self.seed), self.knots)
@@ -59,24 +64,40 @@ class KnotParametrisation:
 
     @cached_property
     def origin(self) -> Vector:
-        """λ (D,) at u = 0."""
+        """The seed (D,) inside the bounds, at u = 0."""
         return project(self.seed, self.largest)
 
+    @property
+    def best_known(self) -> Vector:
+        """λ (D,) of the seed as it is where it lies inside the bounds, monotone or not, else of `origin`."""
+        return over(self.base, self.seed if self.seed.max() <= self.largest else self.origin)
+
     def factors(self, numbers: Vector) -> Vector:
-        """λ (D,) of u (knots,): non-decreasing, from 1 to `largest`. A pair that does not move keeps the seed's factor,
-        bit for bit."""
+        """λ (D,) of u (knots,); they, or the multiples of `base`, are non-decreasing, from 1 to `largest`. A pair that
+        does not move keeps the seed's factor, bit for bit."""
         start = np.log(self.origin)
         moved = nearest_monotone(start + self.scale * (self.interpolation @ numbers), self.scale**-2.0)
         factors = np.where(moved == start, self.origin, np.exp(np.minimum(moved, 700.0)))  # exp of more overflows
-        return project(factors, self.largest)
+        return over(self.base, project(factors, self.largest))
 
     def numbers(self, factors: Vector) -> Vector:
         """u (knots,) that gives the knots the factors λ (D,): with a knot for every pair, what undoes `factors`."""
-        return np.asarray(((np.log(factors) - np.log(self.origin)) / self.scale)[self.places])
+        own = multiples(self.base, factors)
+        return np.asarray(((np.log(own) - np.log(self.origin)) / self.scale)[self.places])
 
     def vjp(self, factors: Vector, gradient: Vector) -> Vector:
         """The vector-Jacobian product: d loss/du (knots,) at λ from d loss/dλ, both (D,), as if Π did not bind."""
         return self.interpolation.T @ (self.scale * factors * gradient)
+
+
+def over(base: Vector | None, multiples: Vector) -> Vector:
+    """λ (D,) of multiples of `base` (D,); without one they are λ."""
+    return multiples if base is None else np.asarray(base * multiples)
+
+
+def multiples(base: Vector | None, factors: Vector) -> Vector:
+    """What `over` makes λ = `factors` (D,) of."""
+    return factors if base is None else np.asarray(factors / base)
 
 
 def project(factors: Vector, largest: float = LARGEST) -> Vector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -11,15 +12,16 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
-from longrope.rope.progressive import continued_attention_factor
+from longrope.rope.closed_forms import pair_that_turns
+from longrope.rope.progressive import continued_attention_factor, trained_pair
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.config import CONTINUED, SearchConfig, attention_factor_of, start_tokens_of
 from longrope.search.evaluator import SEARCH, Evaluate, OnBest, SearchOutcome
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
-from longrope.search.gradient import Bounds, GradientSettings, WindowStage, gradient_search
-from longrope.search.initial import evolution_seeds, knot_seeds
-from longrope.search.knots import project
+from longrope.search.gradient import FINALISTS, Bounds, GradientSettings, WindowStage, gradient_search
+from longrope.search.initial import checkpoint_seeds, evolution_seeds, knot_seeds, relative_seeds, trained_factors
+from longrope.search.knots import Vector, over, project
 from longrope.search.objective import SampledObjective
 from longrope.search.racing import Racing
 from longrope.search.search_data import FAR, Texts
@@ -56,8 +58,15 @@ class _Task:
 
     @property
     def ratio(self) -> float:
-        """s = L'/L."""
-        return self.target_length / self.loaded.geometry.original_length
+        """s = L'/L; of a search for multiples s₂ = L'/L_ft."""
+        loaded = self.loaded
+        before = loaded.geometry.original_length if self.trained is None else loaded.context_length
+        return self.target_length / before
+
+    @property
+    def trained(self) -> Vector | None:
+        """λ_trained (D,) of a search for multiples of it; None in an absolute space."""
+        return trained_factors(self.loaded, self.target_length, self.config)
 
     @property
     def objective(self) -> SampledObjective:
@@ -123,7 +132,8 @@ def _longrope(task: _Task) -> _Built:
     space = SearchSpace.for_ratio(pairs, task.ratio, choices)
     if upper is not None:
         space = replace(space, upper=upper)
-    seeds = [space.snap(factors) for factors in evolution_seeds(task.loaded, task.target_length, task.config)]
+    seeds_of = evolution_seeds if task.trained is None else relative_seeds
+    seeds = [space.snap(factors) for factors in seeds_of(task.loaded, task.target_length, task.config)]
     settings = _evolution_settings(task)
     described = {"space": asdict(space), "seeds": [seed.to_row() for seed in seeds]}
     return _evolution(task, Evolution(space, seeds, settings), settings, described)
@@ -132,15 +142,33 @@ def _longrope(task: _Task) -> _Built:
 def _longrope2(task: _Task) -> _Built:
     """Algorithms 1 and 2 of LongRoPE2: d_rcd from d_tcd(10) to d_tcd, or the one given."""
     geometry, given = task.loaded.geometry, task.config.critical_dim
+    first, last = _critical_dim(task, 10), min(_critical_dim(task, 1), geometry.pairs - 1)
     space = CriticalSpace(
         pairs=geometry.pairs,
         ratio=task.ratio,
-        first=geometry.critical_dim(10) if given is None else given,
-        last=min(geometry.critical_dim(), geometry.pairs - 1) if given is None else given,
+        first=min(first, last) if given is None else given,
+        last=last if given is None else given,
+        below=task.config.below,
+        low=max(math.floor(_pair_that_turns(task, 32.0)), 0),
     )
     settings = _evolution_settings(task)
-    seeds = space.initial(settings.population, np.random.default_rng(task.config.seed))
+    seeds = space.initial(settings.population, settings.probability, np.random.default_rng(task.config.seed))
     return _evolution(task, Evolution(space, seeds, settings), settings, {"space": asdict(space)})
+
+
+def _pair_that_turns(task: _Task, turns: float) -> float:
+    """The pair, as a real number, that turns `turns` times in the window that the model was trained with."""
+    geometry, trained = task.loaded.geometry, task.trained
+    if trained is None:
+        return pair_that_turns(geometry, turns, geometry.original_length)
+    return trained_pair(geometry, trained, task.loaded.context_length, turns)
+
+
+def _critical_dim(task: _Task, turns: int) -> int:
+    """d_tcd(turns): the first pair with fewer turns in the window that the model was trained with."""
+    if task.trained is None:
+        return task.loaded.geometry.critical_dim(turns)
+    return max(math.ceil(_pair_that_turns(task, turns)), 0)
 
 
 def _evolution_settings(task: _Task) -> EvolutionSettings:
@@ -157,10 +185,14 @@ def _evolution_settings(task: _Task) -> EvolutionSettings:
 def _evolution(
     task: _Task, optimizer: Evolution[Any], settings: EvolutionSettings, described: dict[str, Any]
 ) -> _Built:
-    described = {"evolution": settings.model_dump(), **described}
+    trained = task.trained
+    described = {"evolution": settings.model_dump(), **described, **_relative(trained)}
 
     def to_window(candidate: Candidate | CriticalCandidate) -> Window:
-        return candidate.window(task.target_length, task.attention_factor)
+        window = candidate.window(task.target_length, task.attention_factor)
+        if trained is None:
+            return window
+        return replace(window, factors=tuple(over(trained, np.asarray(window.factors)).tolist()))
 
     if not task.config.racing:
         run = partial(evolution_search, optimizer=optimizer, to_window=to_window)
@@ -191,7 +223,7 @@ def _cma(task: _Task) -> _Built:
     (stage,) = _stages(task)
     settings, bounds = _cma_settings(task, evaluations=256, sigma=0.15), _bounds(task)
     run = partial(cma_search, stage=stage, settings=settings, bounds=bounds, **_model(task))
-    requests = len(stage.seeds) + 1 + settings.evaluations + _choices(bounds)
+    requests = _raced(stage, settings.race_samples, False) + 1 + settings.evaluations + _choices(bounds)
     return run, requests, _described([stage], bounds, cma=settings)
 
 
@@ -242,11 +274,23 @@ def _cma_settings(task: _Task, *, evaluations: int, sigma: float) -> CMASettings
 
 def _stages(task: _Task) -> list[WindowStage]:
     """One stage per length that there are search texts of."""
+    base, base_length = task.trained, None if task.trained is None else task.loaded.context_length
+
+    def seeds(length: int) -> Mapping[str, Vector]:
+        if base is None:
+            return knot_seeds(task.loaded, length)
+        return {name: factors / base for name, factors in checkpoint_seeds(task.loaded, length).items()}
+
     return [
-        WindowStage(length=length, seeds=knot_seeds(task.loaded, length), samples=objective.count)
+        WindowStage(length=length, seeds=seeds(length), samples=objective.count, base=base, base_length=base_length)
         for (split, length), objective in task.objectives.items()
         if split == SEARCH
     ]
+
+
+def _relative(trained: Vector | None) -> dict[str, Any]:
+    """λ_trained for the settings of a search for multiples of it; nothing for another."""
+    return {} if trained is None else {"relative_to": trained.tolist()}
 
 
 def _gradient_requests(stages: list[WindowStage], settings: GradientSettings, bounds: Bounds) -> int:
@@ -255,10 +299,16 @@ def _gradient_requests(stages: list[WindowStage], settings: GradientSettings, bo
         1
         + 2 * _choices(bounds)
         + sum(
-            len(stage.seeds) + (index > 0) + settings.steps + 2 * (checks + _out_of_order(stage))
+            _raced(stage, settings.race_samples, index > 0) + settings.steps + 2 * (checks + _out_of_order(stage))
             for index, stage in enumerate(stages)
         )
     )
+
+
+def _raced(stage: WindowStage, samples: int, continues: bool) -> int:
+    """Requests that choose the seed of a stage."""
+    seeds, twice = len(stage.seeds) + continues, min(samples, stage.samples) > 1
+    return seeds + (FINALISTS if twice and seeds > FINALISTS else 0)
 
 
 def _out_of_order(stage: WindowStage) -> bool:
@@ -271,6 +321,7 @@ def _described(stages: list[WindowStage], bounds: Bounds, **settings: GradientSe
         **({} if bounds == Bounds() else {"bounds": asdict(bounds)}),
         **{name: value.model_dump() for name, value in settings.items()},
         "stages": [{"length": stage.length, "seeds": list(stage.seeds)} for stage in stages],
+        **_relative(stages[0].base),
     }
 
 

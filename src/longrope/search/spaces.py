@@ -2,8 +2,12 @@
 
 - `SearchSpace` (LongRoPE, 2402.13753, Table 4): rescale factors λ in [1, 1.25·s], monotone, and start tokens n̂.
 - `CriticalSpace` (LongRoPE2, 2502.20082, Algorithms 1 and 2): the real critical dimension d_rcd is a gene. From pair
-  d_rcd on, λ is searched in [s, 2s], monotone; below it, λ is NTK with the base implied at d_rcd:
-  λ_i = λ_{d_rcd}^(i/d_rcd).
+  d_rcd on, λ is searched in [s, 2s], monotone. Below it, λ follows a rule: `ntk` with the base implied at d_rcd,
+  λ_i = λ_{d_rcd}^(i/d_rcd), is the paper's; `yarn` goes linearly in 1/λ from the pair where YaRN's ramp begins to
+  d_rcd; `ramp` does so from a pair that is searched too.
+
+Where a model was trained under factors λ_trained, candidates are the factors μ of what it learned: `methods.py`
+multiplies them, λ = λ_trained ∘ μ, and the spaces know nothing of it.
 
 Factors are whole numbers of hundredths here, so that two candidates are equal exactly when their windows are, a hash is
 exact, and a log replays bit for bit.
@@ -21,8 +25,11 @@ from numpy.random import Generator
 
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
+from longrope.search.config import Below
 
 Steps = npt.NDArray[np.int64]
+TAIL_STEPS = 10
+"""Rising tails of the first population rise by 0.1 a pair, as those of the authors' later code."""
 
 STEPS = 100  # grid steps per unit of λ
 UPPER_RATIO = 1.25  # λ ≤ 1.25·s
@@ -126,15 +133,24 @@ class SearchSpace:
 
 @dataclass(frozen=True, slots=True)
 class CriticalCandidate:
-    """A point of `CriticalSpace`: λ_i = steps[i − critical_dim]/100 from pair `critical_dim` (d_rcd) on, NTK below."""
+    """A point of `CriticalSpace`: λ_i = steps[i − critical_dim]/100 from pair `critical_dim` (d_rcd) on.
+
+    Below it NTK; or, with `low`, 1/λ goes linearly in i from 1 at pair `low` down to 1/λ_{d_rcd} at d_rcd.
+    """
 
     critical_dim: int
     steps: tuple[int, ...]
+    low: int | None = None
 
     @property
     def factors(self) -> tuple[float, ...]:
         at_critical = self.steps[0] / STEPS
-        below = tuple(at_critical ** (pair / self.critical_dim) for pair in range(self.critical_dim))
+        if self.low is None:
+            below = tuple(at_critical ** (pair / self.critical_dim) for pair in range(self.critical_dim))
+        else:
+            width = self.critical_dim - self.low
+            shares = (max(pair - self.low, 0) / width for pair in range(self.critical_dim))
+            below = tuple(1.0 / (share / at_critical + (1.0 - share)) for share in shares)
         return below + tuple(step / STEPS for step in self.steps)
 
     def window(self, max_length: int, attention_factor: float) -> Window:
@@ -142,12 +158,16 @@ class CriticalCandidate:
 
     def to_row(self) -> dict[str, Any]:
         """The candidate as the log records it."""
-        return {"critical_dim": self.critical_dim, "steps": list(self.steps)}
+        low = {} if self.low is None else {"low": self.low}
+        return {"critical_dim": self.critical_dim, **low, "steps": list(self.steps)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriticalSpace:
     """d_rcd ∈ [first, last] = [d_tcd(10), d_tcd], λ_i ∈ [s, 2s] for i ≥ d_rcd, over `pairs` pairs.
+
+    `below` is the rule below d_rcd, and `low` the pair at which YaRN's ramp begins: that of the rule `yarn`, and one of
+    those that the first population of the rule `ramp` has.
 
     Raises LongRopeError for an empty space.
     """
@@ -156,6 +176,8 @@ class CriticalSpace:
     ratio: float
     first: int
     last: int
+    below: Below = "ntk"
+    low: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last < self.pairs or not 1.0 < self.ratio < np.inf:
@@ -170,33 +192,68 @@ class CriticalSpace:
         """[s, 2s] in steps, inside the interval."""
         return int(np.ceil(self.ratio * STEPS - 1e-9)), int(np.floor(2 * self.ratio * STEPS + 1e-9))
 
-    def initial(self, count: int, rng: Generator) -> list[CriticalCandidate]:
-        """Algorithm 1: for each d_rcd in turn, one s' ~ U[s, 2s] for all pairs from d_rcd on; different candidates.
+    def initial(self, count: int, probability: float, rng: Generator) -> list[CriticalCandidate]:
+        """P₀: at most `count` different candidates, each kind for every d_rcd in turn.
+
+        First the corner s' = s of Algorithm 1, with the rule `ramp` three times: with ramps that begin at YaRN's pair,
+        right before d_rcd (λ = 1 below it) and half way. Then, taking turns, tails that rise by 0.1 a pair from an
+        s' ~ U[s, 2s] up to 2s (the authors' later code), and what Algorithm 1 does until P₀ is full: one s' ~ U[s, 2s]
+        for all pairs from d_rcd on, mutated with `probability`. Their ramps begin anywhere.
 
         A `count` below the number of d_rcd takes some, evenly spaced from the first to the last.
         """
         dims = np.unique(np.linspace(self.first, self.last, count).round().astype(int)).tolist()
         low, high = self.bounds
         drawn: dict[CriticalCandidate, None] = {}
+        for place in range(3 if self.below == "ramp" else 1):
+            for dim in dims:
+                start = self._start(dim)
+                begin = (start, dim - 1, (start + dim - 1) // 2)[place]
+                drawn[self._candidate(dim, [low] * (self.pairs - dim), begin)] = None
         for index in range(50 * count):
-            dim = dims[index % len(dims)]
-            drawn[CriticalCandidate(dim, (int(rng.integers(low, high + 1)),) * (self.pairs - dim))] = None
-            if len(drawn) == count:
+            if len(drawn) >= count:
                 break
-        return list(drawn)
+            dim = dims[index // 2 % len(dims)]
+            level, begin = int(rng.integers(low, high + 1)), self._any_low(dim, rng)
+            if index % 2:
+                sampled = self._candidate(dim, [level] * (self.pairs - dim), begin)
+                drawn[self.mutate(sampled, probability, rng)] = None
+            else:
+                tail = np.minimum(level + TAIL_STEPS * np.arange(self.pairs - dim), high)
+                drawn[self._candidate(dim, tail.tolist(), begin)] = None
+        return list(drawn)[:count]
 
     def mutate(self, parent: CriticalCandidate, probability: float, rng: Generator) -> CriticalCandidate:
-        """Algorithm 2: each λ_i, i ≥ d_rcd, redrawn with `probability` inside [s, 2s], monotone; d_rcd stays."""
+        """Algorithm 2: each λ_i, i ≥ d_rcd, redrawn with `probability` inside [s, 2s], monotone; d_rcd stays.
+
+        With the rule `ramp`, its first pair is redrawn with `probability` too.
+        """
         steps = redraw(np.array(parent.steps, dtype=np.int64), *self.bounds, probability, rng)
-        return CriticalCandidate(parent.critical_dim, tuple(steps.tolist()))
+        low = parent.low
+        if self.below == "ramp" and rng.random() < probability:
+            low = self._any_low(parent.critical_dim, rng)
+        return CriticalCandidate(parent.critical_dim, tuple(steps.tolist()), low)
 
     def cross(self, first: CriticalCandidate, second: CriticalCandidate, rng: Generator) -> CriticalCandidate:
-        """d_rcd of either parent; from there on every gene of either, sorted. A parent whose own d_rcd lies higher
-        gives, for the pairs below it, its gene at d_rcd."""
-        dim = first.critical_dim if rng.random() < 0.5 else second.critical_dim
+        """d_rcd of either parent, with its ramp; from there on every gene of either, sorted. A parent whose own d_rcd
+        lies higher gives, for the pairs below it, its gene at d_rcd."""
+        chosen = first if rng.random() < 0.5 else second
+        dim = chosen.critical_dim
         pick = rng.random(self.pairs - dim) < 0.5
         steps = np.sort(np.where(pick, _from(first, dim), _from(second, dim)))
-        return CriticalCandidate(dim, tuple(steps.tolist()))
+        return CriticalCandidate(dim, tuple(steps.tolist()), chosen.low)
+
+    def _candidate(self, dim: int, steps: list[int], begin: int) -> CriticalCandidate:
+        """The candidate with a ramp from pair `begin` on, where the rule has one."""
+        return CriticalCandidate(dim, tuple(steps), None if self.below == "ntk" else max(begin, 0))
+
+    def _start(self, dim: int) -> int:
+        """The first pair of YaRN's ramp to d_rcd: its own, or the one before d_rcd where that lies below it."""
+        return max(min(self.low, dim - 1), 0)
+
+    def _any_low(self, dim: int, rng: Generator) -> int:
+        """Where a ramp to d_rcd begins: anywhere below it, if that is searched."""
+        return int(rng.integers(0, max(dim, 1))) if self.below == "ramp" else self._start(dim)
 
 
 def _from(candidate: CriticalCandidate, dim: int) -> list[int]:
