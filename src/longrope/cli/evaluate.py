@@ -10,11 +10,12 @@ from longrope.cli.progress import progress
 from longrope.cli.tables.evaluation import show_evaluation
 from longrope.cli.verb import Options, split_names, verb
 from longrope.evaluation.config import EvalConfig
+from longrope.evaluation.server.config import ServerOptions
 
 
 @verb
 def command(
-    model: given.Model,
+    model: given.Measured,
     /,
     *,
     lengths: given.Lengths = "",
@@ -28,18 +29,21 @@ def command(
     allow_seen: given.AllowSeen = False,
     seed: given.Seed = 0,
     config: Annotated[EvalConfig, Options("Suites")],
+    tokenizer: given.Tokenizer = None,
+    server: Annotated[ServerOptions, Options("A server as MODEL", place=4)],
     load: given.Load,
     output: given.Results = None,
     resume: given.ResumeCells = False,
     as_json: given.Json = False,
 ) -> None:
-    """Measure a model with and without a scaling: perplexity, retrieval, RULER, short texts."""
+    """Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts."""
     from longrope.evaluation.run import evaluate, log_path
 
     quiet_libraries()
     with progress(lambda shown: shown.after_evaluation(output and log_path(output))) as shown:
         result = evaluate(
             model,
+            tokenizer,
             data=given.sources(data, field),
             lengths=split_names(lengths),
             suites=split_names(suites),
@@ -53,6 +57,7 @@ def command(
             output=output,
             resume=resume,
             load=load,
+            server=server,
             callbacks=shown,
         )
     warn(result.settings.get("warnings", []))

@@ -113,6 +113,16 @@ Baselines = Annotated[
         metavar="A,B,…",
     ),
 ]
+Measured = Annotated[
+    str,
+    option(
+        """A model folder, the folder of a run, a hub name (owner/model), 'tiny' or 'tiny-512x'; or the address of a
+        server with OpenAI's completions, http://localhost:8000/v1.""",
+    ),
+]
+Tokenizer = Annotated[
+    str | None, option("A model's folder or hub name whose tokenizer is used; a server needs it.", metavar="MODEL")
+]
 OwnScaling = Annotated[Path | None, option("A scaling.json; without it, the model as it is.")]
 ClosedFormLength = Annotated[
     str | None,

@@ -82,7 +82,7 @@ def perplexity(
     (method,) = Comparison.of(loaded, wanted, name, {}, max(windows)).methods
     method.window(max(windows))
     documents = read_texts(loaded, data, field)
-    check_unseen(loaded, documents, [wanted], allow_seen)
+    check_unseen(loaded.name, documents, [wanted], allow_seen)
     drawn = EvalContext.of(loaded, windows, documents, seed, EvalConfig(samples=samples)).samples(max(windows))
     with with_scaling(loaded.model, RopeScaling.original(loaded.geometry)) as scaled:
         rows = measure_perplexity(scaled, drawn, windows, method, stride=stride)
@@ -127,6 +127,12 @@ def measure_perplexity(
         rows.append(_row(method.name, length, sums, counts))
         rows += loss_by_position(method.name, losses) if losses else []
     return rows
+
+
+def perplexity_rows(name: str, length: int, losses: Sequence[Tensor]) -> list[EvalRow]:
+    """The rows of `measure_perplexity` at one length, from the losses (T − 1,) of every sample."""
+    sums = [float(nll.sum(dtype=torch.float64)) for nll in losses]
+    return [_row(name, length, sums, [nll.numel() for nll in losses]), *loss_by_position(name, losses)]
 
 
 def loss_by_position(name: str, losses: Sequence[Tensor]) -> list[EvalRow]:

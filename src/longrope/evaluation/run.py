@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
-from longrope.data.sources import Field, TextData
+from longrope.data.sources import Field, TextData, as_sources
 from longrope.data.tokens import tokenizer_hash
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext, Suite, run_tasks
@@ -24,6 +24,8 @@ from longrope.evaluation.perplexity import PerplexitySuite, check_lengths
 from longrope.evaluation.results import EvalResults
 from longrope.evaluation.retention import RetentionSuite
 from longrope.evaluation.ruler.suite import RulerSuite, summary_rows
+from longrope.evaluation.server.config import ServerOptions, is_server
+from longrope.evaluation.server.run import evaluate_server
 from longrope.evaluation.task_log import TaskLog, TaskResult
 from longrope.locked import has_lines
 from longrope.models.config import LoadOptions
@@ -64,14 +66,15 @@ def evaluate(
     output: Path | str | None = None,
     resume: bool = False,
     load: LoadOptions | None = None,
+    server: ServerOptions | None = None,
     callbacks: Callbacks | None = None,
 ) -> EvalResults:
     """Measure a model under a scaling and under baselines, all on the same samples.
 
     Args:
         model: A loaded transformers model (its scaling, if one is applied, is put back at the end), a folder, a hub
-            name or the name of an embedded model.
-        tokenizer: Its tokenizer; by default the one that `model` came with.
+            name or the name of an embedded model; or the address of a server, http://…, which is measured as it is.
+        tokenizer: Its tokenizer or the name of a model that has it; by default the one that `model` came with.
         data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`. The search and training of the measured scalings
             must not have seen them, which is checked by hash.
         field: The field of rows of `data` that holds their text or chat messages (`a.b` for a nested one); of several,
@@ -97,6 +100,7 @@ def evaluate(
         resume: Go on with the finished tasks of an earlier run of the same evaluation, to the same results; those of a
             finished one are kept.
         load: The options of loading a model by name or folder.
+        server: How to ask a server.
         callbacks: Gets `on_eval_start` and `on_eval_step`.
 
     Raises LongRopeError, before anything is measured, for anything that cannot be measured as asked.
@@ -110,6 +114,37 @@ def evaluate(
         )
     windows = list(dict.fromkeys(parse_lengths(lengths)))
     chosen = _suites([suites] if isinstance(suites, str) else suites, windows, config)
+    if is_server(model):
+        given = {"scaling": scaling, "baselines": baselines, "original": original, "target_length": target_length}
+        if wrong := [name for name, value in given.items() if value]:
+            raise LongRopeError(
+                f"a server is measured as it is: `{wrong[0]}` has no effect on it",
+                code="invalid-setting",
+                hint=f"leave `{wrong[0]}` out",
+            )
+        results = evaluate_server(
+            str(model),
+            tokenizer,
+            chosen,
+            windows,
+            sources=as_sources(data, field),
+            config=config,
+            seed=seed,
+            allow_seen=allow_seen,
+            log_file=path and log_path(path),
+            resume=resume,
+            options=server,
+            callbacks=callbacks,
+        )
+        if path is not None:
+            results.save(path)
+        return results
+    if server not in (None, ServerOptions()):
+        raise LongRopeError(
+            "expected the address of a server, http://…, found a model",
+            code="invalid-setting",
+            hint="leave `server` out, or give the address",
+        )
     aimed = None if target_length is None else parse_length(target_length)
     against = named_baselines(baselines)
     loaded = open_model(model, tokenizer, load)
@@ -127,7 +162,7 @@ def evaluate(
     for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
         method.window(longest)
     documents = read_texts(loaded, data, field) if any(suite.needs_text(config) for suite in chosen) else []
-    seen = check_unseen(loaded, documents, comparison.scalings.values(), allow_seen)
+    seen = check_unseen(loaded.name, documents, comparison.scalings.values(), allow_seen)
     context = EvalContext.of(loaded, windows, documents, seed, config)
     prepared = [suite(context) for suite in chosen]
     for suite in prepared:

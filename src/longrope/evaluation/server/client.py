@@ -1,0 +1,197 @@
+"""A server with OpenAI's completions, asked by token ids: greedy replies, and log-probabilities of a prompt.
+
+Prompts are token ids, so that texts have exactly the tokens of the samples and the server adds nothing to them. vLLM,
+SGLang and llama.cpp's server take them; a server that takes only text is refused. The key of a server that wants one is
+read from OPENAI_API_KEY, as every client of such servers does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.tokens import Ids, encode
+from longrope.errors import LongRopeError, one_line
+from longrope.evaluation.server.config import ServerOptions
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+PROBE = "The pass key is 71432. Naïve café, 3.14 — and\n\ttwo  blanks."
+"""A text that tokenizers cut differently: digits, accents, blanks, line ends."""
+
+
+class Server:
+    """One model of a server. `address` ends in /v1, as servers print it; without a path /v1 is added.
+
+    Raises LongRopeError where the openai package is missing, nothing answers, or the server has not the model.
+    """
+
+    def __init__(self, address: str, options: ServerOptions) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise LongRopeError(
+                "a server as the model needs the openai package", code="missing-dependency", hint="pip install openai"
+            ) from error
+        self._openai = openai
+        base = address.rstrip("/")
+        self.address = base if base.partition("://")[2].count("/") else f"{base}/v1"
+        self.options = options
+        self._client = openai.OpenAI(
+            base_url=self.address,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=options.timeout,
+            max_retries=options.retries,
+        )
+        self.model, self.context_length = self._served(options.served_model)
+
+    def _served(self, wanted: str | None) -> tuple[str, int | None]:
+        """The model's name, and its context length where the server says it (vLLM, SGLang and llama.cpp do)."""
+        with self._plain_errors("its models"):
+            models = {model.id: model for model in self._client.models.list().data}
+        names = ", ".join(models) or "none"
+        if wanted is None and len(models) != 1:
+            raise LongRopeError(
+                f"expected a server with one model, found {names} at {self.address}",
+                code="invalid-setting",
+                hint="name one as `served_model`",
+            )
+        name = wanted or next(iter(models))
+        if name not in models:
+            raise LongRopeError(f"{self.address} serves {names}, not {name}", code="invalid-setting")
+        more = models[name].model_extra or {}
+        meta = more.get("meta")
+        length = more.get("max_model_len", meta.get("n_ctx") if isinstance(meta, dict) else None)
+        return name, length if isinstance(length, int) else None
+
+    def check_lengths(self, lengths: Sequence[int]) -> None:
+        """Raise LongRopeError for a length above the server's context, where the server says it."""
+        if self.context_length is not None and max(lengths, default=0) > self.context_length:
+            raise LongRopeError(
+                f"expected lengths of at most {self.context_length} tokens, which the server was started for; found "
+                f"{max(lengths)}",
+                code="too-long-length",
+                hint="start it for longer texts (vLLM --max-model-len, SGLang --context-length, llama-server -c)",
+            )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Compare a text's tokens with the server's; False where the server does not tell them.
+
+        Raises LongRopeError where they differ: prompts would be other texts than they say.
+        """
+        root = self.address.removesuffix("/v1")
+        # vLLM and SGLang read the first two, llama.cpp the others.
+        question = {"model": self.model, "prompt": PROBE, "content": PROBE}
+        plain = {"add_special_tokens": False, "add_special": False}
+        try:
+            answer = self._client.post(
+                f"{root}/tokenize", body=question | plain, cast_to=object, options={"max_retries": 0}
+            )
+        except (self._openai.OpenAIError, ValueError):
+            answer = None
+        found = answer.get("tokens") if isinstance(answer, dict) else None
+        if not isinstance(found, list) or not all(isinstance(token, int) for token in found):
+            return False
+        if found != encode(tokenizer, PROBE):
+            raise LongRopeError(
+                f"the server's tokenizer and the given one cut a text differently: {len(found)} and "
+                f"{len(encode(tokenizer, PROBE))} tokens",
+                code="other-tokenizer",
+                hint="give the `tokenizer` of the model that is served",
+            )
+        return True
+
+    def reply(self, ids: Sequence[int] | Ids, max_new_tokens: int) -> str:
+        """The greedy reply to a prompt of token ids, of at most `max_new_tokens` tokens.
+
+        Raises LongRopeError where the server refuses or does not answer.
+        """
+        with self._plain_errors(f"a prompt of {len(ids)} tokens"):
+            answer = self._client.completions.create(
+                model=self.model, prompt=[int(token) for token in ids], max_tokens=max_new_tokens, temperature=0.0
+            )
+        if not answer.choices:
+            raise LongRopeError(f"{self.address} gave no reply to a prompt of {len(ids)} tokens", code="server-error")
+        return answer.choices[0].text or ""
+
+    def losses(self, ids: Sequence[int] | Ids) -> list[float]:
+        """−log p of every token but the first, in nats: T − 1 numbers for T ids.
+
+        Raises LongRopeError where the server gives no log-probabilities of a prompt, as llama.cpp's does not.
+        """
+        with self._plain_errors(f"log-probabilities of {len(ids)} tokens"):
+            answer = self._client.completions.create(
+                model=self.model,
+                prompt=[int(token) for token in ids],
+                max_tokens=1,  # a server need not take 0; the new token is left out below
+                temperature=0.0,
+                echo=True,
+                logprobs=1,
+            )
+        found = answer.choices[0].logprobs if answer.choices else None
+        values = (found.token_logprobs if found is not None else None) or []
+        values = values[1 : len(ids)]
+        if len(values) != len(ids) - 1 or not all(isinstance(value, int | float) for value in values):
+            raise LongRopeError(
+                f"{self.address} gives no log-probabilities of a prompt, which perplexity is made of",
+                code="not-expressible",
+                hint="vLLM's and SGLang's completions give them; measure passkey, needle or ruler on this one",
+            )
+        return [-float(value) for value in values if value is not None]
+
+    def each(self, work: Callable[[Item], Result], items: Iterable[Item], done: Callable[[], None]) -> list[Result]:
+        """The results of `work` on every item, in their order, `concurrency` of them at once; `done` after each.
+
+        The first error ends the others: requests that have not begun are never made.
+        """
+        with ThreadPoolExecutor(self.options.concurrency) as pool:
+            futures = [pool.submit(work, item) for item in items]
+            try:
+                results = []
+                for future in futures:
+                    results.append(future.result())
+                    done()
+                return results
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def _plain_errors(self, asked: str) -> Iterator[None]:
+        """The errors of the openai package as one line each."""
+        openai = self._openai
+        try:
+            yield
+        except openai.APITimeoutError as error:
+            raise LongRopeError(
+                f"{self.address} did not answer within {self.options.timeout:g} s when asked for {asked}",
+                code="server-error",
+                hint="give a longer `timeout`, or less `concurrency`",
+            ) from error
+        except openai.APIConnectionError as error:
+            raise LongRopeError(
+                f"no answer from {self.address} when asked for {asked}: {one_line(error.__cause__ or error)}",
+                code="server-error",
+                hint="check the address, and that the server is up",
+            ) from error
+        except openai.APIStatusError as error:
+            raise LongRopeError(
+                f"{self.address} refused {asked} ({error.status_code}): {_message(error.body) or one_line(error)}",
+                code="server-error",
+            ) from error
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
+            raise LongRopeError(
+                f"{self.address} does not speak OpenAI's completions: {one_line(error)}", code="server-error"
+            ) from error
+
+
+def _message(body: Any) -> str:
+    """The message in the body of an error, in any of the usual places, on one line; "" where there is none."""
+    found = body.get("message", body.get("error", body.get("detail"))) if isinstance(body, dict) else body
+    if isinstance(found, dict):
+        found = found.get("message")
+    return " ".join(found.split())[:300] if isinstance(found, str) else ""
