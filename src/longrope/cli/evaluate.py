@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from longrope.cli import options as given
 from longrope.cli.common import print_json, quiet_libraries, warn
 from longrope.cli.progress import progress
 from longrope.cli.tables.evaluation import show_evaluation
-from longrope.cli.verb import Options, split_names, verb
-from longrope.evaluation.config import EvalConfig
-from longrope.evaluation.server.config import ServerOptions
+from longrope.cli.verb import split_names, verb
 
 
 @verb
@@ -28,9 +24,8 @@ def command(
     original: given.Original = None,
     allow_seen: given.AllowSeen = False,
     seed: given.Seed = 0,
-    config: Annotated[EvalConfig, Options("Suites")],
-    tokenizer: given.Tokenizer = None,
-    server: Annotated[ServerOptions, Options("A server as MODEL", place=4)],
+    config: given.SuiteSettings,
+    server: given.Server,
     load: given.Load,
     output: given.Results = None,
     resume: given.ResumeCells = False,
@@ -43,7 +38,6 @@ def command(
     with progress(lambda shown: shown.after_evaluation(output and log_path(output))) as shown:
         result = evaluate(
             model,
-            tokenizer,
             data=given.sources(data, field),
             lengths=split_names(lengths),
             suites=split_names(suites),

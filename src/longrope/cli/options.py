@@ -14,6 +14,8 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 
 from longrope.cli.verb import OUTPUT, Options, split_names
 from longrope.errors import LongRopeError
+from longrope.evaluation.config import EvalConfig
+from longrope.evaluation.server.config import ServerOptions
 from longrope.models.config import LoadOptions
 from longrope.storage import read_json
 from longrope.trackers import check_trackers
@@ -120,9 +122,8 @@ Measured = Annotated[
         server with OpenAI's completions, http://localhost:8000/v1.""",
     ),
 ]
-Tokenizer = Annotated[
-    str | None, option("A model's folder or hub name whose tokenizer is used; a server needs it.", metavar="MODEL")
-]
+SuiteSettings = Annotated[EvalConfig, Options("Suites")]
+Server = Annotated[ServerOptions, Options("A server as MODEL", place=4)]
 OwnScaling = Annotated[Path | None, option("A scaling.json; without it, the model as it is.")]
 ClosedFormLength = Annotated[
     str | None,

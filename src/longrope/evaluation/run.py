@@ -124,7 +124,7 @@ def evaluate(
             )
         results = evaluate_server(
             str(model),
-            tokenizer,
+            tokenizer or (server and server.tokenizer),
             chosen,
             windows,
             sources=as_sources(data, field),

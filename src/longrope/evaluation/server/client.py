@@ -1,13 +1,12 @@
 """A server with OpenAI's completions, asked by token ids: greedy replies, and log-probabilities of a prompt.
 
 Prompts are token ids, so that texts have exactly the tokens of the samples and the server adds nothing to them. vLLM,
-SGLang and llama.cpp's server take them; a server that takes only text is refused. The key of a server that wants one is
-read from OPENAI_API_KEY, as every client of such servers does.
+SGLang and llama.cpp's server take them; a server that takes only text is refused. The openai package reads the key of
+a server that wants one from OPENAI_API_KEY.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,12 +41,11 @@ class Server:
         base = address.rstrip("/")
         self.address = base if base.partition("://")[2].count("/") else f"{base}/v1"
         self.options = options
-        self._client = openai.OpenAI(
-            base_url=self.address,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            timeout=options.timeout,
-            max_retries=options.retries,
-        )
+        more: dict[str, Any] = {"timeout": options.timeout, "max_retries": options.retries}
+        try:
+            self._client = openai.OpenAI(base_url=self.address, **more)
+        except openai.OpenAIError:  # no OPENAI_API_KEY; most own servers want none
+            self._client = openai.OpenAI(base_url=self.address, api_key="none", **more)
         self.model, self.context_length = self._served(options.served_model)
 
     def _served(self, wanted: str | None) -> tuple[str, int | None]:

@@ -10,6 +10,8 @@ from longrope.settings import Settings
 class ServerOptions(Settings):
     """How to ask a server."""
 
+    tokenizer: str | None = None
+    """A model's folder or hub name whose tokenizer the server's is. Needed."""
     served_model: str | None = None
     """The name of the model on the server. Default: the only one that it serves."""
     concurrency: int = Field(4, ge=1, le=1024)
