@@ -14,7 +14,8 @@ from longrope.evaluation import harness as module
 from longrope.evaluation.config import HarnessTask
 from longrope.evaluation.harness import OPEN_LLM, Harness
 from longrope.models.scoring import token_nll
-from longrope.rope.baselines import closed_form_method
+from longrope.rope.baselines import Method, closed_form_method
+from longrope.rope.scaling import Window
 from tests.evaluation.embedded import WINDOW, book, geometry, none, tiny, tiny_tokenizer
 from tests.evaluation.tiny import refused
 
@@ -101,6 +102,14 @@ def test_shots_limit_and_standard_error(harness: Harness, choices: HarnessTask, 
     assert row.stderr == 0.0
     assert tiny_tokenizer().pad_token is None  # lm-eval had a copy
     assert capfd.readouterr().err == ""
+
+
+def test_logits_that_are_not_finite_are_no_result(harness: Harness, choices: HarnessTask) -> None:
+    """lm-eval would compare NaN with NaN, and call the first choice right."""
+    with refused("not-finite", "the logits are not finite", "in float"):
+        broken = Method("broken", lambda length: Window(length, (1.0,) * geometry().pairs, attention_factor=1e300))
+        harness.measure(tiny(), tiny_tokenizer(), choices, broken, length=WINDOW, limit=1)
+    assert not tiny().model._forward_hooks
 
 
 def test_what_cannot_be_run_says_why(harness: Harness, rolling: HarnessTask, tmp_path: Path) -> None:

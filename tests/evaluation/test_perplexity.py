@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longrope.errors import LongRopeError
 from longrope.evaluation import perplexity as module
 from longrope.evaluation.perplexity import loss_by_position, measure_perplexity, sliding_nll
 from longrope.evaluation.results import EvalRow, values_by_length
@@ -108,19 +109,23 @@ def test_one_sample_has_no_standard_error() -> None:
     assert row.trials == 1
 
 
-def test_losses_beyond_float64_are_infinite_and_nan_stays_nan(fixed_losses: Callable[[dict[int, float]], None]) -> None:
+def test_losses_beyond_float64_and_nan_are_no_result(fixed_losses: Callable[[dict[int, float]], None]) -> None:
     samples = random_samples(1, 4)
     samples.ids[0, -1] = 1
-    for loss, value in ((705.0, math.exp(705.0)), (800.0, math.inf), (math.inf, math.inf)):
+    fixed_losses({1: 705.0})
+    assert measure_perplexity(tiny_scaled(), samples, [4], RAMP)[0].value == pytest.approx(math.exp(705.0))
+    for loss in (800.0, math.inf, math.nan):
         fixed_losses({1: loss})
-        assert measure_perplexity(tiny_scaled(), samples, [4], RAMP)[0].value == pytest.approx(value)
-    fixed_losses({1: math.nan})
-    assert math.isnan(measure_perplexity(tiny_scaled(), samples, [4], RAMP)[0].value)
+        with pytest.raises(LongRopeError, match=r"not finite .* at 4 tokens in float\d\d; try") as caught:
+            measure_perplexity(tiny_scaled(), samples, [4], RAMP)
+        assert caught.value.code == "not-finite"
 
 
-def test_factors_that_break_the_model_are_nan() -> None:
+@pytest.mark.parametrize("stride", [None, 4])
+def test_factors_that_break_the_model_are_no_result(stride: int | None) -> None:
     broken = Method("broken", lambda length: Window(length, (1.0,) * GEOMETRY.pairs, attention_factor=1e300))
-    assert math.isnan(measure_perplexity(tiny_scaled(), SAMPLES, [16], broken)[0].value)
+    with pytest.raises(LongRopeError, match=r"the loss is not finite .* at 16 tokens in float"):
+        measure_perplexity(tiny_scaled(), SAMPLES, [16], broken, stride=stride)
 
 
 def test_model_in_training_mode_is_scored_in_eval_mode() -> None:

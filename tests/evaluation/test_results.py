@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalResults, EvalRow, mean_and_stderr, row_from_json
 from longrope.storage import write_json_atomic
 from tests.evaluation.tiny import refused
@@ -36,13 +37,20 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "eval.json").read_text())["schema"] == "longrope.eval/1"
 
 
-def test_rows_without_a_number_come_back_as_nan(tmp_path: Path) -> None:
-    for value in (math.nan, math.inf):
-        row = EvalRow("perplexity", "none", 256, "perplexity", value, value, 10)
-        EvalResults((row,), {"seed": 1}).save(tmp_path / f"{value}.json")
-        (row,) = EvalResults.load(tmp_path / f"{value}.json").rows
-        assert math.isnan(row.value)
-        assert row.stderr is None
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_neither_saved_nor_read(tmp_path: Path, value: float) -> None:
+    """Releases before this one wrote null for it; a report on such a file names it."""
+    row = EvalRow("perplexity", "yarn", 256, "perplexity", value, value, 10)
+    results = EvalResults((row,), {"seed": 1, "dtype": "torch.float16"})
+    said = r"perplexity of yarn \(perplexity\) at 256 tokens in float16 is not finite; measure it again: .*bfloat16"
+    with pytest.raises(LongRopeError, match=said) as caught:
+        results.save(tmp_path / "eval.json")
+    assert caught.value.code == "not-finite"
+    (tmp_path / "eval.json").write_text(json.dumps(results.to_json()))
+    with pytest.raises(LongRopeError, match=rf"eval\.json: the {said}") as caught:
+        EvalResults.load(tmp_path / "eval.json")
+    assert caught.value.code == "not-finite"
+    assert "\n" not in str(caught.value)
 
 
 def test_rows_are_hashable_whatever_their_detail() -> None:

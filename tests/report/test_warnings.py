@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -104,11 +103,6 @@ def test_documents_that_were_seen():
     warning = "measured on documents that the search or training of a method has seen: book:one"
     assert f"eval.json: {warning}." in text(run_of(runs.scaling(), seen_documents=["book:one"], warnings=[warning]))
     assert "has seen" not in text(run_of(runs.scaling()))
-
-
-def test_values_that_are_not_finite():
-    rows = perplexities({"none": {256: math.nan}, OWN: {256: 49.0}})
-    assert "Some values of no scaling are not finite." in text(run_of(runs.scaling(), rows))
 
 
 def test_what_does_not_compare():

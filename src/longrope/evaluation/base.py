@@ -204,7 +204,12 @@ def _measured(
                 hint="choose another `output`",
             )
     for scaled, method in missing:
-        rows = prepared.measure(scaled, method, callbacks)
+        try:
+            rows = prepared.measure(scaled, method, callbacks)
+        except LongRopeError as error:
+            if error.code == "not-finite":
+                raise error.within(f"{task.suite} of {method.name} at {task.length} tokens") from error
+            raise
         yield TaskResult(_key(task, method), tuple(rows), prepared.samples_sha256, prepared.documents)
 
 

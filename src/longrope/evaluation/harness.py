@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
 from longrope.errors import LongRopeError, one_line
@@ -26,6 +26,7 @@ from longrope.evaluation.base import EvalContext, EvalTask, PreparedTask, Scaled
 from longrope.evaluation.config import EvalConfig, HarnessTask
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.task_files import refuse_code, sandboxed_templates
+from longrope.models.finite import require_finite_logits
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
 
@@ -86,12 +87,13 @@ class Harness:
         """A row per metric of `task`, named as lm-eval names it, with lm-eval's standard error.
 
         All texts, whatever their length, are read under the window for `length` tokens; lm-eval cuts longer ones from
-        the left. `limit` takes the first questions only. Raises LongRopeError when lm-eval cannot run the task.
+        the left. `limit` takes the first questions only. Raises LongRopeError when lm-eval cannot run the task, and for
+        logits that are not finite.
         """
         from lm_eval import simple_evaluate
 
         templates = sandboxed_templates() if self._sandboxed else nullcontext()
-        with scaled.using(method.window(length)) as model, _quiet(), templates:
+        with scaled.using(method.window(length)) as model, _quiet(), templates, _finite_logits(model):
             try:
                 # A copy of the tokenizer: lm-eval may give it a padding token.
                 wrapped = self._wrapper(
@@ -110,11 +112,30 @@ class Harness:
                     torch_random_seed=seed,
                     fewshot_random_seed=seed,
                 )
+            except LongRopeError:
+                raise
             except Exception as error:  # tasks are foreign code, and their data comes over the network
                 raise LongRopeError(
                     f"lm-eval cannot run {task.name}: {one_line(error)}", code="runtime-fault"
                 ) from error
         return _rows(found, task.name, method.name, length)
+
+
+@contextmanager
+def _finite_logits(model: PreTrainedModel) -> Iterator[None]:
+    """Raises LongRopeError inside the block where `model` computes logits that are not finite: lm-eval would compare
+    them all the same."""
+
+    def check(_module: Any, _inputs: Any, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            require_finite_logits(model, logits, logits.shape[-2])
+
+    handle = model.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from longrope.evaluation.held_out import check_unseen, read_texts
 from longrope.evaluation.results import EvalRow, mean_and_stderr, values_by_length
 from longrope.models.apply import scaled as with_scaling
 from longrope.models.config import LoadOptions
+from longrope.models.finite import not_finite, require_finite
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import token_nll
@@ -105,7 +106,7 @@ def measure_perplexity(
     sliding form. `positions` adds the rows of `loss_by_position` for each length, in the prefix form. A step is one
     sample at one length.
 
-    Raises LongRopeError for lengths the samples cannot give.
+    Raises LongRopeError: `invalid-setting` for lengths the samples cannot give, `not-finite` for NaN and infinity.
     """
     check_lengths(lengths, samples.length, stride)
     callbacks = callbacks or Callbacks()
@@ -119,12 +120,15 @@ def measure_perplexity(
                     nll = token_nll(scaled.model, ids[None, :length])[0]
                 else:
                     nll = sliding_nll(scaled, ids, length, stride, samples.has_bos)
+                require_finite(scaled.model, nll, "the loss is", length)
                 sums.append(float(nll.sum(dtype=torch.float64)))
                 counts.append(nll.numel())
                 if positions and stride is None:
                     losses.append(nll.cpu())
                 callbacks.on_eval_step()
         rows.append(_row(method.name, length, sums, counts))
+        if not math.isfinite(rows[-1].value):
+            raise not_finite(scaled.model, f"the perplexity of a loss of {sum(sums) / sum(counts):.0f} nats is", length)
         rows += loss_by_position(method.name, losses) if losses else []
     return rows
 
@@ -191,7 +195,7 @@ def sliding_nll(scaled: ScaledModel, ids: Tensor, window: int, stride: int, has_
 
 
 def _row(name: str, length: int, sums: Sequence[float], counts: Sequence[int]) -> EvalRow:
-    # torch's exponential: infinity where the perplexity is beyond float64, and NaN stays NaN.
+    # torch's exponential: infinity where the perplexity is beyond float64.
     value = float(torch.tensor(sum(sums) / sum(counts), dtype=torch.float64).exp())
     stderr = None
     if len(sums) > 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.models.finite import remedy
 from longrope.provenance import record
 from longrope.storage import json_ready, read_json, write_json_atomic
 
@@ -53,20 +54,35 @@ class EvalResults:
     provenance: dict[str, Any] = field(default_factory=record)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the file. NaN and infinity, which JSON does not have, become null."""
+        """The content of the file."""
         results = json_ready([asdict(row) for row in self.rows])
         return {"schema": SCHEMA, "settings": self.settings, "results": results, **self.provenance}
 
+    def require_finite(self) -> None:
+        """Raise LongRopeError (`not-finite`) where a value is NaN or infinity, which no earlier version refused."""
+        for row in self.rows:
+            if not math.isfinite(row.value):
+                dtype = str(self.settings.get("dtype", "an unknown dtype")).removeprefix("torch.")
+                raise LongRopeError(
+                    f"the {row.metric} of {row.scaling} ({row.suite}) at {row.length} tokens in {dtype} is not finite",
+                    code="not-finite",
+                    hint=f"measure it again: {remedy(dtype)}",
+                )
+
     def save(self, path: Path | str) -> None:
-        """Write the JSON to `path` in full or not at all. Raises LongRopeError when it cannot be written."""
+        """Write the JSON to `path` in full or not at all.
+
+        Raises LongRopeError when it cannot be written, or a value is not finite.
+        """
+        self.require_finite()
         write_json_atomic(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: Path | str) -> EvalResults:
         """Read the file that `save`, `evaluate(output=…)` or `longrope eval -o` wrote.
 
-        Raises LongRopeError, with the path, for a file that is not of this schema or lacks the settings it was measured
-        with: a number that cannot be repeated is no result.
+        Raises LongRopeError, with the path, for a file that is not of this schema, lacks the settings it was measured
+        with (a number that cannot be repeated is no result), or has values that are not finite.
         """
         document = read_json(Path(path))
         schema = document.get("schema")
@@ -83,9 +99,11 @@ class EvalResults:
             raise LongRopeError(f"{path}: expected a list of results, found none", code="damaged-file")
         del document["schema"]
         try:
-            return cls(tuple(map(row_from_json, results)), settings, document)
+            found = cls(tuple(map(row_from_json, results)), settings, document)
+            found.require_finite()
         except LongRopeError as error:
-            raise LongRopeError(f"{path}: {error}", code=error.code) from error
+            raise error.within(str(path)) from error
+        return found
 
     def to_frame(self) -> Any:
         """A `pandas.DataFrame`: a line per row, a column per field and per key of `detail` (depth, task, from, …).

@@ -179,6 +179,7 @@ def evaluate(
     if ruler:
         rows += summary_rows(ruler, loaded.geometry.original_length, config)
     results = EvalResults(tuple(rows), _with_remarks(settings, loaded, list(against), target) | _samples(measured))
+    results.require_finite()
     if path is not None:
         keep_or_write_json(path, results.to_json(), but=_NAMED)
     return results

@@ -16,6 +16,7 @@ from longrope.errors import LongRopeError
 from longrope.export.forms import ExpressedScaling
 from longrope.export.weights import Change
 from longrope.models.apply import scaled
+from longrope.models.finite import require_finite_logits
 from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope.geometry import text_config
 from longrope.rope.scaling import RopeScaling
@@ -140,6 +141,7 @@ def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:
     ids = (positions * 7919 + 13)[None] % model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
         logits: Tensor = model(input_ids=ids, position_ids=positions[None], use_cache=False).logits
+    require_finite_logits(model, logits, len(positions))
     return logits
 
 

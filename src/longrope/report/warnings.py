@@ -5,7 +5,6 @@ Every warning follows from the run's files; none is general advice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +46,7 @@ def warnings(run: Run, shown: Shown) -> list[WarningGroup]:
         WarningGroup("Limits of the runtimes", tuple(_runtimes(run.scaling) if run.scaling else ())),
         WarningGroup("Losses", (*lost, *_worse(run, shown))),
         WarningGroup("Not measured", tuple(_not_measured(run))),
-        WarningGroup("Limited evidence", (*_warned(run), *_few(run), *_not_finite(run, shown))),
+        WarningGroup("Limited evidence", (*_warned(run), *_few(run))),
     ]
     return [group for group in groups if group.items]
 
@@ -163,11 +162,6 @@ def _warned(run: Run) -> list[str]:
         for file, evaluation in run.evaluations.items()
         for warning in evaluation.settings.get("warnings") or ()
     ]
-
-
-def _not_finite(run: Run, shown: Shown) -> list[str]:
-    broken = list(dict.fromkeys(row.scaling for row in run.rows if not math.isfinite(row.value)))
-    return [f"Some values of {shown[name].label} are not finite." for name in broken]
 
 
 def comparability(runs: Sequence[Run]) -> list[str]:

@@ -231,7 +231,8 @@ def descend(
 ) -> Window:
     """Adam from the seed of `space`, and the best validated window, that of the seed included.
 
-    The variables are u (K,) and the attention factor's own, in units of `_ATTENTION_SCALE` of its logarithm.
+    The variables are u (K,) and the attention factor's own, in units of `_ATTENTION_SCALE` of its logarithm. Raises
+    LongRopeError where no gradient was finite.
     """
 
     def window_at(point: Vector) -> Window:
@@ -243,7 +244,7 @@ def descend(
     best, best_point = window_at(point), point
     best_loss, stale = mean_loss(evaluate(both_splits(best))), 0
     on_best(best, best_loss)
-    adam, order = _Adam(len(point)), np.zeros(0, dtype=np.int64)
+    adam, order, broken = _Adam(len(point)), np.zeros(0, dtype=np.int64), 0
     rate = settings.learning_rate
     for step in range(1, settings.steps + 1):
         # Every sample once, in drawn order, before any comes again.
@@ -253,7 +254,12 @@ def descend(
         (result,) = evaluate([gradient_request(window, int(order[place]))])
         gradient = _gradient(space, window, result, settings.learn_attention_factor)
         if gradient is None:  # the model broke here: back to the best point, with smaller steps
-            point, adam, rate = best_point, _Adam(len(point)), rate / 2
+            point, adam, rate, broken = best_point, _Adam(len(point)), rate / 2, broken + 1
+            if broken == settings.steps:
+                raise LongRopeError(
+                    f"none of {broken} gradients at {stage.length} tokens was finite, which leaves the seed as it was",
+                    code="not-finite",
+                )
         else:
             decay = 0.55 + 0.45 * math.cos(math.pi * (step - 1) / settings.steps)
             point = point - adam.step(gradient, rate * decay)

@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from longrope.locked import has_lines
 from longrope.models.apply import kept_modes, scaled
 from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
+from longrope.models.finite import not_finite
 from longrope.models.loading import LoadedModel, open_model, require_longer
 from longrope.models.texts import sources_or_books
 from longrope.provenance import CIRCUMSTANCES, record
@@ -200,8 +202,10 @@ def search(
             losses = _losses(evaluate, windows)
             if given and config.method != "longrope2":  # which reports them with the dimension that it finds
                 losses |= _losses(evaluate, given)
+            if not any(map(math.isfinite, losses.values())):  # the search would come to nothing, hours later
+                raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
             callbacks.on_search_start(prepared.max_requests, losses)
-            with evaluate.search(callbacks) as requests:
+            with evaluate.search(callbacks) as requests, _told_in_full(loaded, target_length):
                 outcome = prepared.run(evaluate, on_best=evaluate.report_best)
             best, best_loss = outcome.window, outcome.loss
             if target_length <= loaded.context_length and config.attention_factor is None:
@@ -223,6 +227,18 @@ def search(
         chosen_seeds=outcome.chosen_seeds,
     )
     return _saved(result, loaded, texts, header, config)
+
+
+@contextmanager
+def _told_in_full(loaded: LoadedModel, target_length: int) -> Iterator[None]:
+    """Adds to an error of numbers that are not finite their dtype and length, and what to try."""
+    try:
+        yield
+    except LongRopeError as error:
+        if error.code != "not-finite":
+            raise
+        full = not_finite(loaded.model, "losses or gradients are", target_length)
+        raise LongRopeError(f"{error.message}; {full.message}", code=full.code, hint=full.hint) from error
 
 
 def _saved(

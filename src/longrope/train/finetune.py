@@ -30,6 +30,7 @@ from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folde
 from longrope.models.config import LoadOptions
 from longrope.models.devices import usable_device
 from longrope.models.fingerprint import fingerprint
+from longrope.models.finite import require_sound_weights
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.saving import plain_saves
 from longrope.models.scaled import ScaledModel
@@ -152,6 +153,10 @@ def _prepared(
 ) -> _Prepared:
     """Everything that a run needs before its folder is touched. Raises LongRopeError for what cannot be."""
     windows = training_windows(loaded, scaling, config)
+    try:
+        require_sound_weights(loaded.model)
+    except LongRopeError as error:
+        raise error.within(f"training on rows of {config.length} tokens") from error
     arguments = training_arguments(config, output_dir / TRAINER, cpu=cpu)
     packed = config.packed
     refuse_combinations(config, arguments, packed=packed)

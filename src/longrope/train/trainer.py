@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from longrope.callbacks import Callbacks, TrainProgress
 from longrope.data.packing import PackedRows
 from longrope.errors import LongRopeError, one_line
+from longrope.models.finite import remedy
 from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import Window
 from longrope.train.config import SCHEDULES, FinetuneConfig
@@ -114,8 +115,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     removes older ones.
     """
 
-    def __init__(self, run: str, tokens_per_step: int, callbacks: Callbacks) -> None:
-        self.run, self.tokens_per_step, self.callbacks = run, tokens_per_step, callbacks
+    def __init__(self, run: str, config: FinetuneConfig, dtype: torch.dtype, callbacks: Callbacks) -> None:
+        self.run, self.callbacks = run, callbacks
+        self.length, self.tokens_per_step = config.length, config.rows_per_step * config.length
+        self.dtype = str(torch.bfloat16 if config.bf16 else dtype).removeprefix("torch.")
         self.began, self.first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -123,12 +126,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise LongRopeError(
-                    f"the loss of step {state.global_step} is {logs['loss']}; checkpoints up to here are kept",
-                    code="not-finite",
-                    hint="use a lower `learning_rate` or another `dtype`",
-                )
+            # A scaler of float16 finds gradients that overflow, and leaves their steps out.
+            for name, what in [("loss", "loss")] + [("grad_norm", "gradient")] * (not args.fp16):
+                if not math.isfinite(logs.get(name) or 0.0):
+                    raise LongRopeError(
+                        f"the {what} of step {state.global_step} is not finite ({logs[name]}), at {self.length} tokens "
+                        f"in {self.dtype}; checkpoints up to here are kept",
+                        code="not-finite",
+                        hint=f"use a lower `learning_rate`, or {remedy(self.dtype)}",
+                    )
             rate = (state.global_step - self.first) * self.tokens_per_step / max(time.monotonic() - self.began, 1e-9)
             self.callbacks.on_train_progress(TrainProgress(state.global_step, logs["loss"], rate))
 
@@ -249,7 +255,7 @@ def make_trainer(
     """The trainer of `rows`. `windows`: one for every part of the mix; `run`: the name that its checkpoints are sealed
     with; `shared`: from `context_parallel`, where processes share rows.
     """
-    own = RunCallback(run, config.rows_per_step * config.length, callbacks or Callbacks())
+    own = RunCallback(run, config, scaled.model.dtype, callbacks or Callbacks())
     trainer = WindowTrainer(
         scaled=scaled,
         windows=windows,

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import with_cache
 from longrope.models.chunked import logits_chunk
+from longrope.models.finite import require_finite_logits
 from longrope.models.scaled import ScaledModel, handle_of
 from longrope.models.scoring import run_base
 from longrope.rope.scaling import Window
@@ -95,7 +96,8 @@ class Prefilled:
     def greedy(self, tokens: Tensor, max_new_tokens: int, stop: Collection[int] = ()) -> list[int]:
         """The most likely tokens after the text and `tokens` (1, k), k ≥ 0: at most `max_new_tokens` of them.
 
-        Ends with the first token of `stop` that appears. Raises LongRopeError when `tokens` is not (1, k).
+        Ends with the first token of `stop` that appears. Raises LongRopeError when `tokens` is not (1, k),
+        and when a most likely token is none because logits are NaN.
         """
         self._check(tokens, at_least=0)
         fed = torch.cat([self.last, tokens.to(self.last)], dim=1)
@@ -104,7 +106,9 @@ class Prefilled:
             fill(self.scaled, self.cache, fed[:, :-1], self.window, self.chunk_size)
             token = fed[:, -1:]
             while len(found) < max_new_tokens and (not found or found[-1] not in stop):
-                token = self._logits(token)[:, -1:].argmax(-1)
+                logits = self._logits(token)[:, -1:]
+                require_finite_logits(self.scaled.model, logits, int(self.cache.get_seq_length()))
+                token = logits.argmax(-1)
                 found.append(int(token))
         return found
 

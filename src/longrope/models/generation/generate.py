@@ -13,10 +13,11 @@ from typing import get_args
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.apply import scaled
+from longrope.models.finite import require_finite_logits
 from longrope.models.generation.cache import PREFILL_CHUNK
 from longrope.models.generation.hooks import Switch, cache_hook, window_of_rows
 from longrope.models.generation.rerotate import Rerotation
@@ -83,7 +84,8 @@ def generate(
     `eos_token_id` (one or more; None: the model's own; `()`: never). What else `model.generation_config` says, such as
     a repetition penalty, holds.
 
-    Raises LongRopeError, before any forward, when the text would outgrow the scaling or rows would need two windows.
+    Raises LongRopeError, before any forward, when the text would outgrow the scaling or rows would need two windows;
+    and for logits that are not finite (`not-finite`).
     """
     if input_ids.dim() != 2 or 0 in input_ids.shape:
         raise _invalid(f"expected token ids of shape (batch, tokens), found {tuple(input_ids.shape)}")
@@ -120,8 +122,22 @@ def generate(
         with nullcontext() if seed is None else torch.random.fork_rng():
             if seed is not None:
                 torch.manual_seed(seed)
-            found: Tensor = target.generate(input_ids, generation_config=config, attention_mask=mask)
+            checks = LogitsProcessorList([_FiniteLogits(target)])
+            found: Tensor = target.generate(
+                input_ids, generation_config=config, attention_mask=mask, logits_processor=checks
+            )
     return found
+
+
+class _FiniteLogits(LogitsProcessor):  # type: ignore[misc]
+    """Passes logits on as they are, and refuses those that are not finite: any token would be the most likely one."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        require_finite_logits(self.model, scores, input_ids.shape[-1])
+        return scores
 
 
 def _invalid(message: str) -> LongRopeError:
