@@ -108,7 +108,7 @@ def test_a_micro_batch_never_mixes() -> None:
 
 
 def test_a_loss_that_is_no_number_stops(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"the loss of step [23] is not finite \(nan\), at 256 tokens in float32") as error:
+    with pytest.raises(LongRopeError, match=r"the loss of step [23] is not finite \(nan\), at 256 tokens in") as error:
         Run(checkpoint, sources, tmp_path, training(steps=4, batch=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0))
     assert error.value.code == "not-finite"
 
