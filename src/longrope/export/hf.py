@@ -27,9 +27,9 @@ from longrope.models.checkpoint_files import (
     copy_weights,
     raise_limits,
     refuse_folded,
-    source_folder,
     weight_files,
 )
+from longrope.models.dequantised import model_folder
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import superset_config
@@ -75,57 +75,57 @@ def export_hf(
     model_config = load_config(model_name, trust_remote_code=trust_remote_code)
     scaling.check_fits(RopeGeometry.from_config(model_config, original_length=original_length))
     code = ("*.py",) if trust_remote_code else ()
-    source = source_folder(model_name, code)
-    raw = read_json(source / "config.json")
-    refuse_folded(raw.get(RECORD), model_name)
-    plan = _weight_plan(source, model_config, expressed)
-    family = text_config(model_config).model_type
-    existed = output.is_dir()
-    new_output_folder(output)
-    try:
-        # Everything is made and proved in a folder inside `output`, then moved up: the config last, because a folder
-        # without it is no checkpoint.
-        with temporary_folder(output / "checkpoint") as folder:
-            copy_companions(source, folder, code)
-            if plan is None:
-                copy_weights(source, folder)
-            else:
-                rewrite(source, folder, plan)
-            written = _exported_config(raw, model_config, expressed) | {RECORD: expressed.record()}
-            write_json_atomic(folder / "config.json", written)
-            raise_limits(folder, scaling.target_length)
-            scaling.save(folder / SCALING)
-            if expressed.form == PHI3:
-                verify_tokenizer(folder, model_name)
-            verification = verify_hf(
-                folder,
-                expressed,
-                source=None if plan is None else model_name,
-                changes=None if plan is None else plan.changes,
-                trust_remote_code=trust_remote_code,
-            )
-            card = model_card(
-                model_name,
-                type(model_config).__name__,
-                scaling,
-                expressed,
-                verification,
-                unsupported,
-                evidence,
-                serving("PATH", public_name(model_name), family, expressed),
-            )
-            write_text_atomic(folder / "README.md", card)
-            move_up(folder, last="config.json")
-    except OSError as error:
-        raise LongRopeError(
-            f"cannot write the checkpoint to {output}: {one_line(error)}; nothing was left there",
-            code="output-not-writable",
-        ) from error
-    finally:
-        if not existed and output.is_dir() and not any(output.iterdir()):
-            output.rmdir()
-    servings = serving(str(output), model_name, family, expressed)
-    return HfExport(verification, unsupported, notes_on(expressed), servings, thing_to_know(family, expressed))
+    with model_folder(model_name, code) as source:
+        raw = read_json(source / "config.json")
+        refuse_folded(raw.get(RECORD), model_name)
+        plan = _weight_plan(source, model_config, expressed)
+        family = text_config(model_config).model_type
+        existed = output.is_dir()
+        new_output_folder(output)
+        try:
+            # Everything is made and proved in a folder inside `output`, then moved up: the config last, because a
+            # folder without it is no checkpoint.
+            with temporary_folder(output / "checkpoint") as folder:
+                copy_companions(source, folder, code)
+                if plan is None:
+                    copy_weights(source, folder)
+                else:
+                    rewrite(source, folder, plan)
+                written = _exported_config(raw, model_config, expressed) | {RECORD: expressed.record()}
+                write_json_atomic(folder / "config.json", written)
+                raise_limits(folder, scaling.target_length)
+                scaling.save(folder / SCALING)
+                if expressed.form == PHI3:
+                    verify_tokenizer(folder, model_name)
+                verification = verify_hf(
+                    folder,
+                    expressed,
+                    source=None if plan is None else model_name,
+                    changes=None if plan is None else plan.changes,
+                    trust_remote_code=trust_remote_code,
+                )
+                card = model_card(
+                    model_name,
+                    type(model_config).__name__,
+                    scaling,
+                    expressed,
+                    verification,
+                    unsupported,
+                    evidence,
+                    serving("PATH", public_name(model_name), family, expressed),
+                )
+                write_text_atomic(folder / "README.md", card)
+                move_up(folder, last="config.json")
+        except OSError as error:
+            raise LongRopeError(
+                f"cannot write the checkpoint to {output}: {one_line(error)}; nothing was left there",
+                code="output-not-writable",
+            ) from error
+        finally:
+            if not existed and output.is_dir() and not any(output.iterdir()):
+                output.rmdir()
+        servings = serving(str(output), model_name, family, expressed)
+        return HfExport(verification, unsupported, notes_on(expressed), servings, thing_to_know(family, expressed))
 
 
 def _exported_config(raw: dict[str, Any], config: Any, expressed: ExpressedScaling) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`extend`: for one model, search, compare on other books, export, reload the checkpoint, prove it, and report.
 
 The run folder holds everything: `search.jsonl`, `scaling.json`, `search.json`, `eval.json`, `checkpoint/`,
-`extend.json`, the figures in `report_figures/`, and at the end `report.html`.
+`extend.json`, the figures in `report_figures/`, and at the end `report.html`. For a model from a GGUF file, the file
+with the factors is in place of `checkpoint/`, proved in llama.cpp (`extend_gguf.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.models.scoring import last_logits
 from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.provenance import CIRCUMSTANCES, record
+from longrope.recipes.extend_gguf import check_file, export_file, extended_file, prove_file
 from longrope.report.collect import Proof
 from longrope.report.run import Written, report
 from longrope.rope.baselines import CHECKPOINT
@@ -92,6 +94,7 @@ def extend(
     compared = parse_lengths(lengths) if lengths else doubling_lengths(original, target_length)
     # The needs of later stages are checked now: an error after a long search would waste it.
     check_lengths(compared, target_length, None)
+    check_file(loaded)
     if config.start_tokens != "0" and not allow_lossy:
         raise LongRopeError(
             "transformers cannot express start tokens",
@@ -135,7 +138,11 @@ def extend(
     )
     _begin(callbacks, "export")
     sweep(output_dir, EXTENSION)
-    if (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
+    file = extended_file(loaded, target_length, output_dir)
+    checkpoint = output_dir / CHECKPOINT_DIR if file is None else file
+    if file is not None:
+        export_file(loaded, found.scaling, file, allow_lossy)
+    elif (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
         sweep(checkpoint)
     else:
         export_hf(
@@ -148,10 +155,11 @@ def extend(
             trust_remote_code=loaded.options.trust_remote_code,
         )
     _begin(callbacks, "prove")
-    proofs = prove(loaded, found.scaling, checkpoint, text.ids[:1])
+    proofs = (prove if file is None else prove_file)(loaded, found.scaling, checkpoint, text.ids[:1])
     losses = unsupported_by_transformers(found.scaling)
     proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
-    but = CIRCUMSTANCES | {"scaling", "checkpoint", "max_logit_difference", "top1_agreement"}  # a GPU's last bits
+    last_bits = {"max_logit_difference", "top1_agreement", "divergence", "divergence_without"}  # of a GPU
+    but = CIRCUMSTANCES | last_bits | {"scaling", "checkpoint"}
     keep_or_write_json(output_dir / EXTENSION, json_ready(found.to_json()) | proved | record(), but=but)
     _begin(callbacks, "report")
     written = report([output_dir], output_dir / REPORT)

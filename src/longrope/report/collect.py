@@ -23,13 +23,21 @@ from longrope.storage import sha256_text
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The reloaded checkpoint against the searched model: logits at the last `positions` of a held-out text of `length`
-    tokens."""
+    """The exported checkpoint in its runtime against the searched model, at `positions` of a held-out text of `length`
+    tokens.
+
+    In transformers, all logits of the last positions. In llama.cpp, log p of the tokens that it gives 1 % or more, in a
+    context of `length`; `divergence` is the mean Kullback-Leibler divergence in nats, `divergence_without` that from
+    the model without the factors.
+    """
 
     length: int
     positions: int
     max_logit_difference: float
     top1_agreement: float
+    runtime: str = "transformers"
+    divergence: float | None = None
+    divergence_without: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

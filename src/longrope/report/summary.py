@@ -163,7 +163,8 @@ def _proof(run: Run) -> Number | None:
         return None
     proofs = run.extension.proofs
     largest = max(proof.max_logit_difference for proof in proofs)
-    note = f"reloaded with plain transformers; logits differ by at most {largest:.1e}"
+    runtime = "plain transformers" if proofs[0].runtime == "transformers" else proofs[0].runtime
+    note = f"reloaded with {runtime}; logits differ by at most {largest:.1e}"
     value = Cell(f"{100 * min(proof.top1_agreement for proof in proofs):.5g} %")
     return Number("same next token in the exported checkpoint", value, note)
 

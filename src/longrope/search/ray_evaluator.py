@@ -362,4 +362,4 @@ def _parked(loaded: LoadedModel) -> Iterator[None]:
 def _anywhere(name: str) -> str:
     """A model's name for a process with another working folder."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
+    return str(path.resolve()) if path.exists() else name

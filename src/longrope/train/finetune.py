@@ -26,8 +26,9 @@ from longrope.data.sources import Field, TextData, TextSource, as_sources, read_
 from longrope.data.tokens import tokenize, tokenizer_hash
 from longrope.errors import LongRopeError
 from longrope.models.apply import scaled
-from longrope.models.checkpoint_files import RECORD, refuse_folded, source_folder
+from longrope.models.checkpoint_files import RECORD, refuse_folded
 from longrope.models.config import LoadOptions
+from longrope.models.dequantised import model_folder
 from longrope.models.devices import usable_device
 from longrope.models.fingerprint import fingerprint
 from longrope.models.finite import require_sound_weights
@@ -160,7 +161,8 @@ def _prepared(
     arguments = training_arguments(config, output_dir / TRAINER, cpu=cpu)
     packed = config.packed
     refuse_combinations(config, arguments, packed=packed)
-    refuse_folded(read_json(source_folder(loaded.name) / "config.json").get(RECORD), loaded.name)
+    with model_folder(loaded.name, weights=False) as source:
+        refuse_folded(read_json(source / "config.json").get(RECORD), loaded.name)
     rows = packed_rows(loaded, sources, config, windows)
     fused = None
     if config.fused_loss == "auto" and config.lora is None and arguments.deepspeed is None:

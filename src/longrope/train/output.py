@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.data.packing import PackedRows
-from longrope.models.checkpoint_files import copy_companions, source_folder
+from longrope.models.checkpoint_files import copy_companions
+from longrope.models.dequantised import model_folder
 from longrope.models.loading import LoadedModel
 from longrope.provenance import record
 from longrope.rope.hf_config import unsupported_by_transformers
@@ -150,10 +151,10 @@ class FinishedTraining:
             for name, value in tensors.items()
             if name not in tied
         }
-        source = source_folder(self.loaded.name)
         model.save_pretrained(folder, state_dict=tensors)
-        copy_companions(source, folder)
-        config = read_json(source / "config.json")
+        with model_folder(self.loaded.name, weights=False) as source:
+            copy_companions(source, folder)
+            config = read_json(source / "config.json")
         name = str(dtype).removeprefix("torch.")
         config |= {key: name for key in ("dtype", "torch_dtype") if key == "dtype" or key in config}
         write_json_atomic(folder / "config.json", config)

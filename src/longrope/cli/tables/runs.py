@@ -96,6 +96,14 @@ def show_extension(extension: Extension, out: Path) -> None:
     show_evaluation(extension.evaluation.rows)
     output.print()
     for proof in extension.proofs:
+        if proof.divergence is not None:
+            say(
+                f"{proof.runtime} -c {proof.length}, {proof.positions} prompts: {proof.divergence:.1e} nats from the "
+                f"searched model (mean KL divergence; {proof.divergence_without:.1e} without the factors), same most "
+                f"likely token at {100 * proof.top1_agreement:.1f} %",
+                "  ",
+            )
+            continue
         say(
             f"reloaded with plain transformers, last {proof.positions} of {proof.length} tokens: logits within "
             f"{proof.max_logit_difference:.1e} of the searched model's, same most likely token at "

@@ -17,6 +17,7 @@ from longrope.export.gguf.convert import ARCHITECTURE, check_llama, write_llama
 from longrope.export.gguf.keys import rope_keys, rope_tensors
 from longrope.export.gguf.patch import write_patched
 from longrope.export.gguf.proof import prove
+from longrope.models.checkpoint_files import gguf_path
 from longrope.models.gguf.container import GgufFile, gguf_package, read_gguf
 from longrope.models.gguf.rope import CONTEXT_STEP, check_architecture, rope_of
 from longrope.models.loading import load_config
@@ -43,7 +44,7 @@ def export_gguf(model: str, scaling: RopeScaling, output: Path, config: ExportCo
     """Write `model` extended by `scaling` to the new GGUF file `output`.
 
     With `config.gguf`, a GGUF file that was converted from `model`, in any quantisation, its tensors are copied byte
-    for byte and the scaling is added; without, the whole file is written.
+    for byte and the scaling is added; the same where `model` is a GGUF file itself. Without, the whole file is written.
 
     Raises LongRopeError when llama.cpp's graph of the architecture takes no factors, when the scaling or `config.gguf`
     is of another model, when llama.cpp cannot express the scaling (and `config.allow_lossy` is not set), or when
@@ -56,7 +57,8 @@ def export_gguf(model: str, scaling: RopeScaling, output: Path, config: ExportCo
     unsupported = unsupported_parts(scaling, "llama.cpp", config.allow_lossy)
     expressed = transformers_scaling(scaling)
     tensors = rope_tensors(expressed)
-    source = None if config.gguf is None else read_gguf(config.gguf)
+    path = gguf_path(model) if config.gguf is None else config.gguf
+    source = None if path is None else read_gguf(path)
     if source is None:
         architecture = ARCHITECTURE
         check_llama(model_config, scaling.geometry, expressed.target_length)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils.logging import is_progress_bar_enabled
 
 from longrope.errors import LongRopeError, one_line
 from longrope.models.gguf.container import GgufFile, alone, gguf_package
@@ -23,6 +26,11 @@ def stored_dtype(file: GgufFile) -> torch.dtype:
     return _FLOATS.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
 
+def is_quantised(file: GgufFile) -> bool:
+    """True if some of the file's tensors are blocks of rounded numbers."""
+    return any(tensor.type not in _FLOATS for tensor in file.tensors.values())
+
+
 def load_gguf_weights(
     file: GgufFile, config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None
 ) -> PreTrainedModel:
@@ -33,7 +41,7 @@ def load_gguf_weights(
     """
     check_tensors(file, config)
     try:
-        with alone(file.path) as place:
+        with alone(file.path) as place, _as_quiet_as_transformers():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 **place,
                 config=config,
@@ -51,6 +59,11 @@ def load_gguf_weights(
     if file.value("general.architecture") == "llama" and "llama.attention.head_count_kv" not in file.keys:
         _undo_permutation(model)
     return model
+
+
+def _as_quiet_as_transformers() -> AbstractContextManager[Any]:
+    """Keeps back the progress bar of dequantising, which asks no setting, where transformers shows none."""
+    return nullcontext() if is_progress_bar_enabled() else redirect_stderr(StringIO())
 
 
 def check_tensors(file: GgufFile, config: PreTrainedConfig) -> None:
