@@ -3,7 +3,7 @@
     python benchmarks/search_cost.py --out runs/cost                     # every cell; hours on 2 cores
     python benchmarks/search_cost.py --out runs/cost --methods 'gradient;hybrid' --ratios 4 --seeds 0
     python benchmarks/search_cost.py --out runs/below --population 32 --iterations 20 --ratios 4,8 --seeds 0 \
-        --methods 'yarn;longrope2;longrope2, yarn below;longrope2, ramp below;ramps alone'   # a quarter of the evaluations
+        --methods 'yarn;longrope2;longrope2, yarn below;longrope2, ramp below;ramps alone'   # a quarter
     python benchmarks/search_cost_tables.py --cells runs/cost/cells --out benchmarks/results   # tables of what is there
 
 A cell is one (objective, ratio, method, seed). It leaves `cells/NAME.json`; a finished cell is not run again, and one

@@ -31,6 +31,10 @@ class TrainProgress:
     tokens_per_second: float
 
 
+class Stopped(KeyboardInterrupt):
+    """The job was asked to stop, by a signal or a time limit, and can be resumed; the message says by what."""
+
+
 class Callbacks:
     """Methods that a job calls while it works. In this base class they do nothing."""
 
@@ -51,6 +55,10 @@ class Callbacks:
 
     def on_train_start(self, steps: int, first: int) -> None:
         """A fine-tuning run of `steps` optimizer steps begins; `first` of them are done already."""
+
+    def stop_requested(self) -> bool:
+        """Asked when a fine-tuning begins and after each step: True ends it there, with a checkpoint, by `Stopped`."""
+        return False
 
     def on_train_progress(self, progress: TrainProgress) -> None:
         """An optimizer step has ended."""

@@ -28,6 +28,27 @@ def parse_length(text: str | int) -> int:
     return length
 
 
+def parse_duration(text: str) -> float:
+    """The seconds of a duration such as `3h55m`, `90m`, `45s`, `1d12h` or `03:55:00`.
+
+    Raises LongRopeError (`invalid-duration`) for anything else, and for nothing.
+    """
+    text = text.strip()
+    if (match := re.fullmatch(r"(?:([0-9]{1,3})-)?([0-9]{1,4}):([0-9]{2}):([0-9]{2})", text)) or (
+        text
+        and (match := re.fullmatch(r"(?:([0-9]{1,3})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?", text))
+    ):
+        parts = [int(part or 0) for part in match.groups()]
+    else:
+        parts = []
+    seconds = sum(part * size for part, size in zip(parts, (86_400, 3600, 60, 1), strict=False))
+    if seconds <= 0:
+        raise LongRopeError(
+            f"expected a duration such as 3h55m, 90m or 03:55:00, found {text!r}", code="invalid-duration"
+        )
+    return float(seconds)
+
+
 def _length_setting(value: str | int | None) -> int | None:
     try:
         return None if value is None else parse_length(value)

@@ -14,7 +14,9 @@ from typing import Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 
+from longrope.callbacks import Stopped
 from longrope.cli.errors import in_options, options_by_name, shortened, usage_error
+from longrope.cli.stopping import EXIT_CODE
 from longrope.errors import LongRopeError, one_line
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -82,6 +84,9 @@ def run(arguments: list[str]) -> int:
         return _fail("expected printable text as arguments; found one that is not")
     try:
         result = app(arguments or ["--help"])
+    except Stopped as stopped:
+        print(f"longrope: stopped by {stopped}", file=sys.stderr)
+        return EXIT_CODE
     except KeyboardInterrupt:
         print("longrope: interrupted", file=sys.stderr)
         return _INTERRUPTED

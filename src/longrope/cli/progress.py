@@ -20,6 +20,7 @@ from rich.text import Text
 from longrope.callbacks import Callbacks, SearchProgress, TrainProgress
 from longrope.cli.common import is_verbose, log, messages
 from longrope.cli.scalars import Scalars, scalars_in
+from longrope.cli.stopping import stop_after_step, stop_at_once
 from longrope.cli.verb import split_names
 from longrope.quantities import format_duration, format_rate
 from longrope.run_files import SEARCH_LOG
@@ -139,6 +140,7 @@ class Display(Callbacks):
         self.training = False
 
     def on_stage(self, stage: str, number: int = 1, count: int = 1, finished: bool = False) -> None:
+        stop_at_once()
         line = f"{number}/{count} {stage}{': finished before' if finished else ''}"
         if self._stage_lines:
             messages.print(line)
@@ -172,6 +174,9 @@ class Display(Callbacks):
     def on_recover_length(self, length: int) -> None:
         log.info("recover %d tokens", length)
         self._bar.update(self._task, description=f"recover {length}")
+
+    def stop_requested(self) -> bool:
+        return stop_after_step()
 
     def on_train_start(self, steps: int, first: int) -> None:
         self.training = True

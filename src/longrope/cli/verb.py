@@ -19,13 +19,24 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from longrope.cli.common import log, set_verbosity
+from longrope.cli.stopping import stopping
 from longrope.provenance import command_line
 from longrope.settings import Settings
+from longrope.units import parse_duration
 
 OUTPUT = Group("Output", sort_key=9)
 Verbose = Annotated[
     bool,
     Parameter(name=("--verbose", "-v"), group=OUTPUT, help="Log each step, and the traceback of an unexpected error."),
+]
+TimeLimit = Annotated[
+    str | None,
+    Parameter(
+        name="--time-limit",
+        metavar="TIME",
+        help="Stop after so long, as in 3h55m or 03:55:00, so that --resume goes on. Exit code 75, as after SIGTERM and"
+        " SIGUSR1.",
+    ),
 ]
 Quiet = Annotated[bool, Parameter(name=("--quiet", "-q"), group=OUTPUT, help="No progress and no remarks.")]
 
@@ -112,14 +123,24 @@ def verb(function: Callable[..., int | None]) -> Callable[..., int | None]:
     for name, hint in (("verbose", Verbose), ("quiet", Quiet)):
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint))
 
+    long = "resume" in hints  # a job that can go on after a stop
+    if long:
+        limit = inspect.Parameter("time_limit", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=TimeLimit)
+        parameters.append(limit)
+
     @functools.wraps(function)
-    def command(*values: Any, verbose: bool = False, quiet: bool = False, **named: Any) -> int | None:
+    def command(
+        *values: Any, verbose: bool = False, quiet: bool = False, time_limit: str | None = None, **named: Any
+    ) -> int | None:
         set_verbosity(verbose, quiet)
         log.info("%s", command_line())
         for name, make in makers.items():
             if named.get(name) is None:
                 named[name] = make()
-        return function(*values, **named)
+        if not long:
+            return function(*values, **named)
+        with stopping(None if time_limit is None else parse_duration(time_limit)):
+            return function(*values, **named)
 
     del command.__wrapped__  # cyclopts reads the annotations and the signature set here
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

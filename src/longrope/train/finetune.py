@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from longrope.callbacks import Callbacks
+from longrope.callbacks import Callbacks, Stopped
 from longrope.data.mix import ORIGINAL_WINDOW
 from longrope.data.packing import PackedRows, SpecialTokens, pack
 from longrope.data.sources import Field, TextData, TextSource, as_sources, read_all
@@ -294,7 +294,8 @@ def _run_trainer(
 ) -> None:
     """All steps and the result. The first process alone touches the folder and reports progress."""
     first = PartialState().is_main_process
-    callbacks = (callbacks if first else None) or Callbacks()
+    given = callbacks or Callbacks()
+    callbacks = given if first else _OtherProcess(given)
     PartialState().wait_for_everyone()  # until all have looked at the folder, nothing appears in it
     with claimed(output_dir, run.identity, resume) if first else nullcontext("") as name:
         last = _from_first_process(last_sealed(output_dir / TRAINER, name) if first else None)
@@ -312,6 +313,8 @@ def _run_trainer(
         )
         callbacks.on_train_start(run.config.steps, 0 if last is None else int(last.name.rpartition("-")[2]))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if trainer.state.global_step < run.config.steps:
+            raise Stopped("a stop between two steps")
         # All processes take part in gathering what is sharded; the first one writes.
         tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped) if run.sharded else None
         if first:
@@ -320,6 +323,13 @@ def _run_trainer(
             )
             done.write(output_dir)
         PartialState().wait_for_everyone()
+
+
+class _OtherProcess(Callbacks):
+    """The callbacks of a process that is not the first one: it reports nothing, but can be asked to stop."""
+
+    def __init__(self, own: Callbacks) -> None:
+        self.stop_requested = own.stop_requested  # type: ignore[method-assign]
 
 
 def _from_first_process(last: Path | None) -> Path | None:

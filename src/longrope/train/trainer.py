@@ -112,7 +112,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Reports progress, stops when the loss is not finite, seals checkpoints that all processes have written, and
-    removes older ones.
+    removes older ones. `stopped`: the run was asked to stop, and ended after a step, with a checkpoint.
     """
 
     def __init__(self, run: str, config: FinetuneConfig, dtype: torch.dtype, callbacks: Callbacks) -> None:
@@ -120,9 +120,24 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.length, self.tokens_per_step = config.length, config.rows_per_step * config.length
         self.dtype = str(torch.bfloat16 if config.bf16 else dtype).removeprefix("torch.")
         self.began, self.first = 0.0, 0
+        self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began, self.first = time.monotonic(), state.global_step
+        self.callbacks.stop_requested()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step < state.max_steps and self._stop_requested():
+            control.should_save = control.should_training_stop = self.stopped = True
+
+    def _stop_requested(self) -> bool:
+        """True in all processes where any was asked to stop: they end after the same step."""
+        asked = self.callbacks.stop_requested()
+        if PartialState().num_processes == 1:
+            return asked
+        found = torch.tensor([float(asked)], device=PartialState().device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return bool(found.item())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
