@@ -36,7 +36,7 @@ VERBS = {
     "finetune": "Fine-tune a model under a scaling, at one window or at several mixed.",
     "extend": "Extend a model's window and prove it, by a search alone or by a recipe.\n\n"
     "Without a recipe, the budget of the search is that of a demonstration.",
-    "eval": "Measure a model with and without a scaling: perplexity, retrieval, RULER, short texts.",
+    "eval": "Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts.",
     "export": "Write a checkpoint with the longer window, reload it and prove that it is applied.",
     "doctor": "Show what each runtime computes from a checkpoint.\n\n"
     "Exit code 1 when a runtime drops or changes the scaling. Without --runtime, transformers 5 and 4.57, vLLM and "
