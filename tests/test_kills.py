@@ -18,7 +18,7 @@ from tests.recipes.recipes import EVALUATE, EXPORT, RECOVER, SEARCH_4, TRAIN_4, 
 from tests.train.runs import TARGET, yarn_scaling
 
 Cli = Callable[..., Any]
-FEW = ["--population", 4, "--iterations", 1, "--samples", 1]
+FEW = ["--method", "longrope", "--population", 4, "--iterations", 1, "--samples", 1]
 BEGIN_ANEW = "start without --resume"
 FINISHED = ("is finished", " exists; nothing is overwritten", "is not empty; nothing is overwritten")
 

@@ -9,8 +9,8 @@ from tests.pages import ROOT, run_python
 
 # The last value of an option counts, so these take the budget down without changing what is tested.
 SMALL = {
-    "search": "--population 4 --iterations 1 --samples 1".split(),
-    "extend": "--population 4 --iterations 1 --samples 1 --eval-samples 2 --target-length 512".split(),
+    "search": "--steps 1 --samples 1".split(),
+    "extend": "--steps 1 --samples 1 --eval-samples 2 --target-length 512".split(),
     "eval": "--samples 2 --trials 2 --depths 2".split(),
 }
 

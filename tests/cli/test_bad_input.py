@@ -17,7 +17,7 @@ from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.checkpoints import tokenizer
 
-BUDGET = ("--population", 4, "--iterations", 1, "--samples", 1)
+BUDGET = ("--method", "longrope", "--population", 4, "--iterations", 1, "--samples", 1)
 
 
 @pytest.fixture(scope="module")

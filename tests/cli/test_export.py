@@ -65,7 +65,7 @@ def test_json_is_one_object(cli, model, scaling, tmp_path):
 
 
 def test_a_run_brings_model_and_scaling(cli, model, texts, tmp_path):
-    budget = ("--population", 4, "--iterations", 1, "--samples", 1)
+    budget = ("--method", "longrope", "--population", 4, "--iterations", 1, "--samples", 1)
     run = tmp_path / "run"
     assert cli("search", model, "--target-length", 128, "--data", texts / "search.txt", "-o", run, *budget).code == 0
     ran = cli("export", run, "--to", "phi3", "-o", tmp_path / "out", "--json")

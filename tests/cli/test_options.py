@@ -30,13 +30,14 @@ def given(line: str) -> dict[str, Any]:
     ("line", "name", "wanted"),
     [
         (
-            f"{SEARCH} --samples 4 --seed 3 --attention-factor 1 --population 8 --iterations 2 --patience 5 "
-            "--start-tokens search --racing on --critical-dim 7 --max-factor 64",
+            f"{SEARCH} --samples 4 --seed 3 --attention-factor 1 --method longrope --population 8 --iterations 2 "
+            "--patience 5 --start-tokens search --racing on --critical-dim 7 --max-factor 64",
             "config",
             SearchConfig(
                 samples=4,
                 seed=3,
                 attention_factor="1",
+                method="longrope",
                 population=8,
                 iterations=2,
                 patience=5,

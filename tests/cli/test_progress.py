@@ -251,8 +251,8 @@ def test_extend_writes_scalars_and_ends_with_its_report(cli, checkpoint, texts, 
     out = tmp_path / "run"
     ran = cli(
         "extend", checkpoint, "--target-length", 128, "--data", texts / "search.txt", "--eval-data",
-        texts / "other.txt", "-o", out, "--population", 4, "--iterations", 1, "--samples", 1, "--eval-samples", 2,
-        "--log-dir", tmp_path / "logs",
+        texts / "other.txt", "-o", out, "--method", "longrope", "--population", 4, "--iterations", 1, "--samples", 1,
+        "--eval-samples", 2, "--log-dir", tmp_path / "logs",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert ran.out.endswith(f"report:     {out / 'report.html'}\n")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Ran
-from tests.recipes.recipes import EVALUATE, RECOVER, SEARCH_4, STAGES, write_recipe
+from tests.recipes.recipes import EVALUATE, RECOVER, SEARCH_4, STAGES, TRAIN_4, write_recipe
 
 QUICK = (SEARCH_4, {"stage": "evaluate", "lengths": ["4x"], "samples": 1})
 
@@ -67,12 +67,21 @@ def test_the_embedded_model_is_the_recipes(extend: Callable[..., Ran], cli: Call
     assert "search 512" in ran.out
 
 
+def test_target_length_moves_the_longest_target_and_rounds_are_said(cli, checkpoint, tmp_path):
+    path = write_recipe(tmp_path, SEARCH_4, {**TRAIN_4, "steps": 200})
+    ran = cli("extend", checkpoint, "--recipe", path, "--target-length", "128", "--dry-run", "-o", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert "finetune 128: rounds over its texts: long" in ran.out
+    assert "longrope: warning: finetune 128 goes" in ran.err
+    assert "times through its texts of the part long, above 4" in " ".join(ran.err.split())
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (("--samples", 5), "with --recipe every stage has its own settings: write --samples into the recipe"),
         (("--dtype", "bfloat16", "--lengths", "1k"), "write --lengths, --dtype into the recipe"),
-        (("--target-length", "1k"), "write --target-length into the recipe"),
+        (("--target-length", "64"), "the 64 tokens that the model is trained for"),
         (("--device", "abacus"), "abacus"),
         (("--data", "nowhere.txt"), "nowhere.txt"),
     ],

@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.rope.scaling import RopeScaling
 
 LENGTH = 512  # needles need some 300 tokens of the tiny tokenizer
-EVOLUTION = ("--population", 6, "--iterations", 2, "--samples", 2)
+EVOLUTION = ("--method", "longrope", "--population", 6, "--iterations", 2, "--samples", 2)
 
 
 @pytest.fixture
@@ -98,14 +98,21 @@ def test_extend_passes_them_on(extend, tmp_path):
     ran = extend(tmp_path / "run", "--method", "cma", "--evaluations", 22, "--critical-dim", 4, "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
-    assert (found["method"], found["evaluations"]) == ("cma", 9 + 1 + 22)  # the raced seeds, the best of them again
+    seeds = json.loads((tmp_path / "run" / "search.jsonl").read_text().splitlines()[0])["settings"]["stages"][0][
+        "seeds"
+    ]
+    raced = len(seeds) + 4  # the best four on a second text
+    assert (found["method"], found["evaluations"]) == ("cma", raced + 1 + 22)  # the best of them again, on all
     assert {"yarn-rcd", "ntk-rcd"} <= set(found["baselines"])
     options = json.loads((tmp_path / "run" / "search.json").read_text())["options"]
     assert (options["critical_dim"], options["evaluations"], options["racing"]) == (4, 22, False)
 
 
 def test_extend_races(extend, tmp_path):
-    assert extend(tmp_path / "run", "--racing", "on", "--population", 4, "--iterations", 1).code == 0
+    assert (
+        extend(tmp_path / "run", "--method", "longrope", "--racing", "on", "--population", 4, "--iterations", 1).code
+        == 0
+    )
     rows = [json.loads(line) for line in log_of(tmp_path / "run")[1] if "steps" in line]
     assert all(len(row["samples"]) == 1 for row in rows)
 
@@ -119,8 +126,9 @@ def test_search_writes_scalars(search, tmp_path):
     best = [(event.step, event.value) for event in events.Scalars("search/best_loss")]
     rows = [json.loads(line) for line in log_of(tmp_path / "run")[1] if "baseline" not in line]
     losses = [row["loss"] if row["samples"] is None else float("inf") for row in rows]
-    assert [step for step, _ in best] == list(range(10, 22))  # the race has no best yet
-    assert [value for _, value in best] == pytest.approx([min(losses[:step]) for step in range(10, 22)])
+    assert len(rows) - 12 > 20  # the race has no best yet
+    assert [step for step, _ in best] == list(range(len(rows) - 11, len(rows) + 1))
+    assert [value for _, value in best] == pytest.approx([min(losses[:step]) for step, _ in best])
     assert "baseline/yarn" in events.Tags()["scalars"]
 
 

@@ -13,7 +13,7 @@ from longrope.rope.presets import preset_names
 from longrope.rope.scaling import RopeScaling
 from tests.search.lengths import NEEDLE_LENGTH
 
-BUDGET = ("--population", 8, "--iterations", 2, "--samples", 2, "--attention-factor", 1)
+BUDGET = ("--method", "longrope", "--population", 8, "--iterations", 2, "--samples", 2, "--attention-factor", 1)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from longrope.search.config import SearchConfig
 from longrope.written import sha256_file
 from tests.checkpoints import WINDOW, save_checkpoint
 
-BUDGET = SearchConfig(population=4, iterations=1, samples=1)
+BUDGET = SearchConfig(method="longrope", population=4, iterations=1, samples=1)
 
 
 def run(folder: Path, texts: Path, out: Path, target: int = 128, options: SearchConfig = BUDGET, **more):
@@ -67,7 +67,7 @@ def test_a_checkpoint_keeps_what_it_was_trained_with(rope, texts, tmp_path):
 
 
 def test_start_tokens_are_searched_and_lost_in_the_open(checkpoint, texts, tmp_path):
-    options = SearchConfig(population=4, iterations=1, samples=1, start_tokens="8")
+    options = SearchConfig(method="longrope", population=4, iterations=1, samples=1, start_tokens="8")
     with pytest.raises(LongRopeError) as error:
         run(checkpoint, texts, tmp_path / "run", options=options)
     assert error.value.code == "not-expressible"

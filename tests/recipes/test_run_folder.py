@@ -34,7 +34,7 @@ from longrope.train.finetune import finetune
 from tests.checkpoints import WINDOW, save_checkpoint, words
 from tests.train.runs import TARGET, training, write_texts, yarn_scaling
 
-FEW = SearchConfig(population=4, iterations=0, samples=1)
+FEW = SearchConfig(method="longrope", population=4, iterations=0, samples=1)
 
 
 def windows(loaded: LoadedModel, *lengths: int) -> RopeScaling:
@@ -133,7 +133,7 @@ def test_inspect_shows_the_windows(run: Path) -> None:
 def test_a_plan_knows_what_the_run_reaches(run: Path) -> None:
     with pytest.raises(LongRopeError, match=f"above the model's window of {TARGET} tokens"):
         plan(str(run), TARGET)
-    loaded, options = open_model(str(run)), SearchConfig(population=4, iterations=0, samples=2)
+    loaded, options = open_model(str(run)), SearchConfig(method="longrope", population=4, iterations=0, samples=2)
     work = search_work(loaded, 2 * TARGET, options)
     # Six closed forms, the checkpoint as it is, and it stretched in four ways, each on two texts.
     assert work.extra == [[(2, 2 * TARGET, False)] * 11]

@@ -25,11 +25,11 @@ OTHER_METHOD = "setting-of-another-method"
         ({"method": "gradient", "population": 4}, OTHER_METHOD, "`population` .*; found 4 with 'gradient'"),
         ({"method": "cma", "iterations": 3}, OTHER_METHOD, "found 3 with 'cma'"),
         ({"method": "longrope2", "max_factor": 4.0}, OTHER_METHOD, "`max_factor`"),
-        ({"knots": 5}, OTHER_METHOD, "`knots`"),
-        ({"steps": 5}, OTHER_METHOD, "`steps`"),
+        ({"method": "longrope", "knots": 5}, OTHER_METHOD, "`knots`"),
+        ({"method": "longrope", "steps": 5}, OTHER_METHOD, "`steps`"),
         ({"method": "cma", "learning_rate": 1.0}, OTHER_METHOD, "`learning_rate`"),
         ({"method": "cma", "continuation": False}, OTHER_METHOD, "`continuation`"),
-        ({"learn_attention_factor": True}, OTHER_METHOD, "`learn_attention_factor`"),
+        ({"method": "longrope", "learn_attention_factor": True}, OTHER_METHOD, "`learn_attention_factor`"),
         ({"method": "gradient", "evaluations": 5}, OTHER_METHOD, "`evaluations`"),
         ({"needle_depth": "start"}, OTHER_METHOD, "`needle_depth` is for the objective needle; found 'perplexity'"),
         ({"samples": 0}, "invalid-setting", "`samples` of at least 1, found 0"),
@@ -50,6 +50,11 @@ def test_settings_that_make_no_search_are_refused(wrong: dict[str, Any], code: s
         SearchConfig(**wrong)
     assert error.value.code == code
     assert "\n" not in str(error.value)
+
+
+def test_the_default_is_the_gradient_search() -> None:
+    assert SearchConfig().method == "gradient"
+    assert SearchConfig(method="longrope2").below == "ntk"  # the paper's
 
 
 def test_named_values() -> None:

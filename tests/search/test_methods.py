@@ -44,7 +44,7 @@ def falling() -> Reply:
 
 
 def test_each_method_plans_its_search(planned: Callable[..., Planned]) -> None:
-    longrope = planned(population=8, iterations=2, samples=1)
+    longrope = planned(method="longrope", population=8, iterations=2, samples=1)
     assert longrope.method is evolution_search
     assert "racing" not in longrope.arguments
     assert (longrope.prepared.max_requests, longrope.identity["objective"]) == (8 + 2 * 4, "perplexity")
@@ -172,7 +172,7 @@ def test_racing_weighs_texts_by_their_scored_tokens(
     loaded: LoadedModel, scaled: ScaledModel, source: list[str], objective: str
 ) -> None:
     """Scored text by text by the model, the first generation gets the losses over all texts."""
-    options = SearchConfig(objective=objective, population=3, iterations=0, samples=4)
+    options = SearchConfig(method="longrope", objective=objective, population=3, iterations=0, samples=4)
     texts = prepare_texts(loaded, source, NEEDLE_LENGTH, options)
     key = ("search", NEEDLE_LENGTH)
     if objective == "needle":  # results of other lengths, as of a tokenizer that splits numbers elsewhere

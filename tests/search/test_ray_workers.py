@@ -27,7 +27,7 @@ from longrope.search.search_data import Texts, objectives_over, prepare_texts
 from tests.search.conftest import planned_over
 
 TARGET = 512
-EVOLUTION = SearchConfig(population=4, iterations=2, samples=2)
+EVOLUTION = SearchConfig(method="longrope", population=4, iterations=2, samples=2)
 NEEDLES = SearchConfig(method="gradient", objective="needle", samples=2, continuation=False)
 
 

@@ -28,7 +28,7 @@ from longrope.search.search_data import prepare_texts
 from tests.checkpoints import WINDOW
 from tests.search.extended import REACH, TRAINED, M, carried_by, extended_from
 
-FEW = SearchConfig(population=12, iterations=1, samples=2)
+FEW = SearchConfig(method="longrope", population=12, iterations=1, samples=2)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_the_outer_choice(
 def test_the_largest_factor(
     extended: LoadedModel, source: list[str], tmp_path: Path, bound: float | None, most: float
 ) -> None:
-    options = SearchConfig(population=12, iterations=2, samples=1)
+    options = SearchConfig(method="longrope", population=12, iterations=2, samples=1)
     found = recover(extended, [WINDOW], source, tmp_path / "run", options, max_factor=bound)
     assert found.rows[0].max_factor == most
     window = RopeScaling.load(tmp_path / "run/64/scaling.json").window_for(WINDOW)

@@ -329,7 +329,7 @@ def test_the_front_door_on_a_loaded_model(
     loaded: LoadedModel, source: list[str], checkpoint: Path, tmp_path: Path
 ) -> None:
     """A transformers model and its tokenizer, a length and a source as text; the model keeps what was applied to it."""
-    config = SearchConfig(population=4, iterations=0, samples=1)
+    config = SearchConfig(method="longrope", population=4, iterations=0, samples=1)
     result = search(loaded, 128, source, tmp_path / "named", config)
     assert "method='longrope'" in repr(result)
     assert len(repr(result)) < 500

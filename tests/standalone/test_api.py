@@ -190,7 +190,7 @@ def test_the_tools_verbs_take_the_checkpoint(trained, extended, cli, tmp_path):
     assert json.loads((tmp_path / "long/scaling.json").read_text())["windows"][1]["max_length"] == TARGET
     assert "# LongRoPEModel with a context window of 256 tokens" in (tmp_path / "long/README.md").read_text()
     data = ("--data", tmp_path / "text.txt")
-    budget = ("--population", 4, "--iterations", 1, "--samples", 1)
+    budget = ("--method", "longrope", "--population", 4, "--iterations", 1, "--samples", 1)
     for arguments in (
         ("inspect", tmp_path / "plain"),
         ("inspect", tmp_path / "long"),

@@ -36,7 +36,7 @@ def run(
     from longrope.recipes.extend import extend, summary
 
     quiet_libraries()
-    evolves = search.get("method", "longrope") in EVOLUTION
+    evolves = search.get("method", SearchConfig().method) in EVOLUTION
     budget = DEMONSTRATION if evolves else {"samples": DEMONSTRATION["samples"]}
     config = SearchConfig(**budget | search)
     model = model or EMBEDDED

@@ -155,6 +155,12 @@ class RecoverStage(_WorkingStage):
     """Search in this many Ray processes."""
     settings: SearchConfig
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_evolution(cls, raw: Any) -> Any:
+        """A recovery has one method, which is not the default of a search."""
+        return {"method": "longrope", **raw} if isinstance(raw, Mapping) and "settings" not in raw else raw
+
     @model_validator(mode="after")
     def _bounded(self) -> RecoverStage:
         if self.settings.method != "longrope":

@@ -40,9 +40,9 @@ NameOrNumber = Annotated[str, BeforeValidator(_name_of_number)]
 class SearchConfig(Settings):
     """The settings of a search for rescale factors. None stands for the method's own default."""
 
-    method: Method = "longrope"
-    """The search method: `longrope` and `longrope2` are the papers' evolutions, `gradient` is many times cheaper,
-    `hybrid` polishes its result by CMA-ES, `cma` is CMA-ES alone."""
+    method: Method = "gradient"
+    """The search method: `gradient` descends on the factors; `longrope` and `longrope2` are the papers' evolutions,
+    many times as expensive; `hybrid` polishes the gradient's result by CMA-ES, `cma` is CMA-ES alone."""
     objective: Objective | None = None
     """The loss to minimise: of all tokens (`perplexity`), or only of the answer about a hidden number (`needle`).
     Default: needle for longrope2, perplexity for the others."""

@@ -144,7 +144,7 @@ def recover(
     `resume` goes on with an interrupted recovery in `output_dir`. Raises LongRopeError for everything that the caller
     can mend; nothing that exists is overwritten.
     """
-    config, callbacks = config or SearchConfig(), callbacks or Callbacks()
+    config, callbacks = config or SearchConfig(method="longrope"), callbacks or Callbacks()
     if config.method != "longrope":
         raise LongRopeError(
             f"a recovery searches by the method longrope only; found {config.method!r}",
