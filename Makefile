@@ -5,11 +5,12 @@
 .PHONY: help demo docs test test-slow lint format clean
 
 PYTHON ?= python3
+TRANSFORMERS ?= newest
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## extend the embedded model from 256 to 2,048 tokens and show the evidence (replaces runs/demo)
 	@if [ -e runs/demo ]; then echo "removing runs/demo of the last demo (nothing else in runs/)"; rm -rf runs/demo; fi
@@ -24,6 +25,9 @@ test: $(STAMP) ## run the tests, without the slow ones
 test-slow: $(STAMP) ## run the tests marked slow (minutes)
 	@$(BIN)/python -m pytest -m slow
 
+test-transformers: $(STAMP) ## run the tests that rest on transformers with another release (TRANSFORMERS=newest)
+	@$(BIN)/python scripts/test_transformers.py $(TRANSFORMERS)
+
 lint: $(STAMP) ## ruff check, ruff format --check, mypy --strict
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -34,7 +38,7 @@ format: $(STAMP) ## let ruff sort imports, mend what it can and format
 	@$(BIN)/ruff format
 
 clean: ## remove .venv, caches, build output and runs/demo; the rest of runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site runs/demo
+	rm -rf .venv .venv-transformers .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site runs/demo
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an install that failed or was interrupted starts again from an empty folder. It holds

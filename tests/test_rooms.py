@@ -39,6 +39,7 @@ ROOT_MODULES = (
     "storage",
     "quantities",
     "trackers",
+    "transformers_version",
     "units",
     "written",
 )

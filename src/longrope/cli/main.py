@@ -18,6 +18,7 @@ from longrope.callbacks import Stopped
 from longrope.cli.errors import in_options, options_by_name, shortened, usage_error
 from longrope.cli.stopping import EXIT_CODE
 from longrope.errors import LongRopeError, one_line
+from longrope.transformers_version import require_known_transformers
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _UNEXPECTED = 1
@@ -82,6 +83,11 @@ def run(arguments: list[str]) -> int:
     """Run the command line on `arguments` and return its exit code."""
     if any(not argument.isprintable() for argument in arguments):  # bytes that are no text come in as surrogates
         return _fail("expected printable text as arguments; found one that is not")
+    try:
+        if arguments and arguments[0] in VERBS:
+            require_known_transformers()
+    except LongRopeError as error:
+        return _fail(one_line(error))
     try:
         result = app(arguments or ["--help"])
     except Stopped as stopped:
