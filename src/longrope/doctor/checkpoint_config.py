@@ -13,6 +13,7 @@ from typing import Any
 from longrope.checks import positive_number, shown, whole_number
 from longrope.doctor.table import ModelClass, model_class
 from longrope.errors import LongRopeError
+from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD
 from longrope.run_files import SCALING
 from longrope.storage import read_json
@@ -113,6 +114,8 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
+        if (adapter := adapter_config_of(folder)) is not None:
+            raise adapter_error(adapter, str(adapter.parent))
         raise LongRopeError(
             f"expected a checkpoint folder with a config.json, found none in {folder}", code="no-such-model"
         )

@@ -16,6 +16,7 @@ from longrope.export.card import Serving
 from longrope.export.config import GGUF, ExportConfig
 from longrope.export.hf import export_hf
 from longrope.export.verify import Verification
+from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD, refuse_folded, resolve
 from longrope.models.loading import load_config
 from longrope.rope.scaling import RopeScaling
@@ -172,6 +173,8 @@ def find_source(
 def _source_of_run(folder: Path, given: RopeScaling | str | Path | None, original_length: int | None) -> ExportSource:
     """The model, scaling and evaluation of the run in `folder`; a `given` scaling goes before the run's own."""
     path = folder / SCALING
+    if (adapter := adapter_config_of(folder)) is not None:  # its training is in no weights yet
+        raise adapter_error(adapter, str(adapter.parent))
     if not path.is_file():
         if (folder / SEARCH_LOG).is_file():
             raise LongRopeError(

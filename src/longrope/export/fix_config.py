@@ -17,6 +17,7 @@ from longrope.checks import shown
 from longrope.errors import LongRopeError
 from longrope.export.config import FORMS, PHI3
 from longrope.export.forms import ExpressedScaling, express
+from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD, check_files
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
@@ -55,6 +56,8 @@ def fix_config(
     folder = Path(checkpoint)
     path = folder / "config.json"
     if not os.path.lexists(path):
+        if (adapter := adapter_config_of(path.parent)) is not None:
+            raise adapter_error(adapter, str(adapter.parent))
         raise LongRopeError(
             f"expected a checkpoint folder with a config.json; found none in {folder}", code="no-such-model"
         )

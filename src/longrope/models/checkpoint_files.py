@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from longrope.checks import shown
 from longrope.errors import LongRopeError, one_line
 from longrope.input_files import require_inside
+from longrope.models.adapters import ADAPTER_CONFIG, adapter_config_of, adapter_error
 from longrope.rope.scaling import RopeScaling, numbers_sha256
 from longrope.run_files import CHECKPOINT
 from longrope.storage import read_json, write_json_atomic
@@ -49,7 +50,6 @@ GGUF_SUFFIX = ".gguf"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _READ = ("*.json", "*.jinja", "*.safetensors", "*.gguf", "*.py", *_COMPANIONS)
 """The files of a folder that transformers, an export or the doctor may read."""
-_ADAPTER = "adapter_config.json"
 
 
 def embedded_model_path(name: str = EMBEDDED) -> Path:
@@ -111,6 +111,8 @@ def resolve(name: str) -> str:
                     )
                 check_files(folder)
                 return str(folder)
+        if (adapter := adapter_config_of(path)) is not None:
+            raise adapter_error(adapter, str(adapter.parent))
         raise LongRopeError(
             f"expected a model folder with a config.json, found none in {path} or its {CHECKPOINT}/",
             code="no-such-model",
@@ -142,9 +144,9 @@ def check_files(folder: Path) -> None:
     require_inside(folder, sorted(found))
     if (folder / INDEX).is_file():
         _indexed(folder)
-    if (folder / _ADAPTER).exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise LongRopeError(
-            f"{folder} holds a model and an adapter ({_ADAPTER}); a model without one is needed",
+            f"{folder} holds a model and an adapter ({ADAPTER_CONFIG}); a model without one is needed",
             code="unsupported-model",
             hint="merge the adapter into the weights, or move it out of the folder",
         )

@@ -24,6 +24,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError, one_line
 from longrope.input_files import require_inside
+from longrope.models.adapters import adapter_error, hub_adapter
 from longrope.models.apply import geometry_of
 from longrope.models.checkpoint_files import (
     EMBEDDED_MODELS,
@@ -170,6 +171,8 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
     offline = local or bool(unreachable)
     if what == "model":  # where peft is installed, an adapter is looked for, and that looks at its own options only
         options["adapter_kwargs"] = {"local_files_only": offline}
+    if not local and what != "tokenizer" and (adapter := hub_adapter(place, offline)) is not None:
+        raise adapter_error(adapter, place)
     try:
         return load(place, local_files_only=offline, **options)
     except Exception as error:  # transformers raises many kinds of error
