@@ -37,7 +37,7 @@ def run(
     rounds = prepared.check()
     for found in rounds:
         if not as_json:
-            output.print(found)
+            output.print(str(found))
         if found.warning is not None:
             messages.print(f"longrope: warning: {found.warning}")
     if dry_run:
