@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from longrope.models.loading import open_model
-from longrope.run_files import LOCK, WRITTEN
+from longrope.run_files import FINETUNE_IDENTITY, LOCK, RESULT, STAGE, WRITTEN
 from tests.moments import content, moments
 from tests.recipes.recipes import EVALUATE, EXPORT, RECOVER, SEARCH_4, TRAIN_4, write_recipe
 from tests.train.runs import TARGET, yarn_scaling
@@ -31,14 +32,20 @@ def scaling(checkpoint: Path, tmp_path: Path) -> Path:
     return path
 
 
-def result(folder: Path) -> dict[str, bytes | None]:
-    """All that a run left. Records differ by how often a file was written; seconds are measured."""
-    ours = content(folder)
-    return {name: data for name, data in ours.items() if Path(name).name not in (LOCK, WRITTEN) and not _timed(name)}
-
-
-def _timed(name: str) -> bool:
-    return Path(name).name in ("stage.json", "result.json")
+def result(folder: Path) -> dict[str, Any]:
+    """All that a run left, but for what differs between two runs of the same command: how often a file was written, the
+    seconds that a stage took, the drawn name of a fine-tuning.
+    """
+    found: dict[str, Any] = {}
+    for path, data in content(folder).items():
+        name = Path(path).name
+        if name in (STAGE, FINETUNE_IDENTITY) and data is not None:
+            found[path] = {key: value for key, value in json.loads(data).items() if key not in ("seconds", "run")}
+        elif name == RESULT and data is not None:
+            found[path] = sorted(json.loads(data)["stages"])
+        elif name not in (LOCK, WRITTEN):
+            found[path] = data
+    return found
 
 
 def killed_before_each(
