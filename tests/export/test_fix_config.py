@@ -114,6 +114,7 @@ def test_a_lost_base_comes_back(exported):
 
 def test_without_the_record_nothing_is_guessed(exported):
     before = rope(exported)
+    del before["longrope"]["proof"]  # the repair has not compared anything
     edit(exported, longrope=None, rope_scaling=None)
     content = (exported / "config.json").read_bytes()
     assert refusal(fix_config, exported).code == "missing-record"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, Llama4ForCausalLM, Llama4TextConfig, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, geometry_of
@@ -142,36 +142,6 @@ def test_a_forward_that_fails_leaves_the_model_as_it_was() -> None:
 # Rotary modules of other kinds.
 
 
-def test_complex_frequencies() -> None:
-    config = Llama4TextConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        intermediate_size_mlp=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_local_experts=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = Llama4ForCausalLM(config).eval()
-    assert_refused(model, doubled(geometry_of(model)), r"cannot scale Llama4TextRotaryEmbedding")
-
-
-class ThreePositions(Ignored):
-    """Wants positions (3, B, T), as models of images and text have them."""
-
-    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
-        if position_ids.dim() == 2:
-            position_ids = position_ids[None].expand(3, -1, -1)
-        freqs = position_ids[..., None].float() * self.inv_freq
-        angle = torch.cat((freqs, freqs), dim=-1)
-        return angle.cos(), angle.sin()
-
-
 class Columns(Ignored):
     """Cosines of a given number of columns, in any order."""
 
@@ -192,7 +162,6 @@ class Raising(Ignored):
 @pytest.mark.parametrize(
     ("rotary", "match"),
     [
-        (ThreePositions(), r"cannot scale ThreePositions: expected cos and sin of shape \(1, 8, 16\), found \(3, 1, 8"),
         (Columns(12), r"cannot scale Columns: its config says 8 rotary pairs, but it gives 12 columns, not 16"),
         (Columns(16), r"cannot scale Columns: its cosines are laid out neither in halves nor interleaved"),
         (Raising(), r"cannot scale Raising: it does not map .* two lines"),
@@ -211,5 +180,7 @@ def test_rope_only_in_sliding_layers() -> None:
     config = tiny_config("gemma3_text")
     model = SimpleNamespace(config=config)
     config.rope_parameters = {"sliding_attention": config.rope_parameters["sliding_attention"]}
-    with pytest.raises(LongRopeError, match="none for full_attention; only full-attention layers can be scaled"):
+    with pytest.raises(
+        LongRopeError, match="none for layers that see the whole text; only full-attention layers can be scaled"
+    ):
         geometry_of(model)

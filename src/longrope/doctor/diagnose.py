@@ -137,6 +137,8 @@ def _diagnose_folder(folder: Path, given: RopeScaling | Path | None, rows: Seque
     remarks = []
     if config.family not in known_families():
         remarks.append(f"the class {config.family} is not in the table: it is taken to read its config as Llama's does")
+    if isinstance(proof := config.record.get("proof"), str):
+        remarks.append(f"proved when longrope exported it: {' '.join(proof.split())[:400]}")
     expected, why = _expected(config, given)
     if expected is None:
         remarks.append(f"nothing to compare with: {why}")

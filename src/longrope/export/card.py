@@ -206,9 +206,8 @@ Method: {method}. Command: {code_span(command_line())}. Versions: {plain(used)}.
 
 ## Evidence
 {_evidence(evidence, expressed)}
-Reloaded with plain transformers and compared with the source model under this scaling: largest relative
-frequency error {verification.max_frequency_error:.1e}, largest logit difference
-{verification.max_logit_error_short:.1e} inside and {verification.max_logit_error_long:.1e} beyond the first window.
+Reloaded with plain transformers: largest relative frequency error {verification.max_frequency_error:.1e};
+{verification.says(expressed.switch)}.
 
 ## Limits and losses
 {lost}

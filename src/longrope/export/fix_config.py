@@ -20,6 +20,7 @@ from longrope.export.forms import ExpressedScaling, express
 from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD, check_files
 from longrope.models.loading import load_config
+from longrope.models.rope_readers import keys_read_by_attention
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling, numbers_sha256
@@ -80,7 +81,9 @@ def fix_config(
     geometry = RopeGeometry.from_config(config, original_length=scaling.geometry.original_length)
     # A recorded scaling is this model's: another base is then the loss of another tool, not a sign of another model.
     scaling.check_fits(replace(geometry, base=scaling.geometry.base) if RECORD in raw else geometry)
-    fixed = superset_config(raw, config, expressed.stated) | {RECORD: expressed.record()}
+    record = raw.get(RECORD) or {}
+    read = keys_read_by_attention(config)
+    fixed = superset_config(raw, config, expressed.stated, read) | {RECORD: record | expressed.record()}
     changes = _changes(raw, fixed)
     if changes:
         write_json_atomic(path, fixed)

@@ -6,7 +6,7 @@ into them. The files appear in the output folder only after the checkpoint was r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from longrope.models.checkpoint_files import (
 )
 from longrope.models.dequantised import model_folder
 from longrope.models.loading import load_config
+from longrope.models.rope_readers import keys_read_by_attention
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling
@@ -80,6 +81,8 @@ def export_hf(
         refuse_folded(raw.get(RECORD), model_name)
         plan = _weight_plan(source, model_config, expressed)
         family = text_config(model_config).model_type
+        read = keys_read_by_attention(model_config, trust_remote_code=trust_remote_code)
+        written = _exported_config(raw, model_config, expressed, read) | {RECORD: expressed.record()}
         existed = output.is_dir()
         new_output_folder(output)
         try:
@@ -91,7 +94,6 @@ def export_hf(
                     copy_weights(source, folder)
                 else:
                     rewrite(source, folder, plan)
-                written = _exported_config(raw, model_config, expressed) | {RECORD: expressed.record()}
                 write_json_atomic(folder / "config.json", written)
                 raise_limits(folder, scaling.target_length)
                 scaling.save(folder / SCALING)
@@ -100,10 +102,12 @@ def export_hf(
                 verification = verify_hf(
                     folder,
                     expressed,
-                    source=None if plan is None else model_name,
+                    model_name,
                     changes=None if plan is None else plan.changes,
                     trust_remote_code=trust_remote_code,
                 )
+                record = expressed.record() | {"proof": verification.says(expressed.switch)}
+                write_json_atomic(folder / "config.json", written | {RECORD: record})
                 card = model_card(
                     model_name,
                     type(model_config).__name__,
@@ -128,12 +132,14 @@ def export_hf(
         return HfExport(verification, unsupported, notes_on(expressed), servings, thing_to_know(family, expressed))
 
 
-def _exported_config(raw: dict[str, Any], config: Any, expressed: ExpressedScaling) -> dict[str, Any]:
-    """config.json of the exported model, without its record; `raw` and `config` are the source's."""
+def _exported_config(
+    raw: dict[str, Any], config: Any, expressed: ExpressedScaling, read: Collection[str]
+) -> dict[str, Any]:
+    """config.json of the exported model, without its record; `raw`, `config` and `read` are the source's."""
     if expressed.form == PHI3:
         raw = phi3_config(raw, config)
         config = Phi3Config(**raw)
-    return superset_config(raw, config, expressed.stated)
+    return superset_config(raw, config, expressed.stated, read)
 
 
 def _weight_plan(source: Path, config: Any, expressed: ExpressedScaling) -> WeightPlan | None:

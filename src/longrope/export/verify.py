@@ -1,4 +1,8 @@
-"""The proof of an exported folder: plain transformers loads it, its frequencies and logits are the scaling's."""
+"""The proof of an exported folder: plain transformers loads it, and its logits are the source's under the scaling.
+
+The source model is loaded by itself, from its own files, and the scaling is applied to it; the export is loaded by
+itself, and nothing is applied. So a difference in anything that a config says shows, not only in the rotary embedding.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,8 @@ from longrope.export.weights import Change
 from longrope.models.apply import scaled
 from longrope.models.finite import require_finite_logits
 from longrope.models.loading import load_config, load_model, load_tokenizer
-from longrope.rope.geometry import text_config
+from longrope.rope.geometry import scaled_layer_type, text_config
+from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling
 
 _FREQUENCY_TOLERANCE = 1e-5  # relative: theirs are float32
@@ -30,28 +35,46 @@ _SMALL = 4 * 2**30  # bytes of weights up to which the comparison is made in flo
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The largest errors of the reloaded checkpoint: relative for frequencies, absolute for logits."""
+    """The largest errors of the reloaded checkpoint: relative for frequencies, absolute for logits.
+
+    Logits are compared with those of the source model, loaded apart, with the scaling applied to it.
+    """
 
     max_frequency_error: float
     max_logit_error_short: float
     """Over the first tokens, inside the first window."""
     max_logit_error_long: float
     """Over the tokens around the switch, beyond the first window."""
+    max_logit_error_untouched: float | None = None
+    """Over the first tokens, against the source as it is, without any scaling; None where the first window is not the
+    source's own RoPE (another attention factor, or other factors)."""
+
+    def says(self, switch: int) -> str:
+        """What was compared with what, in one sentence; `switch` is the length of the first window."""
+        text = (
+            "logits of the reloaded folder against those of the source under this scaling, loaded apart: equal to"
+            f" {self.max_logit_error_short:.1e} inside the first {switch} tokens and {self.max_logit_error_long:.1e}"
+            " beyond"
+        )
+        if self.max_logit_error_untouched is None:
+            return f"{text}; the first window is not the source's own RoPE, so it was not compared without a scaling"
+        return f"{text}, and to {self.max_logit_error_untouched:.1e} with the source as it is inside them"
 
 
 def verify_hf(
     path: Path,
     expressed: ExpressedScaling,
+    source: str,
     *,
-    source: str | None = None,
     changes: Mapping[str, Change] | None = None,
     trust_remote_code: bool = False,
 ) -> Verification:
-    """Reload the checkpoint in `path` and compare it, around the switch, with `expressed.effective`.
+    """Reload the checkpoint in `path` and compare it, around the switch, with the model `source` under the scaling.
 
-    `source` names the model whose weights were changed, and `changes` has the change of each tensor; without `source`,
-    the weights are the source's own and the scaling is applied to the reloaded ones. The comparison runs on
-    the CPU, in float32 for checkpoints below 4 GiB, else in the checkpoint's own dtype.
+    `source` names the model that was exported; `expressed.effective` is applied to it, and where the first window is
+    the source's own RoPE, it is compared as it is, too. `changes` has the change of each tensor, where some changed.
+    The comparison runs on the CPU, in float32 for checkpoints below 4 GiB, else in the checkpoint's own dtype; one
+    model is in memory at a time.
 
     Raises LongRopeError (`differs`) when a frequency, an attention factor or a logit differs.
     """
@@ -60,24 +83,26 @@ def verify_hf(
         "dtype": "float32" if size < _SMALL else "checkpoint",
         "trust_remote_code": trust_remote_code,
     }
-    switch, target = expressed.switch, expressed.stated.target_length
+    switch, target = expressed.stated.windows[0].max_length, expressed.stated.target_length
     inside = torch.arange(min(_PROBE, switch))
     beyond = torch.arange(max(0, switch - _PROBE), min(target, switch + _PROBE))
     probes = (inside, beyond)
-    ours = None if source is None else _source_logits(load_model(source, **options), expressed, changes or {}, probes)
+    untouched, ours = _source_logits(load_model(source, **options), expressed, changes or {}, probes)
     model = load_model(str(path), **options)
     theirs = [_logits(model, positions) for positions in probes]
     frequency_error = _frequency_error(model, expressed.stated)
-    # Without a source, the reloaded weights with our rotary module: nothing but the rotary embedding can differ.
-    ours = ours or _scaled_logits(model, expressed.effective, probes)
+    compared = [("inside", inside, ours[0], theirs[0]), ("beyond", beyond, ours[1], theirs[1])]
+    if untouched is not None:
+        compared.append(("inside", inside, untouched, theirs[0]))
     errors = []
-    for regime, positions, mine, reloaded in zip(("inside", "beyond"), probes, ours, theirs, strict=True):
+    for regime, positions, mine, reloaded in compared:
         error = float((mine - reloaded).abs().max())
         # Folded weights are rounded to their dtype, which may be a short one whatever is computed in.
         if not error <= (_LOW if changes else _tolerance(model, positions)) * float(mine.abs().max()):
+            applied = "as it is" if mine is untouched else "under this scaling"
             raise LongRopeError(
-                f"the reloaded checkpoint differs {regime} the window of {switch} tokens: logits by {error:.3g}; "
-                "this model class does not apply the scaling",
+                f"the reloaded checkpoint differs from {source} {applied} {regime} the window of {switch} tokens: "
+                f"logits by {error:.3g}; {type(model).__name__} does not compute the same from this config",
                 code="differs",
             )
         errors.append(error)
@@ -102,15 +127,17 @@ def verify_tokenizer(path: Path, source: str) -> None:
 
 def _source_logits(
     model: PreTrainedModel, expressed: ExpressedScaling, changes: Mapping[str, Change], probes: tuple[Tensor, ...]
-) -> list[Tensor]:
-    """Logits of the source with the effective scaling, by probe.
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Logits of the source inside the first window as it is, and by probe with the effective scaling.
 
-    The stated scaling with `changes` must give the same. The changes are made in memory, where nothing is rounded to
-    the dtype of the file, so any difference is a mistake of the fold.
+    The first are None where the first window is not the source's own RoPE. The stated scaling with `changes` must give
+    the same as the effective one. The changes are made in memory, where nothing is rounded to the dtype of the file, so
+    any difference is a mistake of the fold.
     """
+    untouched = _logits(model, probes[0]) if _is_own_window(model, expressed.effective, len(probes[0])) else None
     ours = _scaled_logits(model, expressed.effective, probes)
     if not changes:
-        return ours
+        return untouched, ours
     for name, change in changes.items():
         parameter = model.get_parameter(name)
         parameter.data = change(parameter.data.double()).to(parameter.dtype)
@@ -123,7 +150,19 @@ def _source_logits(
                 code="differs",
                 hint="leave out `fold_attention_factor`",
             )
-    return ours
+    return untouched, ours
+
+
+def _is_own_window(model: PreTrainedModel, scaling: RopeScaling, length: int) -> bool:
+    """True if the first window of `scaling` is the RoPE that the untouched model has for `length` tokens."""
+    first = scaling.windows[0]
+    stated = scaling_of_config(model.config)
+    if stated is None:
+        return first.is_identity
+    own = stated.window_for(min(length, stated.target_length))
+    return (
+        np.allclose(first.factors, own.factors, rtol=1e-6) and abs(first.attention_factor - own.attention_factor) < 1e-6
+    )
 
 
 def _tolerance(model: PreTrainedModel, positions: Tensor) -> float:
@@ -166,8 +205,10 @@ def _frequency_error(model: PreTrainedModel, scaling: RopeScaling) -> float:
 def _longrope_prefix(module: nn.Module) -> str | None:
     """The prefix of a rotary module's buffers for scaled layers: the layer type, or nothing where there is one RoPE."""
     names = [name for name, _ in module.named_buffers(recurse=False)]
-    prefixes = ("full_attention_", "")
-    return next((prefix for prefix in prefixes if f"{prefix}original_inv_freq" in names), None)
+    config = getattr(module, "config", None)
+    layer_type = None if config is None else scaled_layer_type(config)
+    prefix = "" if layer_type is None else f"{layer_type}_"
+    return prefix if f"{prefix}original_inv_freq" in names else None
 
 
 def _module_frequency_error(name: str, module: Any, scaling: RopeScaling) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from longrope.errors import LongRopeError
 from longrope.models.checkpoint_files import INDEX, SINGLE, weight_files
-from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, head_dim_of, rope_layer_types
+from longrope.rope.geometry import RopeGeometry, head_dim_of, scaled_layer_type
 from longrope.storage import read_json, write_json_atomic
 
 Change = Callable[[Tensor], Tensor]
@@ -244,7 +244,7 @@ def fold_changes(
 def _scaled_layers(config: Any) -> list[int]:
     """The layers whose RoPE is rescaled: neither those of another layer type, nor those without RoPE."""
     layers = range(int(config.num_hidden_layers))
-    if rope_layer_types(config):
-        return [layer for layer in layers if config.layer_types[layer] == FULL_ATTENTION]
+    if (scaled := scaled_layer_type(config)) is not None:
+        return [layer for layer in layers if config.layer_types[layer] == scaled]
     rotates = getattr(config, "no_rope_layers", None) or [1] * len(layers)  # smollm3: 1 where a layer has RoPE
     return [layer for layer in layers if rotates[layer]]

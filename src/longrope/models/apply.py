@@ -7,7 +7,7 @@ pass that logits move with the factors, because patching a module that nobody ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from longrope.models.generation.hooks import hook_generation
 from longrope.models.rotary import LongRopeRotary
 from longrope.models.saving import hook_saving
 from longrope.models.scaled import ScaledModel, method_hooks
-from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry, rope_layer_types
+from longrope.rope.geometry import RopeGeometry, scaled_layer_type
 from longrope.rope.scaling import RopeScaling, Window, load_scaling
 
 _PROBE_TOKENS = 16
@@ -28,7 +28,7 @@ _PROBE_TOKENS = 16
 
 def geometry_of(model: PreTrainedModel, original_length: int | None = None) -> RopeGeometry:
     """The geometry of a model's scaled RoPE (the full-attention layers' where a model has one per layer type)."""
-    return RopeGeometry.from_config(model.config, _scaled_layer_type(model), original_length)
+    return RopeGeometry.from_config(model.config, scaled_layer_type(model.config), original_length)
 
 
 def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> ScaledModel:
@@ -43,7 +43,7 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
     """
     if not isinstance(scaling, RopeScaling):
         scaling = load_scaling(scaling)
-    layer_type = _scaled_layer_type(model)
+    layer_type = scaled_layer_type(model.config)
     # The original length is the scaling's to choose; head size and base are the model's.
     scaling.check_fits(RopeGeometry.from_config(model.config, layer_type, scaling.geometry.original_length))
     put_back = _remember(model)
@@ -55,6 +55,7 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
                 f"{type(model).__name__} has no rotary module to scale: longrope needs a model with RoPE",
                 code="not-rope",
             )
+        _require_one_base(model, [module for _, module in places], scaling.geometry)
         rotaries = {module: LongRopeRotary(module, scaling, layer_type) for _, module in places}
         for name, module in places:
             _place(model, name, rotaries[module])
@@ -118,20 +119,6 @@ def _applied(model: PreTrainedModel) -> list[tuple[str, LongRopeRotary]]:
     return [(name, module) for name, module in _named_modules(model) if isinstance(module, LongRopeRotary)]
 
 
-def _scaled_layer_type(model: PreTrainedModel) -> str | None:
-    """The layer type whose RoPE is scaled; None where all layers share one RoPE."""
-    types = rope_layer_types(model.config)
-    if not types:
-        return None
-    if FULL_ATTENTION not in types:
-        raise LongRopeError(
-            f"{type(model).__name__} has one RoPE per layer type ({', '.join(types)}), none for {FULL_ATTENTION}; "
-            "only full-attention layers can be scaled",
-            code="not-rope",
-        )
-    return FULL_ATTENTION
-
-
 def _rotary_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     return [
         (name, module)
@@ -139,6 +126,19 @@ def _rotary_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
         if hasattr(module, "inv_freq")
         or any(key.endswith("inv_freq") for key, _ in module.named_buffers(recurse=False))
     ]
+
+
+def _require_one_base(model: PreTrainedModel, modules: Iterable[nn.Module], geometry: RopeGeometry) -> None:
+    """Raise LongRopeError where layers have rotary modules of different bases (Granite with sliding windows may)."""
+    configs = [config for module in modules if (config := getattr(module, "config", None)) is not None]
+    parameters = [entry for config in configs if isinstance(entry := getattr(config, "rope_parameters", None), dict)]
+    bases = {float(base) for entry in parameters if isinstance(base := entry.get("rope_theta"), int | float)}
+    if len(bases) > 1 or (bases and geometry.base not in bases):
+        raise LongRopeError(
+            f"{type(model).__name__} has rotary modules of other bases than {geometry.base:g}:"
+            f" {', '.join(f'{base:g}' for base in sorted(bases))}; one scaling cannot be for all of them",
+            code="not-rope",
+        )
 
 
 def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -13,6 +13,7 @@ from longrope.rope.geometry import (
     original_length_guess,
     rope_layer_types,
     rope_parameters_of,
+    scaled_layer_type,
     stated_window,
     text_config,
 )
@@ -39,6 +40,7 @@ class Inspection:
     context_window: int
     rope_type: str
     layer_types: list[str]
+    scaled_layers: str | None
     sliding_window: int | None
     critical_dim: int
     critical_dim_10: int
@@ -63,7 +65,7 @@ class Inspection:
             ("rope type", self.rope_type),
         ]
         if self.layer_types:
-            rows.append(("one RoPE per layer type", f"{', '.join(self.layer_types)}; full_attention is scaled"))
+            rows.append(("one RoPE per layer type", f"{', '.join(self.layer_types)}; {self.scaled_layers} is scaled"))
         if self.sliding_window:
             rows.append(("sliding window", f"{self.sliding_window} tokens: layers that slide never look further"))
         for window in self.existing_windows:
@@ -121,6 +123,7 @@ def inspect_model(
         context_window=stated if checkpoint_scaling is None else max(stated, checkpoint_scaling.target_length),
         rope_type=rope_parameters_of(config)["rope_type"],
         layer_types=rope_layer_types(config),
+        scaled_layers=scaled_layer_type(config),
         sliding_window=getattr(text, "sliding_window", None) if uses_sliding else None,
         critical_dim=geometry.critical_dim(),
         critical_dim_10=geometry.critical_dim(10),

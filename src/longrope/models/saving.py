@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError, one_line
 from longrope.models.checkpoint_files import RECORD, export_record
+from longrope.models.rope_readers import keys_read_by_attention
 from longrope.models.rotary import LongRopeRotary
 from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
 from longrope.rope.angles import cos_sin
@@ -98,7 +99,9 @@ def require_expressible(scaled: ScaledModel) -> None:
 
 def scaled_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> dict[str, Any]:
     """`raw`, the model's config.json, with `scaling` in it; `config` is the same as an object."""
-    return superset_config(raw, config, transformers_scaling(scaling)) | {RECORD: export_record(scaling)}
+    return superset_config(raw, config, transformers_scaling(scaling), keys_read_by_attention(config)) | {
+        RECORD: export_record(scaling)
+    }
 
 
 def _changes_nothing(model: PreTrainedModel, scaling: RopeScaling) -> bool:
@@ -118,10 +121,10 @@ def _same_cosines(rotary: LongRopeRotary, config: Any, scaling: RopeScaling) -> 
     for window in scaling.windows:
         # Lengths choose the factors in transformers, and the last position makes the length.
         positions = torch.tensor([[*range(min(_PROBED, window.max_length - 1)), window.max_length - 1]])
-        found = fresh(torch.zeros(1, positions.shape[1], 1), positions, *arguments)
-        ours = cos_sin(scaling.geometry, window, positions)
+        found = rotary.output.split(fresh(torch.zeros(1, positions.shape[1], 1), positions, *arguments))
+        ours = rotary.output.split(rotary.output.of(*cos_sin(scaling.geometry, window, positions), torch.float32))
         for mine, theirs in zip(ours, found, strict=True):
-            if not torch.allclose(rotary.layout.spread(mine)[:, :-1], theirs[:, :-1].cpu(), rtol=0, atol=_TOLERANCE):
+            if not torch.allclose(mine[:, :-1], theirs[:, :-1].cpu(), rtol=0, atol=_TOLERANCE):
                 return False
     return True
 

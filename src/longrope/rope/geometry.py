@@ -129,6 +129,27 @@ def rope_layer_types(config: Any) -> list[str]:
     return [name for name, value in _raw_parameters(text_config(config)).items() if isinstance(value, Mapping)]
 
 
+def scaled_layer_type(config: Any) -> str | None:
+    """The layer type whose RoPE is scaled, that of the layers which see the whole text; None where all share one RoPE.
+
+    It is `full_attention`, or the only one that does not slide where a family has other names (zaya).
+
+    Raises LongRopeError where no layer type, or more than one, can be meant.
+    """
+    types = rope_layer_types(config)
+    if not types:
+        return None
+    whole = [FULL_ATTENTION] if FULL_ATTENTION in types else [name for name in types if "sliding" not in name]
+    if len(whole) != 1:
+        raise LongRopeError(
+            f"{_described(text_config(config))} has one RoPE per layer type ({', '.join(types)}), "
+            f"{'several' if whole else 'none'} for layers that see the whole text; only full-attention layers can be"
+            " scaled",
+            code="not-rope",
+        )
+    return whole[0]
+
+
 def rope_parameters_of(config: Any, layer_type: str | None = None) -> dict[str, Any]:
     """A copy of the RoPE dict of `config`, in one form whatever version of transformers wrote it.
 
@@ -143,7 +164,7 @@ def rope_parameters_of(config: Any, layer_type: str | None = None) -> dict[str, 
     config = text_config(config)
     raw = _raw_parameters(config)
     if nested := rope_layer_types(config):
-        chosen = layer_type or (nested[0] if len(nested) == 1 else FULL_ATTENTION)
+        chosen = layer_type or scaled_layer_type(config)
         if chosen not in nested:
             raise LongRopeError(
                 f"expected a layer type with a RoPE, one of {', '.join(nested)}; found {chosen!r} in"
@@ -241,7 +262,8 @@ def _linear_factor(parameters: Mapping[str, Any]) -> float:
     return float(factor) if linear and isinstance(factor, int | float) and factor >= 1 else 1.0
 
 
-_WINDOW_NAMES = ("max_position_embeddings", "max_seq_len", "model_max_length", "n_positions", "n_ctx", "seq_length")
+WINDOW_NAMES = ("max_position_embeddings", "max_seq_len", "model_max_length", "n_positions", "n_ctx", "seq_length")
+"""The names of configs for the context window, the usual one first."""
 
 
 def stated_window(config: Any) -> int | None:
@@ -251,7 +273,7 @@ def stated_window(config: Any) -> int | None:
     checkpoints that were extended (Vicuna, LongChat), where that is longer.
     """
     config = text_config(config)
-    stated = _first(*(_stated(config, name) for name in _WINDOW_NAMES))
+    stated = _first(*(_stated(config, name) for name in WINDOW_NAMES))
     window = None if stated is None else whole_number("max_position_embeddings", stated, 1)
     extended = _stated(config, "max_sequence_length")
     if isinstance(extended, int) and not isinstance(extended, bool) and extended > (window or 1):

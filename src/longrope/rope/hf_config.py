@@ -14,7 +14,7 @@ is written in every place that some runtime reads, all with the same value. Wher
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,11 +23,12 @@ from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
 from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import (
-    FULL_ATTENTION,
+    WINDOW_NAMES,
     RopeGeometry,
     head_dim_of,
     rope_layer_types,
     rope_parameters_of,
+    scaled_layer_type,
     stated_window,
     text_config,
     yarn_truncates,
@@ -265,13 +266,18 @@ def has_default_attention_factor(expressed: RopeScaling) -> bool:
     return abs(expressed.windows[-1].attention_factor / default_attention_factor(expressed) - 1.0) < 1e-9
 
 
-def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> dict[str, Any]:
+def superset_config(
+    raw: dict[str, Any], config: Any, scaling: RopeScaling, read: Collection[str] = ()
+) -> dict[str, Any]:
     """`raw` (the source's config.json) extended by a `scaling` of two windows, for the model that `config` describes.
 
     The length where runtimes switch, `original_max_position_embeddings`, is the first window's. Models with one RoPE
     per layer type get a nested `rope_parameters`, and where transformers 4 can express them its keys beside it.
+    `read` are the keys of the RoPE dictionary that the family reads outside of its rotary module: their meaning is
+    kept, and so are all keys that no RoPE type has (`mrope_section`).
 
-    Raises LongRopeError when the language model's part of a composite config is not found.
+    Raises LongRopeError when the language model's part of a composite config is not found, or the meaning of a key of
+    `read` cannot be kept (`not-expressible`).
     """
     out = deepcopy(raw)
     text = text_config(config)
@@ -283,15 +289,16 @@ def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> d
         )
     for key in ("rope_scaling", "rope_parameters"):
         section.pop(key, None)
-    entry = _entry(config, scaling)
-    section["max_position_embeddings"] = scaling.target_length
-    section["original_max_position_embeddings"] = scaling.windows[0].max_length
+    entry = _entry(config, scaling, read)
+    section[_window_name(text)] = scaling.target_length
+    section["original_max_position_embeddings"] = entry["original_max_position_embeddings"]
     if hasattr(text, "head_dim"):
         section["head_dim"] = head_dim_of(text)  # Mixtral's config has None, which transformers' longrope cannot read
     layer_types = rope_layer_types(config)
-    if layer_types:
-        others = {name: dict(text.rope_parameters[name]) for name in layer_types if name != FULL_ATTENTION}
-        section["rope_parameters"] = {FULL_ATTENTION: entry, **others}
+    scaled = scaled_layer_type(config)
+    if scaled is not None:
+        others = {name: dict(text.rope_parameters[name]) for name in layer_types if name != scaled}
+        section["rope_parameters"] = {scaled: entry, **others}
         if text.model_type in _FLAT_BESIDE_NESTED:
             section |= _transformers4_keys(text.model_type, entry, has_default_attention_factor(scaling))
         if text.model_type == "gemma3_text":
@@ -302,10 +309,25 @@ def superset_config(raw: dict[str, Any], config: Any, scaling: RopeScaling) -> d
     return out
 
 
-def _entry(config: Any, scaling: RopeScaling) -> dict[str, Any]:
+_WINDOW, _ORIGINAL = "max_position_embeddings", "original_max_position_embeddings"
+_OF_ROPE_TYPES = frozenset(
+    "rope_type type rope_theta factor attention_factor beta_fast beta_slow short_factor long_factor low_freq_factor"
+    " high_freq_factor truncate mscale mscale_all_dim alpha short_mscale long_mscale partial_rotary_factor".split()
+) | {_WINDOW, _ORIGINAL}
+"""Keys of the RoPE dictionary that belong to a type of scaling; any other is the family's own and is kept."""
+
+
+def switch_is_read(read: Collection[str]) -> bool:
+    """True if a family's attention reads the original length, which is also the length where runtimes switch."""
+    return _ORIGINAL in read
+
+
+def _entry(config: Any, scaling: RopeScaling, read: Collection[str]) -> dict[str, Any]:
     """The RoPE dictionary with every key that some runtime reads."""
     short, long = scaling.windows
-    entry: dict[str, Any] = {
+    parameters = rope_parameters_of(config)
+    entry: dict[str, Any] = {key: value for key, value in parameters.items() if key not in _OF_ROPE_TYPES}
+    entry |= {
         "rope_type": "longrope",
         "type": "longrope",
         "rope_theta": scaling.geometry.base,
@@ -317,10 +339,33 @@ def _entry(config: Any, scaling: RopeScaling) -> dict[str, Any]:
         "short_factor": list(short.factors),
         "long_factor": list(long.factors),
     }
-    parameters = rope_parameters_of(config)
     if "partial_rotary_factor" in parameters:
         entry["partial_rotary_factor"] = float(parameters["partial_rotary_factor"])
+    if "mscale_all_dim" in read and parameters["rope_type"] != "default" and parameters.get("mscale_all_dim"):
+        # The softmax is scaled by (0.1·mscale_all_dim·ln factor + 1)² (DeepSeek): the same number with the new factor.
+        before = _stated_factor(_Source(config, RopeGeometry.from_config(config), parameters, 1))
+        kept = max(math.log(before), 0.0) / math.log(entry["factor"])
+        entry["mscale_all_dim"] = float(parameters["mscale_all_dim"]) * kept
+    stated = parameters.get(_ORIGINAL)
+    if switch_is_read(read) and stated is not None and stated != short.max_length:
+        if short.factors != long.factors:
+            raise LongRopeError(
+                f"the attention of {text_config(config).model_type} reads {_ORIGINAL} = {stated} for a purpose of its"
+                f" own, and it is also where runtimes leave the first window, which ends at {short.max_length} tokens"
+                " here",
+                code="not-expressible",
+                hint=f"give a scaling whose first window ends at {stated} tokens, or use the `target` hf-unified",
+            )
+        entry[_ORIGINAL] = stated  # both windows turn alike: the switch means nothing
     return entry
+
+
+def _window_name(text: Any) -> str:
+    """The name under which a family's config states its window."""
+    renamed = getattr(type(text), "attribute_map", {}).get(_WINDOW)
+    if renamed is not None or hasattr(text, _WINDOW):
+        return str(renamed or _WINDOW)
+    return next((name for name in WINDOW_NAMES if hasattr(text, name)), _WINDOW)
 
 
 def _transformers4_keys(family: str, entry: dict[str, Any], default_factor: bool) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Every causal language model of the installed transformers, as a tiny random one: configs are made by code.
+
+The default config of a family is made small by the names of its settings; `_OWN` has what names do not say.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+WINDOW = 64
+VOCABULARY = 300
+LAYERS = 4
+
+# The first pattern that matches the name of a setting gives its value.
+_SIZES: tuple[tuple[str, int], ...] = (
+    (r"(^|_)vocab_size$|^n_vocab$|_vocab_size_per_layer_input$", VOCABULARY),
+    (r"^(hidden_size|d_model|n_embd|attention_hidden_size|embedding_size|lru_width)$", 64),
+    (r"intermediate_size|ffn_dim|ffn_hidden|^n_inner|moe_latent_size|^ffn_size|expert_size", 64),
+    (r"^(num_hidden_layers|n_layers?|num_layers|decoder_layers|encoder_layers)$", LAYERS),
+    (r"^(num_attention_heads|n_heads?|swa_num_attention_heads|num_heads)$", 4),
+    (r"num_key_value_heads$|^kv_n_heads$|^num_kv_heads$", 2),
+    (r"head_dim$|^kv_channels$", 16),
+    (r"_lora_rank$", 32),
+    (r"^(max_position_embeddings|max_seq_len|model_max_length|n_positions)$", WINDOW),
+    (r"sliding_window$|^attention_window_size$|^attention_chunk_size$", 24),
+    (r"^(n_group|topk_group|num_expert_group)$", 1),
+    (r"^(num_(local_)?experts|n_routed_experts|moe_num_experts|num_routed_experts)$", 4),
+    (r"experts_per_tok(en)?$|^moe_topk$|^moe_k$|^top_k_experts$", 2),
+    (r"shared_experts?$", 1),
+    (r"^first_k_dense_replace$|^num_dense_layers$", 1),
+    (r"^hidden_size_per_layer_input$", 16),
+)
+_LATENT = {"num_key_value_heads": 4}
+_OWN: dict[str, dict[str, Any]] = {}
+
+
+def families() -> list[str]:
+    """The model types that `AutoModelForCausalLM` knows."""
+    return sorted(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING)
+
+
+def small_config(family: str, **overrides: Any) -> PreTrainedConfig:
+    """The default config of `family`, small; that of the text model inside it too."""
+    made = CONFIG_MAPPING[family]
+    whole = made()
+    inner = whole.get_text_config()
+    if inner is whole:
+        return made(**smaller(whole) | _OWN.get(family, {}) | overrides)
+    name = next(key for key in made.sub_configs if getattr(whole, key, None) is inner)
+    text = smaller(inner) | _OWN.get(inner.model_type, {}) | overrides
+    others = {key: smaller(part) for key in made.sub_configs if (part := getattr(whole, key, None)) is not None}
+    return made(**smaller(whole) | others | {name: text} | _OWN.get(family, {}))
+
+
+def smaller(config: PreTrainedConfig) -> dict[str, Any]:
+    """The settings of `config` that are too large for a test, with small values."""
+    given = {name: value for name, value in vars(config).items() if not name.startswith("_")}
+    layers = next((given[name] for name in ("num_hidden_layers", "n_layers", "n_layer") if name in given), None)
+    small: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, int):
+            small |= {name: size for pattern, size in reversed(_SIZES) if re.search(pattern, name)}
+            if name.endswith("token_id") and value >= VOCABULARY:
+                small[name] = VOCABULARY - 1
+        if isinstance(value, list) and layers and len(value) == layers:
+            small[name] = _distinct(value)
+        if name == "eos_token_id" and isinstance(value, list):
+            small[name] = 2
+    return small | (_LATENT if given.get("qk_rope_head_dim") and "num_key_value_heads" in small else {})
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    """As many values as there are small layers, each kind among them, in the order in which they come."""
+    kinds: list[Any] = []
+    for value in values:
+        if value not in kinds:
+            kinds.append(value)
+    return (kinds * LAYERS)[:LAYERS]
+
+
+def small_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A random model in float32 and eval mode, whose queries and keys are large enough that positions matter."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2 and re.search(r"q_proj|k_proj|qkv|query_key_value|q_[ab]_proj|kv_[ab]_proj", name):
+                parameter.mul_(6.0)
+    return model
