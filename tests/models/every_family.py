@@ -37,7 +37,17 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"^hidden_size_per_layer_input$", 16),
 )
 _LATENT = {"num_key_value_heads": 4}
-_OWN: dict[str, dict[str, Any]] = {}
+_OWN: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {"layers_block_type": ["mamba", "attention"] * 2, "position_embedding_type": "rope"},
+    "mimo_v2_flash": {"partial_rotary_factor": 0.5},
+    "ministral": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "nemotron": {"head_dim": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+}
 
 
 def families() -> list[str]:
@@ -67,7 +77,9 @@ def smaller(config: PreTrainedConfig) -> dict[str, Any]:
         if isinstance(value, bool):
             continue
         if isinstance(value, int):
-            small |= {name: size for pattern, size in reversed(_SIZES) if re.search(pattern, name)}
+            size = next((size for pattern, size in _SIZES if re.search(pattern, name)), None)
+            if size is not None:
+                small[name] = size
             if name.endswith("token_id") and value >= VOCABULARY:
                 small[name] = VOCABULARY - 1
         if isinstance(value, list) and layers and len(value) == layers:

@@ -292,7 +292,8 @@ def superset_config(
     entry = _entry(config, scaling, read)
     section[_window_name(text)] = scaling.target_length
     section["original_max_position_embeddings"] = entry["original_max_position_embeddings"]
-    if hasattr(text, "head_dim"):
+    computed = getattr(type(text), "head_dim", None)
+    if hasattr(text, "head_dim") and not (isinstance(computed, property) and computed.fset is None):
         section["head_dim"] = head_dim_of(text)  # Mixtral's config has None, which transformers' longrope cannot read
     layer_types = rope_layer_types(config)
     scaled = scaled_layer_type(config)

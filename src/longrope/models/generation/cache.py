@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError
@@ -49,7 +49,7 @@ def prefill(
     window = window or scaled.pinned or scaled.scaling.window_for(ids.shape[1])
     cache = new_cache(scaled.model)
     text, chunk = ids[:, :-1], PREFILL_CHUNK if chunk_size is None else chunk_size
-    if chunk_size is None and text.shape[1] and not any(layer.is_sliding for layer in cache.layers):
+    if chunk_size is None and text.shape[1] and not any(getattr(layer, "is_sliding", False) for layer in cache.layers):
         with torch.no_grad(), scaled.using(window):
             run_base(scaled.model, text, cache=cache)
         _check_filled(cache, text.shape[1], scaled.model)
@@ -133,11 +133,11 @@ class Prefilled:
     def _continued(self) -> Iterator[None]:
         """Removes from the cache, at the end of the block, the tokens that the block added.
 
-        A full layer is cut, so that the text's keys never exist twice; a sliding one has dropped tokens of the text by
-        then, and gets its few tensors back (an update makes new ones and leaves them alone).
+        A full layer is cut, so that the text's keys never exist twice; any other has dropped tokens of the text by
+        then, or changed its states in place, and gets its few tensors back.
         """
         layers: list[Any] = list(self.cache.layers)
-        before = [dict(vars(layer)) if layer.is_sliding or not layer.is_initialized else {} for layer in layers]
+        before = [{} if type(layer) is DynamicLayer and layer.is_initialized else _copied(layer) for layer in layers]
         length = self.length - 1
         try:
             with torch.no_grad():
@@ -151,22 +151,56 @@ class Prefilled:
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache for `model`. Raises LongRopeError when it needs one that holds more than keys and values."""
+    """An empty cache for `model`. Raises LongRopeError when it needs one that cannot be filled again from tokens."""
     cache = DynamicCache(config=model.config)
     check_cache(cache, type(model).__name__)
     return cache
 
 
-def is_plain(cache: Any) -> bool:
-    """True if `cache` is a dynamic cache of keys and values, of full or sliding layers."""
+def _copied(layer: Any) -> dict[str, Any]:
+    """The attributes of a cache layer. States of linear attention are copied, because an update writes into them; an
+    update of keys makes new tensors and leaves these alone."""
+    return {
+        name: {key: value.clone() if isinstance(value, Tensor) else value for key, value in found.items()}
+        if isinstance(found, dict)
+        else found
+        for name, found in vars(layer).items()
+    }
+
+
+_KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
+# Layers that also hold states of linear attention, keys of an index, or nothing: by name, because older versions of
+# transformers have not all of them.
+_REFILLED = (
+    *_KEYS_AND_VALUES,
+    *(
+        getattr(cache_utils, name)
+        for name in (
+            "DynamicIndexedLayer",
+            "LinearAttentionLayer",
+            "LinearAttentionAndFullAttentionLayer",
+            "LinearAttentionAndSlidingWindowAttentionLayer",
+            "DummyLayer",
+        )
+        if hasattr(cache_utils, name)
+    ),
+)
+
+
+def is_refillable(cache: Any) -> bool:
+    """True if `cache` is a dynamic cache whose layers can all be emptied and filled again from tokens."""
     layers = getattr(cache, "layers", None)
-    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-    return layers is not None and not cache.offloading and all(type(layer) in kinds for layer in layers)
+    return layers is not None and not cache.offloading and all(type(layer) in _REFILLED for layer in layers)
+
+
+def holds_keys_and_values_only(cache: DynamicCache) -> bool:
+    """True if `cache` holds keys and values, of full or sliding layers, and no states or index."""
+    return all(type(layer) in _KEYS_AND_VALUES for layer in cache.layers)
 
 
 def check_cache(cache: Any, purpose: str) -> None:
-    """Raise LongRopeError unless `cache` is a dynamic cache of keys and values, of full or sliding layers."""
-    if not is_plain(cache):
+    """Raise LongRopeError unless `cache` is a dynamic cache that can be filled again from tokens."""
+    if not is_refillable(cache):
         kinds = {type(layer).__name__ for layer in getattr(cache, "layers", [])}
         offloaded = ", offloaded" if getattr(cache, "offloading", False) else ""
         raise LongRopeError(

@@ -24,7 +24,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTra
 
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import arguments_of, cache_argument, forward_argument, take_cache
-from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, fill, is_plain
+from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, fill, is_refillable
 from longrope.models.generation.rerotate import Rerotation
 from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
 from longrope.rope.scaling import Window
@@ -123,7 +123,7 @@ class CacheHook(MethodHook):
             new = input_ids.shape[1] if coming is None else coming
             whole = position_ids is not None and position_ids.dim() == 2 and position_ids.shape[1] == past + new
             embedded = given.get("inputs_embeds") is not None
-            if not whole or embedded or not is_plain(cache) or self._numbers_replaced:
+            if not whole or embedded or not is_refillable(cache) or self._numbers_replaced:
                 return self._own(input_ids, coming, cache, given)
         if position_ids is None or position_ids.dim() != 2:
             raise LongRopeError(

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import with_cache
-from longrope.models.generation.cache import new_cache
+from longrope.models.generation.cache import holds_keys_and_values_only, new_cache
 from longrope.models.scaled import ScaledModel
 from longrope.rope.angles import cos_sin
 from longrope.rope.geometry import RopeGeometry
@@ -126,6 +126,12 @@ def _lone_keys(scaled: ScaledModel, window: Window) -> list[Tensor]:
     ids = torch.arange(count, device=model.device)[:, None] % model.config.get_text_config().vocab_size
     positions = torch.tensor(_PROBE_POSITIONS, device=model.device)[:, None]
     cache: Any = new_cache(model)
+    if not holds_keys_and_values_only(cache):  # an index of keys, or states, would have to be turned too
+        raise LongRopeError(
+            f"cannot turn the cached keys of {type(model).__name__}: its cache holds more than keys and values",
+            code="cannot-rerotate",
+            hint="use `switch='recompute'`",
+        )
     with torch.no_grad(), scaled.using(window):
         model.base_model(input_ids=ids, position_ids=positions, **with_cache(model.base_model, cache))
     return [layer.keys for layer in cache.layers]
