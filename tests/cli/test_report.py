@@ -23,11 +23,20 @@ def test_report(cli, run, tmp_path):
     assert (tmp_path / "page.html").read_text("utf-8").startswith("<!doctype html>")
 
 
+def test_markdown(cli, run, tmp_path):
+    assert cli("report", run, "-o", tmp_path / "page.md").code == 0
+    assert cli("report", run, "-o", tmp_path / "other.txt", "--format", "md").code == 0
+    for name in ("page.md", "other.txt"):
+        assert (tmp_path / name).read_text("utf-8").startswith("# ")
+    assert "html" in cli("report", run, "-o", tmp_path / "page.pdf", "--format", "pdf").err
+
+
 def test_report_as_json(cli, run, tmp_path):
     ran = cli("report", run, "-o", tmp_path / "page.html", "--figures", tmp_path / "figures", "--json")
     found = json.loads(ran.out)
     assert found["report"] == str(tmp_path / "page.html")
     assert len(found["figures"]) == 2
+    assert [path.rpartition("/")[2] for path in found["tables"]] == ["passkey.csv"]
     assert found["figures"][0].startswith(str(tmp_path / "figures"))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from longrope.report.styles import TONES
 
-PHONE, DESKTOP, PAPER = 390, 1200, 794
+PHONE, DESKTOP, PAPER = 390, 1280, 794
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 SIZES = "[...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect()).map(r => [r.width, r.height])"
 # Elements wider than the page may only be inside elements that scroll by themselves.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
+from longrope.evaluation.results import EvalRow
 from longrope.report.figures.by_length import accuracy_figure, perplexity_figure, position_figure, score_figure
 from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.needles import needle_figure
@@ -164,3 +165,24 @@ def test_colours_are_apart():
     looks = [(one.tone, one.marker, one.line) for one in method_styles([*names, "yarn-rcd", "ntk-rcd"]).values()]
     assert len(set(looks)) == len(looks)
     assert {tone for tone, _, _ in looks} <= TONES.keys()
+
+
+@pytest.mark.parametrize("depths", [1, 2, 3, 10])
+@pytest.mark.parametrize("methods", [1, 2, 5])
+def test_the_words_of_a_needle_figure_stay_inside_it_and_apart(depths, methods):
+    names = list(SHOWN)[:methods]
+    rows = [
+        EvalRow("needle", name, length, "accuracy", 0.5, 0.1, 30, {"depth": place / max(1, depths - 1)})
+        for name in names
+        for length in runs.LENGTHS
+        for place in range(depths)
+    ]
+    figure = needle_figure(rows, SHOWN)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches() * figure.dpi
+    boxes = {}
+    for text in (figure._supxlabel, figure._supylabel, *(axes.title for axes in figure.axes)):
+        box = text.get_window_extent()
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= -1, text.get_text()
+        boxes[text] = box
+    assert not boxes[figure._supylabel].overlaps(boxes[figure._supxlabel])

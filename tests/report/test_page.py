@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from longrope.report.collect import collect
+from longrope.report.markdown import render_markdown
 from longrope.report.page import build, render
 from longrope.report.styles import TONES
 from tests.report import runs
@@ -99,7 +105,7 @@ def test_no_figure_without_its_numbers(full, several):
 def test_the_page_holds_what_was_measured(full, full_page):
     words = Tree(full_page.read_text("utf-8")).text
     names = [exhibit.name for exhibit in full.exhibits]
-    assert names == ["factors", "search", "perplexity", "position", "passkey", "needle", "ruler", "retention"]
+    assert names == ["perplexity", "position", "passkey", "needle", "ruler", "retention", "search", "factors"]
     for exhibit in full.exhibits:
         for table in exhibit.tables:
             for line in table.lines:
@@ -124,10 +130,10 @@ def test_several_runs_are_compared_and_then_told(several, several_page):
     compared = several.chapters[0]
     assert [exhibit.name for exhibit in compared.exhibits] == [
         "compared",
-        "compared-factors",
-        "compared-search",
         "compared-perplexity",
         "compared-needle",
+        "compared-search",
+        "compared-factors",
     ]
     perplexity = next(exhibit for exhibit in compared.exhibits if exhibit.name == "compared-perplexity")
     assert [line.label for line in perplexity.tables[0].lines][:2] == ["one", "two"]
@@ -168,3 +174,95 @@ def test_an_evaluation_alone(tmp_path):
     assert report.title == "tiny, measured"
     assert report.chapters[0].lede == "Measurements of tiny at 256 to 2,048 tokens."
     assert [exhibit.name for exhibit in report.exhibits] == ["needle"]
+
+
+def test_the_verdict_is_the_first_sentence(full, full_page):
+    (chapter,) = full.chapters
+    assert chapter.verdict[0].startswith("Best at 2k tokens: longrope, perplexity 131.44")
+    assert chapter.verdict[1].startswith("longrope against the original model (original): ")
+    assert "72.5% of the passkeys" in chapter.verdict[2]
+    words = Tree(full_page.read_text("utf-8")).text
+    assert words.index(chapter.verdict[0]) < words.index(chapter.lede) < words.index("Perplexity by length")
+
+
+def test_a_search_alone_has_its_own_verdict(tmp_path):
+    folder = runs.write_run(tmp_path / "run")
+    for name in ("eval.json", "extend.json"):
+        (folder / name).unlink()
+    (chapter,) = build(collect([folder])).chapters
+    assert chapter.verdict == (
+        "On the texts of the search: 0.059 nats per token better than YaRN, which is the best baseline. "
+        "Nothing was measured on other texts.",
+    )
+
+
+def test_the_head_says_when_how_long_on_what_and_with_which_code(tmp_path):
+    folder = runs.write_run(tmp_path / "run", suites=["perplexity"])
+    machine = {"processor": "AMD EPYC", "gpu": "1 × NVIDIA H100", "commit": "0123456789abcdef" * 2}
+    changes = {
+        "search.json": {"finished": "2026-11-27T05:00:00+00:00", "seconds": 4000.0} | machine,
+        "eval.json": {"finished": "2026-11-27T06:00:00+00:00", "seconds": 75.0, "versions": {"longrope": "0.1.0"}}
+        | machine,
+    }
+    for name, more in changes.items():
+        document = json.loads((folder / name).read_text("utf-8"))
+        (folder / name).write_text(json.dumps(document | more), "utf-8")
+    (chapter,) = build(collect([folder])).chapters
+    found = {fact.term: "; ".join(fact.lines) for fact in chapter.about}
+    assert found["Date"] == "2026-11-27 06:00:00 UTC"
+    assert found["Time"] == "search 67 min, evaluation 1 min 15 s"
+    assert found["Computed on"] == "1 × NVIDIA H100"
+    assert "longrope 0.1.0, commit 0123456789ab" in found["Code"]
+    assert found["Tokens"] == (
+        "491,520 token passes of the search (a backward counts two); 81,920 tokens of held-out text (40 × 2,048)"
+    )
+
+
+def test_a_browser_shows_the_value_of_a_point(full_page):
+    figure = re.search(r'id="perplexity".*?<svg.*?</svg>', full_page.read_text("utf-8"), re.DOTALL)[0]
+    titles = re.findall(r"<title>(.*?)</title>", figure)
+    assert "longrope, 2,048 tokens: 131.4 ± 8.8" in titles
+    assert len(titles) == len(runs.METHODS) * len(runs.LENGTHS)
+    for name, says in (
+        ("needle", "longrope, 256 tokens, depth 0 %"),
+        ("factors", "longrope, pair 31: λ "),
+        ("search", "best loss"),
+    ):
+        part = re.search(rf'<section id="{name}".*?</section>', full_page.read_text("utf-8"), re.DOTALL)[0]
+        assert any(says in title for title in re.findall(r"<title>(.*?)</title>", part)), name
+
+
+def test_every_table_is_a_csv_file_in_the_page(full, full_page):
+    found = re.findall(
+        r'download="([^"]+)" href="data:text/csv;charset=utf-8;base64,([^"]+)"', full_page.read_text("utf-8")
+    )
+    names = [name for exhibit in full.exhibits for name in exhibit.csv_files]
+    assert [name for name, _ in found] == names
+    assert len(set(names)) == len(names)
+    table = list(csv.reader(io.StringIO(base64.b64decode(dict(found)["perplexity.csv"]).decode())))
+    assert table[0] == ["scaling", "256", "256 error", "512", "512 error", "1k", "1k error", "2k", "2k error"]
+    own = next(line for line in table if line[0] == "longrope")
+    assert [float(value) for value in own[-2:]] == [131.4, 8.8]
+    for exhibit in full.exhibits:
+        for text in exhibit.csv_files.values():
+            rows = list(csv.reader(io.StringIO(text)))
+            assert len({len(row) for row in rows}) == 1
+            assert "−" not in text
+
+
+def test_markdown_says_the_same(full, several):
+    text = render_markdown(full, "0", Path("report_figures"))
+    assert text.startswith("# tiny&#58; from 256 to 2,048 tokens")
+    assert (
+        text.index("**Best at 2k tokens") < text.index("## Before you use it") < text.index("## Perplexity by length")
+    )
+    assert "![Perplexity by length](report_figures/perplexity.png)" in text
+    assert "| **longrope** | 55.0 ± 3.7 |" in text
+    assert text.count("<details>") == text.count("</details>") > 0
+    assert "`longrope test`" in text
+    both = render_markdown(several, "0", Path("figures"))
+    assert [line for line in both.splitlines() if line.startswith("## ")] == [
+        "## The runs compared",
+        "## one",
+        "## two",
+    ]

@@ -28,7 +28,7 @@ def test_page_and_figures(tmp_path):
     assert done.html == tmp_path / "page.html"
     assert done.figures == [
         tmp_path / "page_figures" / f"{name}.{kind}"
-        for name in ("factors", "search", "passkey")
+        for name in ("passkey", "search", "factors")
         for kind in ("png", "svg")
     ]
     for path in done.figures:
@@ -37,6 +37,20 @@ def test_page_and_figures(tmp_path):
         else:
             assert ET.parse(path).getroot().tag.endswith("svg")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "page.html", "page_figures"}
+    assert [path.name for path in done.tables] == ["passkey.csv", "search.csv", "search-2.csv", "factors.csv"]
+    assert all(path.read_text("utf-8").count("\n") > 1 for path in done.tables)
+
+
+def test_markdown_by_name_or_by_request(passkeys, tmp_path):
+    by_name = report([passkeys], tmp_path / "report.md")
+    asked = report([passkeys], tmp_path / "asked.txt", tmp_path / "report_figures_2", format="md")
+    text = by_name.html.read_text("utf-8")
+    assert text.startswith("# ")
+    assert "(report_figures/passkey.png)" in text
+    assert (tmp_path / "report_figures" / "passkey.png").is_file()
+    assert "(report_figures_2/passkey.png)" in asked.html.read_text("utf-8")
+    page = report([passkeys], tmp_path / "page.md", tmp_path / "other", format="html")
+    assert page.html.read_text("utf-8").startswith("<!doctype html>")
 
 
 def test_figures_go_where_they_are_told(passkeys, tmp_path):

@@ -111,3 +111,24 @@ def test_what_does_not_compare():
     assert "different texts: needle." in comparability([one, two])[0]
     other = run_of(runs.scaling(), model_fingerprint="00")
     assert "different models" in comparability([one, other])[0]
+
+
+def answers(values: dict[str, float], trials: int = 100, suite: str = "needle") -> list[EvalRow]:
+    return [
+        EvalRow(suite, name, 2048, "accuracy", value, math.sqrt(value * (1 - value) / trials), trials, {"depth": 0.5})
+        for name, value in values.items()
+    ]
+
+
+def test_needles_that_another_method_finds_are_named():
+    lost = text(run_of(runs.scaling(), answers({OWN: 0.40, "yarn": 0.80})))
+    assert "At 2,048 tokens it finds fewer needles: 40 %, with YaRN 80 %." in lost
+    assert "The search was driven by perplexity, which does not ask for answers; --objective needle does." in lost
+    passkeys = text(run_of(runs.scaling(), answers({OWN: 0.40, "yarn": 0.80}, suite="passkey")))
+    assert "it finds fewer passkeys: 40 %, with YaRN 80 %" in passkeys
+    within = text(run_of(runs.scaling(), answers({OWN: 0.76, "yarn": 0.80})))
+    assert "fewer needles" not in within
+    assert "driven by perplexity" not in within
+    by_needles = text(run_of(runs.scaling(objective="needle"), answers({OWN: 0.40, "yarn": 0.80})))
+    assert "fewer needles" in by_needles
+    assert "driven by perplexity" not in by_needles

@@ -44,7 +44,7 @@ VERBS = {
     "SGLang count, and llama.cpp for a GGUF file.",
     "fix-config": "Write every key that some runtime reads into config.json again; weights are not touched.",
     "presets": "List, show or write the published factor tables, or a factor file of the authors' code.",
-    "report": "Write a report on one run, or on several side by side: one HTML file, and its figures as PNG and SVG.",
+    "report": "Write a report on one run, or on several side by side: an HTML or Markdown file, figures and tables.",
 }
 """Help of the verbs, in the order in which they are used. Each is the function `command` of a module of this room, and
 its first line the function's docstring: here because the list of verbs is shown without importing them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +32,7 @@ from longrope.locked import has_lines
 from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
-from longrope.provenance import CIRCUMSTANCES, versions
+from longrope.provenance import CIRCUMSTANCES, finished, record, versions
 from longrope.rope.baselines import STRETCHING
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import check_output_file, keep_or_write_json, sha256_text
@@ -105,6 +106,7 @@ def evaluate(
 
     Raises LongRopeError, before anything is measured, for anything that cannot be measured as asked.
     """
+    started = time.perf_counter()
     path, config, callbacks = None if output is None else Path(output), config or EvalConfig(), callbacks or Callbacks()
     if path is not None and not (resume and has_lines(log_path(path)) and path.is_file()):
         check_output_file(path)
@@ -178,7 +180,11 @@ def evaluate(
     ruler = [row for row in rows if row.suite == RulerSuite.name]
     if ruler:
         rows += summary_rows(ruler, loaded.geometry.original_length, config)
-    results = EvalResults(tuple(rows), _with_remarks(settings, loaded, list(against), target) | _samples(measured))
+    results = EvalResults(
+        tuple(rows),
+        _with_remarks(settings, loaded, list(against), target) | _samples(measured),
+        record() | finished(started),
+    )
     results.require_finite()
     if path is not None:
         keep_or_write_json(path, results.to_json(), but=_NAMED)

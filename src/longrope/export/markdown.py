@@ -12,8 +12,8 @@ _SPECIAL = re.compile(r"[\\`*_{}\[\]()#+!|~<>&:@$^=-]")
 _LONGEST = 300  # characters of one text
 
 
-def plain(value: object) -> str:
-    """`value` on one line, every character that Markdown or HTML may act on escaped.
+def plain(value: object, longest: int = _LONGEST) -> str:
+    """`value` on one line, every character that Markdown or HTML may act on escaped; at most `longest` of them.
 
     Characters between words that act in neither (`-`, `_`, `:` and the like between letters or digits) stay.
     """
@@ -27,7 +27,7 @@ def plain(value: object) -> str:
         return f"&#{ord(character)};"
 
     text = _one_line(value)
-    return _SPECIAL.sub(escaped, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
+    return _SPECIAL.sub(escaped, text if len(text) <= longest else f"{text[: longest - 1]}…")
 
 
 def code_span(value: object) -> str:

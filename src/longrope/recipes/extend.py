@@ -7,6 +7,7 @@ with the factors is in place of `checkpoint/`, proved in llama.cpp (`extend_gguf
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from longrope.models.apply import scaled
 from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.models.scoring import last_logits
 from longrope.models.texts import prepare_samples, sources_or_books
-from longrope.provenance import CIRCUMSTANCES, record
+from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.recipes.extend_gguf import check_file, export_file, extended_file, prove_file
 from longrope.report.collect import Proof
 from longrope.report.run import Written, report
@@ -87,6 +88,7 @@ def extend(
     comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was stopped. Raises
     LongRopeError for faults that the user can mend.
     """
+    started = time.perf_counter()
     callbacks, config = callbacks or Callbacks(), config or SearchConfig()
     original = loaded.geometry.original_length
     target_length = 8 * original if target_length is None else parse_length(target_length)
@@ -160,7 +162,8 @@ def extend(
     proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
     last_bits = {"max_logit_difference", "top1_agreement", "divergence", "divergence_without"}  # of a GPU
     but = CIRCUMSTANCES | last_bits | {"scaling", "checkpoint"}
-    keep_or_write_json(output_dir / EXTENSION, json_ready(found.to_json()) | proved | record(), but=but)
+    whole = json_ready(found.to_json()) | proved | record() | finished(started)
+    keep_or_write_json(output_dir / EXTENSION, whole, but=but)
     _begin(callbacks, "report")
     written = report([output_dir], output_dir / REPORT)
     return Extension(found, evaluation, checkpoint, losses, proofs, written)

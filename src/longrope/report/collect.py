@@ -17,7 +17,7 @@ from longrope.evaluation.results import SCHEMA, EvalResults, EvalRow
 from longrope.report.styles import OWN, is_baseline
 from longrope.report.trace import Trace, read_trace
 from longrope.rope.scaling import RopeScaling
-from longrope.run_files import EXTENSION, SCALING, SEARCH_LOG
+from longrope.run_files import EXTENSION, SCALING, SEARCH_LOG, SEARCH_SUMMARY
 from longrope.storage import sha256_text
 
 
@@ -62,6 +62,8 @@ class Run:
     trace: Trace | None = None
     evaluations: dict[str, EvalResults] = field(default_factory=dict)
     extension: ExtensionRecord | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    """The summary of the search, `search.json`: its time and its machine."""
 
     @property
     def rows(self) -> list[EvalRow]:
@@ -138,7 +140,8 @@ def _folder(path: Path) -> Run:
     if scaling is not None and (path / SEARCH_LOG).is_file():
         trace = read_trace(path / SEARCH_LOG, scaling.provenance)
     extension = _extension(path / EXTENSION) if (path / EXTENSION).is_file() else None
-    return Run(path.resolve().name, path, scaling, trace, evaluations, extension)
+    summary = _json_object(path / SEARCH_SUMMARY) if (path / SEARCH_SUMMARY).is_file() else {}
+    return Run(path.resolve().name, path, scaling, trace, evaluations, extension, summary)
 
 
 def _extension(file: Path) -> ExtensionRecord:

@@ -29,7 +29,7 @@ def comparison(runs: Sequence[Run], shown: Shown) -> list[Exhibit]:
     rows = [replace(row, scaling=run.name) for run in runs for row in run.rows if row.scaling == OWN]
     if not comparability(runs):
         rows += [row for row in runs[0].rows if is_baseline(row.scaling)]
-    found = [_headlines(runs, shown), _factors(runs, shown), _search(runs, shown), *_measures(rows, runs, shown)]
+    found = [_headlines(runs, shown), *_measures(rows, runs, shown), _search(runs, shown), _factors(runs, shown)]
     return [exhibit for exhibit in found if exhibit is not None]
 
 

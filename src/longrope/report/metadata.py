@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from longrope.quantities import format_duration
 from longrope.report.collect import Run
 from longrope.report.numbers import amount, count
 from longrope.run_files import EXTENSION, SCALING
@@ -56,13 +57,64 @@ def description(run: Run) -> str:
     return f"{text}."
 
 
+def about(run: Run) -> list[Fact]:
+    """The facts of the head: when, in how much time, on what, with which code, from how many tokens."""
+    origins = _origins(run)
+    evaluations = [evaluation.provenance for evaluation in run.evaluations.values()]
+    whole = run.extension.provenance if run.extension is not None else {}
+    dates = [str(one["finished"]) for one in (run.summary, *evaluations, whole) if "finished" in one]
+    parts = [("search", run.summary), *(("evaluation", one) for one in evaluations), ("all", whole)]
+    times: dict[str, float] = {}
+    for name, one in parts:
+        if isinstance(one.get("seconds"), int | float):
+            times[name] = times.get(name, 0.0) + float(one["seconds"])
+    resumed = " (resumed: of the last part)" if run.summary.get("resumed") else ""
+    spent = [f"{name} {format_duration(seconds)}{resumed * (name == 'search')}" for name, seconds in times.items()]
+    found = [
+        Fact("Date", (max(dates).replace("T", " ").replace("+00:00", " UTC"),) if dates else ()),
+        Fact("Time", tuple([", ".join(spent)] * bool(spent))),
+        Fact("Computed on", tuple(_machines(origins))),
+        Fact("Code", tuple(_code(origins))),
+        Fact("Tokens", tuple(_tokens(run))),
+    ]
+    return [fact for fact in found if fact.lines]
+
+
+def _machines(origins: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """The GPU where there is one, else the processor, each once."""
+    found = (one.get("gpu") or one.get("processor") for one in origins.values())
+    yield from dict.fromkeys(str(name) for name in found if name)
+
+
+def _code(origins: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """The version of longrope, and its commit where it is known."""
+    found = []
+    for one in origins.values():
+        version = one["versions"].get("longrope") if isinstance(one.get("versions"), dict) else None
+        if version:
+            found.append(f"longrope {version}" + (f", commit {str(one['commit'])[:12]}" if one.get("commit") else ""))
+    yield from dict.fromkeys(found)
+
+
+def _tokens(run: Run) -> Iterable[str]:
+    """The tokens that the search sent through the model, and those of the held-out texts."""
+    if run.trace is not None and run.trace.counted:
+        yield f"{amount(run.trace.token_passes)} token passes of the search (a backward counts two)"
+    rows = run.of("perplexity", "perplexity")
+    if rows:
+        longest = max(row.length for row in rows)
+        trials = max(row.trials for row in rows if row.length == longest)
+        yield f"{count(trials * longest)} tokens of held-out text ({count(trials)} × {count(longest)})"
+
+
 def facts(run: Run) -> list[Fact]:
     """All recorded facts about how `run` was made."""
     origins = _origins(run)
     provenance = run.scaling.provenance if run.scaling is not None else {}
     found = [Fact("Commands", tuple(_grouped(origins, "command")), code=True)]
     found.append(Fact("Versions", tuple(_grouped(origins, "versions"))))
-    found.append(Fact("Machine", tuple(_grouped(origins, "machine"))))
+    for term, key in (("Machine", "machine"), ("Processor", "processor"), ("GPU", "gpu"), ("Commit", "commit")):
+        found.append(Fact(term, tuple(_grouped(origins, key))))
     search = provenance.get("search") if isinstance(provenance.get("search"), dict) else {}
     if search:
         found.append(Fact("Model", (f"{provenance.get('model')}, fingerprint {search.get('model_fingerprint')}",)))

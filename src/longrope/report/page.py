@@ -7,6 +7,7 @@ style `assets/report.css`.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,13 @@ from markupsafe import Markup
 
 from longrope.report.collect import Run
 from longrope.report.comparison import comparison
-from longrope.report.metadata import Fact, description, facts
+from longrope.report.metadata import Fact, about, description, facts
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed
 from longrope.report.sections import Exhibit, exhibits
 from longrope.report.styles import OWN, Shown, method_styles, variables
-from longrope.report.summary import Number, headline
+from longrope.report.summary import Number, headline, verdict
 from longrope.report.svg import drawing
+from longrope.report.tables import Table
 from longrope.report.warnings import WarningGroup, comparability, warnings
 
 
@@ -35,6 +37,8 @@ class Chapter:
 
     name: str
     lede: str
+    verdict: tuple[str, ...]
+    about: tuple[Fact, ...]
     numbers: tuple[Number, ...]
     warnings: tuple[WarningGroup, ...]
     exhibits: tuple[Exhibit, ...]
@@ -80,6 +84,8 @@ def _first_chapter(runs: Sequence[Run], shown: Shown) -> Chapter:
     return Chapter(
         "The runs compared",
         f"{count(len(runs))} runs of {listed(models)}. Each has its own part below.",
+        verdict=(),
+        about=(),
         numbers=(),
         warnings=(WarningGroup("Not comparable", tuple(doubts)),) if doubts else (),
         exhibits=tuple(comparison(runs, shown)),
@@ -94,6 +100,8 @@ def _chapter(run: Run, shown: Shown, name: str) -> Chapter:
     return Chapter(
         name,
         description(run),
+        tuple(verdict(run, shown)),
+        tuple(about(run)),
         tuple(headline(run, shown)),
         tuple(warnings(run, shown)),
         tuple(found),
@@ -121,6 +129,7 @@ def render(report: Report, version: str) -> str:
         mark=MARK,
         few_trials=FEW_TRIALS,
         svg=_svg,
+        csv_link=_csv_link,
         version=version,
     )
 
@@ -128,6 +137,11 @@ def render(report: Report, version: str) -> str:
 def _svg(exhibit: Exhibit) -> Markup:
     assert exhibit.drawing is not None
     return Markup(exhibit.drawing.inline(exhibit.name, f"{exhibit.title}; the table that follows has its numbers"))
+
+
+def _csv_link(table: Table) -> str:
+    """A link that holds the whole table as CSV, for a click that saves it."""
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(table.to_csv().encode()).decode()}"
 
 
 def _numbered(report: Report) -> dict[str, int]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from longrope import __version__
 from longrope.errors import LongRopeError
 from longrope.report.collect import collect
+from longrope.report.markdown import render_markdown
 from longrope.report.page import Report, build, render
 from longrope.storage import check_output_file, check_output_folder, write_text_atomic
 from longrope.written import note, sha256_file, sweep, temporary
+
+Format = Literal["html", "md"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,20 @@ class Written:
     """The files of a report: its page, and its figures, each as PNG and SVG."""
 
     html: Path
+    """The page, or the Markdown file."""
     figures: list[Path]
+    tables: list[Path] = field(default_factory=list)
+    """Every table as CSV, beside the figures."""
 
 
-def report(runs: Sequence[Path | str], output: Path, figures: Path | None = None) -> Written:
+def report(
+    runs: Sequence[Path | str], output: Path, figures: Path | None = None, *, format: Format | None = None
+) -> Written:
     """Write the report on `runs` (run folders and evaluation files) to the new file `output`.
+
+    `format`: html, one self-contained page; or md, Markdown that shows the figures of the folder beside it, for a pull
+    request or a model card. By default md for a file that ends in .md, else html. Every table is a CSV file beside the
+    figures too.
 
     Figures go to the new folder `figures`, by default beside the page: `report.html` has `report_figures/`. The same
     runs give the same bytes, so that figures which a report that was stopped has left are kept where they are the same.
@@ -37,10 +50,12 @@ def report(runs: Sequence[Path | str], output: Path, figures: Path | None = None
     sweep(output.parent, output.name)
     sweep(folder.parent, folder.name)
     made = build(collect([Path(run) for run in runs]))
-    page = render(made, __version__)
-    written = _save_figures(made, folder)
+    markdown = (format or ("md" if output.suffix == ".md" else "html")) == "md"
+    shown = Path(os.path.relpath(folder, output.parent))
+    page = render_markdown(made, __version__, shown) if markdown else render(made, __version__)
+    figure_files, tables = _save_figures(made, folder)
     write_text_atomic(output, page, new=True)
-    return Written(output, written)
+    return Written(output, figure_files, tables)
 
 
 def figures_folder(output: Path) -> Path:
@@ -48,9 +63,10 @@ def figures_folder(output: Path) -> Path:
     return output.with_name(f"{output.stem}_figures")
 
 
-def _save_figures(made: Report, folder: Path) -> list[Path]:
-    """All figures, in a folder that appears when it is whole."""
+def _save_figures(made: Report, folder: Path) -> tuple[list[Path], list[Path]]:
+    """All figures, and all tables as CSV, in a folder that appears when it is whole."""
     names: list[str] = []
+    tables: list[str] = []
     whole = temporary(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,9 +75,12 @@ def _save_figures(made: Report, folder: Path) -> list[Path]:
             for exhibit in made.exhibits:
                 if exhibit.drawing is not None:
                     names += [path.name for path in exhibit.drawing.save(whole, exhibit.name)]
-            hashes = {name: sha256_file(whole / name) for name in names}
+                for name, text in exhibit.csv_files.items():
+                    (whole / name).write_text(text, "utf-8", newline="")
+                    tables.append(name)
+            hashes = {name: sha256_file(whole / name) for name in (*names, *tables)}
             if folder.is_dir() and hashes == _hashes(folder):
-                return [folder / name for name in names]
+                return [folder / name for name in names], [folder / name for name in tables]
             check_output_folder(folder)
             note(folder.parent, {f"{folder.name}/{name}": digest for name, digest in hashes.items()})
             os.replace(whole, folder)  # takes the place of an empty folder
@@ -73,7 +92,7 @@ def _save_figures(made: Report, folder: Path) -> list[Path]:
             code="output-not-writable",
             hint="choose another `figures`",
         ) from error
-    return [folder / name for name in names]
+    return [folder / name for name in names], [folder / name for name in tables]
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -37,13 +37,19 @@ class Exhibit:
     folded: bool = False
 
     @property
+    def csv_files(self) -> dict[str, str]:
+        """File name -> a table as CSV; several tables of one exhibit are numbered."""
+        names = [self.name + (f"-{number}" if number > 1 else "") for number in range(1, len(self.tables) + 1)]
+        return {f"{name}.csv": table.to_csv() for name, table in zip(names, self.tables, strict=True)}
+
+    @property
     def few(self) -> bool:
         return any(table.few for table in self.tables)
 
 
 def exhibits(run: Run, shown: Shown) -> list[Exhibit]:
-    """The exhibits of a run, in the order of a reader's questions."""
-    makers = (_factors, _search, _perplexity, _position, _passkey, _needle, _ruler, _retention)
+    """The exhibits of a run: results first, then the search and its factors."""
+    makers = (_perplexity, _position, _passkey, _needle, _ruler, _retention, _search, _factors)
     return [exhibit for make in makers if (exhibit := make(run, shown)) is not None]
 
 

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longrope.evaluation.results import EvalRow
+from longrope.evaluation.verdict import headline_cells
+from longrope.evaluation.verdict import verdict as evaluation_verdict
 from longrope.report.collect import Run
 from longrope.report.numbers import Cell, amount, count, per_cent, share, with_error
 from longrope.report.styles import OWN, Shown
 from longrope.report.tables import Show, shown_share, shown_value
 from longrope.rope.baselines import CHECKPOINT, ORIGINAL
+from longrope.search.verdict import search_verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,23 @@ def headline(run: Run, shown: Shown) -> list[Number]:
         _proof(run),
     ]
     return [number for number in found if number is not None]
+
+
+def verdict(run: Run, shown: Shown) -> list[str]:
+    """The verdict in a few sentences: the best method of every suite at its longest length, and the difference to the
+    original model; where nothing was measured, the search against its best baseline.
+    """
+    labels = {name: method.label for name, method in shown.items()}
+    own, found, others = method_of(run), [], []
+    for suite in ("perplexity", "passkey", "needle", "ruler"):
+        lines = evaluation_verdict(headline_cells(run.rows, suite), suite, own, labels)
+        found += lines if suite == "perplexity" else []
+        others += [] if suite == "perplexity" else lines[:1]
+    found += [" ".join(others)] if others else []
+    if not found and run.trace is not None and run.trace.result is not None:
+        said = str(search_verdict(run.trace.result, run.trace.baselines))
+        found = [f"On the texts of the search: {said}. Nothing was measured on other texts."]
+    return found
 
 
 def method_of(run: Run) -> str:

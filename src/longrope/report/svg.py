@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from longrope.report.figures.canvas import hover_texts
 from longrope.report.styles import TONES, light
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -89,10 +90,13 @@ class Drawing:
                 # The ground is the page's own; styles would hold for all of the page.
                 if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style") or child.get("id") == "patch_1":
                     parent.remove(child)
+        texts = hover_texts(self._figure)
         for element in root.iter():
             if element.tag == f"{{{_SVG}}}g":
-                element.attrib.pop("id", None)  # groups are never referred to
-            if element.tag != f"{{{_SVG}}}text":
+                key = element.attrib.pop("id", None)  # groups are never referred to
+                if key in texts:
+                    title_of(element, texts[key])
+            if element.tag not in (f"{{{_SVG}}}text", f"{{{_SVG}}}title"):
                 element.text = None
             element.tail = None  # white space between elements
             for key, value in element.attrib.items():
@@ -102,6 +106,13 @@ class Drawing:
             root.attrib.pop(key, None)
         root.attrib |= {"role": "img", "aria-label": title, "style": f"aspect-ratio: {width:g} / {height:g}"}
         return ET.tostring(root, encoding="unicode")
+
+
+def title_of(element: ET.Element, text: str) -> None:
+    """Give an element a text that browsers show over it."""
+    title = ET.Element(f"{{{_SVG}}}title")
+    title.text = text
+    element.insert(0, title)
 
 
 _VARIABLES = {values[0]: f"var(--{name})" for name, values in TONES.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +36,26 @@ class Table:
     head: tuple[str, ...]
     lines: tuple[Line, ...]
 
+    def to_csv(self) -> str:
+        """The table as comma-separated values (RFC 4180). A column with errors is followed by a column of them.
+
+        Numbers are without separators of thousands, and with `-` for a minus, so that programs can read them.
+        """
+        with_errors = [any(line.cells[place].error for line in self.lines) for place in range(len(self.head) - 1)]
+
+        def spread(items: Sequence[str], errors: Sequence[str]) -> list[str]:
+            pairs = zip(items, errors, with_errors, strict=True)
+            return [text for item, error, has in pairs for text in ((item, error) if has else (item,))]
+
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\r\n")
+        heads = self.head[1:]
+        writer.writerow([self.head[0], *spread(heads, [f"{head} error" for head in heads])])
+        for line in self.lines:
+            values = [_number(cell.text) for cell in line.cells]
+            writer.writerow([line.label, *spread(values, [_number(cell.error.strip("± ")) for cell in line.cells])])
+        return file.getvalue()
+
     @property
     def few(self) -> bool:
         """True if a number comes from few trials."""
@@ -40,6 +63,12 @@ class Table:
 
 
 Show = Callable[[EvalRow], Cell]
+
+
+def _number(text: str) -> str:
+    """The text of a cell for a program."""
+    text = "" if text == NOTHING.text else text.replace("−", "-")
+    return text.replace(",", "") if re.fullmatch(r"-?[\d,.]+", text) else text
 
 
 def shown_value(row: EvalRow) -> Cell:

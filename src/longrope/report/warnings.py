@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrope.evaluation.results import EvalRow
+from longrope.evaluation.verdict import best_by_length, headline_cells
 from longrope.report.collect import Run
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed, per_cent
 from longrope.report.styles import Shown
@@ -28,6 +29,11 @@ SUITES = {
     "retention": "short-context quality",
 }
 """The measurements of a full report. `position` stands for the rows of metric `nll`."""
+_ANSWERS = {
+    "passkey": "it finds fewer passkeys:",
+    "needle": "it finds fewer needles:",
+    "ruler": "RULER's mean score is lower:",
+}
 _LIGHT_DIFFERENCE = 1e-3  # of attention factors
 
 
@@ -114,9 +120,30 @@ def _worse(run: Run, shown: Shown) -> list[str]:
             better.remove(original)
         if better:
             beaten[own.length] = sorted(better, key=lambda row: row.value)
+    items += _lost_answers(run, shown, own_name)
     for length, better in beaten.items():
         names = listed([f"{shown[row.scaling].label} ({shown_value(row)})" for row in better])
         items.append(f"At {count(length)} tokens perplexity is lower with {names}.")
+    return items
+
+
+def _lost_answers(run: Run, shown: Shown, own_name: str) -> list[str]:
+    """The lengths at which another method finds more passkeys or needles than the run's own scaling, or scores higher,
+    by more than the standard error of the difference.
+    """
+    items = []
+    for suite, says in _ANSWERS.items():
+        cells = headline_cells(run.rows, suite)
+        for length, ranking in best_by_length(cells, suite).items():
+            own = cells.get(own_name, {}).get(length)
+            if own is None or own_name in ranking.winners:
+                continue
+            value = f"{own.value:.1f}" if suite == "ruler" else f"{100 * own.value:.0f} %"
+            best = f"{ranking.value:.1f}" if suite == "ruler" else f"{100 * ranking.value:.0f} %"
+            items.append(f"At {count(length)} tokens {says} {value}, with {shown[ranking.best].label} {best}.")
+    searched = run.scaling.provenance.get("objective") if run.scaling is not None else None
+    if items and searched == "perplexity":
+        items.append("The search was driven by perplexity, which does not ask for answers; --objective needle does.")
     return items
 
 

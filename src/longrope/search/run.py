@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from longrope.models.fingerprint import fingerprint
 from longrope.models.finite import not_finite
 from longrope.models.loading import LoadedModel, open_model, require_longer
 from longrope.models.texts import sources_or_books
-from longrope.provenance import CIRCUMSTANCES, record
+from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY
 from longrope.search.config import SearchConfig
@@ -179,6 +180,7 @@ def search(
     factor, it is a small outer choice: that of the checkpoint's window, which the search runs with, or 1 with the
     factors found or the original ones (`_outer_choice`).
     """
+    started = time.perf_counter()
     config, callbacks = config or SearchConfig(), callbacks or Callbacks()
     if not recovery:
         require_longer(loaded, target_length)
@@ -226,7 +228,7 @@ def search(
         critical_dims=critical_dims,
         chosen_seeds=outcome.chosen_seeds,
     )
-    return _saved(result, loaded, texts, header, config)
+    return _saved(result, loaded, texts, header, config, finished(started) | ({"resumed": True} if resume else {}))
 
 
 @contextmanager
@@ -242,9 +244,16 @@ def _told_in_full(loaded: LoadedModel, target_length: int) -> Iterator[None]:
 
 
 def _saved(
-    result: SearchResult, loaded: LoadedModel, texts: Texts, header: Mapping[str, Any], config: SearchConfig
+    result: SearchResult,
+    loaded: LoadedModel,
+    texts: Texts,
+    header: Mapping[str, Any],
+    config: SearchConfig,
+    timing: Mapping[str, Any],
 ) -> SearchResult:
-    """Write scaling and summary. A finished search that is resumed comes to the same end: its files are kept.
+    """Write scaling and summary; `timing` goes into the summary alone, so that equal searches give equal scalings.
+
+    A finished search that is resumed comes to the same end: its files are kept.
 
     Raises LongRopeError where one of them holds another result than the log.
     """
@@ -252,7 +261,7 @@ def _saved(
     scaling = result.scaling.with_provenance(
         model=loaded.name, search=header, data=data_provenance(texts), **summary, **record()
     )
-    keep_or_write_json(result.path.parent / SEARCH_SUMMARY, summary | record(), but=NAMED)
+    keep_or_write_json(result.path.parent / SEARCH_SUMMARY, summary | record() | timing, but=NAMED)
     keep_or_write_json(result.path, json.loads(scaling.to_json()), but=NAMED)
     return replace(result, scaling=scaling)
 

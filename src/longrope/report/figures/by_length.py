@@ -9,8 +9,17 @@ from dataclasses import replace
 from matplotlib.figure import Figure
 
 from longrope.evaluation.results import EvalRow
-from longrope.report.figures.canvas import legend, length_axis, line_style, log_values, new_figure, note, window_line
-from longrope.report.numbers import wilson
+from longrope.report.figures.canvas import (
+    hover,
+    legend,
+    length_axis,
+    line_style,
+    log_values,
+    new_figure,
+    note,
+    window_line,
+)
+from longrope.report.numbers import count, wilson, with_error
 from longrope.report.styles import Shown, light
 
 Errors = Callable[[EvalRow], tuple[float, float]]
@@ -88,6 +97,9 @@ def _figure(
             elinewidth=0.8,
             **line_style(method),
         )
+        for row in own:
+            value = with_error(scale * row.value, None if row.stderr is None else scale * row.stderr, row.trials)
+            hover(axes, row.length, scale * row.value, f"{method.label}, {count(row.length)} tokens: {value}")
         handles.append(drawn[0])
         labels.append(method.label)
     lengths = [row.length for row in rows]

@@ -121,6 +121,20 @@ def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
+def hover(axes: Axes, x: float, y: float, text: str) -> None:
+    """A text that a browser shows over the point (x, y): an invisible marker, named in the figure's `hover_texts`."""
+    named = hover_texts(axes.figure)
+    key = f"hover-{len(named)}"
+    named[key] = text
+    axes.plot([x], [y], "o", markersize=9, alpha=0, zorder=9, gid=key, clip_on=False, scalex=False, scaley=False)
+
+
+def hover_texts(figure: Any) -> dict[str, str]:
+    """The texts of a figure by the id of their SVG group."""
+    texts: dict[str, str] = figure.__dict__.setdefault("hover_texts", {})
+    return texts
+
+
 def window_line(axes: Axes, original_length: int | None) -> None:
     """A dotted line where the original window ends."""
     if original_length is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from longrope.report.figures.canvas import legend, line_style, mark, new_figure
+from longrope.report.figures.canvas import hover, legend, line_style, mark, new_figure
 from longrope.report.styles import Shown, light
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
@@ -36,6 +36,9 @@ def factors_figure(
         if not method.own:
             style["marker"] = ""
         (line,) = axes.plot(pairs, windows[name].factors, **style)
+        if method.own:
+            for pair, factor in enumerate(windows[name].factors):
+                hover(axes, pair, factor, f"{method.label}, pair {pair}: λ {factor:.4g}")
         handles.append(line)
         labels.append(method.label)
     for text, window in further.items():

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from longrope.report.figures.canvas import HEIGHT, WIDTH, legend, log_ticks, note, plain, thinned
+from longrope.report.figures.canvas import HEIGHT, WIDTH, hover, legend, log_ticks, note, plain, thinned
 from longrope.report.styles import MethodStyle, Shown, light
 from longrope.report.trace import Point, Trace
 from longrope.search.evaluator import SEARCH
@@ -121,6 +121,9 @@ def _search(axes: Axes, trace: Trace, method: MethodStyle, counted: bool, scale:
         losses = [point.loss for point in best] + [best[-1].loss]
         (line,) = axes.step(ends, losses, where="post", color=colour, linewidth=2.0, zorder=4)
         entries[f"{method.label}, best so far"] = line
+        for point, x in zip(best, xs(best), strict=True):
+            at = f"evaluation {point.evaluations:,}" + (f", {point.token_passes:,} token passes" if counted else "")
+            hover(axes, x, point.loss, f"{method.label}, {at}: best loss {point.loss:.4f}")
         if trace.result is not None:
             axes.plot(ends[-1:], [trace.result], method.marker, color=colour, markersize=6, zorder=5)
     if not alone:
