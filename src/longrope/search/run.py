@@ -228,7 +228,7 @@ def search(
         critical_dims=critical_dims,
         chosen_seeds=outcome.chosen_seeds,
     )
-    return _saved(result, loaded, texts, header, config, finished(started) | ({"resumed": True} if resume else {}))
+    return _saved(result, loaded, texts, header, config, finished(started) | {"resumed": resume})
 
 
 @contextmanager
