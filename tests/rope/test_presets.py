@@ -22,8 +22,8 @@ NOT_MONOTONE = {f"{window}_mis_{tuned}" for window in ("512k", "1024k", "2048k")
 }
 
 
-def test_there_are_thirty_one() -> None:
-    assert len(NAMES) == len(set(NAMES)) == 31
+def test_there_are_thirty_four() -> None:
+    assert len(NAMES) == len(set(NAMES)) == 34
     assert sum("_la2_" in name for name in NAMES) == 17
     assert sum("_mis_" in name for name in NAMES) == 13
     assert [row.name for row in preset_table()] == NAMES
@@ -33,7 +33,8 @@ def test_there_are_thirty_one() -> None:
 def test_structure(name: str) -> None:
     scaling, row = preset(name), next(row for row in preset_table() if row.name == name)
     factors = np.array(scaling.windows[-1].factors)
-    assert factors.shape == (64,)
+    assert factors.shape == (row.rotary_dim // 2,)
+    assert len(scaling.windows) == 1 + row.two_windows
     assert scaling.geometry == RopeGeometry(
         rotary_dim=row.rotary_dim, base=row.base, original_length=row.original_length
     )
@@ -43,7 +44,8 @@ def test_structure(name: str) -> None:
     # Recovered windows start from the factors of the fine-tuned window. The search space of LongRoPE ends at 1.25 s,
     # that of LongRoPE2 at 2 s; two of the published tables reach a little beyond.
     ratio = max(row.ratio, row.finetuned_length / row.original_length) if row.role == "recovery" else row.ratio
-    assert factors.max() <= (2.0 if row.role.startswith("LongRoPE2") else 1.35) * ratio
+    bound = {"LongRoPE2": 2.0, "long": 2.03}.get(row.role.split(" ")[0], 1.35)  # Phi-3's are relative to 2k, not 4k
+    assert factors.max() <= bound * ratio
     assert all(window.start_tokens == 0 for window in scaling.windows)
     assert RopeScaling.from_json(scaling.to_json()) == scaling
 
@@ -55,7 +57,8 @@ def test_roles_and_windows() -> None:
         "second": 14,
         "recovery": 12,
         "fine-tuning": 4,
-        "LongRoPE2": 1,
+        "LongRoPE2": 2,
+        "long": 2,
     }
     for row in rows.values():
         if row.role == "fine-tuning factors":
@@ -89,12 +92,37 @@ def test_longrope2_keeps_the_original_rope_below_its_window() -> None:
     np.testing.assert_allclose(factors[:33], 21.81 ** (np.arange(33) / 33), rtol=3e-3)
 
 
+def test_phi4_mini_is_the_second_longrope2_table() -> None:
+    """d_rcd 31 where d_tcd is 34; λ = 32.03^(i/31) below it, somewhat more than s beyond."""
+    scaling = preset("longrope2_phi4_mini_128k")
+    assert scaling.geometry == RopeGeometry(rotary_dim=96, base=1e4, original_length=4096)
+    short, long = scaling.windows
+    assert (short.max_length, long.max_length) == (4096, 131072)
+    assert set(short.factors) == {1.0}
+    assert short.attention_factor == long.attention_factor == pytest.approx(1.1902, abs=1e-4)  # transformers' default
+    np.testing.assert_allclose(long.factors[:32], 32.03 ** (np.arange(32) / 31), rtol=1e-8)
+    assert np.argmax(np.array(long.factors) >= 32) == 31
+    assert scaling.geometry.critical_dim() == 34
+    assert scaling.provenance["source"].startswith("config.json of microsoft/Phi-4-mini-instruct, MIT")
+
+
+@pytest.mark.parametrize("name", ["phi35_mini_128k", "phi3_mini_128k"])
+def test_phi3_has_short_factors(name: str) -> None:
+    scaling = preset(name)
+    short, long = scaling.windows
+    assert (short.max_length, long.max_length) == (4096, 131072)
+    assert max(short.factors) < 3.1
+    assert max(long.factors) == pytest.approx(64.83, abs=0.03)  # relative to 2k, as LongRoPE2 has it: 64×
+    assert short.attention_factor == long.attention_factor
+    assert (np.diff(short.factors) >= 0).all()
+
+
 def test_unknown_names() -> None:
     with pytest.raises(LongRopeError, match=r"found '2048k_la2_256'; did you mean 2048k_la2_256k or ") as caught:
         preset("2048k_la2_256")
     assert caught.value.code == "unknown-preset"
     assert "\n" not in str(caught.value)
-    with pytest.raises(LongRopeError, match="there are 31, from "):
+    with pytest.raises(LongRopeError, match="there are 34, from "):
         preset("zzzzzz")
 
 

@@ -1,7 +1,8 @@
-"""The rescale factors that the authors published, by name: 30 LongRoPE tables and one of LongRoPE2.
+"""The rescale factors that the authors published, by name: 30 LongRoPE tables, two of LongRoPE2, two of Phi-3.
 
-They are package data under the MIT licence of their authors, whose notice is in the file. A table
-is for one model: LLaMA2-7B, Mistral-7B-v0.1 or Meta-Llama-3-8B. For any other model it is an example, not a result.
+They are package data under the MIT licence of their authors, whose notice is in the file. A table is for one model:
+LLaMA2-7B, Mistral-7B-v0.1, Meta-Llama-3-8B, Phi-4-mini-instruct, or one of the Phi-3 family. For any other model it is
+an example, not a result.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.geometry import RopeGeometry
-from longrope.rope.scaling import RopeScaling
+from longrope.rope.scaling import RopeScaling, Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class PresetRow:
     """`fine-tuning factors`, `second interpolation` (without further training), `recovery` (of a short window), …"""
     monotone: bool
     """True if no factor is below its predecessor; some of the Mistral tables are not monotone."""
+    two_windows: bool = False
+    """True if texts of up to L tokens have factors of their own."""
     note: str = ""
 
 
@@ -61,6 +64,7 @@ def preset_table() -> list[PresetRow]:
             base=table["rope_theta"],
             role=table["role"],
             monotone=table["monotone"],
+            two_windows=_short(table) is not None,
             note=table.get("note", ""),
         )
         for table in _file()["tables"]
@@ -90,9 +94,10 @@ def _letters(name: str) -> str:
 def preset(name: str) -> RopeScaling:
     """Look up the published rescale factors `name`, as a scaling relative to the original RoPE of their model.
 
-    A LongRoPE table is one window. The LongRoPE2 table keeps factors of 1 up to L, so it has two. The published files
-    state no attention factor; the one here is what the authors' code computes for them by default, √(1 + ln s/ln L)
-    at the length of the table (1 for a window of L tokens), in the LongRoPE2 table for both windows, as there.
+    A LongRoPE table is one window. LongRoPE2's tables keep factors of 1 up to L, and those of Phi-3 have short factors
+    there, so they have two. The published files state no attention factor; the one here is what the authors' code
+    computes for them by default, √(1 + ln s/ln L) at the length of the table (1 for a window of L tokens), in a table
+    of two windows for both, as there.
 
     Raises LongRopeError, with the names that come close, when there is no such preset.
     """
@@ -109,18 +114,29 @@ def preset(name: str) -> RopeScaling:
     geometry = RopeGeometry(
         rotary_dim=table["head_dim"], base=table["rope_theta"], original_length=table["original_length"]
     )
-    make = RopeScaling.extended if table["role"].startswith("LongRoPE2") else RopeScaling.single
-    scaling = make(
-        geometry, table["window"], table["factors"], attention_factor=su_attention_factor(geometry, table["window"])
-    )
+    factor, short = su_attention_factor(geometry, table["window"]), _short(table)
+    windows = [] if short is None else [Window(table["original_length"], tuple(short), attention_factor=factor)]
+    windows.append(Window(table["window"], tuple(table["factors"]), attention_factor=factor))
+    scaling = RopeScaling(geometry, tuple(windows))
     kept = ("model", "role", "finetuned_length", "note")
     return scaling.with_provenance(
         origin="published factors",
         preset=name,
         **{key: table[key] for key in kept if key in table},
-        **{key: _file()[key] for key in ("source", "licence", "copyright")},
+        **({key: _file()[key] for key in ("source", "licence", "copyright")} | _own_source(table)),
         attention_factor="not in the published file; the default of the authors' code (su)",
     )
+
+
+def _short(table: dict[str, Any]) -> list[float] | None:
+    """The factors up to L of a table with two windows."""
+    if "short_factors" in table:
+        return list(table["short_factors"])
+    return [1.0] * len(table["factors"]) if table["role"].startswith("LongRoPE2") else None
+
+
+def _own_source(table: dict[str, Any]) -> dict[str, str]:
+    return {"source": table["source"]} if "source" in table else {}
 
 
 @cache
