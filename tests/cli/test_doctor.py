@@ -41,7 +41,7 @@ def test_a_good_export(cli, exported):
     assert "applies it; it has one window for the whole engine, the long one when --max-model-len is above 64" in vllm
     assert "off by one" in ran.out
     assert ran.out.count("keeps keys cached under the short factors") == 1  # said once for both transformers
-    assert "of 9 others too" in ran.out
+    assert "of 11 others too" in ran.out
     assert "MLX" not in ran.out
 
 

@@ -33,7 +33,9 @@ DUAL = {
     "llama.cpp-convert": "dropped",
     "mlx-lm": "partly",
     "exllamav3": "partly",
-    "onnxruntime-genai": "refused",
+    "onnxruntime-genai": "dropped",  # built as plain RoPE, without a word
+    "openvino": "exact",
+    "ctranslate2": "refused",
     "tensorrt-llm": "partly",
     "mistral.rs": "refused",
     "candle": "refused",
@@ -43,7 +45,8 @@ UNIFIED = dict.fromkeys(("vllm", "sglang", "mlx-lm", "exllamav3", "tensorrt-llm"
 PHI3 = {
     "llama.cpp-convert": "partly",
     "onnxruntime-genai": "exact",
-    "mistral.rs": "exact",
+    "ctranslate2": "unknown",
+    "mistral.rs": "partly",  # long at L itself
     "candle": "differs",
     "ollama-create": "partly",
 }
@@ -272,8 +275,8 @@ def test_a_yarn_checkpoint(tmp_path):
     entry["attention_factor"] = 1.0
     folder = write_case(tmp_path / "one", {"model_type": "qwen2", "rope_scaling": entry, "rope_theta": 1e6})
     found = verdicts(folder)
-    assert found["vllm"] == found["mlx-lm"] == "exact"
-    assert found["sglang"] == found["tensorrt-llm"] == "differs"
+    assert found["vllm"] == found["exllamav3"] == "exact"
+    assert found["sglang"] == found["mlx-lm"] == found["tensorrt-llm"] == "differs"
     entry |= {"attention_factor": 1.1, "factor": 8.0}  # against the lengths, which ExLlamaV3 follows
     folder = write_case(tmp_path / "factor", {"model_type": "qwen2", "rope_scaling": entry, "rope_theta": 1e6})
     found = verdicts(folder)

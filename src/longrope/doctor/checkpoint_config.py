@@ -61,6 +61,17 @@ class CheckpointConfig:
         return dict(value) if isinstance(value, Mapping) else {}
 
     @property
+    def stated_type(self) -> str:
+        """The RoPE type that some dictionary states under some key, `su` as longrope; `default` where none does."""
+        for name in DICTIONARIES:
+            entry = self.dictionary(name)
+            for one in (entry, *(item for item in entry.values() if isinstance(item, Mapping))):
+                for stated in (one.get("rope_type"), one.get("type")):
+                    if stated is not None and stated != "default":
+                        return "longrope" if stated == "su" else str(stated)
+        return "default"
+
+    @property
     def base(self) -> float | None:
         """The top-level rope_theta (`rotary_emb_base` in GPT-NeoX); None where there is none."""
         value = self.values.get("rope_theta", self.values.get("rotary_emb_base"))

@@ -140,13 +140,20 @@ def compare(runtime: Runtime, found: Behaviour, expected: Expected, checkpoint: 
     values |= {"target": expected.scaling.target_length}
     wrong_m = any(at.wrong_attention_factor for at in by_length)
     advice = {"exact": [], "partly": [runtime.advice]}.get(verdict, [runtime.repair])
-    if wrong_m and runtime.attention in _ATTENTION_REPAIR and verdict == "differs":
+    wrong_factors = any(at.factor_error > _TOLERANCE and not at.other_factors for at in by_length if at.window)
+    if (
+        wrong_m
+        and not wrong_factors
+        and found.windowed
+        and runtime.attention in _ATTENTION_REPAIR
+        and verdict == "differs"
+    ):
         advice = [_ATTENTION_REPAIR[runtime.attention]]
     notes = []
     if found.windowed and verdict not in FAILURES:
         two = _apart(found.short, found.long)
         crossing = runtime.crossing_families.get(checkpoint.family, runtime.crossing)
-        notes = [crossing] * (two and found.switch in ("forward", "past")) + runtime.notes
+        notes = [crossing] * (two and found.switch in ("forward", "at", "past")) + runtime.notes
     reasons = [text.format(**values) for text in _reasons(by_length, runtime, found, expected)]
     switch_says = runtime.switch_says.format(**values)
     return Finding(

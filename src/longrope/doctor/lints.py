@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from longrope.checks import shown
 from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.doctor.readings import LONGROPE, PHI3_KEYS
 from longrope.models.gguf.rope import CONTEXT_STEP, GgufRope
@@ -38,7 +39,9 @@ def lint_config(config: CheckpointConfig) -> list[Lint]:
     found = [*_places(config, dictionaries, fix), *_shape(config, scaled, fix)]
     original = config.original_length or entry.get(ORIGINAL) or config.model_class.original_length
     if isinstance(original, int) and original > 0:
-        found += _lengths(original, config.length, entry.get("factor"), fix)
+        # llama3's factor stretches frequencies and is not the ratio of the lengths: 8 for 16 in Llama 3.1.
+        factor = None if _type(entry) == "llama3" else entry.get("factor")
+        found += _lengths(original, config.length, factor, fix)
         if _type(entry) in (LONGROPE, "su") and config.length <= original:
             says = f"max_position_embeddings {config.length} is no more than L = {original}: the long factors are for"
             says += " texts beyond it, and the attention factor by the lengths is 1"
@@ -111,7 +114,10 @@ def _legacy_places(config: CheckpointConfig, entries: Mapping[str, Mapping[str, 
         inside = next((entry[ORIGINAL] for entry in entries.values() if ORIGINAL in entry), None)
         top = config.original_length
         needs_top = config.model_class.keys_4 == PHI3_KEYS  # Phi-3's, which look nowhere else
-        if (inside is None) != (top is None) and not (needs_top and inside is None):
+        # Everything that knows yarn or llama3 looks inside; longrope is looked for in one place or the other.
+        inside_is_enough = LONGROPE not in map(_type, entries.values())
+        once = (inside is None) != (top is None) and not (top is None and inside_is_enough)
+        if once and not (needs_top and inside is None):
             place = "inside the dictionary" if top is None else "at the top level"
             says = f"{ORIGINAL} stands {place} only; runtimes look in one place or the other"
             yield Lint("original-length-once", says, fix)
@@ -141,6 +147,11 @@ def _shape(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], f
             if isinstance(values, list) and len(values) != pairs:
                 says = f"{name}.{key} has {len(values)} numbers, the rotary embedding has {pairs} pairs"
                 yield Lint("list-length", says, "give the factors of this model")
+        if _type(entry) == "yarn" and entry.get("attn_factor") not in (None, 1, 1.0):
+            says = f"{name}.attn_factor {shown(entry['attn_factor'])} is read by SGLang alone, which multiplies m by it"
+            yield Lint(
+                "attn-factor", says, "remove attn_factor; to change m everywhere but in SGLang, attention_factor"
+            )
         if any(key in entry for key in ("n_hat", "start_tokens")):
             yield Lint("start-tokens", f"{name} states start tokens, which no runtime reads", "search without them")
     facts = config.model_class

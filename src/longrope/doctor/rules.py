@@ -59,6 +59,7 @@ class Behaviour:
             return None
         is_long = {
             "forward": length > self.original_length,
+            "at": length >= self.original_length,
             "past": length - 1 > self.original_length,  # the last position, which counts from 0
             "engine": self.engine > self.original_length,
             "context": -(-self.engine // CONTEXT_STEP) * CONTEXT_STEP > self.original_length,
@@ -77,19 +78,33 @@ def behaviour(config: CheckpointConfig, runtime: Runtime, switch: int, target: i
 
     Raises RefusedError where the runtime stops with an error, UnknownRuleError where the table has no rule.
     """
-    reading = read(config, runtime)
+    reading, family = read(config, runtime), config.family
+    stated = config.stated_type
+    own = runtime.types_families.get(family, [])
+    if reading.rope_type == "default" and stated not in ("default", *runtime.types_of(family)):
+        # Plain RoPE because it looks for the type elsewhere, or because nobody has looked how it reads this type.
+        raise UnknownRuleError(f"the table has no rule of {runtime.label} for the type {stated!r} of {family}")
+    if reading.rope_type == "default" and stated == LONGROPE and reading.parameters and family in (runtime.only or ()):
+        require(reading.parameters, runtime.needs_of(family))
     if reading.rope_type != "default":
-        if reading.rope_type not in runtime.types:
+        if family in runtime.drops and reading.rope_type not in own:
+            says = runtime.drops[family].format(type=reading.rope_type)
+            reading = replace(reading, rope_type="default", remarks=(*reading.remarks, says))
+            return _behaviour(config, runtime, reading, switch, target)
+        if family in runtime.unknown:
+            raise UnknownRuleError(runtime.unknown[family])
+        if reading.rope_type not in runtime.types_of(family):
             raise UnknownRuleError(f"the table has no rule of {runtime.label} for the type {reading.rope_type!r}")
-        if config.family in runtime.refuses:
-            raise RefusedError(runtime.refuses[config.family])
-        if runtime.only is not None and config.family not in runtime.only:
-            says = runtime.otherwise_says.format(family=config.family)
-            if runtime.otherwise == "refused":
-                raise RefusedError(says)
-            plain = replace(reading, rope_type="default", remarks=(*reading.remarks, says))
-            return _behaviour(config, runtime, plain, switch, target)
-        require(reading.parameters, runtime.needs_of(config.family))
+        if reading.rope_type not in own:
+            if family in runtime.refuses:
+                raise RefusedError(runtime.refuses[family])
+            if runtime.only is not None and family not in runtime.only:
+                says = runtime.otherwise_says.format(family=family)
+                if runtime.otherwise == "refused":
+                    raise RefusedError(says)
+                plain = replace(reading, rope_type="default", remarks=(*reading.remarks, says))
+                return _behaviour(config, runtime, plain, switch, target)
+            require(reading.parameters, runtime.needs_of(family))
     return _behaviour(config, runtime, reading, switch, target)
 
 
@@ -147,7 +162,7 @@ def _rotations(
         return _longrope(config, runtime, reading, geometry)
     factors, attention_factor = _closed_form(config, runtime, reading, geometry)
     rotation = _rotation(geometry, factors, attention_factor)
-    return rotation, rotation, []
+    return rotation, rotation, _yarn_remarks(runtime, reading)
 
 
 def _longrope(
@@ -223,17 +238,49 @@ def _closed_form(
             factor = config.length / reading.original_length
         target = factor * reading.original_length
         betas = (given.get("beta_fast") or 32.0, given.get("beta_slow") or 1.0)
-        factors = closed.yarn(geometry, target, *betas, truncate=bool(given.get("truncate", True)))
+        truncates = bool(given.get("truncate", True)) or "truncate" not in runtime.yarn_reads
+        factors = closed.yarn(geometry, target, *betas, truncate=truncates)
     except LongRopeError as error:
         raise RefusedError(str(error)) from error
+    if unknown := [key for key in runtime.yarn_unknown if _says_something(key, given.get(key))]:
+        raise UnknownRuleError(f"it is not known whether {runtime.label} reads {', '.join(unknown)} of yarn")
+    return factors, _yarn_attention(runtime, given, geometry, target)
+
+
+def _yarn_attention(runtime: Runtime, given: Mapping[str, Any], geometry: RopeGeometry, target: float) -> float:
+    """m of `yarn` by the keys that the runtime reads of the dictionary."""
+    reads = runtime.yarn_reads
+
+    def by_formula(key: str, default: float) -> float:
+        value = given.get(key, default)
+        return 1.0 if value == 0 else closed.yarn_attention_factor(geometry, target, _number(key, value, default))
+
     m = closed.yarn_attention_factor(geometry, target)
-    if given.get("mscale") and given.get("mscale_all_dim"):
-        above, below = (_number(name, given[name], 1.0) for name in ("mscale", "mscale_all_dim"))
-        m = closed.yarn_attention_factor(geometry, target, above) / closed.yarn_attention_factor(
-            geometry, target, below
-        )
-    stated = None if runtime.yarn_attention == "formula" else given.get("attention_factor")
-    return factors, _number("attention_factor", stated, m)
+    if "mscale-alone" in reads or ("mscale" in reads and given.get("mscale") and given.get("mscale_all_dim")):
+        m = by_formula("mscale", 1.0) / by_formula("mscale_all_dim", 0.0)
+    if "attention_factor" in reads:
+        m = _number("attention_factor", given.get("attention_factor"), m)
+    return m * _number("attn_factor", given.get("attn_factor"), 1.0) if "attn_factor" in reads else m
+
+
+def _yarn_remarks(runtime: Runtime, reading: RopeReading) -> list[str]:
+    """The keys of `yarn` that this runtime reads otherwise than transformers does."""
+    if reading.rope_type != "yarn":
+        return []
+    given, reads = reading.parameters, runtime.yarn_reads
+    remarks = [
+        f"{key} is not read"
+        for key in ("attention_factor", "truncate")
+        if key not in reads and _says_something(key, given.get(key))
+    ]
+    if "attn_factor" in reads and given.get("attn_factor") not in (None, 1):
+        remarks.append(f"the attention factor is multiplied by attn_factor {given['attn_factor']:g}")
+    return remarks
+
+
+def _says_something(key: str, value: Any) -> bool:
+    """True if `value` of a key of yarn differs from what is computed without the key."""
+    return value is not None and not (key == "truncate" and value is True)
 
 
 def _su(reading: RopeReading, ratio: float) -> float:

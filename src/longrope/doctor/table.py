@@ -45,12 +45,13 @@ class Runtime:
     name: str
     label: str
     version: str
-    evidence: Literal["executed", "read"]
+    evidence: Literal["run", "read"]
+    """`run`: the runtime itself computed with checkpoints, and its logits were compared; `read`: its source was."""
     source: str
     counted: bool
     """True if a verdict counts for the exit code when no runtime is named."""
     reads: Literal["transformers-5", "transformers-4", "files", "gguf"]
-    switch: Literal["forward", "past", "engine", "context", "always"]
+    switch: Literal["forward", "at", "past", "engine", "context", "always"]
     switch_says: str
     advice: str
     """Advice where it applies a window at lengths that are not its own."""
@@ -58,8 +59,14 @@ class Runtime:
     """Advice where it drops, changes or refuses the scaling."""
     types: list[str] = field(default_factory=list)
     """The RoPE types whose rules are known; the verdict on others is unknown."""
+    types_families: Mapping[str, list[str]] = field(default_factory=dict)
+    """Further RoPE types whose rules are known for single families."""
     attention: Literal["stated", "stated-4", "mscale", "lengths", "none"] = "stated"
-    yarn_attention: Literal["stated", "formula"] = "stated"
+    yarn_reads: list[str] = field(default_factory=lambda: ["attention_factor", "mscale", "truncate"])
+    """The optional keys of `yarn` that it reads: attention_factor (m), attn_factor (times m), mscale (with
+    mscale_all_dim, both or neither), mscale-alone (each by itself), truncate (the ramp's ends as whole numbers)."""
+    yarn_unknown: list[str] = field(default_factory=list)
+    """Keys of `yarn` of which it is not known whether it reads them."""
     yarn_factor: Literal["stated", "lengths"] = "stated"
     engine: Literal["target", "original", "default"] = "target"
     """The length that an engine or context is started with."""
@@ -73,6 +80,11 @@ class Runtime:
     otherwise: Literal["dropped", "refused"] = "dropped"
     otherwise_says: str = ""
     refuses: Mapping[str, str] = field(default_factory=dict)
+    """Families that it stops at when they have LongRoPE, and why."""
+    drops: Mapping[str, str] = field(default_factory=dict)
+    """Families for which it computes plain RoPE whatever RoPE type is stated, but those of `types_families`."""
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    """Families whose rule is not known, and why."""
     nested_elsewhere: Literal["error", "default", "refused"] = "error"
     """The outcome of one dictionary per layer type in a class that has one RoPE for all."""
     renames_su: bool = False
@@ -81,6 +93,10 @@ class Runtime:
     """The fate of cached keys when a text grows past the switch."""
     crossing_families: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def types_of(self, family: str) -> list[str]:
+        """The RoPE types whose rules are known for `family`."""
+        return [*self.types, *self.types_families.get(family, [])]
 
     def needs_of(self, family: str) -> list[str]:
         """The keys without which the RoPE dictionary of `family` is an error."""
