@@ -98,7 +98,7 @@ def test_published_factors_are_computed(name, tmp_path):
     entry = {"type": "longrope", "short_factor": [1.0] * geometry.pairs, "long_factor": list(window.factors)}
     case = {
         "model_type": "phi3",
-        "hidden_size": 256,
+        "hidden_size": 2 * geometry.rotary_dim,
         "rope_theta": geometry.base,
         "rope_scaling": entry,
         "max_position_embeddings": window.max_length,
