@@ -10,7 +10,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from longrope.evaluation.results import EvalResults, EvalRow
+from longrope.export.card import evidence_table
 from longrope.export.export import export_checkpoint
+from longrope.export.forms import express
 from longrope.export.markdown import code_block, code_span, plain
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
@@ -88,3 +90,80 @@ def test_a_hostile_name_of_a_folder(checkpoint: Path, tmp_path: Path) -> None:
     card = (tmp_path / "out/README.md").read_text()
     assert not any(kind.startswith("html") for kind in shapes(card))
     assert "base_model" not in card
+
+
+SOURCE_CARD = "---\nlibrary_name: transformers\nlicense: {}\n---\n# A model\n"
+GEOMETRY = RopeGeometry(rotary_dim=32, base=10000.0, original_length=64)
+
+
+def scaling_of(**provenance: object) -> RopeScaling:
+    return RopeScaling.extended(GEOMETRY, 128, [1.0] * 8 + [2.0] * 8, provenance=provenance)
+
+
+@pytest.mark.parametrize(
+    ("licence", "line", "says"),
+    [
+        ("apache-2.0", "license: apache-2.0\n", "states `apache-2.0`, which holds for these weights too"),
+        ("[mit]\nevil: <b>", "", "state no licence: look it up before you pass these weights on"),
+        ('"<script>"', "", "state no licence"),
+    ],
+)
+def test_the_licence_of_the_base_model(checkpoint: Path, tmp_path: Path, licence: str, line: str, says: str) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    (source / "README.md").write_text(SOURCE_CARD.format(licence))
+    export_checkpoint(source, scaling_of(), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert ("license:" in card.partition("\n# ")[0]) is bool(line)
+    assert line in card
+    assert says in card.partition("## Licence\n")[2].partition("##")[0]
+    assert "Nothing was trained" in card
+    assert "base_model" not in card
+
+
+def test_a_licence_file_is_copied_and_named(checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    (source / "LICENSE").write_text("as you like")
+    export_checkpoint(source, scaling_of(), tmp_path / "out")
+    assert (tmp_path / "out/LICENSE").read_text() == "as you like"
+    assert "come with its licence" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_fine_tuned_export_says_what_was_trained(checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"steps": 400, "length": 128, "mix": "short:0.3,long:0.7", "lora": None}
+    training = {"model": "owner/base-7b", "settings": settings, "final_loss": 2.5, "command": "longrope finetune x"}
+    scaling = scaling_of(method="gradient", command="longrope search owner/base-7b", training=[training])
+    export_checkpoint(checkpoint, scaling, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "base_model: owner/base-7b\nbase_model_relation: finetune\n" in card
+    assert "# owner/base-7b, fine-tuned, with a context window of 128 tokens" in card
+    said = "400 steps of rows of 128 tokens, mix short:0.3,long:0.7, all weights, last loss 2.5000"
+    assert said in card.replace("&#58;", ":")
+        "&#58;", ":"
+    )
+    assert "`longrope finetune x`" in card
+    assert "- search: `longrope search owner/base-7b`" in card
+    assert "Nothing was trained" not in card
+
+
+def test_evidence_has_a_verdict_and_the_needles_of_all_depths() -> None:
+    rows = [
+        EvalRow("perplexity", name, 128, "perplexity", value, 0.1, 10) for name, value in (("none", 9.0), ("own", 5.0))
+    ]
+    rows += [EvalRow("needle", "own", 128, "accuracy", share, 0.1, 20, {"depth": share}) for share in (0.5, 1.0)]
+    text = evidence_table(rows, express(scaling_of(), "hf"))
+    assert "Best at 128 tokens" in text
+    assert "own" in text
+    assert "| own | 0.750 ± 0.068 |" in text
+
+
+@pytest.mark.parametrize("form", ["hf", "hf-unified"])
+def test_limits_agree_with_the_notes(checkpoint: Path, tmp_path: Path, form: str) -> None:
+    done = export_checkpoint(checkpoint, scaling_of(), tmp_path / "out", target=form)
+    limits = (tmp_path / "out/README.md").read_text().partition("## Limits and losses\n")[2].partition("\n## ")[0]
+    lines = limits.strip().splitlines()
+    assert sum(done.to_know.lower()[:60] in line.lower() for line in lines) == 1
+    assert all(note in limits for note in done.notes)
+    refusing = [serving for serving in done.servings if not serving.commands]
+    assert all(f"- {serving.runtime}: " in limits for serving in refusing)

@@ -94,7 +94,7 @@ def test_llama_cpp_by_architecture():
     assert "convert_hf_to_gguf.py" not in served("llama", example(1.0), "phi3")["llama.cpp"]
     assert "convert_hf_to_gguf.py" in served("llama", example(1.0), "phi3", fold_attention_factor=True)["llama.cpp"]
     assert "--gguf converted.gguf" in served("granite", example())["llama.cpp"]
-    assert served("qwen3", example())["llama.cpp"].startswith("llama.cpp: no\n")
+    assert served("qwen3", example())["llama.cpp"].startswith("llama.cpp: not possible\n")
 
 
 def test_contexts_of_llama_cpp_are_multiples_of_256():

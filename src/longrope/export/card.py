@@ -7,17 +7,17 @@ any folder.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from longrope.evaluation.results import EvalRow
+from longrope.evaluation.verdict import headline_cells, verdict
 from longrope.export.config import HF, PHI3, UNIFIED
 from longrope.export.forms import ExpressedScaling, express, notes_on
 from longrope.export.gguf.convert import MODEL_TYPES
 from longrope.export.markdown import code_block, code_span, plain
+from longrope.export.origin import Origin, public_name
 from longrope.export.verify import Verification
 from longrope.models.gguf.rope import CONTEXT_STEP
 from longrope.provenance import command_line, versions
@@ -27,7 +27,6 @@ from longrope.units import format_length
 
 _GGUF_PATCHED = ("mixtral", "phi3", "phimoe", "granite", "granitemoe", "apertus", "minicpm", "minicpm3")
 """Families whose GGUF files take the factors, and are converted by llama.cpp's own converter first."""
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REFUSED_BY_4 = ("olmo", "olmo2")
 """Families in whose `rope_scaling` transformers 4 allows `type` and `factor` only."""
 _REPREFILLS = ("phi3", "phimoe", "phi4_multimodal")
@@ -168,9 +167,11 @@ def model_card(
     unsupported: Sequence[str],
     evidence: Sequence[EvalRow],
     servings: Sequence[Serving],
+    origin: Origin,
+    to_know: str,
 ) -> str:
     """The card as Markdown with a Hugging Face front matter. `servings` name the folder PATH."""
-    title = public_name(model_name)
+    title = origin.name if origin.trainings else public_name(model_name)
     geometry, target = scaling.geometry, scaling.target_length
     original = geometry.original_length
     windows = "\n".join(
@@ -178,22 +179,22 @@ def model_card(
         f"| {window.attention_factor:g} |"
         for window in scaling.windows
     )
-    base = f"base_model: {model_name}\n" if model_name == title and _HUB_NAME.fullmatch(title) else ""
-    limits = "\n".join(f"- {note}" for note in notes_on(expressed))
+    limits = "\n".join(f"- {note}" for note in _limits(unsupported, expressed, servings, to_know))
     sections = "\n\n".join(_section(serving) for serving in servings)
-    lost = "\n".join(f"- {part}" for part in unsupported) or "- Nothing: transformers expresses this scaling exactly."
     method = plain(scaling.provenance.get("method", "not recorded"))
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     return f"""---
 library_name: transformers
-{base}tags:
+{origin.front_matter()}tags:
 - longrope
 - long-context
 ---
-# {plain(title)} with a context window of {format_length(target)} tokens
+# {plain(title)}{", fine-tuned," if origin.trainings else ""} with a context window of {format_length(target)} tokens
 
 The rotary position embedding of {code_span(title)} ({plain(config_class)}) was rescaled from {original} to
 {target} tokens ({target / original:g}×) with [longrope](https://arxiv.org/abs/2402.13753). {_weights(expressed)}
+
+{origin.training_text()}
 
 | sequence length | rescale factors λ (first … last pair) | start tokens | attention factor |
 |---|---|---|---|
@@ -202,25 +203,46 @@ The rotary position embedding of {code_span(title)} ({plain(config_class)}) was 
 Rotary dimension {geometry.rotary_dim}, base {geometry.base:g}. All numbers and their provenance: `scaling.json`.
 
 ## Method
-Method: {method}. Command: {code_span(command_line())}. Versions: {plain(used)}.
+Method: {method}.
+
+{_commands(scaling)}
+
+Versions: {plain(used)}.
 
 ## Evidence
-{_evidence(evidence, expressed)}
+{evidence_table(evidence, expressed)}
 Reloaded with plain transformers: largest relative frequency error {verification.max_frequency_error:.1e};
 {verification.says(expressed.switch)}.
 
 ## Limits and losses
-{lost}
 {limits}
+
+## Licence
+{origin.licence_text()}
 
 ## Serve
 {sections}
 """
 
 
-def public_name(model_name: str) -> str:
-    """The name of a model on its card: the hub name, or the folder's own name without its path."""
-    return Path(model_name).resolve().name if Path(model_name).exists() else model_name
+def _limits(
+    unsupported: Sequence[str], expressed: ExpressedScaling, servings: Sequence[Serving], to_know: str
+) -> list[str]:
+    """What is lost, which factors hold for which text, and the runtimes that cannot serve the folder."""
+    lost = [f"Lost: {part}" for part in unsupported]
+    lost = lost or ["transformers 5 expresses this scaling exactly; other runtimes differ as the notes below say."]
+    refusing = [f"{serving.runtime}: {'; '.join(serving.notes)}" for serving in servings if not serving.commands]
+    refusing += [note for serving in servings for note in serving.notes if note.startswith("transformers 4 refuses")]
+    notes = notes_on(expressed)
+    known = any(note.startswith(to_know) for note in notes)
+    return [*lost, *([] if known else [f"{to_know[0].upper()}{to_know[1:]}."]), *notes, *refusing]
+
+
+def _commands(scaling: RopeScaling) -> str:
+    """The command of the search, where it is recorded, and that of this export."""
+    search = scaling.provenance.get("command")
+    commands = {"search": search, "export": command_line()}
+    return "\n".join(f"- {name}: {code_span(command)}" for name, command in commands.items() if command)
 
 
 def _weights(expressed: ExpressedScaling) -> str:
@@ -238,17 +260,34 @@ def _section(serving: Serving) -> str:
     return f"**{serving.runtime}**\n{block}" + "\n".join(f"- {note}" for note in serving.notes)
 
 
-def _evidence(rows: Sequence[EvalRow], expressed: ExpressedScaling) -> str:
+def evidence_table(rows: Sequence[EvalRow], expressed: ExpressedScaling) -> str:
     groups: dict[tuple[str, str], list[EvalRow]] = {}
     for row in rows:
         if row.detail in ({}, {"task": "mean"}):  # whole results, not their parts
             groups.setdefault((row.suite, row.metric), []).append(row)
+    if needles := _needles(rows):
+        groups["needle", "accuracy"] = needles
     if not groups:
         return "Nothing was measured with this export. `longrope eval` does.\n"
-    text = "".join(_table(", ".join(dict.fromkeys(group)), measured) for group, measured in groups.items())
+    said = verdict(headline_cells(rows, "perplexity"), "perplexity", rows[-1].scaling)
+    text = "".join(f"{plain(line)}\n\n" for line in said)
+    text += "".join(_table(", ".join(dict.fromkeys(group)), measured) for group, measured in groups.items())
     if expressed.form == UNIFIED:
         text += f"Measured with both regimes: up to {expressed.switch} tokens it does not hold for this folder.\n"
     return text
+
+
+def _needles(rows: Sequence[EvalRow]) -> list[EvalRow]:
+    """The needles of all depths together, a row for each method and length."""
+    trials: dict[tuple[str, int], int] = {}
+    for row in rows:
+        if (row.suite, row.metric) == ("needle", "accuracy"):
+            trials[row.scaling, row.length] = trials.get((row.scaling, row.length), 0) + row.trials
+    return [
+        EvalRow("needle", name, length, "accuracy", one.value, one.stderr, trials[name, length])
+        for name, by_length in headline_cells(rows, "needle").items()
+        for length, one in by_length.items()
+    ]
 
 
 def _table(title: str, rows: Sequence[EvalRow]) -> str:
@@ -257,7 +296,7 @@ def _table(title: str, rows: Sequence[EvalRow]) -> str:
     trials = max(row.trials for row in rows)
     cells = {(row.scaling, row.length): row for row in rows}
     text = f"{plain(title.capitalize())}, by length in tokens ({trials} trials, ± the standard error over them):\n\n"
-    text += "| scaling | " + " | ".join(map(str, lengths)) + " |\n|---|" + "---|" * len(lengths) + "\n"
+    text += "| method | " + " | ".join(map(str, lengths)) + " |\n|---|" + "---|" * len(lengths) + "\n"
     for name in names:
         values = [_cell(cells.get((name, length))) for length in lengths]
         text += f"| {plain(name)} | " + " | ".join(values) + " |\n"

@@ -15,9 +15,10 @@ from transformers import Phi3Config
 
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow
-from longrope.export.card import Serving, model_card, public_name, serving, thing_to_know
+from longrope.export.card import Serving, model_card, serving, thing_to_know
 from longrope.export.config import PHI3, ExportConfig
 from longrope.export.forms import ExpressedScaling, express, notes_on, unsupported_parts
+from longrope.export.origin import CARD, origin_of, public_name
 from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
 from longrope.export.verify import Verification, verify_hf, verify_tokenizer
 from longrope.export.weights import WeightPlan, fold_changes, rewrite, stored_tensors
@@ -82,6 +83,7 @@ def export_hf(
         plan = _weight_plan(source, model_config, expressed)
         family = text_config(model_config).model_type
         read = keys_read_by_attention(model_config, trust_remote_code=trust_remote_code)
+        to_know = thing_to_know(family, expressed)
         written = _exported_config(raw, model_config, expressed, read) | {RECORD: expressed.record()}
         existed = output.is_dir()
         new_output_folder(output)
@@ -117,8 +119,10 @@ def export_hf(
                     unsupported,
                     evidence,
                     serving("PATH", public_name(model_name), family, expressed),
+                    origin_of(model_name, source, scaling),
+                    to_know,
                 )
-                write_text_atomic(folder / "README.md", card)
+                write_text_atomic(folder / CARD, card)
                 move_up(folder, last="config.json")
         except OSError as error:
             raise LongRopeError(
@@ -129,7 +133,7 @@ def export_hf(
             if not existed and output.is_dir() and not any(output.iterdir()):
                 output.rmdir()
         servings = serving(str(output), model_name, family, expressed)
-        return HfExport(verification, unsupported, notes_on(expressed), servings, thing_to_know(family, expressed))
+        return HfExport(verification, unsupported, notes_on(expressed), servings, to_know)
 
 
 def _exported_config(

@@ -174,7 +174,7 @@ def source_folder(model_name: str, code: tuple[str, ...] = ()) -> Path:
     place = Path(resolve(model_name))
     if place.is_dir():  # its files are checked
         return place
-    patterns = ["config.json", SINGLE, INDEX, "model-*.safetensors", *_COMPANIONS, *code]
+    patterns = ["config.json", "README.md", SINGLE, INDEX, "model-*.safetensors", *_COMPANIONS, *code]
     try:
         snapshot = Path(snapshot_download(model_name, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds of error
