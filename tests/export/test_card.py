@@ -140,8 +140,6 @@ def test_a_fine_tuned_export_says_what_was_trained(checkpoint: Path, tmp_path: P
     assert "# owner/base-7b, fine-tuned, with a context window of 128 tokens" in card
     said = "400 steps of rows of 128 tokens, mix short:0.3,long:0.7, all weights, last loss 2.5000"
     assert said in card.replace("&#58;", ":")
-        "&#58;", ":"
-    )
     assert "`longrope finetune x`" in card
     assert "- search: `longrope search owner/base-7b`" in card
     assert "Nothing was trained" not in card
