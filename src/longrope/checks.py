@@ -7,6 +7,11 @@ import numbers
 
 from longrope.errors import LongRopeError
 
+LARGEST_SEED = 2**32 - 1
+"""NumPy and transformers take no larger one."""
+MOST = 10**6
+"""The largest of most counts, far above all that anybody has run; more is a slip, and would take memory or years."""
+
 
 def shown(value: object) -> str:
     """`repr` of a value on one line, short enough for an error message."""
@@ -21,6 +26,14 @@ def whole_number(field: str, value: object, minimum: int) -> int:
             f"{field} must be a whole number, {minimum} or more; found {shown(value)}", code="invalid-number"
         )
     return int(value)
+
+
+def count_in(field: str, value: object, minimum: int, maximum: int = MOST) -> int:
+    """`value` as int. Raises LongRopeError, naming `field`, unless it is a whole number of `minimum` to `maximum`."""
+    number = whole_number(field, value, minimum)
+    if number > maximum:
+        raise LongRopeError(f"expected {field} of at most {maximum}, found {shown(value)}", code="invalid-number")
+    return number
 
 
 def positive_number(field: str, value: object) -> float:

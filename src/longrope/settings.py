@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
 
+from longrope.checks import LARGEST_SEED as LARGEST_SEED
+from longrope.checks import MOST as MOST
 from longrope.checks import shown
 from longrope.errors import LongRopeError
 
@@ -61,7 +63,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             return f"expected a value for `{name}`, found none"
         case "too_short":
             return f"expected at least {context['min_length']} of `{name}`, found none"
-        case "int_parsing" | "int_type" | "int_from_float":
+        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
             return f"expected a whole number for `{name}`, found {found}"
         case "float_parsing" | "float_type" | "finite_number":
             return f"expected a number for `{name}`, found {found}"

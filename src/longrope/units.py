@@ -10,6 +10,8 @@ from pydantic import BeforeValidator
 
 from longrope.errors import LongRopeError
 
+LONGEST = 2**40
+"""Tokens: a million times the longest window that was published."""
 _UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
@@ -21,10 +23,13 @@ def parse_length(text: str | int) -> int:
     match = re.fullmatch(r"\s*([0-9]{1,15})\s*([kKmM]?)\s*", str(text))
     length = int(match[1]) * _UNITS[match[2].lower()] if match else 0
     if length <= 0:
+        shown = str(text) if len(str(text)) <= 60 else f"{str(text)[:57]}..."
         raise LongRopeError(
-            f"a length must be a positive whole number of tokens such as 4096, 128k or 2M; found {str(text)!r}",
+            f"a length must be a positive whole number of tokens such as 4096, 128k or 2M; found {shown!r}",
             code="invalid-length",
         )
+    if length > LONGEST:
+        raise LongRopeError(f"expected a length of at most {LONGEST} tokens, found {length}", code="invalid-length")
     return length
 
 

@@ -22,7 +22,7 @@ def command(
         Path | None,
         option("The scaling.json that runtimes should apply. Default: that of CHECKPOINT, else what its files state."),
     ] = None,
-    runtime: Annotated[str, option("Show and count only these runtimes, or 'all'.", metavar="A,B,…")] = "",
+    runtime: Annotated[str | None, option("Show and count only these runtimes, or 'all'.", metavar="A,B,…")] = None,
     strict: Annotated[
         bool, option("Exit code 1 also when a runtime applies a window at the lengths of another.")
     ] = False,
@@ -31,7 +31,7 @@ def command(
     """Show what each runtime computes from a checkpoint."""
     from longrope.doctor.diagnose import diagnose
 
-    found = diagnose(checkpoint, expect=expect, runtime=split_names(runtime))
+    found = diagnose(checkpoint, expect=expect, runtime=split_names(runtime, "runtime"))
     code = 1 if found.failures(strict) else 0
     if as_json:
         print_json(found.to_json() | {"exit_code": code})

@@ -14,12 +14,12 @@ def command(
     model: given.Measured,
     /,
     *,
-    lengths: given.Lengths = "",
+    lengths: given.Lengths = None,
     suites: given.Suites = "perplexity",
     data: given.Data = None,
     field: given.Field = None,
     scaling: given.OwnScaling = None,
-    baselines: given.Baselines = "",
+    baselines: given.Baselines = None,
     target_length: given.ClosedFormLength = None,
     original: given.Original = None,
     allow_seen: given.AllowSeen = False,
@@ -34,15 +34,17 @@ def command(
     """Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts."""
     from longrope.evaluation.run import evaluate, log_path
 
+    chosen = split_names(suites, "suites")
+    config.refuse_unused(chosen)
     quiet_libraries()
     with progress(lambda shown: shown.after_evaluation(output and log_path(output))) as shown:
         result = evaluate(
             model,
             data=given.sources(data, field),
-            lengths=split_names(lengths),
-            suites=split_names(suites),
+            lengths=split_names(lengths, "lengths"),
+            suites=chosen,
             scaling=scaling,
-            baselines=split_names(baselines),
+            baselines=split_names(baselines, "baselines"),
             config=config,
             target_length=target_length,
             original=original,

@@ -24,7 +24,7 @@ def command(
     field: given.Field = None,
     config: Annotated[FinetuneConfig, Options("Training", without=("max_grad_norm", "lora", "trainer"))],
     lora: given.Rank = None,
-    lora_alpha: given.Alpha = 16.0,
+    lora_alpha: given.Alpha = None,
     adapter: given.Adapter = False,
     trainer: given.Trainer = None,
     load: given.TrainLoad,

@@ -95,7 +95,7 @@ RayAddress = Annotated[str | None, option("The Ray cluster to search on: auto, o
 # eval
 
 Lengths = Annotated[
-    str,
+    str | None,
     option(
         "Context lengths in tokens: 256,512,1k. Not for retention and open-llm: they measure the original window.",
         metavar="N,N,…",
@@ -106,7 +106,7 @@ Suites = Annotated[
     option("Any of perplexity, passkey, needle, ruler, retention, open-llm: with commas.", "--suite", metavar="A,B,…"),
 ]
 Baselines = Annotated[
-    str,
+    str | None,
     option(
         """Methods to compare with: any of none, pi, ntk, ntk-critical, dynamic-ntk, yarn, checkpoint (its own
         scaling), second-pi, second-ntk, second-ntk-critical, second-yarn (that one stretched further), original (the
@@ -143,7 +143,7 @@ ResumeCells = Annotated[bool, option("Go on with a run that was stopped: its -o 
 
 TrainedScaling = Annotated[Path, option("The scaling.json of a search.")]
 Rank = Annotated[PositiveInt | None, option("Train updates of this rank, embeddings and norms.", metavar="RANK")]
-Alpha = Annotated[float, option("LoRA's alpha: updates are scaled by alpha / rank.")]
+Alpha = Annotated[float | None, option("LoRA's alpha: updates are scaled by alpha / rank. Default: 16.")]
 Adapter = Annotated[bool, option("LoRA: leave adapter/ for peft instead of merged weights.")]
 Trainer = Annotated[
     Path | None, option("JSON with further TrainingArguments: fsdp, deepspeed, parallelism_config, …", metavar="FILE")
@@ -209,12 +209,14 @@ def json_object(name: str, path: Path | None) -> dict[str, Any]:
         raise error.within(f"`{name}`") from error
 
 
-def lora_config(rank: int | None, alpha: float, adapter: bool) -> LoraConfig | None:
+def lora_config(rank: int | None, alpha: float | None, adapter: bool) -> LoraConfig | None:
     """The settings of LoRA; None where all weights are trained."""
     from longrope.train.config import LoraConfig
 
     if rank is not None:
-        return LoraConfig(rank=rank, alpha=alpha, merge=not adapter)
+        return LoraConfig(rank=rank, merge=not adapter, **{} if alpha is None else {"alpha": alpha})
     if adapter:
         raise LongRopeError("`adapter` leaves what `lora` trains", code="invalid-setting", hint="add `lora=RANK`")
+    if alpha is not None:
+        raise LongRopeError("`lora_alpha` scales what `lora` trains", code="invalid-setting", hint="add `lora=RANK`")
     return None

@@ -36,6 +36,8 @@ def command(
         if name is not None or model is None or target_length is None:
             raise LongRopeError("`from_file` needs `model` and `target_length`, and no preset's name")
         scaling = scaling_of_file(from_file, model, target_length)
+    elif model is not None or target_length is not None:
+        raise LongRopeError("`model` and `target_length` are for a file of factors", hint="add `from_file`")
     elif (rows := preset_table() if name is None else presets_of_model(name)) and output is not None:
         raise LongRopeError(f"expected the name of a preset to write to `output`; found {name or 'none'}")
     elif rows:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from longrope.cli.common import log, set_verbosity
 from longrope.cli.stopping import stopping
+from longrope.errors import LongRopeError
 from longrope.provenance import command_line
 from longrope.settings import Settings
 from longrope.units import parse_duration
@@ -74,7 +75,7 @@ class Options:
         lists = [name for name in chosen if get_origin(config.model_fields[name].annotation) is tuple]
 
         def made(_view: type[BaseModel], given: dict[str, Any], _handler: Any) -> Any:
-            return make(**given | {name: split_names(given[name]) for name in lists if name in given})
+            return make(**given | {name: split_names(given[name], name) for name in lists if name in given})
 
         wrap: Any = model_validator(mode="wrap")
         view: Any = create_model(config.__name__, __validators__={"made": wrap(classmethod(made))}, **fields)
@@ -148,6 +149,12 @@ def verb(function: Callable[..., int | None]) -> Callable[..., int | None]:
     return command
 
 
-def split_names(text: str) -> tuple[str, ...]:
-    """The parts of a comma-separated list."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def split_names(text: str | None, argument: str) -> tuple[str, ...]:
+    """The parts of a comma-separated list; none where the option was not given.
+
+    Raises LongRopeError where it was given and names nothing.
+    """
+    parts = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    if text is not None and not parts:
+        raise LongRopeError(f"expected names with commas for `{argument}`, found {text!r}", code="invalid-setting")
+    return parts

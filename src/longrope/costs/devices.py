@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.settings import Settings
+from longrope.settings import MOST, Settings
 
 if TYPE_CHECKING:
     from longrope.costs.flops_bytes import Flops
@@ -33,7 +33,7 @@ class Devices(Settings):
 
     gpu: str = "h100"
     """A GPU of the table: a100-80, h100, h200, b200, l40s, rtx4090, mi300x, cpu, …"""
-    count: int = Field(1, ge=1)
+    count: int = Field(1, ge=1, le=MOST)
     """The number of devices."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """The dtype of computing."""
@@ -41,9 +41,9 @@ class Devices(Settings):
     """The share of the peak rate that matrices reach; assumed, of the order of well-kept kernels on long texts."""
     attention_mfu: float | None = Field(None, gt=0, le=1)
     """The share of the peak rate that attention reaches. Default: 4/5 of that of matrices."""
-    tflops: float | None = Field(None, gt=0, allow_inf_nan=False)
+    tflops: float | None = Field(None, gt=0, le=MOST)
     """Peak TFLOP/s of one device, in place of the table's."""
-    memory: float | None = Field(None, gt=0, allow_inf_nan=False)
+    memory: float | None = Field(None, gt=0, le=MOST)
     """GB (10^9 bytes) of one device, in place of the table's."""
 
     @model_validator(mode="after")

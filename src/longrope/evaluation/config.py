@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.settings import Settings
+from longrope.settings import MOST, Settings
 
 SuiteName = Literal["perplexity", "passkey", "needle", "ruler", "retention", "open-llm"]
 SUITE_NAMES: tuple[str, ...] = get_args(SuiteName)
@@ -69,15 +70,15 @@ def _task(value: Any) -> Any:
 class EvalConfig(Settings):
     """The settings of the suites of an evaluation."""
 
-    samples: int = Field(10, ge=1)
+    samples: int = Field(10, ge=1, le=MOST)
     """Perplexity and short-context quality: texts of each length, one per document first."""
-    stride: int | None = Field(None, ge=1)
+    stride: int | None = Field(None, ge=1, le=MOST)
     """Perplexity: tokens that a sliding window moves by (the paper's: 256). Default: no sliding window."""
-    trials: int = Field(30, ge=1)
+    trials: int = Field(30, ge=1, le=MOST)
     """Passkeys of each length, needles of each depth and length, samples of each RULER task and length."""
-    depths: int = Field(10, ge=1)
+    depths: int = Field(10, ge=1, le=MOST)
     """Needles: depths from the start of a text to its end."""
-    needles: int | None = Field(None, ge=1)
+    needles: int | None = Field(None, ge=1, le=MOST)
     """Needles that share a document. Default: as many as leave half of the shortest documents text."""
     ruler_tasks: tuple[RulerTask, ...] = ()
     """RULER: its tasks. Default: all that need no file."""
@@ -89,10 +90,34 @@ class EvalConfig(Settings):
     """RULER: the same as a share of the model's own score inside its original window."""
     tasks: tuple[Annotated[HarnessTask, BeforeValidator(_task)], ...] = ()
     """Short-context quality: tasks of lm-eval by name or YAML file, with the number of examples: arc_challenge:25."""
-    task_limit: int | None = Field(None, ge=1)
+    task_limit: int | None = Field(None, ge=1, le=MOST)
     """lm-eval: only so many questions of each task."""
-    task_batch: int = Field(1, ge=1)
+    task_batch: int = Field(1, ge=1, le=MOST)
     """lm-eval: texts at once."""
+
+    OF_SUITES: ClassVar[dict[str, tuple[SuiteName, ...]]] = {
+        "stride": ("perplexity",),
+        "needles": ("needle",),
+        "ruler_tasks": ("ruler",),
+        "qa_file": ("ruler",),
+        "threshold": ("ruler",),
+        "share": ("ruler",),
+        "tasks": ("retention",),
+        "task_limit": ("retention", "open-llm"),
+        "task_batch": ("retention", "open-llm"),
+    }
+    """Setting -> the suites that use it; the budgets `samples`, `trials` and `depths` may stand in any."""
+
+    def refuse_unused(self, suites: Sequence[str], names: Sequence[str] = ()) -> None:
+        """Raise LongRopeError for a setting that was given and that none of `suites` uses; only of `names`, if any."""
+        for name, users in self.OF_SUITES.items():
+            unused = name in self.model_fields_set and not set(users) & set(suites)
+            if unused and name in (names or self.OF_SUITES):
+                raise LongRopeError(
+                    f"`{name}` is a setting of {' and '.join(users)}; found {', '.join(suites)} in `suites`",
+                    code="setting-of-another-suite",
+                    hint="leave it out",
+                )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

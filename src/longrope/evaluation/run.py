@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
+from longrope.checks import LARGEST_SEED, count_in
 from longrope.data.sources import Field, TextData, as_sources
 from longrope.data.tokens import tokenizer_hash
 from longrope.errors import LongRopeError
@@ -33,7 +34,9 @@ from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
 from longrope.provenance import CIRCUMSTANCES, finished, record, versions
-from longrope.rope.baselines import STRETCHING
+from longrope.rope.baselines import ORIGINAL, STRETCHING
+from longrope.rope.closed_forms import CLOSED_FORMS
+from longrope.rope.progressive import SECOND_FORMS
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import check_output_file, keep_or_write_json, sha256_text
 from longrope.units import doubling_lengths, parse_length, parse_lengths
@@ -114,6 +117,7 @@ def evaluate(
         raise LongRopeError(
             "only an evaluation with an output can be resumed", code="not-resumable", hint="give its `output`"
         )
+    count_in("`seed`", seed, 0, LARGEST_SEED)
     windows = list(dict.fromkeys(parse_lengths(lengths)))
     chosen = _suites([suites] if isinstance(suites, str) else suites, windows, config)
     if is_server(model):
@@ -149,11 +153,19 @@ def evaluate(
         )
     aimed = None if target_length is None else parse_length(target_length)
     against = named_baselines(baselines)
+    _refuse_unused(chosen, against, config, target_length if windows else None)
     loaded = open_model(model, tokenizer, load)
     before = None if original is None else open_model(original, options=load)
     if before is not None and tokenizer_hash(before.tokenizer) != tokenizer_hash(loaded.tokenizer):
         raise LongRopeError(
             f"expected {before.name} to have the tokenizer of {loaded.name}; found another", code="other-tokenizer"
+        )
+    if before is not None and ORIGINAL not in against and not any(suite.with_original for suite in chosen):
+        raise LongRopeError(
+            f"nothing compares with the model `original`: it is for the baseline {ORIGINAL} and the suites "
+            f"{' and '.join(suite.name for suite in SUITES.values() if suite.with_original)}",
+            code="invalid-setting",
+            hint="leave it out",
         )
     wanted, name = scaling_to_measure(loaded, scaling, scaling_name)
     if not windows and any(suite.by_length for suite in chosen):
@@ -241,6 +253,23 @@ def _with_remarks(
         f"{loaded.geometry.original_length}; a longer target length shows what they do"
     )
     return settings | {"warnings": [*settings.get("warnings", []), warning]}
+
+
+def _refuse_unused(
+    chosen: Sequence[type[Suite]],
+    against: Mapping[str, RopeScaling | None],
+    config: EvalConfig,
+    target_length: object,
+) -> None:
+    """Raise LongRopeError for an argument that nothing of this evaluation would use."""
+    config.refuse_unused([suite.name for suite in chosen], ("qa_file",))
+    made = [name for name, scaling in against.items() if scaling is None and name in (*CLOSED_FORMS, *SECOND_FORMS)]
+    if target_length is not None and not set(made) - {"none"}:
+        raise LongRopeError(
+            "`target_length` is the window that closed forms in `baselines` are made for; found none of them",
+            code="invalid-setting",
+            hint="leave it out",
+        )
 
 
 def _settings(

@@ -152,6 +152,7 @@ def _check_training(
     """The rounds over its documents by part."""
     _require("accelerate", "train")
     from longrope.train.finetune import refuse_combinations
+    from longrope.train.lora import require_low_rank
     from longrope.train.trainer import training_arguments
 
     settings, device = stage.settings, loaded.model.device
@@ -172,6 +173,9 @@ def _check_training(
     if settings.lora is not None:
         model.requires_grad_(False)  # LoRA trains few weights
     sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
+    settings.require_rows()
+    if settings.lora is not None:
+        require_low_rank(loaded.model, settings.lora)
     require_room(model, settings, device, shards=stage.processes if sharded else 1, packed=packed)
     rows = pack(
         tokenize(documents, loaded.tokenizer),

@@ -93,7 +93,7 @@ def extend(
     original = loaded.geometry.original_length
     target_length = 8 * original if target_length is None else parse_length(target_length)
     require_longer(loaded, target_length)
-    compared = parse_lengths(lengths) if lengths else doubling_lengths(original, target_length)
+    compared = parse_lengths(lengths) if lengths is not None else doubling_lengths(original, target_length)
     # The needs of later stages are checked now: an error after a long search would waste it.
     check_lengths(compared, target_length, None)
     check_file(loaded)

@@ -21,7 +21,7 @@ from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.run import SUITES
 from longrope.export.config import Target
 from longrope.search.config import SearchConfig
-from longrope.settings import Settings, suggestion
+from longrope.settings import LARGEST_SEED, MOST, Settings, suggestion
 from longrope.train.config import FinetuneConfig
 from longrope.units import doubling_lengths, parse_length
 
@@ -98,7 +98,7 @@ class SearchStage(_WorkingStage):
     stage: Literal["search"]
     target: Length
     """The target length L'."""
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=MOST)
     """Search in this many Ray processes."""
     settings: SearchConfig
 
@@ -113,7 +113,7 @@ class FinetuneStage(_WorkingStage):
     stage: Literal["finetune"]
     target: Length
     """The target length L'."""
-    processes: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1, le=MOST)
     """Processes to start, one for each GPU."""
     settings: FinetuneConfig
 
@@ -151,7 +151,7 @@ class RecoverStage(_WorkingStage):
     stage: Literal["recover"]
     lengths: tuple[Length, ...] = Field(("1x", "2x"), validate_default=True, min_length=1)
     """The windows to recover."""
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=MOST)
     """Search in this many Ray processes."""
     settings: SearchConfig
 
@@ -179,7 +179,7 @@ class EvaluateStage(_WorkingStage):
     against: tuple[str, ...] = ()
     """Methods to compare with."""
     settings: EvalConfig
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of everything random."""
 
     @model_validator(mode="after")
@@ -190,6 +190,7 @@ class EvaluateStage(_WorkingStage):
             raise _wrong(f"{', '.join(self.suites)} measure inside the original window; leave the lengths out")
         if self.settings.tasks and "retention" not in self.suites:
             raise _wrong("lm-eval's tasks belong to the suite retention; add it, or leave them out")
+        self.settings.refuse_unused(self.suites)
         return self
 
     @property
@@ -247,7 +248,7 @@ class Recipe(Settings):
     """The model that it is for unless another is given."""
     original_length: int | str | None = None
     """That model's original window, where its config states another."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of every stage that has none."""
     data: tuple[str, ...] = ()
     """Texts of the stages that name none."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 from pydantic import BeforeValidator, Field, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.settings import Settings
+from longrope.settings import LARGEST_SEED, MOST, Settings
 
 if TYPE_CHECKING:
     from longrope.rope.geometry import RopeGeometry
@@ -25,6 +25,8 @@ START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 """The choices of n̂ in the paper."""
 LARGEST = 1e9
 """The largest factor that a window holds. A search that goes ever further up stays there: no angle is left anyway."""
+LARGEST_ATTENTION_FACTOR = 100.0
+"""Attention logits grow with its square; su's of a window 10^6 times as long is below 1.8."""
 CONTINUED = "continued"
 EVOLUTION, GRADIENT = ("longrope", "longrope2"), ("gradient", "hybrid")
 
@@ -48,27 +50,27 @@ class SearchConfig(Settings):
     Default: needle for longrope2, perplexity for the others."""
     needle_depth: NameOrNumber = "spread"
     """The places of the needles: spread over the text, at its start, or at a share of it from 0 to 1."""
-    samples: int | None = Field(None, ge=1)
+    samples: int | None = Field(None, ge=1, le=MOST)
     """Texts of exactly L' tokens that are scored. Default: 5 (3 beyond 512k tokens), 10 with needles."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of everything random."""
     attention_factor: NameOrNumber | None = None
     """The attention factor beyond the original window: `su` (every runtime computes it by itself), `yarn`, `continued`
     (that of the checkpoint's scaling, continued as YaRN does), or a number; 1 keeps short texts exactly as they were.
     Default: that of the checkpoint's scaling, else su."""
-    population: int | None = Field(None, ge=1)
+    population: int | None = Field(None, ge=1, le=MOST)
     """Candidates of the first generation, P; mutations and crossovers are P/4 each, the top k P/2. Default: 64 (32
     beyond 512k tokens)."""
-    iterations: int = Field(40, ge=0)
+    iterations: int = Field(40, ge=0, le=MOST)
     """Generations after the first."""
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=1, le=MOST)
     """Stop after so many iterations (gradient: validations, 2 in 30 steps) without improvement."""
     start_tokens: NameOrNumber = "0"
     """Tokens at the start of a text that keep their original angle: 0, which every runtime can express, a number, or
     `search` (the paper's set)."""
     racing: bool = False
     """Drop candidates that fall behind after each text; without it, Algorithm 1 as it is."""
-    critical_dim: int | None = Field(None, ge=1)
+    critical_dim: int | None = Field(None, ge=1, le=MOST)
     """A real critical dimension: longrope2 searches with this one alone, and every method also reports YaRN and NTK
     with it."""
     below: Below = "ntk"
@@ -81,23 +83,23 @@ class SearchConfig(Settings):
     max_factor: float | None = Field(None, ge=1.0, le=LARGEST)
     """The largest rescale factor, in a relative space the largest multiple. Default of longrope: 1.25 times the
     extension ratio."""
-    beta_fast: float = Field(32.0, gt=0, allow_inf_nan=False)
+    beta_fast: float = Field(32.0, gt=0, le=MOST)
     """Rotations in L above which the YaRN that longrope starts from leaves a pair alone (the paper's Mistral: 128)."""
-    beta_slow: float = Field(1.0, gt=0, allow_inf_nan=False)
+    beta_slow: float = Field(1.0, gt=0, le=MOST)
     """Rotations in L below which that YaRN interpolates a pair in full (the paper's Mistral: 2)."""
     yarn_ramp: Literal["transformers", "authors"] = "transformers"
     """The ramp of that YaRN: linear in 1/λ as in transformers, or in λ as in the code of LongRoPE's authors."""
-    steps: int = Field(30, ge=1)
+    steps: int = Field(30, ge=1, le=MOST)
     """Gradient steps of each stage."""
-    knots: int | None = Field(None, ge=0)
+    knots: int | None = Field(None, ge=0, le=MOST)
     """Knots of log λ, between which it is interpolated; 0 makes every pair one. Default: every pair; CMA-ES 12."""
-    learning_rate: float = Field(0.1, gt=0.0, allow_inf_nan=False)
+    learning_rate: float = Field(0.1, gt=0.0, le=100.0)
     """Step size of the gradient in the variables of log λ."""
     continuation: bool = True
     """Reach L' over 2L, 4L, …, each stage from the last one's result; without it, in one jump."""
     learn_attention_factor: bool = False
     """Descend on the attention factor too."""
-    evaluations: int | None = Field(None, ge=1)
+    evaluations: int | None = Field(None, ge=1, le=MOST)
     """Candidates of CMA-ES. Default: 256, hybrid 66."""
 
     OF_METHODS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -141,6 +143,14 @@ class SearchConfig(Settings):
             )
         return self
 
+    def require_target(self, target_length: int) -> None:
+        """Raise LongRopeError for start tokens that are the whole of a text of `target_length` tokens, or more."""
+        if self.start_tokens != "search" and int(self.start_tokens) >= target_length:
+            raise LongRopeError(
+                f"expected `start_tokens` below the target length of {target_length}, found {self.start_tokens}",
+                code="invalid-setting",
+            )
+
     @property
     def chosen_objective(self) -> str:
         """The objective asked for, or the method's own."""
@@ -168,9 +178,11 @@ def attention_factor_of(text: str, geometry: RopeGeometry, target_length: int) -
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.0 < value < float("inf"):
+    if not 0.0 < value <= LARGEST_ATTENTION_FACTOR:
         raise LongRopeError(
-            f"expected an `attention_factor` of su, yarn or a positive number; found {text!r}", code="invalid-setting"
+            f"expected an `attention_factor` of su, yarn or a positive number up to {LARGEST_ATTENTION_FACTOR:g}; "
+            f"found {text!r}",
+            code="invalid-setting",
         )
     return value
 

@@ -119,7 +119,7 @@ def _attention_factor(loaded: LoadedModel, target_length: int, config: SearchCon
         return continued_attention_factor(window.attention_factor, loaded.context_length, target_length)
     if wanted is None and window is not None:
         return window.attention_factor  # the model was trained with it
-    return attention_factor_of(wanted or "su", loaded.geometry, target_length)
+    return attention_factor_of("su" if wanted is None else wanted, loaded.geometry, target_length)
 
 
 _Built = tuple[RunMethod, int, dict[str, Any]]

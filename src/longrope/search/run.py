@@ -20,6 +20,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
+from longrope.checks import count_in
 from longrope.data.sources import Field, TextData, TextSource, as_sources
 from longrope.errors import LongRopeError
 from longrope.locked import has_lines
@@ -184,6 +185,8 @@ def search(
     config, callbacks = config or SearchConfig(), callbacks or Callbacks()
     if not recovery:
         require_longer(loaded, target_length)
+    if workers is not None:
+        count_in("`workers`", workers, 1)
     if guess := loaded.original_length_guess:
         callbacks.on_note(f"the original window L = {loaded.geometry.original_length} is a guess: {guess}")
     given = _forms_given(loaded, target_length, config)

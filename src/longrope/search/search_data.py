@@ -33,6 +33,7 @@ def prepare_texts(
     The search texts of one seed are the same for every method. Raises LongRopeError when the sources do not hold enough
     text.
     """
+    config.require_target(target_length)
     drawing = _Drawing(loaded, tokenize(read_all(sources, tokenizer=loaded.tokenizer), loaded.tokenizer), config)
     chosen = config.chosen_objective
     if config.by_gradient:

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.callbacks import Callbacks, TrainProgress
-from longrope.checks import positive_number, whole_number
+from longrope.checks import LARGEST_SEED, count_in, positive_number, whole_number
 from longrope.data.documents import Document
 from longrope.data.sources import Field, TextData, as_sources, read_all
 from longrope.errors import LongRopeError
@@ -113,7 +113,7 @@ class LongRoPEModel(StandaloneModel):
         """
         length = whole_number("length", self.sizes.base_length if length is None else length, 1)
         steps, batch = whole_number("steps", steps, 1), whole_number("batch", batch, 1)
-        seed, peak = whole_number("seed", seed, 0), positive_number("learning_rate", learning_rate)
+        seed, peak = count_in("seed", seed, 0, LARGEST_SEED), positive_number("learning_rate", learning_rate)
         self.scaling.window_for(length)
         texts = [text for document in read_all(as_sources(data)) if len(text := _bytes(document)) > length]
         if not texts:

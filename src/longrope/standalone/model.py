@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longrope.checks import whole_number
+from longrope.checks import LARGEST_SEED, count_in
 from longrope.errors import LongRopeError
 from longrope.models.chunked import MLP_CHUNK, in_pieces
 from longrope.rope.angles import cos_sin
@@ -130,7 +130,7 @@ class StandaloneModel(nn.Module):
     def _draw_weights(self, seed: int) -> None:
         """Normal weights of deviation 0.02; smaller where they write to the residual stream (GPT-2)."""
         # On the CPU: one seed gives one model, on any device.
-        generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed, 0))
+        generator = torch.Generator("cpu").manual_seed(count_in("seed", seed, 0, LARGEST_SEED))
         writers = ("o_proj.weight", "down_proj.weight")
         with torch.no_grad():
             for name, weight in self.named_parameters():

@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 
 from longrope.data.mix import LONG, ORIGINAL_WINDOW, WHOLE_ROWS, parse_mix
 from longrope.errors import LongRopeError
-from longrope.settings import Settings
+from longrope.settings import LARGEST_SEED, MOST, Settings
 from longrope.units import Length
 
+MOST_ROWS = 5_000_000
+"""Rows of a run: packing so many takes some minutes. LongRoPE2's 10B tokens are 2.4M rows of 4,096."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 """Names of schedules -> transformers' own; all of them after a linear warm-up."""
 
@@ -18,9 +20,9 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 class LoraConfig(Settings):
     """Low-rank updates of all linear layers; embeddings and norms are trained in full (as LongLoRA does)."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=MOST)
     """Rank of the updates."""
-    alpha: float = Field(16.0, gt=0, allow_inf_nan=False)
+    alpha: float = Field(16.0, gt=0, le=MOST)
     """The updates are scaled by alpha / rank."""
     merge: bool = True
     """Add the updates to the weights at the end; without it the adapter is saved beside the model."""
@@ -39,23 +41,23 @@ class FinetuneConfig(Settings):
     """The shortest documents of the part long, in tokens; medium has the shorter ones. Default: N."""
     long_to: Length | None = Field(None, ge=2)
     """The longest documents of the parts long and chunks; longer ones are left out. Default: all."""
-    steps: int = Field(400, ge=1)
+    steps: int = Field(400, ge=1, le=1000 * MOST)
     """Optimizer steps."""
-    batch: int | None = Field(None, ge=1)
+    batch: int | None = Field(None, ge=1, le=MOST)
     """Rows of a step, on all devices. Default: 32; mixed windows 64."""
-    micro_batch: int = Field(1, ge=1)
+    micro_batch: int = Field(1, ge=1, le=MOST)
     """Rows that a device computes at once."""
-    learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(2e-5, gt=0, le=10)
     """The highest learning rate."""
     schedule: Literal["linear", "cosine", "constant"] | None = None
     """The learning rate after the warm-up. Default: linear; mixed windows cosine."""
-    warmup: int | None = Field(None, ge=0)
+    warmup: int | None = Field(None, ge=0, le=1000 * MOST)
     """Steps of linear warm-up. Default: 20; mixed windows 40."""
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, le=1000)
     """AdamW's weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False)
+    max_grad_norm: float = Field(1.0, gt=0, le=1e12)
     """Gradients are scaled down to this norm."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of everything random."""
     bf16: bool = False
     """Compute in bfloat16; weights and AdamW keep the dtype that the model is loaded in."""
@@ -63,13 +65,13 @@ class FinetuneConfig(Settings):
     """Keep only every layer's input for the backward pass and compute the rest again."""
     offload: bool = False
     """Keep the layers' inputs in host memory."""
-    context_parallel: int = Field(1, ge=1)
+    context_parallel: int = Field(1, ge=1, le=MOST)
     """Processes that share each row; the rest are data parallel."""
     fused_loss: Literal["auto", "off"] = "auto"
     """auto: head and loss by liger_kernel where it is installed and fits; or off."""
     deterministic: bool = False
     """Only kernels that give the same bits again (slower on a GPU; a CPU needs nothing for that)."""
-    save_every: int = Field(50, ge=1)
+    save_every: int = Field(50, ge=1, le=1000 * MOST)
     """Steps between checkpoints to resume from."""
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The dtype of the result. Default: as trained."""
@@ -103,6 +105,16 @@ class FinetuneConfig(Settings):
                 "`offload` moves what activation checkpointing keeps: leave checkpointing on", code="invalid-setting"
             )
         return self
+
+    def require_rows(self) -> None:
+        """Raise LongRopeError where the run has more rows than can be packed before it begins."""
+        rows = self.steps * self.rows_per_step
+        if rows > MOST_ROWS:
+            raise LongRopeError(
+                f"expected at most {MOST_ROWS:,} rows in a run, found {self.steps:,} `steps` of {self.rows_per_step:,}",
+                code="invalid-setting",
+                hint="give fewer `steps` or a smaller `batch`",
+            )
 
     @property
     def shares(self) -> dict[str, float]:

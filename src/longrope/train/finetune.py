@@ -43,7 +43,7 @@ from longrope.storage import read_json
 from longrope.trackers import check_trackers
 from longrope.train.config import FinetuneConfig
 from longrope.train.context_parallel import SharedRows, context_parallel
-from longrope.train.lora import with_lora
+from longrope.train.lora import require_low_rank, with_lora
 from longrope.train.loss import FusedLoss, chunked_loss, fused_loss, require_documents_apart
 from longrope.train.memory import require_room
 from longrope.train.output import FinetuneResult, FinishedTraining
@@ -88,6 +88,7 @@ def finetune(
     exists is overwritten.
     """
     output_dir = Path(output_dir)
+    config.require_rows()
     reports = _Reports(log_dir, check_trackers(report_to))
     check_run_folder(output_dir, resume)
     if not isinstance(scaling, RopeScaling):
@@ -163,6 +164,8 @@ def _prepared(
     refuse_combinations(config, arguments, packed=packed)
     with model_folder(loaded.name, weights=False) as source:
         refuse_folded(read_json(source / "config.json").get(RECORD), loaded.name)
+    if config.lora is not None:
+        require_low_rank(loaded.model, config.lora)
     rows = packed_rows(loaded, sources, config, windows)
     fused = None
     if config.fused_loss == "auto" and config.lora is None and arguments.deepspeed is None:

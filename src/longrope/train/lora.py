@@ -40,6 +40,17 @@ def with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
         return peft.get_peft_model(model, config)
 
 
+def require_low_rank(model: PreTrainedModel, lora: LoraConfig) -> None:
+    """Raise LongRopeError for a rank above that of every linear layer: its updates would be larger than the weights."""
+    ranks = [min(part.in_features, part.out_features) for part in model.modules() if isinstance(part, nn.Linear)]
+    if ranks and lora.rank > max(ranks):
+        raise LongRopeError(
+            f"expected a rank of `lora` of at most {max(ranks)}, that of the largest layer; found {lora.rank}",
+            code="invalid-setting",
+            hint="give a smaller one (8 to 64 are usual), or train all weights",
+        )
+
+
 def trained_in_full(model: PreTrainedModel) -> list[str]:
     """The last part of the name of the token embedding and of every norm."""
     embedding = model.get_input_embeddings()
