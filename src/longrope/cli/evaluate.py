@@ -34,15 +34,13 @@ def command(
     """Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts."""
     from longrope.evaluation.run import evaluate, log_path
 
-    chosen = split_names(suites, "suites")
-    config.refuse_unused(chosen)
     quiet_libraries()
     with progress(lambda shown: shown.after_evaluation(output and log_path(output))) as shown:
         result = evaluate(
             model,
             data=given.sources(data, field),
             lengths=split_names(lengths, "lengths"),
-            suites=chosen,
+            suites=given.chosen_suites(suites, config),
             scaling=scaling,
             baselines=split_names(baselines, "baselines"),
             config=config,

@@ -50,7 +50,7 @@ def command(
             config=config,
             resume=resume,
             log_dir=log_dir,
-            report_to=split_names(report_to),
+            report_to=split_names(report_to or None, "report_to"),
             load=load,
             callbacks=shown,
         )

@@ -21,6 +21,7 @@ from longrope.storage import read_json
 from longrope.trackers import check_trackers
 
 if TYPE_CHECKING:
+    from longrope.evaluation.config import EvalConfig
     from longrope.data.sources import TextSource
     from longrope.train.config import LoraConfig
 
@@ -47,7 +48,7 @@ def _needs_tensorboard(_kind: Any, log_dir: Path | None) -> None:
 
 def _needs_trackers(_kind: Any, names: str) -> None:
     """Refuse a tracker that is not installed before any work."""
-    check_trackers(split_names(names))
+    check_trackers(split_names(names or None, "report_to"))
 
 
 # Shared by several verbs.
@@ -199,6 +200,13 @@ def sources(data: list[str] | None, field: list[str] | None) -> list[TextSource]
     from longrope.data.sources import as_sources
 
     return as_sources(data or [], field)
+
+
+def chosen_suites(suites: str, config: EvalConfig) -> tuple[str, ...]:
+    """The names in `suites`. Raises LongRopeError for a setting that none of them uses."""
+    names = split_names(suites, "suites")
+    config.refuse_unused(names)
+    return names
 
 
 def json_object(name: str, path: Path | None) -> dict[str, Any]:

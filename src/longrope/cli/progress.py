@@ -246,7 +246,7 @@ def progress(
     lines = Lines(shown=not messages.is_terminal and not is_verbose())  # with --verbose every step is logged
     watch = threading.Thread(target=lines.watch, daemon=True)
     with (
-        scalars_in(log_dir, split_names(report_to)) as scalars,
+        scalars_in(log_dir, split_names(report_to or None, "report_to")) as scalars,
         job_bar(messages, disable=not shown, transient=True) as bar,
     ):
         display = Display(bar, scalars, stage_lines=stage_lines, lines=lines)
