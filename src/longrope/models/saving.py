@@ -7,7 +7,6 @@ is reloaded: `export_checkpoint` proves the logits of a checkpoint, too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from longrope.models.checkpoint_files import RECORD, export_record
 from longrope.models.rope_readers import keys_read_by_attention
 from longrope.models.rotary import LongRopeRotary
 from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
+from longrope.models.twin import can_be_tried, logit_error, stated_config
 from longrope.rope.angles import cos_sin
 from longrope.rope.geometry import text_config
 from longrope.rope.hf_config import (
@@ -83,10 +83,11 @@ def require_expressible(scaled: ScaledModel) -> None:
     """Raise LongRopeError unless transformers computes the scaling from the config that would be saved."""
     model, scaling = scaled.model, scaled.scaling
     refuse_unsupported(unsupported_by_transformers(scaling), "a saved config", _SAVE_APART)
-    raw = json.loads(model.config.to_json_string())
     try:
-        config = text_config(type(model.config).from_dict(scaled_config(raw, model.config, scaling)))
+        config = text_config(stated_config(model, scaling))
         same = all(_same_cosines(rotary, config, transformers_scaling(scaling)) for rotary in scaled.rotaries)
+        if same and can_be_tried(model):  # the attention may read the config too
+            same = logit_error(scaled, scaling) == 0.0
     except LongRopeError as error:
         raise _not_expressible(f"a saved config cannot express this scaling: {error}") from error
     except Exception as error:  # a family's config or rotary module may refuse with anything

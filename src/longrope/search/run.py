@@ -50,6 +50,7 @@ from longrope.search.methods import build, identity
 from longrope.search.ray_evaluator import numerics, ray_evaluator
 from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
 from longrope.search.verdict import SearchVerdict, search_verdict
+from longrope.search.windows import extended_by, kept_windows, notes_before
 from longrope.storage import json_ready, keep_or_write_json, new_output_folder
 from longrope.units import parse_length
 from longrope.written import begin_record, has_record, sweep
@@ -194,6 +195,11 @@ def search(
     with scaled(loaded.model, RopeScaling.original(loaded.geometry)) as scaled_model:
         objectives = objectives_over(scaled_model, texts)
         prepared = build(loaded, objectives, target_length, config)
+        kept = loaded.checkpoint_scaling if recovery else kept_windows(loaded)
+        if not recovery:
+            start, m = config.start_tokens, prepared.attention_factor
+            for note in notes_before(scaled_model, loaded, kept, target_length, start, m):
+                callbacks.on_note(note)
         # Another model, other texts or settings are another search; other hardware or versions give other last bits.
         header = identity(prepared, loaded, texts, target_length, config)
         header |= {"model_fingerprint": fingerprint(loaded.model), "numerics": numerics(loaded)}
@@ -226,7 +232,7 @@ def search(
         evaluations=len(requests),
         token_passes=sum(map(serial.token_passes, distinct(requests))),
         baselines=losses,
-        scaling=_scaling(loaded, best),
+        scaling=extended_by(loaded, kept, best),
         path=output_dir / SCALING,
         critical_dims=critical_dims,
         chosen_seeds=outcome.chosen_seeds,
@@ -312,19 +318,6 @@ def _outer_choice(
     losses = {} if unit == outcome.window else _losses(evaluate, {UNIT: unit})
     others = [(original, original_loss), *((unit, loss) for loss in losses.values())]
     return min([(outcome.window, outcome.loss), *others], key=lambda pair: rank(pair[1]))
-
-
-def _scaling(loaded: LoadedModel, best: Window) -> RopeScaling:
-    """The windows that the model was trained with, then the one found.
-
-    A checkpoint with a scaling was trained with it, and keeps it within its context length.
-    """
-    if loaded.checkpoint_scaling is None:
-        return RopeScaling.extended(
-            loaded.geometry, best.max_length, best.factors, best.start_tokens, best.attention_factor
-        )
-    provenance = {"carried": loaded.checkpoint_scaling.provenance}
-    return replace(loaded.checkpoint_scaling, provenance=provenance).with_window(best)
 
 
 def _losses(evaluate: LoggedEvaluator, windows: dict[str, Window]) -> dict[str, float]:
