@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from longrope.quantities import format_bytes, format_count, format_duration, format_gpu_hours
+from longrope.quantities import format_bytes, format_count, format_duration, format_gpu_hours, format_rate
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(120, "0.1 kB"), (38_000, "38 kB"), (3.14e6, "3.1 MB"), (999.9e6, "1.0 GB"), (1.16e12, "1,160 GB")],
+    [(120, "120 bytes"), (38_000, "38 kB"), (3.14e6, "3.1 MB"), (999.9e6, "1 GB"), (1.16e12, "1,160 GB")],
 )
 def test_bytes(size: float, text: str) -> None:
     assert format_bytes(size) == text
@@ -47,3 +47,8 @@ def test_counts(number: float, text: str) -> None:
 @pytest.mark.parametrize(("hours", "text"), [(0.001, "< 0.01"), (0.25, "0.25"), (7.63, "7.6"), (432, "432")])
 def test_gpu_hours(hours: float, text: str) -> None:
     assert format_gpu_hours(hours) == text
+
+
+@pytest.mark.parametrize(("rate", "text"), [(2.34, "2.3 a second"), (0.5, "30 a minute"), (0.001, "3.6 an hour")])
+def test_rates(rate: float, text: str) -> None:
+    assert format_rate(rate) == text

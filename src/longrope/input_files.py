@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longrope.errors import LongRopeError
-from longrope.units import format_bytes
+from longrope.quantities import format_bytes
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),

@@ -23,11 +23,11 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes in powers of 1000: `640 kB`, `3.1 MB`, `38 GB`, `1,160 GB`."""
+    """Bytes in powers of 1000: `950 bytes`, `640 kB`, `3.1 MB`, `38 GB`, `1,160 GB`."""
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= 0.9995 * one or unit == "kB":
-            return f"{_two_digits(size / one)} {unit}"
-    raise AssertionError
+        if size >= 0.9995 * one:
+            return f"{_two_digits(size / one).removesuffix('.0')} {unit}"
+    return f"{size:.0f} bytes"
 
 
 def format_count(number: float) -> str:
@@ -45,10 +45,10 @@ def format_gpu_hours(hours: float) -> str:
 
 def format_rate(per_second: float) -> str:
     """Events by the time that fits them: `2.3 a second`, `14 a minute`, `5.0 an hour`."""
-    for unit, seconds in (("a second", 1), ("a minute", 60), ("an hour", 3600)):
-        if per_second * seconds >= 1 or seconds == 3600:
+    for unit, seconds in (("a second", 1), ("a minute", 60)):
+        if per_second * seconds >= 1:
             return f"{_two_digits(per_second * seconds)} {unit}"
-    raise AssertionError
+    return f"{_two_digits(per_second * 3600)} an hour"
 
 
 def _two_digits(value: float) -> str:

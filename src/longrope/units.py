@@ -90,12 +90,3 @@ def doubling_lengths(shortest: int, longest: int) -> list[int]:
         lengths.append(length)
         length *= 2
     return [*lengths, longest]
-
-
-def format_bytes(size: float) -> str:
-    """`1 MB`, `5.8 GB`: three digits at most, k = 1000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.4g} TB"

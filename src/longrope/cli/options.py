@@ -21,8 +21,8 @@ from longrope.storage import read_json
 from longrope.trackers import check_trackers
 
 if TYPE_CHECKING:
-    from longrope.evaluation.config import EvalConfig
     from longrope.data.sources import TextSource
+    from longrope.evaluation.config import EvalConfig
     from longrope.train.config import LoraConfig
 
 

@@ -28,7 +28,11 @@ from longrope.units import parse_duration
 OUTPUT = Group("Output", sort_key=9)
 Verbose = Annotated[
     bool,
-    Parameter(name=("--verbose", "-v"), group=OUTPUT, help="Log each step, and the traceback of an unexpected error."),
+    Parameter(
+        name=("--verbose", "-v"),
+        group=OUTPUT,
+        help="Details in what is printed, a log of each step, the traceback of an unexpected error.",
+    ),
 ]
 TimeLimit = Annotated[
     str | None,

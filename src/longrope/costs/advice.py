@@ -90,9 +90,9 @@ def assumptions(shape: ModelShape, devices: Devices, config: Any) -> tuple[str, 
     source = "given" if devices.tflops else gpu["source"]
     lines = [
         f"{devices.count} × {gpu['label']}: {devices.peak_tflops:g} TFLOP/s in {devices.dtype} ({source}), "
-        f"{devices.memory_bytes / 1e9:g} GB, of which {USABLE:.0%} are planned with",
+        f"{devices.memory_bytes / 1e9:g} GB, of which the plan uses {USABLE:.0%}",
         f"rate: {devices.mfu:.0%} of the peak for matrices, {devices.chosen_attention_mfu:.0%} for attention; "
-        "assumed, not measured: take yours from a short run",
+        "assumed, not measured: a short run of yours gives the real one",
         "attention counts the causal half and, where it slides, its window; its kernel makes no T×T matrix "
         "(flash or memory-efficient)",
         "search: one replica of the model on each device; evaluations at most, without patience or racing; a gradient "

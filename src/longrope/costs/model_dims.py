@@ -19,31 +19,34 @@ _FULL = "full_attention"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """The sizes of a model that decide FLOPs and bytes; all counts are numbers, not bytes.
-
-    `parameters`: all of them, tied ones once. `layer_parameters`: those of the largest layer. `active_weights`: matrix
-    weights below the head that a token is multiplied with (of a mixture of experts, the chosen ones). `head_weights`:
-    those of the head, V·H. `mlp_weights`: the active ones of the largest MLP. `queries`, `keys`, `values`: numbers
-    that attention makes of a token in one layer; `heads` attend. `reaches`: how far back each attention layer looks, in
-    tokens, None for all of the text. `layers` counts also those without attention.
-    """
+    """The sizes of a model that decide FLOPs and bytes; all counts are numbers, not bytes."""
 
     name: str
     parameters: int
+    """All weights, tied ones once."""
     layer_parameters: int
+    """The weights of the largest layer."""
     active_weights: int
+    """Matrix weights below the head that a token is multiplied with; of a mixture of experts, the chosen ones."""
     head_weights: int
+    """The weights of the head, V·H."""
     mlp_weights: int
+    """The active weights of the largest MLP."""
     hidden: int
     layers: int
+    """All layers, those without attention too."""
     heads: int
+    """Query heads of a layer."""
     queries: int
+    """Numbers in the queries of a token in one layer."""
     keys: int
     values: int
     rotary_dim: int
     vocabulary: int
     experts: bool
+    """True for a mixture of experts."""
     reaches: tuple[int | None, ...]
+    """Tokens that each attention layer looks back; None for the whole text."""
 
     @property
     def mlp_width(self) -> int:

@@ -51,26 +51,30 @@ MIXED_SHARES = "short:0.3,medium:0.3,long:0.4"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostRow:
-    """The cost of one search, fine-tuning or evaluation.
-
-    `stage`: search, finetune or evaluate. `name`: its method, the paper whose training it is, or its suite. `length`:
-    the longest text. `tokens`: of a search the token passes, as its summary counts them (a backward is two more), with
-    those of the baselines; of fine-tuning and evaluation the tokens of their texts. FLOPs of matrices and of attention.
-    `memory`: bytes on one device, by purpose; `fits`, or `advice` on what would. `hours`: on `devices` of the devices.
-    """
+    """The cost of one search, fine-tuning or evaluation."""
 
     stage: str
+    """search, finetune or evaluate."""
     name: str
+    """The search method, the paper whose training it is, or the suite."""
     detail: str
+    """The work that is counted, in words."""
     length: int
+    """Tokens of the longest text."""
     tokens: int
+    """Of a search its token passes (a backward counts two more) with those of the baselines; else tokens of texts."""
     matrix_flops: float
     attention_flops: float
     memory: Bytes
+    """Bytes on one device, by purpose."""
     fits: bool
+    """True if the memory of a device holds them."""
     devices: int
+    """The number of devices that work on it."""
     hours: float
+    """Wall time on these devices."""
     advice: str
+    """What would fit, where it does not; else empty."""
 
     @property
     def peak_bytes(self) -> float:

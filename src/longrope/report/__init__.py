@@ -1,1 +1,1 @@
-"""Reports: one HTML page of runs and evaluations, with its figures and tables."""
+"""Reports on runs and evaluations: an HTML page or Markdown, with figures, and tables as CSV."""

@@ -171,7 +171,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 
 def _with_own_name(evaluation: EvalResults) -> EvalResults:
-    """The evaluation with the scaling it was made for called OWN: the one whose hash is that of the settings."""
+    """Rename the evaluated scaling to OWN in the rows; it is the one whose hash the settings state."""
     digest = evaluation.settings.get("scaling_sha256")
     hashes = evaluation.settings.get("against_sha256")
     names = [name for name, value in hashes.items() if value == digest] if isinstance(hashes, dict) else []
@@ -198,7 +198,10 @@ def _refuse_twice(run: Run) -> None:
 
 
 def _named_apart(runs: list[Run]) -> list[Run]:
-    """Runs of the same name get their parent folder's before it, or all of the path; none is called like a baseline."""
+    """Give every run a name of its own: two of the same name get their parent folder in front, or the whole path.
+
+    A run that is called like a baseline is renamed, too.
+    """
     runs = [replace(run, name=f"run {run.name}") if is_baseline(run.name) else run for run in runs]
     for parts in (2, 0):
         names = [run.name for run in runs]

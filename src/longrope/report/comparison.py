@@ -44,7 +44,10 @@ def _headlines(runs: Sequence[Run], shown: Shown) -> Exhibit:
 
 
 def _factors(runs: Sequence[Run], shown: Shown) -> Exhibit | None:
-    """Only of scalings for the same rotary embedding; with closed forms where they also have the same target."""
+    """The factors of all runs in one figure; None where the rotary embeddings differ.
+
+    Closed forms are drawn too where all runs have the same target.
+    """
     scalings = {run.name: run.scaling for run in runs if run.scaling is not None}
     if len(scalings) < 2 or len({scaling.geometry for scaling in scalings.values()}) > 1:
         return None
@@ -64,7 +67,7 @@ def _factors(runs: Sequence[Run], shown: Shown) -> Exhibit | None:
 
 
 def _search(runs: Sequence[Run], shown: Shown) -> Exhibit | None:
-    """Only of searches with the same objective, target and texts."""
+    """The searches in one figure; None where objective, target or texts differ."""
     traces = {run.name: run.trace for run in runs if run.trace is not None and run.trace.progress}
     if len(traces) < 2 or len({trace.final for trace in traces.values()}) > 1:
         return None

@@ -1,4 +1,4 @@
-"""Writes the report on runs: one self-contained HTML file, and its figures as PNG and SVG."""
+"""Writes the report on runs: an HTML page or Markdown, its figures as PNG and SVG, and its tables as CSV."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ Format = Literal["html", "md"]
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a report: its page, and its figures, each as PNG and SVG."""
+    """The files of a report."""
 
     html: Path
     """The page, or the Markdown file."""
     figures: list[Path]
+    """Each figure as PNG and as SVG."""
     tables: list[Path] = field(default_factory=list)
     """Every table as CSV, beside the figures."""
 

@@ -74,7 +74,7 @@ class Trace:
 
 
 def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
-    """The log at `path`; the number of its texts and its result come from the `provenance` of the scaling it led to.
+    """Read the log at `path`. The number of its texts and its result come from the `provenance` of its scaling.
 
     Raises LongRopeError when the log is missing or damaged.
     """

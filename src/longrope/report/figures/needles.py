@@ -22,7 +22,8 @@ _WHOLE_NAME = 2.3  # inches of a figure beside which the long name of the depths
 
 
 def needle_figure(rows: Sequence[EvalRow], shown: Shown) -> Figure:
-    """Share of exact answers in per cent; depth 0 is the start of the text, on top. Cells not measured are empty."""
+    """Draw the share of exact answers in per cent. Depth 0, the start of the text, is on top; cells not measured are
+    empty."""
     lengths = sorted({row.length for row in rows})
     depths = sorted({float(row.detail["depth"]) for row in rows})
     names = [name for name in shown if any(row.scaling == name for row in rows)]
