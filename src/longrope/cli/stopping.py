@@ -30,6 +30,12 @@ class _State:
 _state = _State()
 
 
+def unwind_on_interrupt() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt again, where `longrope.__main__` made it end the process at once."""
+    if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "_end_at_once":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def stopping(time_limit: float | None) -> Iterator[None]:
     """Stop what runs inside on a signal, or `time_limit` seconds from now. For the main thread."""

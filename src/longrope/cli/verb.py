@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from longrope.cli.common import log, set_verbosity
-from longrope.cli.stopping import stopping
+from longrope.cli.stopping import stopping, unwind_on_interrupt
 from longrope.errors import LongRopeError
 from longrope.provenance import command_line
 from longrope.settings import Settings
@@ -137,6 +137,7 @@ def verb(function: Callable[..., int | None]) -> Callable[..., int | None]:
     def command(
         *values: Any, verbose: bool = False, quiet: bool = False, time_limit: str | None = None, **named: Any
     ) -> int | None:
+        unwind_on_interrupt()
         set_verbosity(verbose, quiet)
         log.info("%s", command_line())
         for name, make in makers.items():
