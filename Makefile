@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo docs test test-slow lint format clean
+.PHONY: help demo demo-smollm2 docs test test-slow lint format clean
 
 PYTHON ?= python3
 TRANSFORMERS ?= newest
@@ -10,11 +10,18 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## extend the embedded model from 256 to 2,048 tokens and show the evidence (replaces runs/demo)
 	@if [ -e runs/demo ]; then echo "removing runs/demo of the last demo (nothing else in runs/)"; rm -rf runs/demo; fi
 	@$(BIN)/longrope extend -o runs/demo
+
+SMOLLM2 := --target-length 16k --method gradient --steps 6 --no-continuation --samples 1 --eval-samples 2 --dtype bfloat16
+
+demo-smollm2: $(STAMP) ## the same for SmolLM2-135M, a GGUF file, from 8k to 16k tokens (93 MB fetched; about an hour; goes on in runs/smollm2)
+	@model=$$($(BIN)/python scripts/smollm2.py) && $(BIN)/longrope extend "$$model" $(SMOLLM2) -o runs/smollm2 \
+	  --data book:an-american-tragedy --eval-data book:les-miserables --eval-data book:the-diary-of-samuel-pepys \
+	  $$(if [ -e runs/smollm2 ]; then echo --resume; fi)
 
 docs: $(STAMP) ## build the documentation as a site in site/, strictly
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

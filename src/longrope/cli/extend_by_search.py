@@ -7,6 +7,7 @@ from typing import Any
 
 from longrope.cli.common import output, print_json, quiet_libraries
 from longrope.cli.progress import progress
+from longrope.cli.tables.costs import show_extension_costs
 from longrope.cli.tables.model import show_inspection
 from longrope.cli.tables.runs import show_extension
 from longrope.models.config import LoadOptions
@@ -33,7 +34,7 @@ def run(
     from longrope.models.checkpoint_files import EMBEDDED
     from longrope.models.inspect import inspect_model
     from longrope.models.loading import open_model
-    from longrope.recipes.extend import extend, summary
+    from longrope.recipes.extend import extend, plan_extension, summary
 
     quiet_libraries()
     evolves = search.get("method", SearchConfig().method) in EVOLUTION
@@ -45,6 +46,9 @@ def run(
         show_inspection(found)
         output.print()
     loaded = open_model(model, options=load)
+    if not as_json:
+        planned = {name: job[name] for name in ("target_length", "lengths", "evaluation_samples")}
+        show_extension_costs(plan_extension(loaded, config=config, **planned))
     with progress(lambda shown: shown.after_search(output_dir), log_dir, report_to) as shown:
         extension = extend(loaded, output_dir=output_dir, config=config, callbacks=shown, **job)
         shown.measured(extension.evaluation.rows)

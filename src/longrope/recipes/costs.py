@@ -63,6 +63,25 @@ def recipe_costs(loaded: LoadedModel, steps: Sequence[Step], rates: Rates) -> li
     return [_cost(loaded, shape, place, step, rates) for place, step in enumerate(steps, start=1)]
 
 
+def extension_costs(
+    loaded: LoadedModel,
+    target_length: int,
+    config: SearchConfig,
+    lengths: Sequence[int],
+    samples: int,
+    methods: int,
+    rates: Rates,
+) -> list[StepCost]:
+    """The cost of a search at most, and of comparing `methods` on `samples` texts at each of `lengths`."""
+    shape = shape_of(loaded.name, loaded.model)
+    tokens, flops, detail = _searches(loaded, shape, [target_length], config)
+    costs = [StepCost("search", tokens, flops.total, rates.seconds(flops), detail)]
+    texts = samples * methods
+    flops = sum((forward_flops(shape, length) * texts for length in lengths), Flops())
+    detail = f"{methods} methods, {samples} texts at {len(lengths)} lengths"
+    return [*costs, StepCost("compare", texts * sum(lengths), flops.total, rates.seconds(flops), detail)]
+
+
 def measure_rates(loaded: LoadedModel) -> Rates:
     """The FLOP/s of matrices and of attention on this machine, from scoring two texts after one that warms up."""
     shape = shape_of(loaded.name, loaded.model)

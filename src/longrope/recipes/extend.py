@@ -33,6 +33,7 @@ from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.models.scoring import last_logits
 from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.provenance import CIRCUMSTANCES, finished, record
+from longrope.recipes.costs import StepCost, extension_costs, measure_rates
 from longrope.recipes.extend_gguf import check_file, export_file, extended_file, prove_file
 from longrope.report.collect import Proof
 from longrope.report.run import Written, report
@@ -90,12 +91,8 @@ def extend(
     """
     started = time.perf_counter()
     callbacks, config = callbacks or Callbacks(), config or SearchConfig()
-    original = loaded.geometry.original_length
-    target_length = 8 * original if target_length is None else parse_length(target_length)
-    require_longer(loaded, target_length)
-    compared = parse_lengths(lengths) if lengths is not None else doubling_lengths(original, target_length)
     # The needs of later stages are checked now: an error after a long search would waste it.
-    check_lengths(compared, target_length, None)
+    target_length, compared = _lengths(loaded, target_length, lengths)
     check_file(loaded)
     if config.start_tokens != "0" and not allow_lossy:
         raise LongRopeError(
@@ -131,7 +128,7 @@ def extend(
         lengths=compared,
         scaling=found.scaling,
         scaling_name=NAME,
-        baselines=[*CLOSED_FORMS, *([CHECKPOINT] if loaded.checkpoint_scaling is not None else [])],
+        baselines=_baselines(loaded),
         config=EvalConfig(samples=evaluation_samples),
         seed=config.seed,
         output=output_dir / EVALUATION,
@@ -167,6 +164,42 @@ def extend(
     _begin(callbacks, "report")
     written = report([output_dir], output_dir / REPORT)
     return Extension(found, evaluation, checkpoint, losses, proofs, written)
+
+
+def plan_extension(
+    loaded: LoadedModel,
+    target_length: int | str | None,
+    *,
+    lengths: Sequence[int | str] | str | None = None,
+    evaluation_samples: int = 10,
+    config: SearchConfig | None = None,
+) -> list[StepCost]:
+    """The costs of `extend` with the same arguments, at the rate that two short texts are scored with here, now.
+
+    Raises LongRopeError when the target length cannot be.
+    """
+    target_length, compared = _lengths(loaded, target_length, lengths)
+    methods = len(_baselines(loaded)) + 1
+    rates = measure_rates(loaded)
+    return extension_costs(
+        loaded, target_length, config or SearchConfig(), compared, evaluation_samples, methods, rates
+    )
+
+
+def _lengths(
+    loaded: LoadedModel, target_length: int | str | None, lengths: Sequence[int | str] | str | None
+) -> tuple[int, list[int]]:
+    """The target length and those of the comparison, by default L, 2L, … L'."""
+    original = loaded.geometry.original_length
+    target = 8 * original if target_length is None else parse_length(target_length)
+    require_longer(loaded, target)
+    compared = parse_lengths(lengths) if lengths is not None else doubling_lengths(original, target)
+    check_lengths(compared, target, None)
+    return target, compared
+
+
+def _baselines(loaded: LoadedModel) -> list[str]:
+    return [*CLOSED_FORMS, *([CHECKPOINT] if loaded.checkpoint_scaling is not None else [])]
 
 
 def _begin(callbacks: Callbacks, stage: str) -> None:

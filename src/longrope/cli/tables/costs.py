@@ -10,7 +10,11 @@ from longrope.units import format_length
 
 if TYPE_CHECKING:
     from longrope.costs.plan import CostPlan, CostRow
+    from longrope.recipes.costs import StepCost
     from longrope.recipes.run import PreparedRecipe
+
+
+_MEASURED = "on one device at the rate that short texts were scored with just now; tokens count a backward pass twice"
 
 
 def show_costs(planned: CostPlan) -> None:
@@ -81,6 +85,14 @@ def _show_details(planned: CostPlan) -> None:
     show_table(["", "FLOPs", "matrices", "attention", "devices", "what"], lines, texts=(5,))
 
 
+def show_extension_costs(costs: list[StepCost]) -> None:
+    """The stages of `longrope extend` that take long, before they begin."""
+    lines = [[cost.title, format_count(cost.tokens), format_duration(cost.seconds), cost.detail] for cost in costs]
+    show_table(["stage", "tokens", "time", "what"], lines, texts=(3,))
+    say(f"at most {format_duration(sum(cost.seconds for cost in costs))} here: {_MEASURED}")
+    output.print()
+
+
 def show_recipe_costs(name: str, prepared: PreparedRecipe) -> None:
     """The steps with tokens and time, before any is begun; those that are finished cost nothing any more."""
     costs, finished = prepared.costs, prepared.finished
@@ -101,8 +113,5 @@ def show_recipe_costs(name: str, prepared: PreparedRecipe) -> None:
     columns = ["stage", "tokens", *(["FLOPs"] if is_verbose() else []), "time", "what"]
     say(f"{name} on {prepared.loaded.name}, {format_length(prepared.loaded.geometry.original_length)} tokens")
     show_table(columns, lines, texts=(len(columns) - 1,))
-    say(
-        "at most, on one device at the rate that short texts were scored with just now; tokens count a backward pass "
-        "twice"
-    )
+    say(f"at most, {_MEASURED}")
     output.print()

@@ -36,8 +36,9 @@ def llama_cpp_package() -> Any:
 class LlamaCpp:
     """llama.cpp's server on one file, with one slot; it ends with the object."""
 
-    def __init__(self, path: Path, context: int, threads: int) -> None:
-        """`context`: the size of the context in tokens, which llama.cpp rounds up to a multiple of 256.
+    def __init__(self, path: Path, context: int, threads: int, **settings: Any) -> None:
+        """`context`: the size of the context in tokens, which llama.cpp rounds up to a multiple of 256. `settings`:
+        further parameters of llama.cpp by their names, such as `rope_freq_scale`.
 
         Raises LongRopeError (`runtime-fault`) where llama.cpp does not load the file.
         """
@@ -49,6 +50,8 @@ class LlamaCpp:
         params.n_gpu_layers = 0
         params.warmup = params.fit_params = False
         params.verbosity = 0
+        for name, value in settings.items():
+            setattr(params, name, value)
         self.path = path
         try:
             self.server: Any = package.Server(params)

@@ -120,6 +120,24 @@ def _one_part(path: Path, count: int) -> LongRopeError:
     )
 
 
+def read_array(file: GgufFile, name: str) -> list[Any]:
+    """The items of an array of `file`, numbers or strings. Raises LongRopeError (`damaged-file`) where it has none."""
+    key = file.keys.get(name)
+    if key is None or key.type != ARRAY:
+        found = "none" if key is None else f"a value of type {key.type}"
+        raise _damaged(file.path, f"is damaged: expected a list as {name}, found {found}")
+    with file.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        cursor = _Cursor(data)
+        cursor.skip(key.start)
+        cursor.string()
+        cursor.number("I")
+        item, count = cursor.number("I"), cursor.number("Q")
+        if item == STRING:
+            return [cursor.string() for _ in range(count)]
+        start = cursor.skip(count * struct.calcsize("<" + SCALARS[item]))
+        return list(struct.unpack_from(f"<{count}{SCALARS[item]}", data, start))
+
+
 class _Cursor:
     """A place in the bytes that moves as values are read. Past the end, `struct.error` is raised."""
 

@@ -7,6 +7,7 @@ from io import StringIO
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
@@ -45,6 +46,7 @@ def load_gguf_weights(
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 **place,
                 config=config,
+                quantization_config=_dequantised(),
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 local_files_only=True,
@@ -59,6 +61,12 @@ def load_gguf_weights(
     if file.value("general.architecture") == "llama" and "llama.attention.head_count_kv" not in file.keys:
         _undo_permutation(model)
     return model
+
+
+def _dequantised() -> Any:
+    """transformers' consent to dequantise, which releases without packed weights do not know and do not need."""
+    config = getattr(transformers, "GgufConfig", None)
+    return None if config is None else config(dequantize=True)
 
 
 def _as_quiet_as_transformers() -> AbstractContextManager[Any]:
