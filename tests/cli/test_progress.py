@@ -104,6 +104,13 @@ def test_without_a_terminal_the_first_evaluation_is_a_line_at_once(capsys):
     assert captured.out == ""
 
 
+def test_before_the_first_loss_there_is_no_best(capsys):
+    with progress(lambda _: "") as display:
+        display.on_search_start(100, BASELINES)
+        display.on_search_progress(SearchProgress(1, math.inf, replayed=False))
+    assert "no best loss yet (yarn 4.1900)" in capsys.readouterr().err
+
+
 def lines_of(clock: list[float]) -> Lines:
     return Lines(clock=lambda: clock[0])
 

@@ -165,7 +165,8 @@ class Display(Callbacks):
 
     def on_search_progress(self, progress: SearchProgress) -> None:
         self._scalars.on_search_progress(progress)
-        note = f"best loss {progress.best_loss:.4f}{self._baseline}"
+        best = f"best loss {progress.best_loss:.4f}" if math.isfinite(progress.best_loss) else "no best loss yet"
+        note = f"{best}{self._baseline}"
         self.best = f"interrupted after {progress.evaluations} evaluations; {note}"
         log.info("evaluation %d: %s", progress.evaluations, note)
         self._bar.update(self._task, completed=progress.evaluations, note=note.replace("best loss", "best"))
