@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from longrope.callbacks import SearchProgress
 from longrope.errors import LongRopeError
+from longrope.locked import with_checksum
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import (
     SEARCH,
@@ -130,12 +132,17 @@ def test_a_finished_search_is_replayed_without_evaluating(whole: Path, tmp_path:
     assert path.read_bytes() == whole.read_bytes()
 
 
+def sealed(row: dict[str, Any]) -> str:
+    """`row` as a line of a log, with the checksum that it would have been written with."""
+    return with_checksum(json.dumps({key: value for key, value in row.items() if key != "crc32"})) + "\n"
+
+
 def test_replayed_losses_are_the_logs(whole: Path, tmp_path: Path) -> None:
     """The results come from the log, not from evaluating again: another loss in it is another best."""
     path = tmp_path / "log"
     lines = whole.read_text().splitlines(keepends=True)[:21]  # within the third generation
     row = json.loads(lines[20])
-    path.write_text("".join([*lines[:20], json.dumps(row | {"loss": -1.0}) + "\n"]))
+    path.write_text("".join([*lines[:20], sealed(row | {"loss": -1.0})]))
     optimizer, _ = evolve(path, resume=True)
     best, loss = optimizer.incumbent
     assert (list(best.steps), best.start_tokens, loss) == (row["steps"], row["start_tokens"], -1.0)
@@ -148,7 +155,7 @@ def test_an_edited_candidate_is_noticed(whole: Path, tmp_path: Path, line: int, 
     lines = whole.read_text().splitlines(keepends=True)
     row = json.loads(lines[line])
     row[edit] = row[edit] + 1 if edit == "start_tokens" else [row[edit][0] + 1, *row[edit][1:]]
-    lines[line] = json.dumps(row) + "\n"
+    lines[line] = sealed(row)
     path.write_text("".join(lines))
     with pytest.raises(LongRopeError, match=f"evaluation {line - 1} is not the one") as error:
         evolve(path, resume=True)
@@ -160,7 +167,7 @@ def test_an_edited_candidate_is_noticed(whole: Path, tmp_path: Path, line: int, 
 def test_evaluations_beyond_the_end_are_noticed(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "log"
     last = json.loads(whole.read_text().splitlines()[-1])
-    path.write_text(whole.read_text() + json.dumps(last | {"index": EVALUATIONS}) + "\n")
+    path.write_text(whole.read_text() + sealed(last | {"index": EVALUATIONS}))
     with pytest.raises(LongRopeError, match="holds 33 evaluations, this search ends after 32") as error:
         evolve(path, resume=True)
     assert error.value.code == "other-run"

@@ -13,7 +13,9 @@ from torch import Tensor
 from longrope.data.packing import PackedRows
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.saving import plain_saves
 from longrope.models.scoring import token_nll
+from longrope.run_files import FINETUNE_IDENTITY
 from longrope.train.config import FinetuneConfig, LoraConfig
 from longrope.train.finetune import packed_rows, training_windows
 from longrope.train.lora import trained_in_full, with_lora
@@ -42,8 +44,10 @@ class Run:
         scaled = apply_scaling(loaded.model, scaling)
         rotary = scaled.rotaries[0]
         hook = rotary.register_forward_hook(lambda *_: self.used.append(rotary.pinned))
-        with chunked_loss(loaded.model):
-            arguments = training_arguments(settings, folder, cpu=True)
+        with plain_saves(loaded.model), chunked_loss(loaded.model):
+            folder.mkdir(exist_ok=True)
+            (folder / FINETUNE_IDENTITY).touch()
+            arguments = training_arguments(settings, folder / "trainer", cpu=True)
             make_trainer(
                 loaded.model,
                 arguments,
@@ -108,8 +112,10 @@ def test_a_micro_batch_never_mixes() -> None:
 
 
 def test_a_loss_that_is_no_number_stops(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
+    usual = training(steps=4, batch=1, warmup=0)
+    settings = usual.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})  # beyond what is allowed
     with pytest.raises(LongRopeError, match=r"the loss of step [23] is not finite \(nan\), at 256 tokens in") as error:
-        Run(checkpoint, sources, tmp_path, training(steps=4, batch=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0))
+        Run(checkpoint, sources, tmp_path, settings)
     assert error.value.code == "not-finite"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longrope.errors import LongRopeError
 from longrope.search.evaluator import OTHER, SEARCH
 from longrope.search.log import read_log
 
@@ -79,6 +80,10 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
     Raises LongRopeError when the log is missing or damaged.
     """
     header, logged = read_log(path)
+    if not path.read_bytes().endswith(b"\n"):
+        raise LongRopeError(
+            f"the last line of {path} is cut off", code="damaged-file", hint="finish the search with `resume=True`"
+        )
     target = int(header["target_length"])
     texts = _texts(provenance.get("data"))
     baselines: dict[str, float] = {}
