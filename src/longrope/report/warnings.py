@@ -30,9 +30,9 @@ SUITES = {
 }
 """The measurements of a full report. `position` stands for the rows of metric `nll`."""
 _ANSWERS = {
-    "passkey": "it finds fewer passkeys:",
-    "needle": "it finds fewer needles:",
-    "ruler": "RULER's mean score is lower:",
+    "passkey": "finds fewer passkeys:",
+    "needle": "finds fewer needles:",
+    "ruler": "has a lower mean score of RULER:",
 }
 _LIGHT_DIFFERENCE = 1e-3  # of attention factors
 
@@ -140,7 +140,7 @@ def _lost_answers(run: Run, shown: Shown, own_name: str) -> list[str]:
                 continue
             value = f"{own.value:.1f}" if suite == "ruler" else f"{100 * own.value:.0f} %"
             best = f"{ranking.value:.1f}" if suite == "ruler" else f"{100 * ranking.value:.0f} %"
-            items.append(f"At {count(length)} tokens {says} {value}, with {shown[ranking.best].label} {best}.")
+            items.append(f"At {count(length)} tokens {shown[own_name].label} {says} {value}, with {shown[ranking.best].label} {best}.")
     searched = run.scaling.provenance.get("objective") if run.scaling is not None else None
     if items and searched == "perplexity":
         items.append("The search was driven by perplexity, which does not ask for answers; --objective needle does.")
