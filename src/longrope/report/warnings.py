@@ -140,7 +140,8 @@ def _lost_answers(run: Run, shown: Shown, own_name: str) -> list[str]:
                 continue
             value = f"{own.value:.1f}" if suite == "ruler" else f"{100 * own.value:.0f} %"
             best = f"{ranking.value:.1f}" if suite == "ruler" else f"{100 * ranking.value:.0f} %"
-            items.append(f"At {count(length)} tokens {shown[own_name].label} {says} {value}, with {shown[ranking.best].label} {best}.")
+            name, other = shown[own_name].label, shown[ranking.best].label
+            items.append(f"At {count(length)} tokens {name} {says} {value}, with {other} {best}.")
     searched = run.scaling.provenance.get("objective") if run.scaling is not None else None
     if items and searched == "perplexity":
         items.append("The search was driven by perplexity, which does not ask for answers; --objective needle does.")
