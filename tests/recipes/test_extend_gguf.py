@@ -22,7 +22,7 @@ from tests.models.gguf_models import HEAD_DIM, WINDOW, save_gguf
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
 
-BUDGET = SearchConfig(population=4, iterations=1, samples=1)
+BUDGET = SearchConfig(method="longrope", population=4, iterations=1, samples=1)
 Q8 = gguf.GGMLQuantizationType.Q8_0
 
 
