@@ -18,7 +18,7 @@ demo: $(STAMP) ## extend the embedded model from 256 to 2,048 tokens and show th
 
 SMOLLM2 := --target-length 16k --method gradient --steps 6 --no-continuation --samples 1 --eval-samples 2 --dtype bfloat16
 
-demo-smollm2: $(STAMP) ## the same for SmolLM2-135M, a GGUF file, from 8k to 16k tokens (93 MB fetched; about an hour; goes on in runs/smollm2)
+demo-smollm2: $(STAMP) ## the same for SmolLM2-135M, a GGUF file, from 8k to 16k tokens (93 MB fetched; about an hour; goes on where it was stopped)
 	@model=$$($(BIN)/python scripts/smollm2.py) && $(BIN)/longrope extend "$$model" $(SMOLLM2) -o runs/smollm2 \
 	  --data book:an-american-tragedy --eval-data book:les-miserables --eval-data book:the-diary-of-samuel-pepys \
 	  $$(if [ -e runs/smollm2 ]; then echo --resume; fi)
