@@ -111,6 +111,11 @@ def test_lengths_by_themselves(cli, scaling):
     assert lengths("--target-length", "300") == [256, 300]
 
 
+def test_a_server_does_not_tell_its_lengths(cli):
+    ran = cli("eval", "http://localhost:1/v1", "--tokenizer", "tiny", "--suite", "passkey")
+    assert "expected --lengths to measure a server at, found none; give context lengths up to" in ran.refusal
+
+
 def test_closed_forms_of_the_original_window_say_that_they_change_nothing(cli):
     plain = cli("eval", "tiny", "--suite", "passkey", "--lengths", "256", "--against", "yarn", *QUICK)
     assert plain.code == 0

@@ -128,6 +128,12 @@ def evaluate(
                 code="invalid-setting",
                 hint=f"leave `{wrong[0]}` out",
             )
+        if not windows and any(suite.by_length for suite in chosen):
+            raise LongRopeError(
+                "expected `lengths` to measure a server at, found none",
+                code="invalid-setting",
+                hint="give context lengths up to the one that it was started for, such as 8k,32k",
+            )
         results = evaluate_server(
             str(model),
             tokenizer or (server and server.tokenizer),
