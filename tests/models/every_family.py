@@ -27,6 +27,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"num_key_value_heads$|^kv_n_heads$|^num_kv_heads$", 2),
     (r"head_dim$|^kv_channels$", 16),
     (r"_lora_rank$", 32),
+    (r"(^|_)d_state$|mamba_chunk_size$|^chunk_size$", 16),
     (r"^(max_position_embeddings|max_seq_len|model_max_length|n_positions)$", WINDOW),
     (r"sliding_window$|^attention_window_size$|^attention_chunk_size$", 24),
     (r"^(n_group|topk_group|num_expert_group)$", 1),
@@ -38,15 +39,37 @@ _SIZES: tuple[tuple[str, int], ...] = (
 )
 _LATENT = {"num_key_value_heads": 4}
 _OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 16},
+    "blt": {"encoder_hash_byte_group_vocab": VOCABULARY},
+    "dbrx": {
+        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_top_k": 2},
+    },
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "bamba": {"attn_layer_indices": [1, 3]},
-    "granitemoehybrid": {"layers_block_type": ["mamba", "attention"] * 2, "position_embedding_type": "rope"},
-    "mimo_v2_flash": {"partial_rotary_factor": 0.5},
-    "ministral": {"head_dim": 16},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "granitemoehybrid": {
+        "layers_block_type": ["mamba", "attention"] * 2,
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+    },
+    "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
-    "nemotron": {"head_dim": 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "longcat_flash": {"qk_head_dim": 32, "head_dim": 16, "zero_expert_num": 2, "moe_topk": 2, "num_layers": 2},
+    "mimo_v2_flash": {"head_dim": 48, "swa_head_dim": 48},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+    "recurrent_gemma": {"max_position_embeddings": WINDOW, "lru_width": 64},
+    "zamba2": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "mamba_headdim": 16,
+        "n_mamba_heads": 8,
+        "use_mem_rope": True,
+    },
+    "zaya": {"num_experts_per_tok": 1},
 }
 
 
@@ -82,6 +105,8 @@ def smaller(config: PreTrainedConfig) -> dict[str, Any]:
                 small[name] = size
             if name.endswith("token_id") and value >= VOCABULARY:
                 small[name] = VOCABULARY - 1
+        if name == "rope_parameters" and isinstance(value, dict) and "original_max_position_embeddings" in value:
+            small[name] = value | {"original_max_position_embeddings": WINDOW // 4, "factor": 4.0}
         if isinstance(value, list) and layers and len(value) == layers:
             small[name] = _distinct(value)
         if name == "eos_token_id" and isinstance(value, list):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from longrope.errors import LongRopeError, one_line
-from longrope.models.loading import load_config
+from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry, text_config
 
 _SLIDING = ("sliding_attention", "chunked_attention")
@@ -66,23 +64,6 @@ class ModelShape:
         """Pairs of a query and a key in all layers of a text of `length` tokens: T²/2, W·T − W²/2 where W slides."""
         windows = (length if reach is None else min(reach, length) for reach in self.reaches)
         return sum(window * length - window**2 / 2 for window in windows)
-
-
-def weightless(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a config on the meta device: every module and parameter, without the numbers.
-
-    Raises LongRopeError when there is no such config, or transformers makes no causal language model with a head of it.
-    """
-    config = load_config(name, trust_remote_code=trust_remote_code)
-    RopeGeometry.from_config(config)  # a model without RoPE cannot be extended, whatever it would cost
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a config that transformers cannot build raises many kinds
-        raise LongRopeError(
-            f"cannot build the model of {name} from its config: {one_line(error)}", code="no-such-model"
-        ) from error
-    return model
 
 
 def shape_of(name: str, model: PreTrainedModel) -> ModelShape:

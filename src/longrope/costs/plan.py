@@ -26,13 +26,14 @@ from longrope.costs.flops_bytes import (
     scoring_bytes,
     training_bytes,
 )
-from longrope.costs.model_dims import ModelShape, shape_of, weightless
+from longrope.costs.model_dims import ModelShape, shape_of
 from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.models.apply import geometry_of
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, find_checkpoint_scaling, require_longer
+from longrope.models.weightless import weightless
 from longrope.quantities import format_bytes, format_duration, format_gpu_hours
 from longrope.search.config import METHODS, SearchConfig
 from longrope.storage import write_json_atomic

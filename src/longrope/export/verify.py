@@ -199,6 +199,9 @@ def _frequency_error(model: PreTrainedModel, scaling: RopeScaling) -> float:
         raise LongRopeError(
             f"the reloaded {type(model).__name__} has no rotary module that transformers can rescale", code="differs"
         )
+    # A module that no layer calls has never computed its long frequencies (Granite with sliding windows has one).
+    called = [(name, module) for name, module in modules if hasattr(module, f"{_longrope_prefix(module)}long_inv_freq")]
+    modules = called or modules
     return max(_module_frequency_error(name, module, scaling) for name, module in modules)
 
 

@@ -20,7 +20,7 @@ from longrope.models.generation.hooks import hook_generation
 from longrope.models.rotary import LongRopeRotary
 from longrope.models.saving import hook_saving
 from longrope.models.scaled import ScaledModel, method_hooks
-from longrope.rope.geometry import RopeGeometry, scaled_layer_type
+from longrope.rope.geometry import RopeGeometry, scaled_layer_type, text_config
 from longrope.rope.scaling import RopeScaling, Window, load_scaling
 
 _PROBE_TOKENS = 16
@@ -49,13 +49,8 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
     put_back = _remember(model)
     try:
         remove_scaling(model)
-        places = _rotary_modules(model)
-        if not places:
-            raise LongRopeError(
-                f"{type(model).__name__} has no rotary module to scale: longrope needs a model with RoPE",
-                code="not-rope",
-            )
-        _require_one_base(model, [module for _, module in places], scaling.geometry)
+        places = rotary_modules(model)
+        require_one_base(model, [module for _, module in places], scaling.geometry)
         rotaries = {module: LongRopeRotary(module, scaling, layer_type) for _, module in places}
         for name, module in places:
             _place(model, name, rotaries[module])
@@ -119,16 +114,26 @@ def _applied(model: PreTrainedModel) -> list[tuple[str, LongRopeRotary]]:
     return [(name, module) for name, module in _named_modules(model) if isinstance(module, LongRopeRotary)]
 
 
-def _rotary_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    return [
+def rotary_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The rotary modules of the language model, by name. Raises LongRopeError where there is none."""
+    family = text_config(model.config).model_type
+    found = [
         (name, module)
         for name, module in _named_modules(model)
-        if hasattr(module, "inv_freq")
-        or any(key.endswith("inv_freq") for key, _ in module.named_buffers(recurse=False))
+        if (
+            hasattr(module, "inv_freq")
+            or any(key.endswith("inv_freq") for key, _ in module.named_buffers(recurse=False))
+        )
+        and getattr(getattr(module, "config", None), "model_type", family) == family  # not those of images and sound
     ]
+    if not found:
+        raise LongRopeError(
+            f"{type(model).__name__} has no rotary module to scale: longrope needs a model with RoPE", code="not-rope"
+        )
+    return found
 
 
-def _require_one_base(model: PreTrainedModel, modules: Iterable[nn.Module], geometry: RopeGeometry) -> None:
+def require_one_base(model: PreTrainedModel, modules: Iterable[nn.Module], geometry: RopeGeometry) -> None:
     """Raise LongRopeError where layers have rotary modules of different bases (Granite with sliding windows may)."""
     configs = [config for module in modules if (config := getattr(module, "config", None)) is not None]
     parameters = [entry for config in configs if isinstance(entry := getattr(config, "rope_parameters", None), dict)]

@@ -60,7 +60,10 @@ def join(first: Tensor, rest: Iterable[Tensor], length: int) -> Tensor:
 def base_of(model: PreTrainedModel) -> nn.Module:
     """The model below the head. Raises LongRopeError when `model` has no head."""
     base: nn.Module = model.base_model
-    if base is model:
+    if base is model:  # its prefix is another model's (Mllama's text model)
+        decoder: Any = model.get_decoder
+        base = decoder()
+    if base is model or base is None:
         raise LongRopeError(
             f"expected a causal language model with a head, found {type(model).__name__} without one", code="no-head"
         )

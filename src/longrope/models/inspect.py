@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from longrope.models.loading import config_and_scaling, name_of
+from longrope.models.weightless import weightless
 from longrope.rope.geometry import (
     original_length_guess,
     rope_layer_types,
@@ -100,6 +101,8 @@ def inspect_model(
     """
     length = None if original_length is None else parse_length(original_length)
     config, geometry, checkpoint_scaling = config_and_scaling(model, length, trust_remote_code=trust_remote_code)
+    if not isinstance(model, PreTrainedModel):
+        weightless(str(model), trust_remote_code=trust_remote_code)  # refuses what a search would refuse
     text = text_config(config)
     stated = stated_window(config) or geometry.original_length
     windows = [

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from longrope.costs.model_dims import weightless
 from longrope.data.documents import Document
 from longrope.data.packing import SpecialTokens, pack
 from longrope.data.samples import require_disjoint
@@ -20,6 +19,7 @@ from longrope.evaluation.base import EvalContext
 from longrope.evaluation.run import SUITES
 from longrope.models.loading import LoadedModel, as_if_trained
 from longrope.models.texts import sources_or_books
+from longrope.models.weightless import weightless
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage, Stage
 from longrope.rope.baselines import check_baseline

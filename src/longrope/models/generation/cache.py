@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import with_cache
-from longrope.models.chunked import logits_chunk
+from longrope.models.chunked import base_of, logits_chunk
 from longrope.models.finite import require_finite_logits
 from longrope.models.scaled import ScaledModel, handle_of
 from longrope.models.scoring import run_base
@@ -114,6 +115,8 @@ class Prefilled:
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Logits (1, n, V) of `ids` (1, n), which join the cache."""
+        if ids.shape[1] > 1:
+            _require_continued(self.scaled, self.cache)
         past = int(self.cache.get_seq_length())
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
         with self.scaled.using(self.window) as model:
@@ -229,20 +232,54 @@ def fill(
     """
     if chunk_size < 1:
         raise LongRopeError(f"expected a prefill chunk of at least 1 token, found {chunk_size}", code="invalid-setting")
-    model, count = scaled.model, ids.shape[1]
+    model, base, count = scaled.model, base_of(scaled.model), ids.shape[1]
     past = int(cache.get_seq_length())
+    if past or count > chunk_size:
+        _require_continued(scaled, cache)
     if position_ids is None:
         position_ids = torch.arange(past, past + count, device=ids.device)[None]
     with torch.no_grad(), scaled.using(window):
         for start in range(0, count, chunk_size):
             stop = min(start + chunk_size, count)
-            model.base_model(
+            base(
                 input_ids=ids[:, start:stop],
                 position_ids=position_ids[:, start:stop],
                 attention_mask=None if attention_mask is None else attention_mask[:, : past + stop],
-                **with_cache(model.base_model, cache),
+                **with_cache(base, cache),
             )
     _check_filled(cache, past + count, model)
+
+
+_CONTINUED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_TRIED = 12, 7  # tokens of a text, and of its first part
+
+
+def _require_continued(scaled: ScaledModel, cache: DynamicCache) -> None:
+    """Raise LongRopeError unless reading a text in two parts gives what reading it at once gives.
+
+    Models with states of their own (RecurrentGemma) may go on from them a token at a time only, without an error.
+    """
+    model = scaled.model
+    if holds_keys_and_values_only(cache):
+        return
+    if model not in _CONTINUED:
+        base, (count, first) = base_of(model), _TRIED
+        vocabulary = model.config.get_text_config().vocab_size
+        ids = torch.arange(1, count + 1, device=model.device)[None] % vocabulary
+        positions = torch.arange(count, device=model.device)[None]
+        empty: Any = DynamicCache(config=model.config)
+        with torch.no_grad(), scaled.using(scaled.scaling.windows[-1]):
+            whole = base(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, first:]
+            for part in (slice(0, first), slice(first, count)):
+                parts = base(input_ids=ids[:, part], position_ids=positions[:, part], **with_cache(base, empty))
+        error = float((parts.last_hidden_state - whole).abs().max() / whole.abs().max())
+        _CONTINUED[model] = error <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 1e-1)
+    if not _CONTINUED[model]:
+        raise LongRopeError(
+            f"{type(model).__name__} does not go on from its cached states by several tokens at once: a text that is"
+            " read in parts would be wrong",
+            code="cannot-generate",
+        )
 
 
 def _check_filled(cache: DynamicCache, length: int, model: PreTrainedModel) -> None:

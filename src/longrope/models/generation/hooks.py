@@ -168,7 +168,9 @@ class CacheHook(MethodHook):
         inputs: dict[str, Any] = {}
         # Phi-3's own method drops the cache where its own config changes windows: this one is right already.
         for prepare in (self.own, partial(GenerationMixin.prepare_inputs_for_generation, model)):
-            passed = {} if cache is None else {cache_argument(prepare): cache}
+            passed = (
+                {} if cache is None else {cache_argument(prepare, GenerationMixin.prepare_inputs_for_generation): cache}
+            )
             inputs = prepare(input_ids, next_sequence_length=last, **given, **passed)
             if take_cache(inputs) is cache:
                 break

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import with_cache
+from longrope.models.chunked import base_of
 from longrope.models.generation.cache import holds_keys_and_values_only, new_cache
 from longrope.models.scaled import ScaledModel
 from longrope.rope.angles import cos_sin
@@ -133,7 +134,8 @@ def _lone_keys(scaled: ScaledModel, window: Window) -> list[Tensor]:
             hint="use `switch='recompute'`",
         )
     with torch.no_grad(), scaled.using(window):
-        model.base_model(input_ids=ids, position_ids=positions, **with_cache(model.base_model, cache))
+        base = base_of(model)
+        base(input_ids=ids, position_ids=positions, **with_cache(base, cache))
     return [layer.keys for layer in cache.layers]
 
 
