@@ -8,8 +8,8 @@
     scaling = lr.search_scaling(model, tokenizer, target_length="128k", data="books/", output_dir="run")
     lr.apply_scaling(model, scaling)
 
-Models are plain transformers models, folders or hub names; lengths are an int or "128k". A fault that a caller can mend
-is a `LongRopeError`. Every name below is imported when it is first used.
+Models are plain transformers models, folders, GGUF files or hub names; lengths are an int or "128k". A fault that a
+caller can mend is a `LongRopeError`. Every name below is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -91,6 +91,16 @@ def test_a_graph_without_factors_is_refused_before_the_search(texts, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipe_that_ends_with_such_a_file_is_refused_too(texts, tmp_path, cli):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "stages:\n- {stage: search, target: 2x, method: gradient, steps: 1, samples: 1}\n- {stage: export, to: gguf}\n"
+    )
+    source = save_gguf(tmp_path / "model.gguf", "qwen2")
+    ran = cli("extend", source, "--recipe", recipe, "--data", texts / "search.txt", "-o", tmp_path / "run", "--dry-run")
+    assert "stage 2 (export): llama.cpp cannot apply LongRoPE to the architecture 'qwen2'" in ran.refusal
+
+
 def test_without_llama_cpp_nothing_begins(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "search", searched)
     monkeypatch.setitem(sys.modules, "xllamacpp", None)

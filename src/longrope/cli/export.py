@@ -11,7 +11,7 @@ from longrope.cli.tables.runs import show_export
 from longrope.cli.verb import Options, verb
 from longrope.export.config import ExportConfig
 
-MODEL = "The folder of a search, finetune or extend run, or a model (folder or name) with --scaling."
+MODEL = "The folder of a search, finetune or extend run, or a model (folder, GGUF file or name) with --scaling."
 
 
 @verb

@@ -158,7 +158,7 @@ TrainLoad = Annotated[
 
 _RECIPE, _COMPARISON = Group("A recipe", sort_key=1), Group("Comparison", sort_key=2)
 OptionalModel = Annotated[
-    str | None, option("A model folder, a hub name, or 'tiny'. Default: tiny, or the recipe's own.")
+    str | None, option("A model folder, a GGUF file, a hub name, or 'tiny'. Default: tiny, or the recipe's own.")
 ]
 Recipe = Annotated[
     str | None,

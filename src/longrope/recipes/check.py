@@ -17,6 +17,9 @@ from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext
 from longrope.evaluation.run import SUITES
+from longrope.models.checkpoint_files import gguf_path
+from longrope.models.gguf.container import read_gguf
+from longrope.models.gguf.rope import check_architecture, rope_of
 from longrope.models.loading import LoadedModel, as_if_trained
 from longrope.models.texts import sources_or_books
 from longrope.models.weightless import weightless
@@ -119,6 +122,8 @@ def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: di
     if isinstance(stage, ExportStage):
         if stage.to == "gguf":
             _require("gguf", "gguf")
+            if (path := gguf_path(loaded.name)) is not None and step.weights is None:
+                check_architecture(rope_of(read_gguf(path)).architecture)
         return []
     if isinstance(stage, EvaluateStage):
         _check_evaluation(loaded, stage, step, sources, seen)
