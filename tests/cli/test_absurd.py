@@ -5,6 +5,7 @@ The options are read from the command line's own parsers, so a new option is tri
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.conftest import Ran
 
-NUMBERS = ("-1", "100000000000000000000", "1e308", "nan", "inf", "-inf", "1e400", "", "many")
+NUMBERS = ("-1", "100000000000000000000", "nan", "1e308", "inf", "-inf", "1e400", "", "many")
 """Refused by every option that takes a number."""
 ZERO, FRACTION = "0", "1.5"
 
@@ -153,10 +154,18 @@ def outcome(cli: Callable[..., Ran], command: tuple[object, ...]) -> str:
 CASES = [(verb, option) for verb in VERBS for option in numeric(verb)]
 
 
-@pytest.mark.parametrize(("verb", "option"), CASES, ids=lambda value: value)
-def test_numbers(verb: str, option: str, commands: dict[str, Any], cli: Callable[..., Ran], tmp_path: Path) -> None:
+@pytest.mark.parametrize("values", [(*NUMBERS[:3], ZERO), pytest.param(NUMBERS[3:], marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize(("verb", "option"), CASES, ids=str)
+def test_numbers(
+    verb: str,
+    option: str,
+    values: tuple[str, ...],
+    commands: dict[str, Any],
+    cli: Callable[..., Ran],
+    tmp_path: Path,
+) -> None:
     wrong = []
-    for value in (*NUMBERS, ZERO):
+    for value in values:
         command = changed(commands[verb], option, value)
         said = outcome(cli, command)
         accepted = not said.startswith("longrope: error: ")
@@ -165,4 +174,103 @@ def test_numbers(verb: str, option: str, commands: dict[str, Any], cli: Callable
         if accepted:
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
         assert not (tmp_path / "out").exists(), command
+    assert not wrong
+
+
+def files(verb: str) -> list[str]:
+    """The options and positional arguments of a verb that name a file or a folder to read."""
+    found = []
+    for argument in options_of(verb):
+        kinds = {argument.hint, *get_args(argument.hint)}
+        texts = argument.name in FILES_AS_TEXT
+        if argument.names != ("*",) and (kinds & {Path} or texts) and argument.name not in WRITTEN:
+            found.append(argument.name)
+    return found
+
+
+FILES_AS_TEXT = ("MODEL", "--data", "--eval-data", "--recipe", "--against", "--original", "--tasks", "NAME", "--model")
+WRITTEN = ("-o", "--log-dir", "--figures")
+SUFFIX = {
+    "--data": ".txt",
+    "--eval-data": ".txt",
+    "--recipe": ".yaml",
+    "--against": ".json",
+    "--tasks": ".yaml",
+    "--gguf": ".gguf",
+    "--from-file": ".csv",
+    "CHECKPOINT": ".gguf",
+}
+WITH = {
+    "--tasks": ("--suite", "retention"),
+    "--qa-file": ("--suite", "ruler", "--ruler-tasks", "qa_1"),
+    "--original": ("--against", "original"),
+    "--gguf": ("--to", "gguf"),
+}
+ODD = ("pipe", "folder", "empty", "binary", "device", "missing", "circle", "nul", "large", "list", "deep", "digits")
+
+
+def odd_file(folder: Path, kind: str, suffix: str) -> str:
+    """A file that is none of what a verb reads."""
+    path = folder / f"odd-{kind}{suffix or '.json'}"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "empty":
+            path.touch()
+        case "binary":
+            path.write_bytes(bytes(range(256)) * 100)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "circle":
+            path.symlink_to(path.name)
+        case "nul":
+            return "a\0b"
+        case "large":
+            with path.open("wb") as file:
+                file.truncate(10**10)  # sparse: it takes no room
+        case "list":
+            path.write_text("[1, 2, 3]")
+        case "deep":
+            path.write_text("[" * 100_000)
+        case "digits":
+            path.write_text('{"schema": ' + "9" * 10_000 + "}")
+    return str(path)
+
+
+@pytest.mark.parametrize("kinds", [ODD[:3], pytest.param(ODD[3:], marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize(("verb", "option"), [(verb, name) for verb in VERBS for name in files(verb)], ids=str)
+def test_files(
+    verb: str,
+    option: str,
+    kinds: tuple[str, ...],
+    commands: dict[str, Any],
+    cli: Callable[..., Ran],
+    tmp_path: Path,
+) -> None:
+    wrong = []
+    for kind in kinds:
+        if kind in ("list", "deep", "digits") and SUFFIX.get(option) == ".txt":
+            continue  # text like any other
+        place = odd_file(tmp_path, kind, SUFFIX.get(option, ""))
+        parts = list(commands[verb])
+        if option.startswith("-"):
+            while option in parts:
+                at = parts.index(option)
+                del parts[at : at + 2]
+            more = [part for part in WITH.get(option, ()) if verb != "finetune"]
+            if option == "--recipe":
+                parts = ["extend", parts[1], "-o", tmp_path / "out"]
+            parts += [*more, option, place]
+        elif len(parts) > 1 and verb != "presets":
+            parts[1] = place
+        else:
+            parts = [parts[0], place]
+        said = outcome(cli, tuple(parts))
+        if not said.startswith("longrope: error: ") or len(said) > 1000:
+            wrong.append((kind, said[:300]))
+        if (tmp_path / "out").exists():
+            wrong.append((kind, "an output is left"))
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
     assert not wrong

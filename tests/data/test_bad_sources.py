@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 import sys
 from collections.abc import Callable
@@ -180,3 +181,23 @@ def test_zst_without_zstandard_names_the_extra(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(LongRopeError, match=r"longrope\[train\]") as caught:
         read_documents(path)
     assert caught.value.code == "missing-dependency"
+
+
+@pytest.mark.parametrize("name", ["long.txt", "long.jsonl", "long.json"])
+def test_a_text_without_white_space_is_no_text(name: str, tmp_path: Path) -> None:
+    """A tokenizer takes some 200 bytes of memory for each character; 30 MB took 5.8 GB."""
+    text = "abcdefgh" * 4_000_000
+    content = {"txt": text, "jsonl": json.dumps({"text": text}), "json": json.dumps([{"text": text}])}
+    (tmp_path / name).write_text(content[name.rpartition(".")[2]])
+    with pytest.raises(LongRopeError, match="4,000,000 characters without white space") as error:
+        read_documents(tmp_path / name)
+    assert error.value.code == "not-text"
+    assert len(str(error.value)) < 400
+
+
+def test_a_file_too_large_to_be_one_text_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "huge.txt").open("wb") as file:
+        file.truncate(10**9 + 1)
+    with pytest.raises(LongRopeError, match=r"at most 1 GB.*\.jsonl") as error:
+        read_documents(tmp_path / "huge.txt")
+    assert error.value.code == "too-large"

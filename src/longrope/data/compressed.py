@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from longrope.errors import LongRopeError
+from longrope.input_files import refuse_special
 
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 """Endings of a file that may follow the one of its format."""
@@ -28,6 +29,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     Raises LongRopeError, naming the path: `unreadable-file` where it cannot be read, is cut off, or unpacks to more
     than 200 times its size and 256 MiB; `missing-dependency` for `.zst` without zstandard.
     """
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             unpacked = _unpacked(path, file)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_bytes
+
+_LARGEST = 100_000_000  # characters of a text: a tokenizer needs some 200 bytes for each
+_LONGEST_RUN = 4_000_000  # characters without white space
+_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,18 @@ class Document:
             raise LongRopeError(f"expected text in {name}, found none (it is empty or blank)", code="not-text")
         if "\0" in text:
             raise LongRopeError(f"expected text in {name}, found NUL characters: it is binary", code="not-text")
+        if len(text) > _LONGEST_RUN and (found := _RUN.search(text)):
+            raise LongRopeError(
+                f"expected words in {name}, found more than {_LONGEST_RUN:,} characters without white space from "
+                f"character {found.start():,}: it is no text",
+                code="not-text",
+            )
+        if len(text) > _LARGEST:
+            raise LongRopeError(
+                f"expected at most {_LARGEST:,} characters in {name}, one text, found {len(text):,}",
+                code="too-large",
+                hint="give it as .jsonl, a document per line",
+            )
         try:
             encoded = text.encode()
         except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair

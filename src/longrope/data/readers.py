@@ -19,8 +19,10 @@ from longrope.data.compressed import COMPRESSIONS, open_bytes
 from longrope.data.documents import Document
 from longrope.data.rows import RowReader, no_text
 from longrope.errors import LongRopeError, one_line
+from longrope.quantities import format_bytes
 from longrope.storage import parse_json_value
 
+_LARGEST = 10**9  # bytes of a file that is read at once
 _PARQUET_ROWS = 64  # rows held in memory at once: rows are whole documents and may be large
 
 Reader = Callable[[Path, str, RowReader], Iterator[Document]]
@@ -129,7 +131,15 @@ _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
 
 def _read(path: Path) -> bytes:
     with open_bytes(path) as file:
-        return file.read()
+        whole = path.stat().st_size <= _LARGEST
+        content = file.read(_LARGEST + 1) if whole else b""
+    if whole and len(content) <= _LARGEST:
+        return content
+    raise LongRopeError(
+        f"expected at most {format_bytes(_LARGEST)} in {path}, which is read at once; found more",
+        code="too-large",
+        hint="give it as .jsonl, a document per line",
+    )
 
 
 def _is_json(text: str) -> bool:

@@ -34,6 +34,7 @@ from longrope.data.documents import Document
 from longrope.data.readers import DatasetName, known_suffixes, read_dataset, reader_for
 from longrope.data.rows import DEFAULT_FIELDS, RowReader
 from longrope.errors import LongRopeError
+from longrope.input_files import require_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ def _iterate(source: str | Path | Document, rows: RowReader) -> Iterator[Documen
 
 
 def _file(path: Path, name: str, rows: RowReader) -> Iterator[Document]:
+    require_regular(path)
     reader = reader_for(path)
     if reader is None:
         raise LongRopeError(

@@ -233,7 +233,7 @@ def _indexed(source: Path) -> list[str]:
     """The weight files that the index of `source` names. Raises LongRopeError where one is no name in the folder."""
     named = read_json(source / INDEX).get("weight_map")
     values = list(named.values()) if isinstance(named, dict) else [named]
-    if wrong := [value for value in values if not _is_name(value) or not value.endswith(".safetensors")]:
+    if wrong := [value for value in values if not _is_name(value) or not str(value).endswith(".safetensors")]:
         raise LongRopeError(
             f"expected a weight_map of file names, *.safetensors, in {source / INDEX}; found {shown(wrong[0])}",
             code="damaged-file",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
+from longrope.input_files import refuse_special
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import sha256_bytes
@@ -54,6 +55,7 @@ def read_authors_factors(
 
 
 def _read(path: Path) -> bytes:
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)

@@ -19,6 +19,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.ruler.words import draw_pair, draw_words
+from longrope.input_files import LARGEST_JSON, refuse_special
 from longrope.storage import sha256_bytes
 
 
@@ -250,6 +251,7 @@ class Questions:
     def read(cls, path: Path) -> Questions:
         """Read a file. Raises LongRopeError, with the path, where it is not in SQuAD's format or has no question."""
         try:
+            refuse_special(path, LARGEST_JSON)
             content = path.read_bytes()
             articles = json.loads(content)["data"]
             paragraphs = sorted({paragraph["context"] for article in articles for paragraph in article["paragraphs"]})
