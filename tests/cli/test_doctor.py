@@ -111,7 +111,7 @@ def test_bad_input(cli, exported, tmp_path):
     (tmp_path / "lists" / "config.json").write_text('{"max_position_embeddings": 64, "rope_scaling": [1]}')
     cases = {
         (tmp_path / "nowhere",): "there is no model folder at",
-        (tmp_path / "nowhere.gguf",): "there is no checkpoint folder and no GGUF file",
+        (tmp_path / "nowhere.gguf",): "there is no GGUF file at",
         (tmp_path / "empty",): "with a config.json, found none",
         (tmp_path / "model.safetensors",): "expected a checkpoint folder or a .gguf file",
         (tmp_path / "model.gguf",): "model.gguf",

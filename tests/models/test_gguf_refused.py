@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from longrope.doctor.diagnose import diagnose
 from longrope.errors import LongRopeError
+from longrope.models import checkpoint_files
 from longrope.models.loading import load_config, load_model
 from tests.export.sources import refusal
 from tests.models.gguf_models import HIDDEN, save_gguf
@@ -178,3 +180,42 @@ def test_noise_is_one_line(seed, whole, tmp_path):
     except LongRopeError as error:
         faults.append(str(error))
     assert not any("\n" in fault for fault in faults)
+
+
+HUB = "owner/model:model-Q8_0.gguf"
+
+
+def test_a_file_on_the_hub(tmp_path, monkeypatch):
+    path = save_gguf(tmp_path / "model-Q8_0.gguf")
+    asked = []
+
+    def download(*given, **options):
+        asked.append((given, options))
+        return str(path)
+
+    monkeypatch.setattr(checkpoint_files, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(checkpoint_files, "hf_hub_download", download)
+    assert load_config(HUB).hidden_size == HIDDEN
+    assert asked == [(("owner/model", "model-Q8_0.gguf"), {"local_files_only": False})]
+    assert diagnose(HUB).path == path
+
+
+def test_a_hub_that_does_not_answer(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route")
+
+    def nothing(*_, **options):
+        assert options["local_files_only"]
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.setattr(checkpoint_files, "model_info", unreachable)
+    monkeypatch.setattr(checkpoint_files, "hf_hub_download", nothing)
+    error = refusal(load_config, HUB)
+    assert error.code == "no-such-model"
+    assert "the hub cannot be reached: ConnectionError: no route" in str(error)
+
+
+@pytest.mark.parametrize("name", ["model:x.gguf", "./owner/model:x.gguf", "owner/model:", "a/b/c.gguf"])
+def test_names_that_are_no_file_of_the_hub(name, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "model_info", lambda *_, **__: pytest.fail("refused before any network"))
+    assert refusal(load_config, name).code == "no-such-model"

@@ -20,7 +20,7 @@ from longrope.doctor.readings import RefusedError, UnknownRuleError
 from longrope.doctor.table import SCHEMA, Runtime, as_of, known_families, runtimes
 from longrope.errors import LongRopeError
 from longrope.input_files import require_regular
-from longrope.models.checkpoint_files import check_files, config_folder
+from longrope.models.checkpoint_files import check_files, config_folder, gguf_path
 from longrope.models.gguf.rope import read_gguf_rope
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import SCALING
@@ -88,8 +88,8 @@ def diagnose(
             f"expected runtimes of {', '.join(runtimes())} or {ALL}; found {', '.join(unknown_names)}",
             code="invalid-setting",
         )
-    if not path.exists() and path.suffix == ".gguf":
-        raise LongRopeError(f"there is no checkpoint folder and no GGUF file at {path}", code="no-such-model")
+    if not path.exists():
+        path = gguf_path(str(checkpoint)) or path
     if path.exists() and not path.is_dir():
         require_regular(path)
     elif not any(path.glob("*.gguf")):

@@ -79,7 +79,7 @@ def gguf_path(name: str) -> Path | None:
 
 
 def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    return name.count("/") == 1 and ":" not in name and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
 
 def resolve(name: str) -> str:
