@@ -101,7 +101,7 @@ def test_what_changed_is_said(exported):
     assert "max_position_embeddings: 512 -> 256" in changes
     assert "rope_theta: 500000.0 -> 10000.0" in changes
     assert any(change.startswith("rope_scaling: added, {rope_type, type,") for change in changes)
-    assert read(exported)["rope_scaling"]["rope_theta"] == 10000.0
+    assert read(exported)["rope_parameters"]["rope_theta"] == read(exported)["rope_theta"] == 10000.0
 
 
 def test_a_lost_base_comes_back(exported):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from longrope.models.apply import apply_scaling, geometry_of
 from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW, save_checkpoint
-from tests.export.sources import export, refusal, slow
+from tests.export.sources import SU, export, refusal, slow
 
 # head_dim in the config; left None; another name for the base; interleaved; one RoPE per layer type; then the others.
 CLASSES = ["LlamaConfig", "MixtralConfig", "GPTNeoXConfig", "CohereConfig", "Gemma3TextConfig"]
@@ -66,8 +67,9 @@ def test_config_says_everything_everywhere(tmp_path):
     assert config["max_position_embeddings"] == 256
     assert config["original_max_position_embeddings"] == 64
     assert (config["rope_theta"], config["head_dim"]) == (10000.0, 32)
-    assert config["rope_scaling"] == config["rope_parameters"]
     entry = config["rope_parameters"]
+    # transformers 4 would warn of the base there; it stands at the top level, where everything finds it.
+    assert config["rope_scaling"] == {key: value for key, value in entry.items() if key != "rope_theta"}
     assert (entry["type"], entry["rope_type"], entry["factor"]) == ("longrope", "longrope", 4.0)
     assert entry["original_max_position_embeddings"] == 64
     assert entry["attention_factor"] == entry["short_mscale"] == entry["long_mscale"] == 1.125
@@ -202,3 +204,18 @@ def test_a_checkpoint_that_carries_a_scaling_is_replaced(tmp_path):
     entry = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
     assert entry["rope_type"] == "longrope"
     assert "low_freq_factor" not in entry
+
+
+@pytest.mark.parametrize("config_class", [*CLASSES, "MistralConfig", "Phi3Config"])
+def test_an_export_does_not_read_as_broken(tmp_path, config_class, caplog):
+    """transformers warns of unrecognized keys at each load. With the attention factor that everything computes by
+    default there are none; with another one, two, which other runtimes need, and the card says why."""
+    source = save_checkpoint(tmp_path / "source", config_class)
+    for m, keys in ((SU, set()), (1.125, {"long_mscale", "short_mscale"})):
+        done = export(source, scaling_for(source, attention_factor=m), tmp_path / f"out-{m}")
+        caplog.clear()
+        AutoModelForCausalLM.from_pretrained(done.path)
+        warned = " ".join(record.getMessage() for record in caplog.records if "Unrecognized" in record.getMessage())
+        assert set(re.findall(r"'(\w+_mscale|rope_theta|type|factor)'", warned)) == keys
+        assert bool(warned) == bool(keys)
+        assert ("Unrecognized keys" in (done.path / "README.md").read_text()) == bool(keys)

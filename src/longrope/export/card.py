@@ -84,6 +84,11 @@ def thing_to_know(family: str, expressed: ExpressedScaling) -> str:
 def _transformers(family: str, expressed: ExpressedScaling) -> list[str]:
     switch, target = expressed.switch, expressed.stated.target_length
     notes = [f'in Python: AutoModelForCausalLM.from_pretrained("PATH"); texts of up to {target} tokens']
+    if not has_default_attention_factor(expressed.stated):
+        notes.append(
+            'transformers warns of "Unrecognized keys" short_mscale and long_mscale, and rightly passes them over: '
+            "config.json has them because vLLM, SGLang and ONNX Runtime GenAI read the attention factor there alone"
+        )
     if family in THREE_KEY_FAMILIES and not has_default_attention_factor(expressed.stated):
         notes.append(
             "transformers 4 refuses this config, because its Phi-3 takes no attention factor; "

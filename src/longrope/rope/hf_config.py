@@ -137,6 +137,10 @@ def _llama3(source: _Source) -> tuple[Window, ...]:
     return (source.window(factor, closed.llama3(source.geometry, factor, low, high)),)
 
 
+NEEDS_MSCALE = ("phimoe",)
+"""Model types whose classes insist on short_mscale and long_mscale."""
+
+
 def _longrope(source: _Source) -> tuple[Window, ...]:
     geometry, parameters = source.geometry, source.parameters
     factor = _stated_factor(source)
@@ -145,7 +149,7 @@ def _longrope(source: _Source) -> tuple[Window, ...]:
         attention_factor = closed.su_attention_factor(geometry, factor * geometry.original_length)
     short_factor, long_factor = (_required(parameters, name) for name in ("short_factor", "long_factor"))
     # transformers has one attention factor for both windows, except in phimoe, which reads one for each.
-    both = getattr(source.config, "model_type", None) == "phimoe"
+    both = getattr(source.config, "model_type", None) in NEEDS_MSCALE
     short_m, long_m = (
         _required(parameters, name) if both else attention_factor for name in ("short_mscale", "long_mscale")
     )
@@ -335,11 +339,13 @@ def _entry(config: Any, scaling: RopeScaling, read: Collection[str]) -> dict[str
         "factor": long.max_length / short.max_length,
         "original_max_position_embeddings": short.max_length,
         "attention_factor": long.attention_factor,
-        "short_mscale": long.attention_factor,
-        "long_mscale": long.attention_factor,
         "short_factor": list(short.factors),
         "long_factor": list(long.factors),
     }
+    if not has_default_attention_factor(scaling) or text_config(config).model_type in NEEDS_MSCALE:
+        # vLLM, SGLang and ONNX Runtime GenAI read no attention_factor and compute the default one without these keys.
+        # transformers warns of them, so they are left out where the default is the factor.
+        entry |= dict.fromkeys(("short_mscale", "long_mscale"), long.attention_factor)
     if "partial_rotary_factor" in parameters:
         entry["partial_rotary_factor"] = float(parameters["partial_rotary_factor"])
     if "mscale_all_dim" in read and parameters["rope_type"] != "default" and parameters.get("mscale_all_dim"):
@@ -375,7 +381,8 @@ def _transformers4_keys(family: str, entry: dict[str, Any], default_factor: bool
     `default_factor`: the attention factor is the one that transformers 4 computes from the lengths.
     """
     three = family in THREE_KEY_FAMILIES and default_factor
-    scaling = {key: entry[key] for key in ("type", "short_factor", "long_factor")} if three else dict(entry)
+    names = ("type", "short_factor", "long_factor") if three else [name for name in entry if name != "rope_theta"]
+    scaling = {name: entry[name] for name in names}  # transformers 4 warns of a rope_theta here, and reads the other
     keys: dict[str, Any] = {"rope_theta": entry["rope_theta"], "rope_scaling": scaling}
     if "partial_rotary_factor" in entry:
         keys["partial_rotary_factor"] = entry["partial_rotary_factor"]
