@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,16 @@ def write_recipe(folder: Path, *stages: dict[str, Any], **more: Any) -> Path:
 
 def recipe(folder: Path, *stages: dict[str, Any], **more: Any) -> Recipe:
     return load_recipe(str(write_recipe(folder, *stages, **more)), WINDOW)
+
+
+def without_times(path: Path) -> Any:
+    """The content of a file of a run, without its times and the hash of a file with times."""
+    if path.suffix == ".html":
+        return re.sub(r"<div><dt>(Date|Time)</dt>.*?</div>", "", path.read_text("utf-8"))
+    if path.name not in ("stage.json", "search.json", "eval.json", "extend.json"):
+        return path.read_bytes()
+    document = json.loads(path.read_text("utf-8"))
+    found = {key: value for key, value in document.items() if key not in ("finished", "seconds", "resumed")}
+    if path.name == "stage.json":
+        found["sha256"] = {name: digest for name, digest in found["sha256"].items() if name != "eval.json"}
+    return found

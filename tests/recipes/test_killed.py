@@ -23,7 +23,7 @@ from longrope.rope.scaling import RopeScaling
 from longrope.train.launch import finetune_in_processes
 from longrope.train.output import FinetuneResult
 from tests.checkpoints import save_checkpoint
-from tests.recipes.recipes import FOLDERS, SEARCH_4, STAGES, TRAIN_4, recipe, write_recipe
+from tests.recipes.recipes import FOLDERS, SEARCH_4, STAGES, TRAIN_4, recipe, without_times, write_recipe
 from tests.train.runs import Recorded, training, write_texts, yarn_scaling
 
 pytestmark = pytest.mark.slow
@@ -49,10 +49,10 @@ def ended(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, said.decode()
 
 
-def results(run: Path) -> dict[str, bytes]:
+def results(run: Path) -> dict[str, Any]:
     """All that a run came to: weights, scalings with their provenance, measurements."""
     wanted = ("**/*.safetensors", "**/scaling.json", "**/search.json", "**/recover.json", "**/eval.json", "*.html")
-    return {str(path.relative_to(run)): path.read_bytes() for pattern in wanted for path in run.glob(pattern)}
+    return {str(path.relative_to(run)): without_times(path) for pattern in wanted for path in run.glob(pattern)}
 
 
 @pytest.fixture(scope="module")

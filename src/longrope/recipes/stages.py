@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from longrope.callbacks import Callbacks
-from longrope.evaluation.run import evaluate, log_path
+from longrope.evaluation.run import SUITES, evaluate, log_path
 from longrope.locked import has_lines
 from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes.check import stage_field, stage_sources, stage_texts
 from longrope.recipes.folder import is_begun
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, ExportStage, FinetuneStage, Recipe, RecoverStage, SearchStage
+from longrope.rope.baselines import ORIGINAL
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import (
     CHECKPOINT,
@@ -138,6 +139,8 @@ class Stages:
     def _evaluate(self, step: Step, stage: EvaluateStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
         output = folder / EVALUATION
         loaded = self._open(step, stage)
+        compared = ORIGINAL in stage.against or any(SUITES[name].with_original for name in stage.suites)
+        before = open_model(self.base.name, options=loaded.options) if step.weights is not None and compared else None
         evaluate(
             loaded,
             data=stage_sources(self.base.name, self.recipe, stage),
@@ -145,7 +148,7 @@ class Stages:
             suites=stage.suites,
             scaling=scaling,
             baselines=stage.against,
-            original=None if step.weights is None else open_model(self.base.name, options=loaded.options),
+            original=before,
             seed=stage.seed,
             config=stage.settings,
             output=output,
