@@ -106,7 +106,7 @@ def test_without_llama_cpp_nothing_begins(texts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     error = refusal(run, save_gguf(tmp_path / "model.gguf"), texts, tmp_path / "run")
     assert error.code == "missing-dependency"
-    assert "pip install xllamacpp" in str(error)
+    assert "longrope[llamacpp]" in str(error)
 
 
 def test_a_file_with_other_factors_is_no_proof(texts, tmp_path, monkeypatch):

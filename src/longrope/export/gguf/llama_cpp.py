@@ -28,7 +28,7 @@ def llama_cpp_package() -> Any:
         raise LongRopeError(
             "the proof of a GGUF file runs llama.cpp, from the package xllamacpp, which is not installed",
             code="missing-dependency",
-            hint="pip install xllamacpp; or longrope search, then longrope export --to gguf, which proves the bytes",
+            hint='pip install "longrope[llamacpp]"; or longrope search and export --to gguf, which proves the bytes',
         ) from error
     return xllamacpp
 
