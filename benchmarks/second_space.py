@@ -28,12 +28,13 @@ from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import EVOLUTION, SearchConfig
+from longrope.search.evaluator import LoggedEvaluator, SearchOutcome, SerialEvaluator
+from longrope.search.log import SearchLog
+from longrope.search.methods import build, identity
 from longrope.search.objective import NeedleObjective, PerplexityObjective
-from longrope.search.run import search
+from longrope.search.search_data import objectives_over, prepare_texts
 from longrope.storage import json_ready, write_json_atomic
 from longrope.units import parse_length
-
-TEXTS = 2  # held-out texts, and needles
 
 
 def trained_only(loaded: LoadedModel, length: int) -> LoadedModel:
@@ -43,16 +44,29 @@ def trained_only(loaded: LoadedModel, length: int) -> LoadedModel:
     return replace(loaded, checkpoint_scaling=replace(loaded.checkpoint_scaling, windows=windows))
 
 
-def held_out(loaded: LoadedModel, window: Window) -> dict[str, list[float]]:
+def held_out(loaded: LoadedModel, window: Window, count: int) -> dict[str, list[float]]:
     """Nats a token of each held-out text, and of the answers about each hidden number."""
     sources = read_all(sources_or_books(loaded.name, [], "evaluation"))
-    texts = prepare_samples(loaded, sources, length=window.max_length, count=TEXTS, seed=1)
+    texts = prepare_samples(loaded, sources, length=window.max_length, count=count, seed=1)
     documents = tokenize(sources, loaded.tokenizer)
-    needles = draw_needles(documents, loaded.tokenizer, length=window.max_length, count=TEXTS, seed=1)
+    needles = draw_needles(documents, loaded.tokenizer, length=window.max_length, count=count, seed=1)
     with scaled(loaded.model, RopeScaling.original(loaded.geometry)) as handle, torch.inference_mode():
         plain = [float(nll.double().mean()) for nll in PerplexityObjective(handle, texts).nlls(window)]
         answers = [float(nll.double().mean()) for nll in NeedleObjective(handle, needles).nlls(window)]
     return {"nll": plain, "answer_nll": answers}
+
+
+def run(loaded: LoadedModel, target: int, config: SearchConfig, folder: Path) -> SearchOutcome:
+    """The search from its start, or from its log, without the baselines that the command evaluates."""
+    texts = prepare_texts(loaded, sources_or_books(loaded.name, [], "search"), target, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "search.jsonl"
+    with scaled(loaded.model, RopeScaling.original(loaded.geometry)) as handle:
+        objectives = objectives_over(handle, texts)
+        prepared = build(loaded, objectives, target, config)
+        header = identity(prepared, loaded, texts, target, config)
+        with (SearchLog.resume if path.exists() else SearchLog.create)(path, header) as log:
+            return prepared.run(LoggedEvaluator(SerialEvaluator(objectives), log))
 
 
 def main() -> None:
@@ -65,6 +79,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--texts", type=int, default=2, help="held-out texts, and needles")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     loaded = trained_only(open_model("tiny-512x", options=LoadOptions(dtype="bfloat16")), parse_length(args.trained))
@@ -79,16 +94,17 @@ def main() -> None:
             if (cells / f"{name}.json").exists():
                 continue
             config = SearchConfig(method=args.method, space=space, samples=args.samples, seed=seed, **budget)
-            folder = args.out / name
-            begun = (folder / "search.jsonl").exists()
-            found = search(loaded, parse_length(args.length), [], folder, config, resume=begun)
-            cell = found.to_json() | {
+            outcome = run(loaded, parse_length(args.length), config, args.out / name)
+            cell = {
                 "space": space,
                 "seed": seed,
-                "held_out": held_out(loaded, found.scaling.windows[-1]),
+                "search_loss": outcome.loss,
+                "evaluations": len(outcome.ranked),
+                "window": {"factors": outcome.window.factors, "attention_factor": outcome.window.attention_factor},
+                "held_out": held_out(loaded, outcome.window, args.texts),
             }
             write_json_atomic(cells / f"{name}.json", json_ready(cell) | {"options": config.model_dump(), **record()})
-            print(name, json.dumps({key: cell[key] for key in ("best_loss", "evaluations", "held_out")}), flush=True)
+            print(name, json.dumps({key: cell[key] for key in ("search_loss", "evaluations", "held_out")}), flush=True)
 
 
 if __name__ == "__main__":
