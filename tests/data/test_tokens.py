@@ -13,6 +13,7 @@ from longrope.data import tokens
 from longrope.data.documents import Document
 from longrope.data.tokens import TokenizedDocument, bos_of, tokenize
 from longrope.errors import LongRopeError
+from longrope.written import temporary
 
 BOOK = Document.of("book", "Call me Ishmael; it was the worst of times, at 12 knots. " * 8)
 
@@ -152,6 +153,13 @@ def test_full_disk_leaves_no_half_entry(
     monkeypatch.setattr(np, "save", full)
     assert one(bos_tokenizer, tmp_path).ids.size
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    temporary(tmp_path / "0123.npy").write_bytes(b"half")
+    one(bos_tokenizer, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    assert entry.suffix == ".npy"
 
 
 def test_default_folder(

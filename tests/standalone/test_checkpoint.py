@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import RopeScaling
 from longrope.standalone.model import StandaloneModel
+from tests.moments import moments
 
 IDS = torch.arange(48)[None]
 
@@ -47,6 +48,22 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         model.save(tmp_path)
     assert error.value.code == "output-exists"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_kill_while_it_is_written_does_not_block_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the weights and the description, which comes last."""
+    folder = tmp_path / "model"
+
+    with moments(folder, tmp_path / "moments", monkeypatch) as watched:
+        whole = saved(folder)
+    assert len(watched.states) > 5
+    for state in watched.states[:-1]:
+        watched.put_back(state)
+        if (folder / "standalone.json").exists():
+            continue
+        saved(folder)
+        assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "standalone.json"]
+        assert StandaloneModel.load(folder).scaling == whole.scaling
 
 
 def describe(folder: Path, change: dict[str, object]) -> None:

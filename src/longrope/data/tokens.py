@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from longrope.data.documents import Document
 from longrope.errors import LongRopeError
 from longrope.storage import sha256_text
+from longrope.written import sweep, temporary
 
 Ids = npt.NDArray[np.int32]
 
@@ -162,17 +164,24 @@ def _load(path: Path) -> Ids | None:
     return ids if ids.size and np.array_equal(words[:_DIGEST_WORDS], _digest(ids)) else None
 
 
+@cache
+def _sweep_once(folder: Path) -> None:
+    """Remove what killed processes left in the cache; an entry that another process writes now is computed again."""
+    sweep(folder)
+
+
 def _store(path: Path, ids: Ids) -> None:
     """Cache `ids` in full or not at all; where that fails, the next run tokenises again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        _sweep_once(path.parent)
+        made = temporary(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with made.open("xb") as file:
                 np.save(file, np.concatenate([_digest(ids), ids]), allow_pickle=False)
-            os.replace(temporary, path)
+            os.replace(made, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            made.unlink(missing_ok=True)
             raise
 
 

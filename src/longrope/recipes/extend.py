@@ -136,8 +136,8 @@ def extend(
         callbacks=callbacks,
     )
     _begin(callbacks, "export")
-    sweep(output_dir, EXTENSION)
     file = extended_file(loaded, target_length, output_dir)
+    sweep(output_dir, EXTENSION, *([] if file is None else [file.name]))
     checkpoint = output_dir / CHECKPOINT_DIR if file is None else file
     if file is not None:
         export_file(loaded, found.scaling, file, allow_lossy)

@@ -16,6 +16,7 @@ from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling
 from longrope.standalone.sizes import Sizes
 from longrope.storage import new_output_folder, read_json, write_json_atomic
+from longrope.written import move_up, temporary_folder
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "standalone.json"
 SCHEMA = "longrope.standalone/1"
@@ -27,17 +28,17 @@ def write_standalone(folder: Path, sizes: Sizes, scaling: RopeScaling, tensors: 
     Raises LongRopeError when the folder has anything in it or cannot be written.
     """
     new_output_folder(folder)
-    partial = folder / f".{WEIGHTS}.partial"
+    description = {"schema": SCHEMA, "sizes": asdict(sizes), "scaling": json.loads(scaling.to_json()), **record()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
-        partial.replace(folder / WEIGHTS)
+        with temporary_folder(folder / "model") as made:
+            save_file(contiguous, made / WEIGHTS, metadata={"format": "pt"})
+            write_json_atomic(made / DESCRIPTION, description)
+            move_up(made, last=DESCRIPTION)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise LongRopeError(
             f"cannot write {folder / WEIGHTS}: {one_line(error)}", code="output-not-writable"
         ) from error
-    description = {"schema": SCHEMA, "sizes": asdict(sizes), "scaling": json.loads(scaling.to_json()), **record()}
-    write_json_atomic(folder / DESCRIPTION, description)
 
 
 def read_standalone(folder: Path) -> tuple[Sizes, RopeScaling, dict[str, Tensor]]:

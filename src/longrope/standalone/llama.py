@@ -14,6 +14,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.standalone.model import EPSILON, StandaloneModel
 from longrope.standalone.sizes import VOCABULARY
 from longrope.storage import new_output_folder
+from longrope.written import move_up, temporary_folder
 
 
 def llama_config(model: StandaloneModel) -> LlamaConfig:
@@ -58,9 +59,11 @@ def write_llama(model: StandaloneModel, folder: Path) -> None:
     """
     new_output_folder(folder)
     try:
-        save_file(llama_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
-        byte_tokenizer(model.sizes.base_length).save_pretrained(folder)
-        llama_config(model).to_json_file(folder / "config.json")
+        with temporary_folder(folder / "checkpoint") as made:
+            save_file(llama_weights(model), made / "model.safetensors", metadata={"format": "pt"})
+            byte_tokenizer(model.sizes.base_length).save_pretrained(made)
+            llama_config(model).to_json_file(made / "config.json")
+            move_up(made, last="config.json")
     except (OSError, SafetensorError) as error:
         raise LongRopeError(
             f"cannot write the checkpoint to {folder}: {one_line(error)}", code="output-not-writable"
