@@ -18,6 +18,9 @@ from longrope.locked import LineLog, log_lines
 from longrope.storage import json_number
 
 
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # what a changed line raises
+
+
 @dataclass(frozen=True, slots=True)
 class TaskKey:
     """The method's name, the suite, the task in it ("" for a suite without tasks), the length in tokens."""
@@ -54,6 +57,9 @@ class TaskResult:
         """The result that `to_json` wrote as `line`. Raises what `json`, a missing key or a wrong field raises."""
         result = json.loads(line)
         key = TaskKey(result["scaling"], result["suite"], result["task"], result["length"])
+        texts = [key.scaling, key.suite, key.task, result["samples_sha256"], *result["documents"].values()]
+        if not all(isinstance(text, str) for text in texts) or type(key.length) is not int:
+            raise TypeError("names and hashes are texts, a length is a whole number")
         for row in result["rows"]:
             row |= {name: float(row[name]) for name in ("value", "stderr") if row[name] is not None}
         return cls(key, tuple(map(row_from_json, result["rows"])), result["samples_sha256"], result["documents"])
@@ -93,7 +99,7 @@ class TaskLog(LineLog):
         for number, line in enumerate(lines[1:], start=2):
             try:
                 result = TaskResult.from_json(line)
-            except (LongRopeError, ValueError, KeyError, TypeError, RecursionError) as error:
+            except (LongRopeError, *_DAMAGE) as error:
                 raise self._damaged(number, f"a finished task, found {line[:40]!r}") from error
             if number == wrong:
                 raise self._damaged(number, "the finished task as it was written (its checksum is another)")
