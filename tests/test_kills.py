@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from longrope.models.loading import open_model
-from longrope.run_files import FINETUNE_IDENTITY, LOCK, RESULT, STAGE, WRITTEN
+from longrope.provenance import CIRCUMSTANCES
+from longrope.run_files import LOCK, WRITTEN
 from tests.moments import content, moments
 from tests.recipes.recipes import EVALUATE, EXPORT, RECOVER, SEARCH_4, TRAIN_4, write_recipe
 from tests.train.runs import TARGET, yarn_scaling
@@ -33,19 +34,26 @@ def scaling(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All that a run left, but for what differs between two runs of the same command: how often a file was written, the
-    seconds that a stage took, the drawn name of a fine-tuning.
+    """All that a run left, but for what differs between two runs of the same command: how often a file was written, when
+    and for how long the run worked, the drawn name of a fine-tuning, the hash of a file with such a thing in it.
     """
     found: dict[str, Any] = {}
     for path, data in content(folder).items():
         name = Path(path).name
-        if name in (STAGE, FINETUNE_IDENTITY) and data is not None:
-            found[path] = {key: value for key, value in json.loads(data).items() if key not in ("seconds", "run")}
-        elif name == RESULT and data is not None:
-            found[path] = sorted(json.loads(data)["stages"])
+        if data is not None and name.endswith(".json"):
+            found[path] = without(json.loads(data), {*CIRCUMSTANCES, "run", "sha256", "read"})
+        elif name.endswith((".html", ".csv")):
+            found[path] = bool(data)
         elif name not in (LOCK, WRITTEN):
             found[path] = data
     return found
+
+
+def without(value: Any, keys: set[str]) -> Any:
+    """A JSON value without these keys, however deep."""
+    if isinstance(value, dict):
+        return {key: without(inner, keys) for key, inner in value.items() if key not in keys}
+    return [without(inner, keys) for inner in value] if isinstance(value, list) else value
 
 
 def killed_before_each(

@@ -17,7 +17,6 @@ from longrope.evaluation.results import EvalRow, row_from_json
 from longrope.locked import LineLog, log_lines
 from longrope.storage import json_number
 
-
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # what a changed line raises
 
 
