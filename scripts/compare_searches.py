@@ -13,8 +13,8 @@ command line, so that code may move as long as `longrope.cli.main:main` stays. `
 - killed after a third of them and resumed, it comes to the same end too (`Case.killed`, one or two for each method).
 
 The same means: every evaluation in the log byte for byte but for its checksum, which follows from it and which logs of
-earlier versions have not, and all else as the same JSON text, but for the versions and the command that each output
-records.
+earlier versions have not, and all else as the same JSON text, but for what each output records of how it was run
+(`CIRCUMSTANCES`).
 
 Record and compare on one machine and in one environment: another CPU or torch gives other last bits.
 """
@@ -58,6 +58,11 @@ SMALL = {
 """How much each method does: enough for every kind of request that it makes, and no more."""
 
 CHECKSUM = re.compile(rb', "crc32": "[0-9a-f]{8}"\}(?=\n?\Z)')  # at the end of a line of the log
+CIRCUMSTANCES = {
+    *("versions", "machine", "processor", "gpu", "commit", "command"),
+    *("finished", "seconds", "resumed"),
+}
+"""Keys of the outputs that say when, where and how a search was run."""
 POLL_SECONDS, KILL_ATTEMPTS, KILLED = 0.002, 3, "killed"
 
 
@@ -348,7 +353,7 @@ def differences(before: Path, after: Path, *, resumed: bool) -> list[str]:
         found.append(f"the log ({len(old) - 1} and {len(new) - 1} lines) {where}")
     for name in (SCALING, SUMMARY):
         old_text, new_text = ((folder / name).read_text("utf-8") for folder in (before, after))
-        found += different_keys(name, *(json_texts(text, {"versions", "command"}) for text in (old_text, new_text)))
+        found += different_keys(name, *(json_texts(text, CIRCUMSTANCES) for text in (old_text, new_text)))
     files = [sorted(path.name for path in folder.iterdir()) for folder in (before, after)]
     return found + ([] if files[0] == files[1] else [f"files ({', '.join(files[0])}; now {', '.join(files[1])})"])
 

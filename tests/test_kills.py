@@ -34,8 +34,8 @@ def scaling(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All that a run left, but for what differs between two runs of the same command: how often a file was written, when
-    and for how long the run worked, the drawn name of a fine-tuning, the hash of a file with such a thing in it.
+    """All that a run left, but for what differs between two runs of the same command: how often a file was written,
+    when and for how long the run worked, the drawn name of a fine-tuning, the hash of a file with such a thing in it.
     """
     found: dict[str, Any] = {}
     for path, data in content(folder).items():
