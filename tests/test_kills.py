@@ -17,10 +17,11 @@ from longrope.provenance import CIRCUMSTANCES
 from longrope.run_files import LOCK, WRITTEN
 from tests.moments import content, moments
 from tests.recipes.recipes import EVALUATE, EXPORT, RECOVER, SEARCH_4, TRAIN_4, write_recipe
-from tests.train.runs import TARGET, yarn_scaling
+from tests.train.runs import TARGET, files_of_at_most, yarn_scaling
 
 Cli = Callable[..., Any]
 FEW = ["--method", "longrope", "--population", 4, "--iterations", 1, "--samples", 1]
+TWO_STEPS = ["--steps", 2, "--batch", 1, "--warmup", 0, "--save-every", 1]
 BEGIN_ANEW = "start without --resume"
 FINISHED = ("is finished", " exists; nothing is overwritten", "is not empty; nothing is overwritten")
 
@@ -154,3 +155,52 @@ def test_a_recipe(cli: Cli, checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     path = write_recipe(tmp_path / "recipe", *stages)
     command = ["extend", checkpoint, "--recipe", path, "-o", out]
     assert killed_before_each(cli, command, out.parent, tmp_path, monkeypatch, resume=False) > 100
+
+
+# --- a full disk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["search", "eval", "finetune", "export", "extend"])
+def test_a_disk_that_is_full(cli: Cli, checkpoint: Path, texts: Path, scaling: Path, tmp_path: Path, verb: str) -> None:
+    """A limit of the size of files stands in for it: each is one line, and with room again the job comes to its end."""
+    out, searched, measured = tmp_path / "out", ["--data", texts / "search.txt"], ["--eval-data", texts / "other.txt"]
+    command: list[object] = {
+        "search": ["search", checkpoint, "--target-length", 128, *searched, *FEW],
+        "eval": ["eval", checkpoint, "--scaling", scaling, "--data", texts / "other.txt", "--lengths", 128],
+        "finetune": [
+            "finetune",
+            checkpoint,
+            "--scaling",
+            scaling,
+            *searched,
+            "--length",
+            TARGET,
+            "--steps",
+            2,
+            "--save-every",
+            1,
+        ],
+        "export": ["export", checkpoint, "--scaling", scaling],
+        "extend": ["extend", checkpoint, "--target-length", 128, *searched, *measured, "--eval-samples", 1, *FEW],
+    }[verb]
+    command += ["-o", out / "eval.json" if verb == "eval" else out / "run"]
+    if verb == "eval":
+        out.mkdir()
+    refused = 0
+    for size in (100, 1000, 3000, 10_000, 100_000, 400_000, 600_000, None):
+        resume = ["--resume"] if verb != "export" and (out / "run").exists() | bool(list(out.glob("*.jsonl"))) else []
+        with files_of_at_most(size):
+            ran = cli(*command, *resume)
+            if ran.code == 2 and BEGIN_ANEW in ran.err:
+                ran = cli(*command)
+        if ran.code == 0:
+            break
+        refused += 1
+        lines = [line for line in ran.err.splitlines() if line.startswith("longrope: error: ")]
+        assert (ran.code, len(lines)) == (2, 1), (size, ran)
+        assert "Traceback" not in ran.err
+    assert ran.code == 0, ran
+    assert refused
+    print(f"\n{verb}: refused on {refused} full disks, then done")
+    assert not list(out.rglob(".longrope-*"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError, one_line
 from longrope.input_files import LARGEST_JSON, refuse_special
-from longrope.written import note, occupied_by, publish, sweep, sweep_done, temporary
+from longrope.written import note, occupied_by, publish, sweep, sweep_links, temporary
 
 ANOTHER_FOLDER = "choose another `output_dir`"
 ANOTHER_FILE = "choose another `output`"
@@ -164,7 +164,6 @@ def check_output_folder(path: Path) -> None:
         )
     try:
         full = occupied_by(path) is not None
-        sweep_done(path)
     except OSError as error:
         raise LongRopeError(
             f"cannot read the output folder {path}: {error.strerror}", code="output-not-writable", hint=ANOTHER_FOLDER
@@ -182,7 +181,7 @@ def check_output_file(path: Path) -> None:
     written.
     """
     if os.path.lexists(path):  # a link to nothing is something, too
-        sweep_done(path.parent)
+        sweep_links(path.parent)
         raise _exists(path)
     try:
         with tempfile.TemporaryFile(dir=path.parent):

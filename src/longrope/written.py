@@ -74,16 +74,14 @@ def sweep(folder: Path, *names: str) -> None:
                 _delete_with_moved(entry)
 
 
-def sweep_done(folder: Path) -> None:
-    """Remove the temporary names in `folder` of what is finished: a second link to a file, a folder moved up whole.
+def sweep_links(folder: Path) -> None:
+    """Remove the temporary names in `folder` of files that have their own name too: `publish` was killed in between.
 
     Safe while other processes write there: what they have not finished stays.
     """
     with suppress(OSError):
         for entry in sorted(folder.iterdir()):
-            if not is_temporary(entry.name) or entry.is_symlink():
-                continue
-            if (entry.is_file() and entry.stat().st_nlink > 1) or (entry.is_dir() and _is_moved(entry)):
+            if is_temporary(entry.name) and entry.is_file() and not entry.is_symlink() and entry.stat().st_nlink > 1:
                 _delete(entry)
 
 
@@ -166,18 +164,13 @@ def _occupied_by(folder: Path, moved: set[Path]) -> Path | None:
 
 def _half_moved(made: Path) -> list[Path]:
     """The files that `move_up` had moved out of the folder `made` when it was killed; none where it had moved all."""
-    if not has_record(made) or _is_moved(made):
+    if not has_record(made) or list(_files(made)) == [WRITTEN]:
         return []
     around = made.parent.resolve()
     targets = {made.parent / name: hashes for name, hashes in recorded(made).items() if not name.endswith("/")}
     return [
         path for path, hashes in targets.items() if path.resolve().is_relative_to(around) and _matches(path, hashes)
     ]
-
-
-def _is_moved(made: Path) -> bool:
-    """True if `move_up` has moved all that was in the folder `made`."""
-    return list(_files(made)) == [WRITTEN]
 
 
 # --- the record

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +85,14 @@ def torchrun(module: str, processes: int, *arguments: object) -> subprocess.Comp
 
 def open_fresh(checkpoint: Path) -> LoadedModel:
     return open_model(str(checkpoint))
+
+
+@contextmanager
+def files_of_at_most(size: int | None) -> Iterator[None]:
+    """A file-size limit stands in for a full disk: the write that reaches it fails, in Python, safetensors or torch."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before if size is None else size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))

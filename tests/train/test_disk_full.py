@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +15,9 @@ from longrope.train.finetune import finetune
 from longrope.train.output import FinetuneResult
 from longrope.train.trainer import WindowTrainer
 from longrope.written import WRITTEN
-from tests.train.runs import open_fresh, training, write_texts, yarn_scaling
+from tests.train.runs import files_of_at_most, open_fresh, training, write_texts, yarn_scaling
 
 STEPS = training(steps=3, save_every=1)
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A file-size limit stands in for a full disk: the write that reaches it fails, in Python, safetensors or torch."""
-    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 @pytest.fixture(scope="module")

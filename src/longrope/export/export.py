@@ -23,6 +23,7 @@ from longrope.rope.scaling import RopeScaling
 from longrope.run_files import EVALUATION, SCALING, SEARCH_LOG
 from longrope.storage import check_output_file, check_output_folder
 from longrope.units import parse_length
+from longrope.written import sweep
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def export_checkpoint(
             hint="save the model and its tokenizer with `save_pretrained` and give that folder",
         )
     output = Path(output_dir)
+    if (output / "config.json").is_file():
+        sweep(output)  # the checkpoint is whole: what is left is of a process that was killed behind it
     (check_output_file if config.target == GGUF else check_output_folder)(output)
     source = find_source(model, scaling, None if original_length is None else parse_length(original_length))
     if config.target == GGUF:

@@ -47,7 +47,7 @@ from longrope.search.config import SearchConfig
 from longrope.search.run import SearchResult, search
 from longrope.storage import json_ready, keep_or_write_json, refuse_links
 from longrope.units import doubling_lengths, parse_length, parse_lengths
-from longrope.written import sweep, sweep_done
+from longrope.written import sweep, sweep_links
 
 NAME = "longrope"  # the searched scaling's name in tables
 PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all positions at L' would not fit anywhere
@@ -109,7 +109,7 @@ def extend(
     require_disjoint([document.sha256 for document in searched], held_out)
     text = prepare_samples(loaded, held_out, length=target_length, count=evaluation_samples, seed=config.seed)
     if (output_dir / REPORT).exists():  # written last
-        sweep_done(output_dir)
+        sweep_links(output_dir)
         raise LongRopeError(
             f"the run in {output_dir} is finished; nothing is overwritten",
             code="output-exists",
