@@ -168,19 +168,7 @@ def test_a_disk_that_is_full(cli: Cli, checkpoint: Path, texts: Path, scaling: P
     command: list[object] = {
         "search": ["search", checkpoint, "--target-length", 128, *searched, *FEW],
         "eval": ["eval", checkpoint, "--scaling", scaling, "--data", texts / "other.txt", "--lengths", 128],
-        "finetune": [
-            "finetune",
-            checkpoint,
-            "--scaling",
-            scaling,
-            *searched,
-            "--length",
-            TARGET,
-            "--steps",
-            2,
-            "--save-every",
-            1,
-        ],
+        "finetune": [*("finetune", checkpoint, "--scaling", scaling), *searched, "--length", TARGET, *TWO_STEPS],
         "export": ["export", checkpoint, "--scaling", scaling],
         "extend": ["extend", checkpoint, "--target-length", 128, *searched, *measured, "--eval-samples", 1, *FEW],
     }[verb]

@@ -169,7 +169,7 @@ def _half_moved(made: Path) -> list[Path]:
     around = made.parent.resolve()
     targets = {made.parent / name: hashes for name, hashes in recorded(made).items() if not name.endswith("/")}
     return [
-        path for path, hashes in targets.items() if path.resolve().is_relative_to(around) and _matches(path, hashes)
+        path for path, hashes in targets.items() if _matches(path, hashes) and path.resolve().is_relative_to(around)
     ]
 
 
@@ -262,7 +262,11 @@ def remove_own(path: Path) -> None:
 
 
 def _matches(path: Path, hashes: set[str]) -> bool:
-    return bool(hashes) and path.is_file() and not path.is_symlink() and sha256_file(path) in hashes
+    """True if `path` is a file with one of these hashes; a name that cannot be one of a file is none."""
+    try:
+        return bool(hashes) and path.is_file() and not path.is_symlink() and sha256_file(path) in hashes
+    except (OSError, ValueError):
+        return False
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -78,6 +78,13 @@ def test_what_cannot_be_counted_is_not(tmp_path):
 def test_a_damaged_log_is_refused(tmp_path):
     path = tmp_path / "search.jsonl"
     runs.write_log(path, runs.evolution())
-    path.write_text(path.read_text("utf-8")[:-20], "utf-8")
+    whole = path.read_text("utf-8")
+    path.write_text(whole.replace('"loss": ', '"loss": 1', 1), "utf-8")
+    with pytest.raises(LongRopeError, match="damaged in line 2"):
+        read_trace(path, PROVENANCE)
+    path.write_text(whole[:-20], "utf-8")
     with pytest.raises(LongRopeError, match="cut off"):
+        read_trace(path, PROVENANCE)
+    path.write_text('{"schema": "longrope.search/1", "target_length": null}\n', "utf-8")
+    with pytest.raises(LongRopeError, match="expected the settings and evaluations of a search, found others"):
         read_trace(path, PROVENANCE)

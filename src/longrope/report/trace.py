@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, one_line
 from longrope.search.evaluator import OTHER, SEARCH
-from longrope.search.log import read_log
+from longrope.search.log import LogRow, read_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,17 @@ def read_trace(path: Path, provenance: Mapping[str, Any]) -> Trace:
         raise LongRopeError(
             f"the last line of {path} is cut off", code="damaged-file", hint="finish the search with `resume=True`"
         )
+    try:
+        return _trace(header, logged, provenance)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise LongRopeError(
+            f"{path} is damaged: expected the settings and evaluations of a search, found others ({one_line(error)})",
+            code="damaged-file",
+        ) from error
+
+
+def _trace(header: dict[str, Any], logged: Sequence[LogRow], provenance: Mapping[str, Any]) -> Trace:
+    """The course of the search that left this log."""
     target = int(header["target_length"])
     texts = _texts(provenance.get("data"))
     baselines: dict[str, float] = {}

@@ -231,7 +231,9 @@ def _manifest(folder: Path) -> tuple[str, dict[str, int], dict[str, str] | None]
 
 def _require_same(folder: Path, found: dict[str, Any], written: dict[str, Any]) -> None:
     if found != written:
-        changed = sorted(name for name in found.keys() | written.keys() if found.get(name) != written.get(name))[0]
+        changed = sorted(
+            name for name in found.keys() | written.keys() if found.get(name, ...) != written.get(name, ...)
+        )[0]
         raise LongRopeError(f"{folder} is not as it was written ({changed})", code="damaged-file", hint=_BEFORE)
 
 
