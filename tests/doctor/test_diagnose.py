@@ -284,6 +284,15 @@ def test_a_yarn_checkpoint(tmp_path):
     assert found["exllamav3"] == "differs"
 
 
+def test_the_proof_of_an_export_is_said(tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    geometry = RopeGeometry(32, 1e4, WINDOW)
+    sources.export(source, RopeScaling.extended(geometry, 256, [4.0] * 16), tmp_path / "out")
+    (remark,) = (remark for remark in diagnose(tmp_path / "out").remarks if "proved when longrope" in remark)
+    assert "against those of the source under this scaling, loaded apart" in remark
+    assert "with the source as it is inside them" in remark
+
+
 def test_yarn_beside_a_smaller_window(tmp_path):
     """Qwen3's model card: 40,960 beside YaRN 4 over 32,768. The window is 131,072, which vLLM derives as well."""
     entry = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}

@@ -19,7 +19,7 @@ LAYERS = 4
 
 # The first pattern that matches the name of a setting gives its value.
 _SIZES: tuple[tuple[str, int], ...] = (
-    (r"(^|_)vocab_size$|^n_vocab$|_vocab_size_per_layer_input$", VOCABULARY),
+    (r"(^|_)vocab_size$|^n_vocab$|vocab_size_per_layer_input$", VOCABULARY),
     (r"^(hidden_size|d_model|n_embd|attention_hidden_size|embedding_size|lru_width)$", 64),
     (r"intermediate_size|ffn_dim|ffn_hidden|^n_inner|moe_latent_size|^ffn_size|expert_size", 64),
     (r"^(num_hidden_layers|n_layers?|num_layers|decoder_layers|encoder_layers)$", LAYERS),
@@ -84,11 +84,16 @@ def small_config(family: str, **overrides: Any) -> PreTrainedConfig:
     whole = made()
     inner = whole.get_text_config()
     if inner is whole:
-        return made(**smaller(whole) | _OWN.get(family, {}) | overrides)
+        return made(**smaller(whole) | _parts(whole) | _OWN.get(family, {}) | overrides)
     name = next(key for key in made.sub_configs if getattr(whole, key, None) is inner)
     text = smaller(inner) | _OWN.get(inner.model_type, {}) | overrides
-    others = {key: smaller(part) for key in made.sub_configs if (part := getattr(whole, key, None)) is not None}
-    return made(**smaller(whole) | others | {name: text} | _OWN.get(family, {}))
+    return made(**smaller(whole) | _parts(whole) | {name: text} | _OWN.get(family, {}))
+
+
+def _parts(config: PreTrainedConfig) -> dict[str, Any]:
+    """The configs inside another, those of images and sound, made small."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    return {name: smaller(part) for name, part in parts.items() if isinstance(part, PreTrainedConfig)}
 
 
 def smaller(config: PreTrainedConfig) -> dict[str, Any]:

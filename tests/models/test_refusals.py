@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from longrope.costs.plan import plan
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, geometry_of
+from longrope.models.generation.cache import prefill
+from longrope.models.inspect import inspect_model
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
+from tests.models.every_family import small_config, small_model
 from tests.models.families import logits, tiny_config, tiny_model, tokens
 
 GEOMETRY = RopeGeometry(rotary_dim=16, base=10000.0, original_length=64)
@@ -85,6 +89,37 @@ def test_a_model_without_rope() -> None:
     assert_refused(model, doubled(), "expected a model with rotary position embeddings .RoPE., found gpt2 without")
     with pytest.raises(LongRopeError, match="gpt2 without"):
         geometry_of(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "match"),
+    [
+        ("zamba2", {"use_mem_rope": False}, "has no rotary module to scale"),
+        ("beam", {}, "none for layers that see the whole text"),
+        ("gemma4_text", {}, "rope_type 'proportional'"),
+        ("granite_swa", {"layer_rope_theta": [1e4, 5e5, 1e4, 5e5]}, "rotary modules of other bases"),
+    ],
+)
+def test_inspect_and_plan_refuse_what_a_search_refuses(family, overrides, match, tmp_path):
+    """From the config alone: no weights are there."""
+    small_config(family, **overrides).save_pretrained(tmp_path)
+    for job in (inspect_model, lambda model: plan(model, 256)):
+        with pytest.raises(LongRopeError, match=match) as error:
+            job(tmp_path)
+        assert error.value.code == "not-rope"
+
+
+def test_states_that_do_not_go_on_are_refused():
+    """RecurrentGemma goes on from its states a token at a time only: a text read in parts would be wrong, silently."""
+    model = small_model(small_config("recurrent_gemma"))
+    geometry = geometry_of(model)
+    scaled = apply_scaling(model, RopeScaling.extended(geometry, 256, np.full(geometry.pairs, 4.0)))
+    ids = tokens(100) % 300
+    with pytest.raises(LongRopeError, match="does not go on from its cached states") as error:
+        prefill(scaled, ids, chunk_size=32)
+    assert error.value.code == "cannot-generate"
+    read = prefill(scaled, ids[:, :-1])
+    assert read.score(ids[:, -1:]).shape == (1,)
 
 
 def test_a_config_that_promises_a_rotary_module_the_model_lacks() -> None:

@@ -7,6 +7,8 @@ be tried before anything is written, and before a search spends hours on a scali
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from longrope.models.rope_readers import keys_read_by_attention
 from longrope.models.scaled import ScaledModel
 from longrope.rope.hf_config import superset_config, transformers_scaling
 from longrope.rope.scaling import RopeScaling
+from longrope.storage import write_json_atomic
 
 _PROBE = 32  # tokens on each side of the switch
 _EXACT, _LOW = 1e-3, 5e-2  # of the largest logit: in float32, and in a shorter dtype
@@ -32,7 +35,9 @@ def stated_config(model: PreTrainedModel, scaling: RopeScaling) -> PreTrainedCon
     expressed = transformers_scaling(scaling)
     stated = superset_config(raw, model.config, expressed, keys_read_by_attention(model.config))
     try:
-        config: PreTrainedConfig = type(model.config).from_dict(stated)
+        with tempfile.TemporaryDirectory() as folder:  # the loader of files undoes what JSON cannot say, as infinity
+            write_json_atomic(Path(folder) / "config.json", stated)
+            config: PreTrainedConfig = type(model.config).from_pretrained(folder)
     except Exception as error:  # a family's config may refuse with anything
         raise LongRopeError(
             f"the config of {type(model).__name__} cannot state a scaling: {one_line(error)}", code="not-expressible"

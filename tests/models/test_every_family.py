@@ -1,0 +1,44 @@
+"""Every family of transformers works with every verb or is refused in one line, and docs/models.md says which."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+from tests.models.every_family import families, small_config
+from tests.models.tried import PAGE, VERBS, WORKS, Row, page, try_family
+
+FAST = ("llama", "deepseek_v3", "qwen3_5_text")
+"""Those that a commit tries: the usual, an attention that reads the RoPE dictionary, three rows of positions."""
+
+
+def assert_no_fault(row: Row) -> None:
+    """Works or one line; no other error, no wrong number."""
+    assert not row.fault or row.fault.startswith("not tried"), row
+    assert all("\n" not in says for says in row.verbs.values())
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_families_of_every_commit(family):
+    assert try_family(family) == Row(family, dict.fromkeys(VERBS, WORKS))
+
+
+def test_a_family_without_rope_is_refused_by_every_verb():
+    row = try_family("gpt2")
+    assert set(row.verbs.values()) == {"no rotary position embedding"}
+    assert set(row.verbs) == set(VERBS)
+
+
+def test_families_are_those_of_transformers():
+    assert {"llama", "qwen3_5", "ministral3"} <= set(families())
+    assert small_config("qwen3_5").get_text_config().hidden_size == 64
+
+
+@pytest.mark.slow
+def test_the_page_is_what_was_tried():
+    """`python -m tests.models.tried` writes it; another version of transformers has another page."""
+    rows = [try_family(family) for family in families()]
+    for row in rows:
+        assert_no_fault(row)
+    if f"transformers {transformers.__version__} " in PAGE.read_text("utf-8").replace("\n", " "):
+        assert page(rows) == PAGE.read_text("utf-8")
