@@ -121,6 +121,29 @@ def test_contexts_are_rounded_up_to_256(tmp_path):
     assert "original-length-multiple" in {lint.name for lint in found.lints}
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        {"rope.scaling.type": None, "rope.scaling.factor": 4.0},  # linear too
+        {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 256},
+    ],
+    ids=str,
+)
+def test_scalings_without_factor_tensors(architecture, keys, tmp_path):
+    """llama.cpp applies them in every graph; the tests of opened files compare the logits."""
+    plain = {name: None for name in KEYS if "scaling" in name}
+    path = write(tmp_path / "model.gguf", plain | keys, dict.fromkeys(TENSORS), architecture)
+    (tmp_path / "scaling.json").unlink()
+    found = diagnose(path, runtime=["llama.cpp"])
+    assert found.findings[0].verdict == "exact", found.findings[0].reasons
+    window = found.expected.scaling.windows[-1]
+    assert window.factors[-1] == pytest.approx(1.0 if "none" in keys.values() else 4.0)
+    assert (window.attention_factor > 1) == ("yarn" in keys.values())
+
+
 def test_lints(tmp_path):
     path = write(
         tmp_path / "model.gguf",

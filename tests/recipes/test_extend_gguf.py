@@ -17,7 +17,7 @@ from longrope.rope.closed_forms import llama3
 from longrope.rope.geometry import RopeGeometry
 from longrope.search.config import SearchConfig
 from tests.export.sources import refusal
-from tests.models.gguf_models import HEAD_DIM, WINDOW, save_gguf
+from tests.models.gguf_models import HEAD_DIM, WINDOW, model_of, save_gguf
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
@@ -67,6 +67,14 @@ def test_llama_3_is_extended_from_its_own_window(texts, tmp_path):
     names = {tensor.name for tensor in gguf.GGUFReader(done.checkpoint).tensors}
     assert "rope_freqs.weight" not in names
     assert max(proof.divergence for proof in done.proofs) < 1e-4  # float32 weights
+
+
+def test_windows_that_are_no_multiple_of_a_context(texts, tmp_path):
+    """llama.cpp rounds a context up to a multiple of 256: at -c 300 the long factors would hold."""
+    source = save_gguf(tmp_path / "model.gguf", model=model_of("llama", max_position_embeddings=300))
+    done = run(source, texts, tmp_path / "run", 500)
+    assert [proof.length for proof in done.proofs] == [256, 500]
+    assert all(proof.divergence < proof.divergence_without / 10 for proof in done.proofs)
 
 
 def test_a_stopped_run_goes_on(texts, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, Checkpoint
 from longrope.errors import LongRopeError
 from longrope.export.config import UNIFIED
 from longrope.models.gguf.rope import GgufRope
+from longrope.models.gguf.rope_parameters import stated_scaling
 from longrope.rope.geometry import FULL_ATTENTION, RopeGeometry
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window
@@ -123,7 +124,9 @@ def _stated_in_gguf(rope: GgufRope) -> Expected | None:
         scaling = RopeScaling(geometry, tuple(windows[short == long or original >= rope.context_length :]))
     elif rope.scaling_type == "longrope":
         return None
-    else:
+    elif short is None and long is None:
+        scaling = stated_scaling(rope) or RopeScaling.original(geometry)
+    else:  # one of two sets, which nothing uses
         scaling = RopeScaling.original(geometry)
     return Expected(scaling, f"the keys and tensors of {rope.path.name} itself", stated=True)
 

@@ -8,7 +8,10 @@ from longrope.doctor.readings import LONGROPE, RefusedError, UnknownRuleError
 from longrope.doctor.rules import Behaviour, Rotation
 from longrope.doctor.table import Runtime
 from longrope.models.gguf.rope import GRAPHS, GgufRope
+from longrope.models.gguf.rope_parameters import stated_scaling
 from longrope.rope.geometry import FloatArray, RopeGeometry
+
+YARN = "yarn"
 
 
 def behaviour(rope: GgufRope, runtime: Runtime, switch: int, target: int) -> Behaviour:
@@ -18,14 +21,17 @@ def behaviour(rope: GgufRope, runtime: Runtime, switch: int, target: int) -> Beh
     """
     if rope.rotary_dim is None:
         raise UnknownRuleError("the file does not say how many dimensions rotate")
-    if rope.scaling_type == "yarn":
-        raise UnknownRuleError("the table has no rule of llama.cpp for the RoPE type 'yarn'")
     geometry = RopeGeometry(rope.rotary_dim, rope.freq_base, rope.original_context_length or rope.context_length or 2)
     factors, remarks = _factors(rope)
-    scale = rope.factor if rope.factor else 1.0
+    scale = 1.0 if rope.scaling_type in ("none", YARN) or not rope.factor else rope.factor
     if scale != 1.0 and factors is not None:
         remarks.append(f"rope.scaling.factor {scale:g} divides all frequencies, on top of the factors")
     m = 1.0 if rope.attention_factor is None else rope.attention_factor
+    if rope.scaling_type == YARN:
+        if factors is not None:
+            raise UnknownRuleError("the table has no rule of llama.cpp for YaRN with factors beside it")
+        if (stated := stated_scaling(rope)) is not None:
+            factors, m = (stated.windows[0].factors,) * 2, stated.windows[0].attention_factor
     short, long = (_rotation(geometry, values, scale, m) for values in factors or (None, None))
     engine = target if runtime.engine == "target" else switch
     if rope.context_length is not None and rope.context_length < engine:

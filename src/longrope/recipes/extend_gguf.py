@@ -61,12 +61,13 @@ def prove_file(loaded: LoadedModel, scaling: RopeScaling, path: Path, ids: Tenso
     """
     exact = loaded.model.dtype == torch.float32 and not is_quantised(read_gguf(path))
     expressed = transformers_scaling(scaling)
-    proofs = []
-    for window in expressed.windows:
-        context = min(window.max_length // CONTEXT_STEP * CONTEXT_STEP, ids.shape[1])
-        if context:  # below, llama.cpp takes the long factors for every context
-            proofs.append(_prove_context(loaded, expressed, path, ids[:, : context - 1], context, exact))
-    return proofs
+    short, long = (window.max_length for window in expressed.windows)
+    inside = short // CONTEXT_STEP * CONTEXT_STEP  # 0: llama.cpp takes the long factors for every context
+    return [
+        _prove_context(loaded, expressed, path, ids[:, : context - 1], context, exact)
+        for context in (inside, long)
+        if context
+    ]
 
 
 def _prove_context(

@@ -19,6 +19,7 @@ from longrope.models.gguf.rope import GRAPHS, GgufRope
 from longrope.rope.closed_forms import llama3, yarn_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.hf_config import scaling_of_config
+from longrope.rope.scaling import RopeScaling
 
 _LOW, _HIGH = 1.0, 4.0  # Llama 3's frequency factors, in all models that were published
 _CLOSE = 1e-5  # relative: the factors of a file are float32
@@ -61,6 +62,23 @@ def rope_parameters(rope: GgufRope, context_length: int, rotary_dim: int) -> dic
         "attention_factor": m,
         "original_max_position_embeddings": _switch(rope, short, long, context_length),
     }
+
+
+def stated_scaling(rope: GgufRope) -> RopeScaling | None:
+    """The scaling that a file states and llama.cpp applies, None for the original RoPE; raises as `rope_parameters`.
+
+    The file must state its context length and a rotary dimension.
+    """
+    length, rotary_dim = rope.context_length or 0, rope.rotary_dim or 0
+    return _scaling_of(rope_parameters(rope, length, rotary_dim), length, rotary_dim)
+
+
+def _scaling_of(parameters: dict[str, Any], context_length: int, rotary_dim: int) -> RopeScaling | None:
+    return scaling_of_config(
+        SimpleNamespace(
+            rope_parameters=parameters, head_dim=rotary_dim, max_position_embeddings=context_length, model_type="llama"
+        )
+    )
 
 
 def _factors(rope: GgufRope, rotary_dim: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -147,10 +165,7 @@ def as_longrope(parameters: dict[str, Any], context_length: int, rotary_dim: int
     """The same RoPE as the type longrope, the only one that transformers' Phi-3 knows beside the original."""
     if parameters["rope_type"] in ("default", "longrope"):
         return parameters
-    config = SimpleNamespace(
-        rope_parameters=parameters, head_dim=rotary_dim, max_position_embeddings=context_length, model_type="llama"
-    )
-    scaling = scaling_of_config(config)
+    scaling = _scaling_of(parameters, context_length, rotary_dim)
     if scaling is None:
         return {"rope_type": "default", "rope_theta": parameters["rope_theta"]}
     factors = list(scaling.windows[0].factors)
