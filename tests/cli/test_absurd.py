@@ -80,7 +80,7 @@ NEEDS = {
     "--knots": ("--method", "gradient"),
     "--learning-rate": ("--method", "gradient"),
     "--evaluations": ("--method", "cma"),
-    "--needle-depth": ("--objective", "needle", "--target-length", "512"),
+    "--needle-depth": ("--method", "longrope", "--objective", "needle", "--target-length", "512"),
     "--lora-alpha": ("--lora", "2"),
     "--threshold": ("--suite", "ruler"),
     "--share": ("--suite", "ruler"),

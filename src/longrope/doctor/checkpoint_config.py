@@ -15,6 +15,7 @@ from longrope.doctor.table import ModelClass, model_class
 from longrope.errors import LongRopeError
 from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD
+from longrope.models.config_sizes import check_sizes
 from longrope.run_files import SCALING
 from longrope.storage import read_json
 
@@ -139,11 +140,13 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
                 f"expected {name} of {path} to be an object or null; found {shown(values[name])}", code="damaged-file"
             )
     record = whole.get(RECORD)
+    length = whole_number(f"max_position_embeddings of {path}", values.get("max_position_embeddings"), 2)
+    check_sizes(whole, str(path))
     return CheckpointConfig(
         path=folder,
         values=values,
         family=str(values.get("model_type", "unknown")),
-        length=whole_number(f"max_position_embeddings of {path}", values.get("max_position_embeddings"), 2),
+        length=length,
         tokenizer_length=_tokenizer_length(folder),
         record=record if isinstance(record, dict) else {},
     )

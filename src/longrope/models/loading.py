@@ -37,6 +37,7 @@ from longrope.models.checkpoint_files import (
     why_unreachable,
 )
 from longrope.models.config import LoadOptions
+from longrope.models.config_sizes import check_config_file
 from longrope.models.devices import usable_device
 from longrope.models.gguf.config import gguf_config
 from longrope.models.gguf.container import read_gguf
@@ -65,6 +66,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
     """
     if (file := gguf_path(name)) is not None:
         return gguf_config(read_gguf(file))
+    check_config_file(Path(resolve(name)) / "config.json")
     try:
         config: PreTrainedConfig = _loaded(
             AutoConfig.from_pretrained, name, "config", trust_remote_code=trust_remote_code
