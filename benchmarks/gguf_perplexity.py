@@ -16,6 +16,8 @@ import argparse
 import json
 import math
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -41,8 +43,8 @@ from longrope.rope.baselines import closed_form_method
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import write_json_atomic
 from longrope.units import parse_length
-from scripts.smollm2 import fetch
 
+FETCH = Path(__file__).resolve().parent.parent / "scripts/smollm2.py"
 BOOKS = ["book:les-miserables", "book:the-diary-of-samuel-pepys"]
 
 
@@ -129,7 +131,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gguf_perplexity.json"))
     given = parser.parse_args()
-    model, length = given.model or str(fetch()), parse_length(given.length)
+    model, length = given.model, parse_length(given.length)
+    if model is None:
+        fetched = subprocess.run([sys.executable, str(FETCH)], check=True, stdout=subprocess.PIPE, text=True)
+        model = fetched.stdout.strip()
     tokenizer = load_tokenizer(model)
     documents = tokenize(read_all(given.data or BOOKS), tokenizer)
     samples = draw_samples(documents, length=length, count=given.samples, seed=0, bos_token_id=bos_of(tokenizer))
