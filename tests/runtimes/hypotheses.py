@@ -8,6 +8,7 @@ length. A runtime computes one of them: the one that it agrees with to rounding,
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,8 +122,13 @@ def make_case(folder: Path, config_class: str = "LlamaConfig", *, length: int = 
 
 
 def without_scaling(case: Case) -> Case:
-    """The control: the same weights without the scaling."""
-    return Case(case.source, case.source, case.scaling)
+    """The control: the same weights without the scaling, the base where older readers look for it too."""
+    folder = case.source.with_name("control")
+    if not folder.exists():
+        shutil.copytree(case.source, folder)
+        config = json.loads((folder / "config.json").read_text("utf-8")) | {"rope_theta": case.scaling.geometry.base}
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return Case(case.source, folder, case.scaling)
 
 
 def prompt(length: int) -> list[int]:

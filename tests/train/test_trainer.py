@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,9 @@ def test_bf16(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
 def test_lora_trains_updates_embeddings_and_norms(checkpoint: Path) -> None:
     model = open_fresh(checkpoint).model
     assert trained_in_full(model) == ["embed_tokens", "input_layernorm", "norm", "post_attention_layernorm"]
-    wrapped = with_lora(model, LoraConfig(rank=2), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        wrapped = with_lora(model, LoraConfig(rank=2), 0)
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or "norm" in name or "embed_tokens" in name for name in trained)
     assert sum("lora_A" in name for name in trained) == 2 * 7

@@ -30,6 +30,7 @@ with torch.no_grad():
     count = len(job["grown"]) - job["crossing"]
     output = model.generate(
         start,
+        attention_mask=torch.ones_like(start),  # the BOS is no padding
         max_new_tokens=count,
         do_sample=False,
         return_dict_in_generate=True,
