@@ -258,7 +258,12 @@ def test_plans_that_cannot_be(llama3: str, tmp_path: Path) -> None:
 
 def test_a_plan_is_shown_and_its_json_names_everything(llama3: str, tmp_path: Path) -> None:
     planned = plan(llama3, "16k", searches=[SearchConfig(method="cma")], trainings=[])
-    assert "8k -> 16k tokens on 1 × h100, bfloat16\nsearch cma " in repr(planned)
+    head, recommended, row = repr(planned).splitlines()[:3]
+    assert head.endswith("8k -> 16k tokens on 1 × h100, bfloat16")
+    assert recommended.startswith("Recommended: search --method cma")
+    assert row.startswith("search cma ")
+    assert " GPU-hours fits" in row
+    assert max(map(len, repr(planned).splitlines()[2:])) <= 80
     planned.save(tmp_path / "plan.json")
     found = planned.to_json()
     assert json.loads((tmp_path / "plan.json").read_text()) == json.loads(json.dumps(found))

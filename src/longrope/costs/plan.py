@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from longrope.costs.advice import assumptions, gigabytes, search_advice, training_advice
+from longrope.costs.advice import assumptions, search_advice, training_advice
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import (
     Bytes,
@@ -34,7 +34,7 @@ from longrope.models.apply import geometry_of
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, find_checkpoint_scaling, require_longer
 from longrope.models.weightless import weightless
-from longrope.quantities import format_bytes, format_duration, format_gpu_hours
+from longrope.quantities import format_bytes, format_count, format_duration, format_gpu_hours
 from longrope.search.config import METHODS, SearchConfig
 from longrope.storage import write_json_atomic
 from longrope.train.config import FinetuneConfig
@@ -140,13 +140,14 @@ class CostPlan:
     def __repr__(self) -> str:
         lines = [
             f"{self.model}: {format_length(self.original_length)} -> {format_length(self.target_length)} tokens on "
-            f"{self.devices.count} × {self.devices.gpu}, {self.devices.dtype}"
+            f"{self.devices.count} × {self.devices.gpu}, {self.devices.dtype}",
+            self.recommendation,
         ]
         for row in self.rows:
-            flops, fits = row.matrix_flops + row.attention_flops, "fits" if row.fits else "does not fit"
+            fits = "fits" if row.fits else "TOO LARGE"
             lines.append(
-                f"{row.stage + ' ' + row.name:22}{row.tokens:>10.3g} tokens {flops:>9.3g} FLOPs "
-                f"{gigabytes(row.peak_bytes):>8} GB a device, {fits}, {row.hours:.2g} hours"
+                f"{row.stage + ' ' + row.name:22}{format_count(row.tokens):>5} tokens {format_bytes(row.peak_bytes):>8}"
+                f" {format_duration(3600 * row.hours):>11} {format_gpu_hours(row.gpu_hours):>6} GPU-hours {fits}"
             )
         return "\n".join(lines)
 
