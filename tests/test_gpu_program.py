@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -175,6 +176,11 @@ class TestPreparation:
             "pydantic-core": "2.50.4",
         }
         assert prepare.missing_packages(wanted) == ["attrs", "mdurl", "pydantic-core", "pydantic"]
+
+    def test_longrope_has_a_version_where_it_is_not_installed(self, prepare: ModuleType, tmp_path: Path) -> None:
+        prepare.name_longrope(tmp_path)
+        (found,) = metadata.distributions(name="longrope", path=[str(tmp_path)])
+        assert found.version == metadata.version("longrope")
 
     def test_another_wheel_is_refused(
         self, prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

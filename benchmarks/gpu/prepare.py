@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -128,16 +129,26 @@ def missing_packages(pinned: dict[str, str]) -> list[str]:
     return found
 
 
+def name_longrope(packages: Path) -> None:
+    """The metadata of longrope, whose code is in src/: name and version, which its outputs state."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    place = packages / f"{project['name']}-{project['version']}.dist-info"
+    place.mkdir(parents=True, exist_ok=True)
+    lines = ["Metadata-Version: 2.1", f"Name: {project['name']}", f"Version: {project['version']}", ""]
+    (place / "METADATA").write_text("\n".join(lines), "utf-8")
+
+
 def unpack() -> None:
     folders = [OUT / str(number + 1) for number in range(PIECES)]
     manifest = json.loads((folders[0] / MANIFEST).read_text("utf-8"))
     wheels = {normal(path.name.split("-")[0]): path for path in (folders[0] / "wheels").glob("*.whl")}
     chosen = [str(wheels[name]) for name in missing_packages(manifest["packages"])]
+    place = OUT / "packages"
+    shutil.rmtree(place, ignore_errors=True)
     if chosen:
-        place = OUT / "packages"
-        shutil.rmtree(place, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(place)]
         subprocess.run([*command, *chosen], check=True)
+    name_longrope(place)
     if not (OUT / GGUF).is_file():
         join(GGUF, folders, OUT / GGUF, manifest[GGUF])
     print("PYTHONPATH=src:runs/gpu/packages python benchmarks/gpu/run.py --device cuda")
