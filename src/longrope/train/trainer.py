@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import PartialState
 from accelerate.parallelism_config import ParallelismConfig
 from torch import Tensor
@@ -68,6 +70,10 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return batch | {"part": parts.pop(), "weight": weights.pop()}
 
 
+def _not_called(*_: Any, **__: Any) -> Tensor:
+    raise NotImplementedError
+
+
 class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """Computes every micro-batch under the window of its part. The model's forward is the summed loss of `loss.py`."""
 
@@ -76,6 +82,10 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def __init__(
         self, *, scaled: ScaledModel, windows: Mapping[str, Window], shared: SharedRows | None = None, **given: Any
     ) -> None:
+        if not hasattr(Trainer, "loss_is_scaled_for_ga"):
+            # Releases before 5.23 divide by the accumulation again, unless a loss of one's own is given; ours is
+            # `compute_loss`, which calls none.
+            given["compute_loss_func"] = _not_called
         super().__init__(**given)
         self.scaled, self.windows, self.shared = scaled, windows, shared
 
@@ -182,8 +192,6 @@ def training_arguments(config: FinetuneConfig, folder: Path, *, cpu: bool) -> Tr
         "full_determinism": config.deterministic,
         "bf16": config.bf16,
         "use_cpu": cpu,
-        "activation_checkpointing": config.checkpointing,
-        "activation_checkpointing_kwargs": {"use_reentrant": False, "offload": config.offload},
         "train_sampling_strategy": "sequential",  # the rows are in order
         "remove_unused_columns": False,
         "save_strategy": "steps",
@@ -195,6 +203,7 @@ def training_arguments(config: FinetuneConfig, folder: Path, *, cpu: bool) -> Tr
         "disable_tqdm": True,
         "dataloader_pin_memory": not cpu,
     }
+    own |= _checkpointing(config)
     settled = own.keys() | {"gradient_accumulation_steps", "push_to_hub", "use_liger_kernel"}
     if given := sorted(config.trainer.keys() & settled):
         raise LongRopeError(
@@ -218,6 +227,25 @@ def training_arguments(config: FinetuneConfig, folder: Path, *, cpu: bool) -> Tr
         ) from error
     _set_accumulation(arguments, config)
     return arguments
+
+
+def _checkpointing(config: FinetuneConfig) -> dict[str, Any]:
+    """Activation checkpointing as the installed transformers calls it; releases before 5.23 cannot offload.
+
+    Raises LongRopeError for offload with one of those.
+    """
+    known = {field.name for field in fields(TrainingArguments)}
+    how = {"use_reentrant": False, "offload": config.offload}
+    name = "activation_checkpointing"
+    if name not in known:
+        name = "gradient_checkpointing"
+        if how.pop("offload"):
+            raise LongRopeError(
+                f"`offload` needs a transformers whose Trainer can do it, found {transformers.__version__}",
+                code="invalid-setting",
+                hint="pip install -U transformers",
+            )
+    return {name: config.checkpointing, f"{name}_kwargs": how}
 
 
 def _set_accumulation(arguments: TrainingArguments, config: FinetuneConfig) -> None:

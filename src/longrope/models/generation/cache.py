@@ -213,6 +213,15 @@ def check_cache(cache: Any, purpose: str) -> None:
         )
 
 
+def empty(cache: DynamicCache) -> None:
+    """Take all tokens out of `cache`. Releases of transformers before 5.23 only overwrite them with zeros."""
+    layers: list[Any] = list(cache.layers)
+    for layer in layers:
+        layer.keys = layer.values = None
+        layer.is_initialized = False
+    cache.reset()  # the counts of sliding layers
+
+
 def fill(
     scaled: ScaledModel,
     cache: DynamicCache,

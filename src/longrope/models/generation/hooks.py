@@ -24,7 +24,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTra
 
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import arguments_of, cache_argument, forward_argument, take_cache
-from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, fill, is_refillable
+from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, empty, fill, is_refillable
 from longrope.models.generation.rerotate import Rerotation
 from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
 from longrope.rope.scaling import Window
@@ -216,7 +216,7 @@ class CacheHook(MethodHook):
                 code="whole-text-needed",
                 hint="give `input_ids` of the whole text, not of its new tokens only",
             )
-        cache.reset()
+        empty(cache)
         return 0
 
     def _fill(self, cache: DynamicCache, ids: Tensor, last: int, window: Window, given: dict[str, Any]) -> None:
