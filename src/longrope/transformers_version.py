@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from longrope.errors import LongRopeError
 
-KNOWN = ("5.23", "5.24")
+KNOWN = ("5.17", "5.24")
 """The first and the last minor release that the tests pass with, and with every patch release of them."""
 
 
@@ -32,7 +32,7 @@ def require_known_transformers() -> None:
 
 
 def requirement() -> str:
-    """KNOWN as pip writes it: `>=5.23,<5.25`."""
+    """KNOWN as pip writes it: `>=5.17,<5.25`."""
     first, (major, minor) = KNOWN[0], _minor(KNOWN[1])
     return f">={first},<{major}.{minor + 1}"
 

@@ -83,7 +83,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self, *, scaled: ScaledModel, windows: Mapping[str, Window], shared: SharedRows | None = None, **given: Any
     ) -> None:
         if not hasattr(Trainer, "loss_is_scaled_for_ga"):
-            # Releases before 5.23 divide by the accumulation again, unless a loss of one's own is given; ours is
+            # Older releases divide by the accumulation again, unless a loss of one's own is given; ours is
             # `compute_loss`, which calls none.
             given["compute_loss_func"] = _not_called
         super().__init__(**given)
@@ -230,7 +230,7 @@ def training_arguments(config: FinetuneConfig, folder: Path, *, cpu: bool) -> Tr
 
 
 def _checkpointing(config: FinetuneConfig) -> dict[str, Any]:
-    """Activation checkpointing as the installed transformers calls it; releases before 5.23 cannot offload.
+    """Activation checkpointing as the installed transformers calls it; older releases cannot offload.
 
     Raises LongRopeError for offload with one of those.
     """

@@ -214,7 +214,7 @@ def check_cache(cache: Any, purpose: str) -> None:
 
 
 def empty(cache: DynamicCache) -> None:
-    """Take all tokens out of `cache`. Releases of transformers before 5.23 only overwrite them with zeros."""
+    """Take all tokens out of `cache`. Older releases of transformers only overwrite them with zeros."""
     layers: list[Any] = list(cache.layers)
     for layer in layers:
         layer.keys = layer.values = None
