@@ -98,7 +98,8 @@ RayAddress = Annotated[str | None, option("The Ray cluster to search on: auto, o
 Lengths = Annotated[
     str | None,
     option(
-        "Context lengths in tokens: 256,512,1k. Not for retention and open-llm: they measure the original window.",
+        """Context lengths in tokens: 256,512,1k. Default: L, 2L, … L'. Not for retention and open-llm: they measure the
+        original window.""",
         metavar="N,N,…",
     ),
 ]
