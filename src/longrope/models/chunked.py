@@ -60,10 +60,9 @@ def join(first: Tensor, rest: Iterable[Tensor], length: int) -> Tensor:
 def base_of(model: PreTrainedModel) -> nn.Module:
     """The model below the head. Raises LongRopeError when `model` has no head."""
     base: nn.Module = model.base_model
-    if base is model:  # its prefix is another model's (Mllama's text model)
-        decoder: Any = model.get_decoder
-        base = decoder()
-    if base is model or base is None:
+    if base is model:  # its prefix is another model's (the text models of Llama 4 and Mllama)
+        base = getattr(model, "model", model)
+    if base is model:
         raise LongRopeError(
             f"expected a causal language model with a head, found {type(model).__name__} without one", code="no-head"
         )

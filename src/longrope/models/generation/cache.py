@@ -6,6 +6,7 @@ and asks many questions about it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, one_line
 from longrope.models.cache_argument import with_cache
 from longrope.models.chunked import base_of, logits_chunk
 from longrope.models.finite import require_finite_logits
@@ -49,6 +50,7 @@ def prefill(
         )
     window = window or scaled.pinned or scaled.scaling.window_for(ids.shape[1])
     cache = new_cache(scaled.model)
+    _require_continued(scaled, cache)
     text, chunk = ids[:, :-1], PREFILL_CHUNK if chunk_size is None else chunk_size
     if chunk_size is None and text.shape[1] and not any(getattr(layer, "is_sliding", False) for layer in cache.layers):
         with torch.no_grad(), scaled.using(window):
@@ -259,36 +261,48 @@ def fill(
     _check_filled(cache, past + count, model)
 
 
-_CONTINUED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-_TRIED = 12, 7  # tokens of a text, and of its first part
+_CONTINUED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+"""The reason why a text cannot be read in parts, empty where it can, of the models that were tried."""
+_OWN_CACHES = ("minimax", "moshi")  # a cache class of its own; keys at wrong places (transformers 5.23)
+_TRIED = 40, 27  # tokens of a text, and of its first part
 
 
 def _require_continued(scaled: ScaledModel, cache: DynamicCache) -> None:
-    """Raise LongRopeError unless reading a text in two parts gives what reading it at once gives.
+    """Raise LongRopeError unless reading a text in two parts gives what reading it at once gives; tried once a model.
 
-    Models with states of their own (RecurrentGemma) may go on from them a token at a time only, without an error.
+    A family may want a cache of its own (MiniMax), or go on from its states a token at a time only, without an error
+    (RecurrentGemma). Layers of keys and values alone are trusted where the family makes no others.
     """
-    model = scaled.model
-    if holds_keys_and_values_only(cache):
+    own = scaled.model.config.get_text_config().model_type in _OWN_CACHES
+    if holds_keys_and_values_only(cache) and not own:
         return
-    if model not in _CONTINUED:
-        base, (count, first) = base_of(model), _TRIED
-        vocabulary = model.config.get_text_config().vocab_size
-        ids = torch.arange(1, count + 1, device=model.device)[None] % vocabulary
-        positions = torch.arange(count, device=model.device)[None]
-        empty: Any = DynamicCache(config=model.config)
+    if scaled.model not in _CONTINUED:
+        _CONTINUED[scaled.model] = _why_not_continued(scaled)
+    if reason := _CONTINUED[scaled.model]:
+        raise LongRopeError(
+            f"{type(scaled.model).__name__} cannot go on from a cached text: {reason}", code="cannot-generate"
+        )
+
+
+def _why_not_continued(scaled: ScaledModel) -> str:
+    model = scaled.model
+    base, (count, first) = base_of(model), _TRIED
+    ids = torch.arange(1, count + 1, device=model.device)[None] % model.config.get_text_config().vocab_size
+    positions = torch.arange(count, device=model.device)[None]
+    cache: Any = DynamicCache(config=model.config)
+    try:
         with torch.no_grad(), scaled.using(scaled.scaling.windows[-1]):
             whole = base(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, first:]
             for part in (slice(0, first), slice(first, count)):
-                parts = base(input_ids=ids[:, part], position_ids=positions[:, part], **with_cache(base, empty))
-        error = float((parts.last_hidden_state - whole).abs().max() / whole.abs().max())
-        _CONTINUED[model] = error <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 1e-1)
-    if not _CONTINUED[model]:
-        raise LongRopeError(
-            f"{type(model).__name__} does not go on from its cached states by several tokens at once: a text that is"
-            " read in parts would be wrong",
-            code="cannot-generate",
-        )
+                parts = base(input_ids=ids[:, part], position_ids=positions[:, part], **with_cache(base, cache))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # foreign code, which may want a cache of its own
+        return one_line(error)
+    off = float((parts.last_hidden_state - whole).abs().max() / whole.abs().max())
+    allowed = 1e-2 if model.dtype in (torch.float32, torch.float64) else 0.2
+    # Numbers that are not finite are no matter of the cache: whoever uses them says so.
+    return f"its hidden states are off by {off:.2g} of the largest" if math.isfinite(off) and off > allowed else ""
 
 
 def _check_filled(cache: DynamicCache, length: int, model: PreTrainedModel) -> None:
