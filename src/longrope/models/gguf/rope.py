@@ -105,11 +105,11 @@ def rope_of(file: GgufFile) -> GgufRope:
     return GgufRope(
         path=file.path,
         architecture=architecture,
-        context_length=stated("context_length"),
+        context_length=_tokens(file, f"{architecture}.context_length"),
         rotary_dim=_rotary_dim(stated),
         freq_base=_DEFAULT_BASE if base is None else base,
         scaling_type=stated("rope.scaling.type"),
-        original_context_length=stated("rope.scaling.original_context_length"),
+        original_context_length=_tokens(file, f"{architecture}.rope.scaling.original_context_length"),
         attention_factor=attention_factor,
         factor=linear if factor is None else factor,
         short_factors=_factors(file, SHORT_FACTORS),
@@ -127,6 +127,14 @@ def _number(file: GgufFile, name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise LongRopeError(f"{file.path}: expected a number as {name}, found {value!r}", code="damaged-file")
     return float(value)
+
+
+def _tokens(file: GgufFile, name: str) -> int | None:
+    """A length, None where the file lacks it. Raises LongRopeError (`damaged-file`) where it is something else."""
+    value = file.value(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise LongRopeError(f"{file.path}: expected tokens as {name}, found {value!r}", code="damaged-file")
+    return value
 
 
 def _rotary_dim(stated: Any) -> int | None:
