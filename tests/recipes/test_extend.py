@@ -146,3 +146,24 @@ def test_every_file_says_how_it_was_made(checkpoint, texts, tmp_path):
     assert {"samples_sha256", "target_length", "dtype", "seed"} <= settings.keys()
     assert settings["scaling_sha256"] == sha256_file(tmp_path / "run" / "scaling.json")
     assert RopeScaling.load(tmp_path / "run" / "scaling.json").provenance["search"]["numerics"]["threads"]
+
+
+def test_windows_that_an_export_would_lose_are_refused_before_the_search(texts, tmp_path):
+    source = save_checkpoint(tmp_path / "source")
+    geometry = open_model(str(source)).geometry
+    RopeScaling.extended(geometry, 128, [2.0] * geometry.pairs).save(source / "scaling.json")
+    with pytest.raises(LongRopeError, match="would lose the windows to 128 tokens") as error:
+        run(source, texts, tmp_path / "run", target=256)
+    assert error.value.code == "not-expressible"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_carries_two_windows_is_extended_to_two(texts, tmp_path):
+    """Phi-3: the third window takes the place of the second, and the export states both."""
+    factors = {"short_factor": [1.02] * 16, "long_factor": [1.0 + 0.2 * pair for pair in range(16)]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": WINDOW} | factors
+    more = {"original_max_position_embeddings": WINDOW, "max_position_embeddings": 128}
+    source = save_checkpoint(tmp_path / "source", "Phi3Config", rope_parameters=rope, **more)
+    done = run(source, texts, tmp_path / "run", target=256)
+    assert done.losses == []
+    assert [proof.length for proof in done.proofs] == [WINDOW, 256]

@@ -39,12 +39,13 @@ from longrope.report.collect import Proof
 from longrope.report.run import Written, report
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.closed_forms import CLOSED_FORMS
-from longrope.rope.hf_config import transformers_scaling, unsupported_by_transformers
+from longrope.rope.hf_config import refuse_unsupported, transformers_scaling, unsupported_by_transformers
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import CHECKPOINT as CHECKPOINT_DIR
 from longrope.run_files import EVALUATION, EXTENSION, REPORT
 from longrope.search.config import SearchConfig
 from longrope.search.run import SearchResult, search
+from longrope.search.windows import extended_by, kept_windows
 from longrope.storage import json_ready, keep_or_write_json, refuse_links
 from longrope.units import doubling_lengths, parse_length, parse_lengths
 from longrope.written import sweep, sweep_links
@@ -101,6 +102,11 @@ def extend(
             hint="give `allow_lossy=True`, or leave `start_tokens` at 0",
         )
     own = field if search_data or not evaluation_data else None
+    kept = kept_windows(loaded)
+    if kept is not None and not allow_lossy:
+        wanted = replace(kept.windows[-1], max_length=target_length)  # its factors do not matter here
+        lost = unsupported_by_transformers(extended_by(loaded, kept, wanted))
+        refuse_unsupported(lost, "transformers", "give `allow_lossy=True` to export the rest")
     search_sources = sources_or_books(loaded.name, as_sources(search_data, own), "search", "search_data")
     of_evaluation = as_sources(evaluation_data, field if evaluation_data else None)
     evaluation_sources = sources_or_books(loaded.name, of_evaluation, "evaluation", "evaluation_data")
