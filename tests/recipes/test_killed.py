@@ -126,7 +126,8 @@ def test_what_the_processes_say_when_they_fail(loaded: LoadedModel, texts_to_tra
     with pytest.raises(LongRopeError, match=r"the 2 processes of the fine-tuning failed: .*no model folder") as error:
         in_processes(loaded, texts_to_train_on, tmp_path / "run", model=str(tmp_path / "nothing"))
     assert "\n" not in str(error.value)
-    assert "no model folder" in (tmp_path / "run.stderr").read_text()
+    messages = str(error.value).partition("(all messages: ")[2].removesuffix(")")
+    assert "no model folder" in Path(messages).read_text()
 
 
 def test_processes_end_with_the_one_that_started_them(
