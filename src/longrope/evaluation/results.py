@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from longrope.checks import shown
 from longrope.errors import LongRopeError
 from longrope.models.finite import remedy
 from longrope.provenance import record
@@ -174,8 +176,9 @@ def row_from_json(row: Any) -> EvalRow:
         "detail": dict,
     }
     for name, kind in kinds.items():
-        if not isinstance(values[name], kind) or isinstance(values[name], bool):
-            raise LongRopeError(f"{name} of a row cannot be {values[name]!r}", code="damaged-file")
+        too_large = isinstance(values[name], int) and abs(values[name]) > sys.float_info.max
+        if not isinstance(values[name], kind) or isinstance(values[name], bool) or too_large:
+            raise LongRopeError(f"{name} of a row cannot be {shown(values[name])}", code="damaged-file")
     return EvalRow(**values)
 
 

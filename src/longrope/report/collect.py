@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from longrope.checks import shown
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import SCHEMA, EvalResults, EvalRow
 from longrope.report.styles import OWN, is_baseline
@@ -19,6 +20,9 @@ from longrope.report.trace import Trace, read_trace
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import EXTENSION, SCALING, SEARCH_LOG, SEARCH_SUMMARY
 from longrope.storage import sha256_text
+from longrope.units import LONGEST
+
+_RANGES = {"length": (1, LONGEST), "trials": (0, 10**12), "value": (-1e100, 1e100), "stderr": (0, 1e100)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ def collect(paths: Sequence[Path]) -> list[Run]:
     runs = {path: _folder(path) for path in dict.fromkeys(folders)}
     hashes = {_digest(run.scaling): path for path, run in reversed(runs.items()) if run.scaling is not None}
     for path in dict.fromkeys(path for path in paths if not path.is_dir()):
-        evaluation = EvalResults.load(path)
+        evaluation = _load(path)
         owner = hashes.get(str(evaluation.settings.get("scaling_sha256")))
         if owner is None:
             runs[path] = Run(path.stem, path, evaluations={str(path): _with_own_name(evaluation)})
@@ -130,7 +134,7 @@ def _folder(path: Path) -> Run:
     evaluations = {}
     for file in sorted(path.glob("*.json")):
         if file.name not in (SCALING, EXTENSION) and _is_evaluation(file):
-            evaluations[file.name] = _with_own_name(EvalResults.load(file))
+            evaluations[file.name] = _with_own_name(_load(file))
     if scaling is None and not evaluations:
         raise LongRopeError(
             f"expected {path} to hold a finished run: a {SCALING} or evaluation files (*.json); found neither",
@@ -168,6 +172,17 @@ def _json_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise LongRopeError(f"cannot read {file}: expected JSON, found {' '.join(str(error).split())}") from error
     return document if isinstance(document, dict) else {}
+
+
+def _load(path: Path) -> EvalResults:
+    """The evaluation in a file. Raises LongRopeError, also for a number that no figure could show."""
+    evaluation = EvalResults.load(path)
+    for row in evaluation.rows:
+        for name, (least, most) in _RANGES.items():
+            found = getattr(row, name)
+            if found is not None and (found < least or found > most):  # NaN is neither
+                raise LongRopeError(f"{path}: {name} of a row cannot be {shown(found)}", code="damaged-file")
+    return evaluation
 
 
 def _with_own_name(evaluation: EvalResults) -> EvalResults:
