@@ -19,7 +19,7 @@ HELD_OUT = ["book:les-miserables", "book:the-diary-of-samuel-pepys"]
 BASELINES = ("none", "pi", "ntk", "ntk-critical", "dynamic-ntk", "yarn")
 OBJECTIVES = ("perplexity", "needle")
 STEPS, SAMPLES, HELD_OUT_SAMPLES = 8, 2, 3
-NEEDLES = lr.EvalConfig(trials=6, depths=5)
+NEEDLES, FEW_NEEDLES = {"trials": 6, "depths": 5}, {"trials": 1, "depths": 2}
 
 
 def search(loaded: LoadedModel, objective: str, target: int, folder: Path, small: bool) -> dict[str, Any]:
@@ -59,9 +59,10 @@ def run(arguments: argparse.Namespace, seconds: float) -> None:
             for method in (*found, *BASELINES):
 
                 def evaluated(length: int = length, suite: str = suite, method: str = method) -> dict[str, Any]:
-                    config = NEEDLES.replace(samples=1 if arguments.small else HELD_OUT_SAMPLES)
-                    if arguments.small:
-                        config = config.replace(trials=1, depths=2)
+                    if suite == "perplexity":
+                        config = lr.EvalConfig(samples=1 if arguments.small else HELD_OUT_SAMPLES)
+                    else:
+                        config = lr.EvalConfig(**(FEW_NEEDLES if arguments.small else NEEDLES))
                     done = lr.evaluate(
                         loaded,
                         data=HELD_OUT,
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, seconds: float) -> None:
                         scaling=found.get(method),
                         scaling_name=method if method in found else None,
                         baselines=() if method in found else [method],
-                        target_length=target,
+                        target_length=None if method in found or method == "none" else target,
                         config=config,
                     )
                     rows = [row for row in done.rows if row.scaling == method]
