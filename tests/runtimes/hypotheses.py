@@ -122,11 +122,12 @@ def make_case(folder: Path, config_class: str = "LlamaConfig", *, length: int = 
 
 
 def without_scaling(case: Case) -> Case:
-    """The control: the same weights without the scaling, the base where older readers look for it too."""
+    """The control: the same weights without the scaling, for as many tokens, the base where older readers look too."""
     folder = case.source.with_name("control")
     if not folder.exists():
         shutil.copytree(case.source, folder)
-        config = json.loads((folder / "config.json").read_text("utf-8")) | {"rope_theta": case.scaling.geometry.base}
+        longer = {"rope_theta": case.scaling.geometry.base, "max_position_embeddings": case.scaling.target_length}
+        config = json.loads((folder / "config.json").read_text("utf-8")) | longer
         (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return Case(case.source, folder, case.scaling)
 
