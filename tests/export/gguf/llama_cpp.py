@@ -24,7 +24,9 @@ def serve(path: Path, n_ctx: int, *, slots: int = 1, kv_unified: bool = False) -
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = params.n_threads_http = 1
     params.warmup = params.fit_params = False
     params.verbosity = 0
-    return xllamacpp.Server(params)
+    server = xllamacpp.Server(params)
+    server.handle_completions({"prompt": [1], "n_predict": 1})  # stopped before its loop runs, it would wait for ever
+    return server
 
 
 def next_token(server: Any, prompt: list[int], vocabulary: int, *, reuse: bool = False) -> Tensor:
