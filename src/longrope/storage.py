@@ -13,6 +13,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError, one_line
 from longrope.input_files import LARGEST_JSON, refuse_special
+from longrope.run_files import FINETUNE_IDENTITY, SEARCH_LOG
 from longrope.written import note, occupied_by, publish, sweep, sweep_links, temporary
 
 ANOTHER_FOLDER = "choose another `output_dir`"
@@ -169,8 +170,11 @@ def check_output_folder(path: Path) -> None:
             f"cannot read the output folder {path}: {error.strerror}", code="output-not-writable", hint=ANOTHER_FOLDER
         ) from error
     if full:
+        begun = any((path / state).exists() for state in (SEARCH_LOG, FINETUNE_IDENTITY))
         raise LongRopeError(
-            f"the output folder {path} is not empty; nothing is overwritten", code="output-exists", hint=ANOTHER_FOLDER
+            f"the output folder {path} is not empty; nothing is overwritten",
+            code="output-exists",
+            hint=f"go on with the run in it by `resume`, or {ANOTHER_FOLDER}" if begun else ANOTHER_FOLDER,
         )
 
 

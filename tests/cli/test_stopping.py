@@ -153,3 +153,12 @@ def test_processes_end_after_the_same_step(checkpoint: Path, tmp_path: Path) -> 
     (kept,) = (tmp_path / "run").rglob("checkpoint-*")
     assert 0 < int(kept.name.rpartition("-")[2]) < 2000
     assert {path.name for path in kept.iterdir()} >= {"trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"}
+
+
+def test_a_run_that_can_go_on_is_said_to(cli: Callable[..., Ran], checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--target-length", 256, "--data", write_texts(tmp_path / "texts"), "-o", tmp_path / "run")
+    search = ("search", checkpoint, *options, "--steps", 1, "--samples", 1)
+    assert cli(*search).code == 0
+    again = cli(*search)
+    assert again.code == 2
+    assert again.err.endswith("go on with the run in it by --resume, or choose another -o\n")
