@@ -3,6 +3,10 @@
 Generation, scoring and saving stand in for methods of transformers. A release that renames an argument of such a method
 computes something else without an error, so a release is trusted after the tests have passed with it, not before:
 `make test-transformers TRANSFORMERS=5.25.0`, then the numbers below and the bound in pyproject.toml are raised.
+
+All tests pass with 5.23 and 5.24. With 5.17, 1,290 of 1,306 do: it lacks families (internlm3, beam), cannot load a
+Gemma 3 or OLMo 3 checkpoint with longrope in its config itself, and its own `generate` goes on with stale keys where an
+export for Phi-3 passes L. Of the releases between, 5.20 and 5.22 were tried in generation and training alone.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from longrope.errors import LongRopeError
 
 KNOWN = ("5.17", "5.24")
-"""The first and the last minor release that the tests pass with, and with every patch release of them."""
+"""The first and the last minor release, with every patch release of them."""
 
 
 def require_known_transformers() -> None:
