@@ -47,4 +47,5 @@ def test_at_any_moment(tmp_path: Path) -> None:
             started.send_signal(signal.SIGINT)
             _, said = started.communicate(timeout=60)
         assert "Traceback" not in said, at
-        assert started.returncode in (130, 0), (at, said)
+        # A process that Python is ending already is killed by the signal, which shells call 130 too.
+        assert started.returncode in (130, 0, -signal.SIGINT), (at, said)
