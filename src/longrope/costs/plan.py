@@ -75,7 +75,7 @@ class CostRow:
     hours: float
     """Wall time on these devices."""
     advice: str
-    """What would fit, where it does not; else empty."""
+    """The changes with which the job would fit, where it does not; else empty."""
 
     @property
     def peak_bytes(self) -> float:

@@ -27,6 +27,7 @@ from longrope.models.scaled import ScaledModel
 from longrope.models.texts import check_vocabulary
 from longrope.rope.baselines import ORIGINAL, Method
 from longrope.rope.scaling import RopeScaling
+from longrope.storage import sha256_text
 
 ScaledMethod = tuple[ScaledModel, Method]
 """A method and the model that it is measured on."""
@@ -45,6 +46,12 @@ class TextContext:
     @cached_property
     def tokenized(self) -> list[TokenizedDocument]:
         return tokenize(self.documents, self.tokenizer)
+
+    @property
+    def data_sha256(self) -> str | None:
+        """The hash of the documents, whatever their order; None where there are none."""
+        hashes = sorted({document.sha256 for document in self.documents})
+        return sha256_text("\n".join(hashes)) if hashes else None
 
     def check_ids(self, ids: Ids) -> None:
         """Raise LongRopeError when a prompt has ids that the model does not know; where that is known."""

@@ -28,7 +28,7 @@ from longrope.evaluation.retention import RetentionSuite
 from longrope.evaluation.ruler.suite import RulerSuite, summary_rows
 from longrope.evaluation.server.config import ServerOptions, is_server
 from longrope.evaluation.server.run import evaluate_server
-from longrope.evaluation.task_log import TaskLog, TaskResult
+from longrope.evaluation.task_log import TaskLog, samples_of
 from longrope.locked import has_lines
 from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
@@ -200,7 +200,7 @@ def evaluate(
         rows += summary_rows(ruler, loaded.geometry.original_length, config)
     results = EvalResults(
         tuple(rows),
-        _with_remarks(settings, loaded, list(against), target) | _samples(measured),
+        _with_remarks(settings, loaded, list(against), target) | samples_of(measured),
         record() | finished(started),
     )
     results.require_finite()
@@ -289,7 +289,6 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that decides the numbers, which a resumed run must share."""
     loaded = context.loaded
-    hashes = sorted({document.sha256 for document in context.documents})
     settings: dict[str, Any] = {
         "model": loaded.name,
         "model_fingerprint": fingerprint(loaded.model),
@@ -303,7 +302,7 @@ def _settings(
         "target_length": target_length,
         "lengths": list(context.lengths),
         "seed": context.seed,
-        "data_sha256": sha256_text("\n".join(hashes)) if hashes else None,
+        "data_sha256": context.data_sha256,
         "suites": {suite.name: suite.settings() for suite in suites},
     }
     if loaded.checkpoint_scaling is not None:
@@ -311,18 +310,3 @@ def _settings(
     if original is not None:
         settings |= {"original": original.name, "original_fingerprint": fingerprint(original.model)}
     return settings
-
-
-def _samples(measured: Sequence[TaskResult]) -> dict[str, Any]:
-    """The documents that were measured on, and the hashes of the samples by suite, task and length."""
-    documents = {digest: name for result in measured for digest, name in result.documents.items()}
-    samples = {
-        " ".join(filter(None, (result.key.suite, result.key.task, str(result.key.length)))): result.samples_sha256
-        for result in measured
-        if result.samples_sha256
-    }
-    return {
-        "document_sha256": sorted(documents),
-        "documents": sorted(set(documents.values())),
-        "samples_sha256": samples,
-    }

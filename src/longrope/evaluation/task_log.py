@@ -8,6 +8,7 @@ results.py, written at the end.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,20 @@ class TaskLog(LineLog):
         """Keep a finished task. Raises LongRopeError when it cannot be written; the tasks before it are kept."""
         self.write(result.to_json())
         self.results[result.key] = result
+
+
+def samples_of(measured: Sequence[TaskResult]) -> dict[str, Any]:
+    """The documents that were measured on, and the hashes of the samples by suite, task and length, for the settings of
+    the results.
+    """
+    documents = {digest: name for result in measured for digest, name in result.documents.items()}
+    samples = {
+        " ".join(filter(None, (result.key.suite, result.key.task, str(result.key.length)))): result.samples_sha256
+        for result in measured
+        if result.samples_sha256
+    }
+    return {
+        "document_sha256": sorted(documents),
+        "documents": sorted(set(documents.values())),
+        "samples_sha256": samples,
+    }

@@ -233,7 +233,7 @@ Reloaded with plain transformers: largest relative frequency error {verification
 def _limits(
     unsupported: Sequence[str], expressed: ExpressedScaling, servings: Sequence[Serving], to_know: str
 ) -> list[str]:
-    """What is lost, which factors hold for which text, and the runtimes that cannot serve the folder."""
+    """The limits of an export: losses, the factors of each text length, runtimes that cannot serve the folder."""
     lost = [f"Lost: {part}" for part in unsupported]
     lost = lost or ["transformers 5 expresses this scaling exactly; other runtimes differ as the notes below say."]
     refusing = [f"{serving.runtime}: {'; '.join(serving.notes)}" for serving in servings if not serving.commands]

@@ -21,7 +21,7 @@ _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---$", re.DOTALL | re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a checkpoint comes from."""
+    """The origin of a checkpoint: its base model, licence and training."""
 
     name: str
     """The name of the base model: its hub name, or the last part of its folder."""

@@ -37,7 +37,7 @@ and less (Muennighoff et al. 2023, 2305.16264)."""
 
 @dataclass(frozen=True, slots=True)
 class TextRounds:
-    """How often a fine-tuning goes through its texts, by part of its mix; at most, since padding counts as text."""
+    """The rounds of a fine-tuning over its texts, by part of its mix; at most, since padding counts as text."""
 
     title: str
     rounds: Mapping[str, float]

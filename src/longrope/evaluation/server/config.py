@@ -8,7 +8,7 @@ from longrope.settings import Settings
 
 
 class ServerOptions(Settings):
-    """How to ask a server."""
+    """The requests to a server: its model and tokenizer, how many at once, how long, how often."""
 
     tokenizer: str | None = None
     """A model's folder or hub name whose tokenizer the server's is. Needed."""

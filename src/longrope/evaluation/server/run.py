@@ -25,11 +25,10 @@ from longrope.evaluation.retrieval import joined
 from longrope.evaluation.ruler.suite import RulerSuite, ruler_row, summary_rows
 from longrope.evaluation.server.client import Server
 from longrope.evaluation.server.config import ServerOptions
-from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult
+from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult, samples_of
 from longrope.models.loading import load_tokenizer
 from longrope.models.texts import sources_or_books
 from longrope.provenance import versions
-from longrope.storage import sha256_text
 
 Measured = tuple[list[EvalRow], str, dict[str, str]]
 """The rows of a task, the hash of its samples, and the documents that they were taken from (SHA-256 -> name)."""
@@ -85,7 +84,6 @@ def evaluate_server(
     prepared = [suite(context) for suite in suites]
     for suite in prepared:
         suite.check()
-    hashes = sorted({document.sha256 for document in documents})
     settings = {
         "model": server.model,
         "server": server.address,
@@ -94,7 +92,7 @@ def evaluate_server(
         "tokenizer_compared": compared,
         "lengths": list(lengths),
         "seed": seed,
-        "data_sha256": sha256_text("\n".join(hashes)) if hashes else None,
+        "data_sha256": context.data_sha256,
         "suites": {suite.name: suite.settings() for suite in prepared},
         **seen,
     }
@@ -105,13 +103,7 @@ def evaluate_server(
     rows = [row for result in results for row in result.rows]
     if ruler := [row for row in rows if row.suite == RulerSuite.name]:
         rows += summary_rows(ruler, 0, config)  # the original window is not known: no relative length
-    documents_used = {digest: title for result in results for digest, title in result.documents.items()}
-    samples = {
-        " ".join(filter(None, (result.key.suite, result.key.task, str(result.key.length)))): result.samples_sha256
-        for result in results
-    }
-    used = {"document_sha256": sorted(documents_used), "documents": sorted(set(documents_used.values()))}
-    return EvalResults(tuple(rows), settings | used | {"samples_sha256": samples})
+    return EvalResults(tuple(rows), settings | samples_of(results))
 
 
 def _run(server: Server, suites: Sequence[Suite], log: TaskLog | None, callbacks: Callbacks) -> Iterator[TaskResult]:
@@ -168,4 +160,4 @@ _MEASURES: Mapping[type[Suite], Callable[[Server, Any, EvalTask, Callable[[], No
     NeedleSuite: _needles,
     RulerSuite: _ruler,
 }
-"""How each suite is measured on a server."""
+"""The function that measures each suite on a server."""
