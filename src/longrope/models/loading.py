@@ -26,6 +26,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.input_files import require_inside
 from longrope.models.adapters import adapter_error, hub_adapter
 from longrope.models.apply import geometry_of
+from longrope.models.blocked_attention import register as register_blocked_attention
 from longrope.models.checkpoint_files import (
     EMBEDDED_MODELS,
     RECORD,
@@ -130,6 +131,7 @@ def load_model(
         raise LongRopeError(
             f"expected a `dtype` of auto, checkpoint, {', '.join(_DTYPES)}; found {dtype!r}", code="invalid-setting"
         )
+    register_blocked_attention()
     target = usable_device(device)
     own = dtype == "checkpoint" or (dtype == "auto" and target.type != "cpu")
     wanted: Any = "auto" if own else _DTYPES.get(dtype, torch.float32)
