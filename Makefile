@@ -16,7 +16,8 @@ demo: $(STAMP) ## extend the embedded model from 256 to 2,048 tokens and show th
 	@if [ -e runs/demo ]; then echo "removing runs/demo of the last demo (nothing else in runs/)"; rm -rf runs/demo; fi
 	@$(BIN)/longrope extend -o runs/demo
 
-SMOLLM2 := --target-length 16k --method gradient --steps 4 --no-continuation --samples 1 --eval-samples 2 --dtype bfloat16
+SMOLLM2 := --target-length 16k --method gradient --steps 4 --no-continuation --samples 1 --eval-samples 2 --dtype bfloat16 \
+  --attn-implementation blocked
 
 demo-smollm2: $(STAMP) ## the same for SmolLM2-135M, a GGUF file, from 8k to 16k tokens (93 MB fetched; about an hour; goes on where it was stopped)
 	@model=$$($(BIN)/python scripts/smollm2.py) && $(BIN)/longrope extend "$$model" $(SMOLLM2) -o runs/smollm2 \

@@ -20,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from longrope.errors import LongRopeError
+
 NAME = "blocked"
 _ROWS = 768  # queries of a block, all heads of a group together: the fastest of 96 to 1,536 at 16,384 tokens
 
@@ -91,7 +93,7 @@ class _Blocked(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out = ctx.saved_tensors
         by_q = torch.empty_like(q)
@@ -118,12 +120,20 @@ def _forward(
 ) -> tuple[Tensor, None]:
     """The attention of transformers' modules: (B, H, T, D) -> (B, T, H, D) and no weights."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    added = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:  # `sdpa` has neither, and passes over the second
+            raise LongRopeError(
+                f"{type(module).__name__} adds `{name}` to its attention, which {NAME} has not",
+                code="not-supported",
+                hint="use `attn_implementation=eager`",
+            )
+    added = any(kwargs.get(name) is not None for name in ("position_bias", "cache"))
     whole = query.shape[2] == key.shape[2] > 1 and query.shape[3] == key.shape[3] == value.shape[3]
     if attention_mask is not None or not causal or dropout or added or not whole:
-        return sdpa_attention_forward(  # type: ignore[return-value]
+        out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
+        return out, None
     out = blocked_attention(query, key, value, query.shape[3] ** -0.5 if scaling is None else scaling)
     return out.transpose(1, 2).contiguous(), None
 

@@ -16,8 +16,8 @@ class LoadOptions(Settings):
     device: str = "cpu"
     """The device to compute on: cpu, cuda, cuda:1, …"""
     attn_implementation: str | None = None
-    """The attention of transformers to use: sdpa, flash_attention_2, eager, …; or blocked, our own, for bfloat16 on CPUs
-    without AMX."""
+    """The attention of transformers to use: sdpa, flash_attention_2, eager, …; or blocked, our own, the fastest in
+    bfloat16 on CPUs without AMX."""
     original_length: Length | None = Field(None)
     """The window that the model was trained with, where its config is wrong."""
     trust_remote_code: bool = False
