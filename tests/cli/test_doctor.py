@@ -36,7 +36,9 @@ def test_a_good_export(cli, exported):
     assert (ran.code, ran.err) == (0, "")
     lines = ran.out.splitlines()
     assert lines[0] == "none of 4 counted runtimes drops or changes the scaling"
-    assert "transformers 4.57: applies it exactly at every length" in lines
+    stale = "but not to a text that grows past 64 tokens while it is generated"  # the note below says why
+    for name in ("transformers 5", "transformers 4.57"):
+        assert f"{name}: applies it exactly at every length, {stale}" in lines
     (vllm,) = (line for line in lines if line.startswith("vLLM"))
     assert "applies it; it has one window for the whole engine, the long one when --max-model-len is above 64" in vllm
     assert "off by one" in ran.out

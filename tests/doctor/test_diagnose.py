@@ -16,7 +16,7 @@ from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.checkpoints import WINDOW, save_checkpoint
-from tests.doctor.doctor_cases import ENTRY, LONG, SHORT, SIZES, L, superset, without, write_case
+from tests.doctor.doctor_cases import BASE, ENTRY, LONG, SHORT, SIZES, THREE, L, superset, without, write_case
 from tests.export import sources
 
 GEOMETRY = RopeGeometry(32, 10_000.0, WINDOW)
@@ -360,11 +360,28 @@ def test_an_unknown_class_is_said_to_be_one(tmp_path):
     assert "something_new is not in the table" in found.remarks[0]
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "phi3"])
+def test_exact_is_not_said_of_stale_keys(family, tmp_path):
+    """A runtime that keeps keys of the short factors in a text that grows past L is not exact without a word of it."""
+    entry = {"rope_scaling": THREE, "rope_theta": BASE} if family.startswith("phi") else superset(ENTRY)
+    top = {"original_max_position_embeddings": L}
+    found = diagnose(write_case(tmp_path / "model", {"model_type": family, **entry, **top}), runtime="all")
+    exact = [finding for finding in found.findings if finding.verdict == "exact"]
+    assert exact
+    for finding in exact:
+        stale = any("keeps keys cached" in note or "keys are not recomputed" in note for note in finding.notes)
+        assert ("but not to a text that grows past 64 tokens" in finding.summary) == stale, finding.label
+        assert stale == (not family.startswith("phi") or not finding.label.startswith("transformers")), finding.label
+
+
 def test_the_table_is_complete():
     for row in runtimes().values():
         assert row.source
         assert row.version
-        for text in (row.switch_says, row.crossing, row.advice, row.repair, *row.notes, row.otherwise_says):
-            text.format(path="", switch=0, target=0, engine=0, family="", repair="")
+        crossings = (row.crossing, *row.crossing_families.values())
+        advice = (row.advice, row.advice_always_long, row.repair)
+        for text in (row.switch_says, *crossings, *advice, *row.notes, row.otherwise_says):
+            text.format(path="", switch=0, target=0, engine=0, inside=0, family="", repair="")
+        assert bool(row.advice_always_long) == (row.switch == "context")
     assert sum(row.counted for row in runtimes().values()) == 5
     assert SIZES["max_position_embeddings"] == 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import gguf
@@ -119,6 +120,32 @@ def test_contexts_are_rounded_up_to_256(tmp_path):
     found = diagnose(path, runtime=["llama.cpp-short"])
     assert [at.window for at in found.findings[0].by_length] == ["long", "long", "long", None, None]
     assert "original-length-multiple" in {lint.name for lint in found.lints}
+
+
+@pytest.mark.parametrize("original", [100, 128, 255, 256, 300, 4000, 4096])
+def test_advice_for_short_texts_is_a_context_that_takes_the_short_factors(original, tmp_path):
+    """Advice and lint agree for every L: contexts are multiples of 256, so that below L = 256 none is short."""
+    target = 4 * original
+    scaling = RopeScaling.extended(RopeGeometry(64, 10_000.0, original), target, LONG, attention_factor=SU)
+    lengths = {"rope.scaling.original_context_length": original, "context_length": target}
+    path = write(tmp_path / "model.gguf", keys=lengths)
+    scaling.save(tmp_path / "scaling.json")
+    found = diagnose(path, runtime="all")
+    said = [lint.advice for lint in found.lints if lint.name == "original-length-multiple"]
+    assert bool(said) == (original % 256 != 0)
+    assert len(found.findings) == 3
+    for finding in found.findings:
+        assert finding.verdict == "partly"
+        (advice,) = finding.advice
+        contexts = [int(text) for text in re.findall(r"(?:-c|num_ctx|,) (\d+)", advice) if int(text) != target]
+        if original < 256:
+            assert contexts == []
+            assert "serve short texts with the original model" in advice
+            assert said == ["there the short factors never hold"]
+            continue
+        assert contexts == [original // 256 * 256]
+        assert -(-contexts[0] // 256) * 256 <= original
+        assert all(f"-c {contexts[0]}" in text for text in said)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])

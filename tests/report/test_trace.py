@@ -7,6 +7,7 @@ import math
 import pytest
 
 from longrope.errors import LongRopeError
+from longrope.report.tables import improvements
 from longrope.report.trace import read_trace
 from tests.report import runs
 
@@ -67,6 +68,22 @@ def test_requests_after_the_search_are_not_its_cost(tmp_path):
 def test_the_result_is_what_the_search_chose(tmp_path):
     trace = read(tmp_path, runs.evolution())
     assert trace.improvements[-1].loss < trace.result == 4.15
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_table_of_improvements_repeats_no_loss(tmp_path, other):
+    """Losses that four decimals do not tell apart are one line, in every series; another series may have it again."""
+    losses = [4.2, 4.10004, 4.10003, 4.3, 4.10001, 4.05, 4.05]
+    rows = [({"factors": [n], "length": 2048, "split": "search"}, loss, False) for n, loss in enumerate(losses)]
+    rows += [
+        ({"factors": [n], "length": 2048, "split": "validation"}, loss, False)
+        for n, loss in enumerate([4.2, 4.2, 4.1, 4.2])
+    ]
+    table = improvements(read(tmp_path, rows), other)
+    shown = [(line.cells[1].text.partition(",")[0], line.cells[2].text) for line in table.lines]
+    searched = [("search", loss) for loss in ("4.2000", "4.1000", "4.0500")]
+    validated = [("validation", loss) for loss in ("4.2000", "4.1000", "4.2000")]
+    assert shown == (validated + searched if other else searched)
 
 
 def test_what_cannot_be_counted_is_not(tmp_path):

@@ -76,14 +76,31 @@ def test_where_something_else_is_better():
     assert "Losses" not in text(run_of(runs.scaling(), better))
 
 
+def test_a_loss_within_the_standard_error_is_said_to_be_one():
+    """The errors are 1.0 each, so that differences of up to 1.41 are none: the rule of the verdict."""
+    rows = perplexities(
+        {"none": {256: 54.0, 512: 90.0}, "pi": {512: 58.0}, "yarn": {256: 70.0, 512: 64.0}, OWN: {256: 55.0, 512: 65.0}}
+    )
+    found = text(run_of(runs.scaling(), rows))
+    assert "+1.9 % against the original model (55.0 ± 1.0 and 54.0 ± 1.0), which is within the standard error." in found
+    assert (
+        "At 512 tokens perplexity is lower with PI (58.0 ± 1.0); within the standard error also with YaRN (64.0 ± 1.0)."
+        in found
+    )
+    alone = perplexities({"none": {512: 90.0}, "yarn": {512: 64.0}, OWN: {512: 65.0}})
+    assert (
+        "At 512 tokens perplexity is lower with YaRN (64.0 ± 1.0), which is within the standard error: no difference "
+        "was shown." in text(run_of(runs.scaling(), alone))
+    )
+
+
 def test_a_search_that_found_nothing_better(tmp_path):
-    for name, loss in (("good", 4.1), ("bad", 4.2)):
+    for name, loss in (("good", 4.1), ("bad", 4.2), ("alike", 4.1898)):
         runs.write_log(tmp_path / name, [({"steps": [1]}, loss, False)])
         trace = read_trace(tmp_path / name, runs.scaling(best_loss=loss).provenance)
-        warned = "The search did not get below YaRN on its own texts (4.1900 against 4.2000 nats per token)" in text(
-            replace(run_of(runs.scaling()), trace=trace)
-        )
-        assert warned == (name == "bad")
+        says = f"The search gained nothing over YaRN on its own texts: {loss:.4f} nats per token, YaRN 4.1900."
+        warned = says in text(replace(run_of(runs.scaling()), trace=trace))
+        assert warned == (name != "good")
 
 
 def test_what_was_not_measured():

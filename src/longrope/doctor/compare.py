@@ -12,6 +12,7 @@ import numpy as np
 from longrope.doctor.expected import Expected
 from longrope.doctor.rules import LONG, SHORT, Behaviour, Rotation
 from longrope.doctor.table import Runtime
+from longrope.models.gguf.rope import short_context
 from longrope.rope.scaling import Window
 
 Verdict = Literal["exact", "partly", "differs", "dropped", "refused", "unknown"]
@@ -137,9 +138,11 @@ def compare(runtime: Runtime, found: Behaviour, expected: Expected, checkpoint: 
     by_length = [_at_length(length, found, expected, checkpoint.query_scale) for length in expected.lengths]
     verdict = _verdict(by_length, runtime, found, expected)
     values = checkpoint.placeholders | {"switch": found.original_length, "engine": found.engine}
-    values |= {"target": expected.scaling.target_length}
+    values |= {"target": expected.scaling.target_length, "inside": short_context(found.original_length)}
     wrong_m = any(at.wrong_attention_factor for at in by_length)
-    advice = {"exact": [], "partly": [runtime.advice]}.get(verdict, [runtime.repair])
+    always_long = runtime.switch == "context" and values["inside"] == 0
+    partly = runtime.advice_always_long if always_long else runtime.advice
+    advice = {"exact": [], "partly": [partly]}.get(verdict, [runtime.repair])
     wrong_factors = any(at.factor_error > _TOLERANCE and not at.other_factors for at in by_length if at.window)
     if (
         wrong_m
@@ -149,18 +152,19 @@ def compare(runtime: Runtime, found: Behaviour, expected: Expected, checkpoint: 
         and verdict == "differs"
     ):
         advice = [_ATTENTION_REPAIR[runtime.attention]]
-    notes = []
+    notes, crossing = [], ""
     if found.windowed and verdict not in FAILURES:
-        two = _apart(found.short, found.long)
-        crossing = runtime.crossing_families.get(checkpoint.family, runtime.crossing)
-        notes = [crossing] * (two and found.switch in ("forward", "at", "past")) + runtime.notes
+        if _apart(found.short, found.long) and found.switch in ("forward", "at", "past"):
+            crossing = runtime.crossing_families.get(checkpoint.family, runtime.crossing)
+        notes = [crossing, *runtime.notes]
+    grown = bool(crossing) and checkpoint.family not in runtime.recomputes_keys
     reasons = [text.format(**values) for text in _reasons(by_length, runtime, found, expected)]
     switch_says = runtime.switch_says.format(**values)
     return Finding(
         runtime=runtime,
         label=label,
         verdict=verdict,
-        summary=_summary(verdict, found.remarks, reasons, by_length, switch_says, found.engine),
+        summary=_summary(verdict, [*found.remarks, *reasons], by_length, switch_says, found, grown),
         by_length=by_length,
         factors=_effective_factors(found, expected),
         reasons=[*found.remarks, *reasons],
@@ -185,21 +189,26 @@ def unknown(runtime: Runtime, why: str, *, label: str) -> Finding:
 
 def _summary(
     verdict: Verdict,
-    remarks: Sequence[str],
     reasons: Sequence[str],
     by_length: Sequence[RuntimeAtLength],
     switch_says: str,
-    engine: int,
+    found: Behaviour,
+    grown: bool,
 ) -> str:
-    """The verdict in words: how the runtime applies the scaling, or the first reason why it does not."""
+    """The verdict in words: how the runtime applies the scaling, or the first reason why it does not.
+
+    `grown`: it keeps stale keys of a text that grows past L while it is generated.
+    """
     if verdict == "exact":
-        return "applies it exactly at every length"
-    if verdict == "dropped" and not remarks:
+        but = f", but not to a text that grows past {found.original_length} tokens while it is generated"
+        return f"applies it exactly at every length{but if grown else ''}"
+    if verdict == "dropped" and not found.remarks:
         return _SUMMARIES[verdict].format("no factors are applied")
     if verdict != "partly":
-        return _SUMMARIES[verdict].format(next(iter([*remarks, *reasons]), "its angles are others"))
+        return _SUMMARIES[verdict].format(next(iter(reasons), "its angles are others"))
     if any(at.window is None for at in by_length):
-        return f"applies it up to {engine} tokens, for which it is started, and serves no longer texts"
+        served = f"applies it up to {found.engine} tokens, for which it is started, and serves no longer texts"
+        return served + (f"; it {switch_says}" if any(at.other_window for at in by_length) else "")
     return f"applies it; it {switch_says}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from longrope.checks import shown
 from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.doctor.readings import LONGROPE, PHI3_KEYS
-from longrope.models.gguf.rope import CONTEXT_STEP, GgufRope
+from longrope.models.gguf.rope import CONTEXT_STEP, GgufRope, short_context
 
 _ATTENTION_BOUNDS = (0.5, 2.0)  # published configs had 32, the ratio, in its place
 
@@ -167,7 +167,7 @@ def _lengths(original: int, target: int, factor: Any, fix: str) -> Iterator[Lint
         yield Lint("factor", says, fix)
     if original % CONTEXT_STEP:
         says = f"L = {original} is no multiple of {CONTEXT_STEP}, to which llama.cpp rounds a context up"
-        inside = original // CONTEXT_STEP * CONTEXT_STEP
+        inside = short_context(original)
         advice = f"there the short factors hold up to -c {inside}" if inside else "there the short factors never hold"
         yield Lint("original-length-multiple", says, advice)
 

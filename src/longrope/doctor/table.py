@@ -39,7 +39,8 @@ class FilesRule:
 class Runtime:
     """One row of the table.
 
-    Texts may hold {path}, {family}, {repair} (advice for its config.json), {switch} (L), {target} (L') and {engine}.
+    Texts may hold {path}, {family}, {repair} (advice for its config.json), {switch} (L), {target} (L'), {engine} and
+    {inside} (the largest context of llama.cpp that takes the short factors).
     """
 
     name: str
@@ -55,6 +56,8 @@ class Runtime:
     switch_says: str
     advice: str
     """Advice where it applies a window at lengths that are not its own."""
+    advice_always_long: str = ""
+    """The same where L is so small that no context takes the short factors ({inside} is 0)."""
     repair: str = "{repair}"
     """Advice where it drops, changes or refuses the scaling."""
     types: list[str] = field(default_factory=list)
@@ -92,6 +95,8 @@ class Runtime:
     crossing: str = ""
     """The fate of cached keys when a text grows past the switch."""
     crossing_families: Mapping[str, str] = field(default_factory=dict)
+    recomputes_keys: list[str] = field(default_factory=list)
+    """Families whose `generate` computes cached keys again when a text grows past the switch."""
     notes: list[str] = field(default_factory=list)
 
     def types_of(self, family: str) -> list[str]:

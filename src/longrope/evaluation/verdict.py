@@ -36,7 +36,7 @@ Cells = Mapping[str, Mapping[int, Measured]]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The best method and its value; `alike`: the others whose difference is within its standard error, best first."""
+    """The best method and its value; `alike`: the others that are `alike` with it, best first."""
 
     best: str
     value: float
@@ -65,24 +65,23 @@ def headline_cells(rows: Sequence[EvalRow], suite: str) -> Cells:
     return cells
 
 
-def rank_methods(values: Mapping[str, Measured], *, lower_is_better: bool) -> Ranking | None:
-    """Rank at least two methods; None for fewer, or where no value is finite.
+def alike(first: Measured, second: Measured) -> bool:
+    """True if two values differ by no more than √(a² + b²) of their standard errors a and b.
 
-    Two methods are alike where their values differ by no more than √(a² + b²) of their standard errors a and b. They
-    were measured on the same samples, so that this errs on the side of "alike".
+    Methods are measured on the same samples, so that this errs on the side of "alike".
     """
+    return abs(first.value - second.value) <= math.hypot(first.stderr or 0.0, second.stderr or 0.0)
+
+
+def rank_methods(values: Mapping[str, Measured], *, lower_is_better: bool) -> Ranking | None:
+    """Rank at least two methods; None for fewer, or where no value is finite."""
     finite = {name: one for name, one in values.items() if math.isfinite(one.value)}
     if len(values) < 2 or not finite:
         return None
     sign = 1 if lower_is_better else -1
     order = sorted(finite, key=lambda name: sign * finite[name].value)
     best = finite[order[0]]
-    alike = tuple(
-        name
-        for name in order[1:]
-        if abs(finite[name].value - best.value) <= math.hypot(finite[name].stderr or 0.0, best.stderr or 0.0)
-    )
-    return Ranking(order[0], best.value, alike)
+    return Ranking(order[0], best.value, tuple(name for name in order[1:] if alike(finite[name], best)))
 
 
 def best_by_length(cells: Cells, suite: str) -> dict[int, Ranking]:

@@ -19,7 +19,7 @@ from longrope.export.gguf.convert import MODEL_TYPES
 from longrope.export.markdown import code_block, code_span, plain
 from longrope.export.origin import Origin, public_name
 from longrope.export.verify import Verification
-from longrope.models.gguf.rope import CONTEXT_STEP
+from longrope.models.gguf.rope import CONTEXT_STEP, short_context
 from longrope.provenance import command_line, versions
 from longrope.rope.hf_config import THREE_KEY_FAMILIES, has_default_attention_factor
 from longrope.rope.scaling import RopeScaling
@@ -154,9 +154,9 @@ def _llama_cpp(place: str, model_name: str, family: str, expressed: ExpressedSca
 def _contexts(expressed: ExpressedScaling) -> list[str]:
     if expressed.one_regime:
         return []
-    inside = expressed.switch // CONTEXT_STEP * CONTEXT_STEP
+    inside = short_context(expressed.switch)
     if not inside:
-        return ["always the long factors: a context has at least 256 tokens"]
+        return [f"always the long factors: a context has at least {CONTEXT_STEP} tokens"]
     return [
         f"one set of factors for a context: up to -c {inside} the short ones, above it the long ones, for short texts "
         "too; with -np N each slot has -c / N"

@@ -14,7 +14,7 @@ from longrope.export.gguf.llama_cpp import LlamaCpp, llama_cpp_package
 from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import gguf_path
 from longrope.models.gguf.container import read_gguf
-from longrope.models.gguf.rope import CONTEXT_STEP, check_architecture, rope_of
+from longrope.models.gguf.rope import check_architecture, rope_of, short_context
 from longrope.models.gguf.weights import is_quantised
 from longrope.models.loading import LoadedModel
 from longrope.models.scoring import last_logits
@@ -62,7 +62,7 @@ def prove_file(loaded: LoadedModel, scaling: RopeScaling, path: Path, ids: Tenso
     exact = loaded.model.dtype == torch.float32 and not is_quantised(read_gguf(path))
     expressed = transformers_scaling(scaling)
     short, long = (window.max_length for window in expressed.windows)
-    inside = short // CONTEXT_STEP * CONTEXT_STEP  # 0: llama.cpp takes the long factors for every context
+    inside = short_context(short)  # 0: llama.cpp takes the long factors for every context
     return [
         _prove_context(loaded, expressed, path, ids[:, : context - 1], context, exact)
         for context in (inside, long)

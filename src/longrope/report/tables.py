@@ -127,23 +127,21 @@ def critical_dims(losses: Sequence[Mapping[str, float]]) -> Table:
 
 
 def improvements(trace: Trace, other: bool) -> Table:
-    """The evaluations that were better than all before; with `other` those on other texts or windows as well."""
-    entries = [("search", trace.target_length, point) for point in trace.improvements]
-    if other:
-        series = [key for key in trace.series if key != ("search", trace.target_length)]
-        entries = [(*key, point) for key in series for point in trace.series[key]] + entries
-    lines = [
-        Line(
-            count(point.evaluations),
-            (
-                Cell(count(point.token_passes) if trace.counted else "–"),
-                Cell(f"{split}, {format_length(length)}"),
-                Cell(f"{point.loss:.4f}"),
-            ),
-        )
-        for split, length, point in entries
-    ]
-    caption = "Every improvement" + (", and every validation." if other else ".")
+    """The evaluations that were better than all before; with `other` those on other texts or windows as well.
+
+    Losses have four decimals: a line that would repeat the loss above it is left out.
+    """
+    target = ("search", trace.target_length)
+    series = [(key, points) for key, points in trace.series.items() if key != target] if other else []
+    lines = []
+    for (split, length), points in [*series, (target, trace.improvements)]:
+        above = None
+        for point in points:
+            passes, loss = count(point.token_passes) if trace.counted else "–", f"{point.loss:.4f}"
+            cells = (Cell(passes), Cell(f"{split}, {format_length(length)}"), Cell(loss))
+            lines += [Line(count(point.evaluations), cells)] if loss != above else []
+            above = loss
+    caption = f"Every improvement{', and every validation,' if other else ''} that four decimals show."
     return Table(caption, ("evaluation", "token passes", "texts, window", "loss"), tuple(lines))
 
 

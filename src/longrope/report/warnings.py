@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrope.evaluation.results import EvalRow
-from longrope.evaluation.verdict import best_by_length, headline_cells
+from longrope.evaluation.verdict import Measured, alike, best_by_length, headline_cells
 from longrope.report.collect import Run
 from longrope.report.numbers import FEW_TRIALS, MARK, count, listed, per_cent
 from longrope.report.styles import Shown
@@ -19,6 +19,7 @@ from longrope.report.tables import shown_value
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.hf_config import unsupported_by_transformers
 from longrope.rope.scaling import RopeScaling
+from longrope.search.verdict import ALIKE, search_verdict
 
 SUITES = {
     "perplexity": "perplexity by length",
@@ -96,35 +97,54 @@ def _runtimes(scaling: RopeScaling) -> list[str]:
 
 
 def _worse(run: Run, shown: Shown) -> list[str]:
-    """The lengths at which the run's own scaling is worse than the original model, or than another method."""
+    """The lengths at which the run's own scaling is worse than the original model, or than another method.
+
+    A difference within the standard error, by which the verdict calls two methods alike, is said to be one.
+    """
     own_name, rows = method_of(run), run.of("perplexity", "perplexity")
     items = []
     trace = run.trace
     if trace is not None and trace.result is not None and trace.best_baseline is not None:
         name, loss = trace.best_baseline
-        if loss <= trace.result:
+        gain = search_verdict(trace.result, trace.baselines).gain
+        if gain is None or gain <= ALIKE:
             items.append(
-                f"The search did not get below {shown[name].label} on its own texts ({loss:.4f} against "
-                f"{trace.result:.4f} nats per token): it found nothing better than that."
+                f"The search gained nothing over {shown[name].label} on its own texts: {trace.result:.4f} nats per "
+                f"token, {shown[name].label} {loss:.4f}."
             )
-    beaten: dict[int, list[EvalRow]] = {}
+    beaten = []
     for own in (row for row in rows if row.scaling == own_name):
         better = [row for row in rows if row.length == own.length and row.scaling != own_name and row.value < own.value]
+        better.sort(key=lambda row: row.value)
         original = original_row(run, rows, own.length)
         if run.original_length is not None and own.length <= run.original_length and original in better:
+            within = ", which is within the standard error" if _within_error(own, original) else ""
             items.append(
                 f"At {count(own.length)} tokens, inside the original window, perplexity is "
                 f"{per_cent(own.value, original.value)} against the original model "
-                f"({shown_value(own)} and {shown_value(original)})."
+                f"({shown_value(own)} and {shown_value(original)}){within}."
             )
             better.remove(original)
-        if better:
-            beaten[own.length] = sorted(better, key=lambda row: row.value)
-    items += _lost_answers(run, shown, own_name)
-    for length, better in beaten.items():
-        names = listed([f"{shown[row.scaling].label} ({shown_value(row)})" for row in better])
-        items.append(f"At {count(length)} tokens perplexity is lower with {names}.")
-    return items
+        beaten += [_lower(own, better, shown)] if better else []
+    return [*items, *_lost_answers(run, shown, own_name), *beaten]
+
+
+def _lower(own: EvalRow, better: Sequence[EvalRow], shown: Shown) -> str:
+    """The methods with a lower perplexity than `own`, and apart those whose difference is within the standard error."""
+
+    def names(within: bool) -> str:
+        rows = [row for row in better if _within_error(own, row) == within]
+        return listed([f"{shown[row.scaling].label} ({shown_value(row)})" for row in rows]) if rows else ""
+
+    lower, alike_names = names(within=False), names(within=True)
+    says = f"At {count(own.length)} tokens perplexity is lower with {lower or alike_names}"
+    if not lower:
+        return f"{says}, which is within the standard error: no difference was shown."
+    return f"{says}; within the standard error also with {alike_names}." if alike_names else f"{says}."
+
+
+def _within_error(first: EvalRow, second: EvalRow) -> bool:
+    return alike(Measured(first.value, first.stderr), Measured(second.value, second.stderr))
 
 
 def _lost_answers(run: Run, shown: Shown, own_name: str) -> list[str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 ALIKE = 0.0005
-"""Nats per token that are no difference: three decimals are shown."""
+"""Nats per token: a smaller difference between two losses counts as none."""
 _LABELS = {
-    "none": "no scaling",
+    "none": "the model without scaling",
     "pi": "PI",
     "ntk": "NTK-aware",
     "ntk-critical": "NTK by critical dimension",
@@ -56,7 +56,7 @@ class SearchVerdict:
         if self.gain > ALIKE:
             return f"{_nats(self.gain)} nats per token better than {name}, which is the best baseline"
         if self.gain >= -ALIKE:
-            return f"nothing gained: {name} is as good"
+            return f"nothing gained: {name} is as good within {ALIKE:g} nats per token"
         return f"{_nats(-self.gain)} nats per token worse than {name}: take {name}, or search with wider settings"
 
 

@@ -23,21 +23,26 @@ def _perplexity(loss: float) -> float:
 
 
 def show_search(result: SearchResult) -> None:
-    """Print the verdict of a search, and the losses of its result and of the baselines, the best first and marked."""
-    verdict = result.verdict
-    say(f"{result.method}: {verdict}", "  ")
+    """Print the verdict of a search, and the losses of its result and of the baselines, the best first.
+
+    A star marks the best loss, and every loss that the verdict calls as good.
+    """
+    from longrope.search.verdict import ALIKE
+
+    say(f"{result.method}: {result.verdict}", "  ")
     losses = {**result.baselines, result.method: result.best_loss}
     order = sorted(losses, key=lambda name: (not math.isfinite(losses[name]), losses[name], name != result.method))
     rows = [
         [
-            name + (" *" if place == 0 else ""),
+            name + (" *" if losses[name] - losses[order[0]] <= ALIKE else ""),
             number(losses[name], 4),
             number(_perplexity(losses[name])),
             "" if place == 0 else f"{losses[name] - losses[order[0]]:+.4f}",
         ]
         for place, name in enumerate(order)
     ]
-    say(f"Loss on the search samples ({result.objective}, nats per token; * the best)", "  ")
+    best = f"* the best, and those within {ALIKE:g} of it"
+    say(f"Loss on the search samples ({result.objective}, nats per token; {best})", "  ")
     show_table(["method", "loss", "exp(loss)", "difference"], rows, best=0)
     if result.critical_dims is not None:
         chosen = ", ".join(f"{name} loss alone {dim}" for name, dim in result.critical_dims.chosen.items())

@@ -19,7 +19,7 @@ from longrope.export.gguf.patch import write_patched
 from longrope.export.gguf.proof import prove
 from longrope.models.checkpoint_files import gguf_path
 from longrope.models.gguf.container import GgufFile, gguf_package, read_gguf
-from longrope.models.gguf.rope import CONTEXT_STEP, check_architecture, rope_of
+from longrope.models.gguf.rope import CONTEXT_STEP, check_architecture, rope_of, short_context
 from longrope.models.loading import load_config
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import transformers_scaling
@@ -124,7 +124,7 @@ def _command(path: Path, expressed: RopeScaling) -> str:
 def _to_know(expressed: RopeScaling) -> str:
     """The most important remark: which -c gives which factors."""
     short, long = expressed.windows
-    inside = short.max_length // CONTEXT_STEP * CONTEXT_STEP
+    inside = short_context(short.max_length)
     if short.factors == long.factors:
         return "the same factors hold at every -c"
     if not inside:
@@ -149,7 +149,7 @@ def _notes(path: Path, expressed: RopeScaling) -> list[str]:
 
 def _regimes(path: Path, switch: int, target: int) -> list[str]:
     """The notes on which -c gives which factors, and what that costs."""
-    inside = switch // CONTEXT_STEP * CONTEXT_STEP
+    inside = short_context(switch)
     rounding = f"llama.cpp rounds -c up to a multiple of {CONTEXT_STEP} and takes one set of factors for the context"
     if not inside:
         return [f"{rounding}: always the long one, because {CONTEXT_STEP} is above the first window of {switch} tokens"]

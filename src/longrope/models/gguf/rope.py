@@ -37,6 +37,14 @@ _WHY_NOT = {
 }
 
 
+def short_context(original_length: int) -> int:
+    """The largest context, in tokens, that takes the short factors of a file whose L is `original_length`; 0: none.
+
+    llama.cpp rounds the size of a context up before it compares it with L.
+    """
+    return original_length // CONTEXT_STEP * CONTEXT_STEP
+
+
 def check_architecture(architecture: str) -> None:
     """Raise LongRopeError (`unsupported-model`) when llama.cpp's graph of `architecture` does not apply the factors."""
     if architecture not in GRAPHS:
