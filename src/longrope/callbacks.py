@@ -11,15 +11,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SearchProgress:
-    """The state of a search after an evaluation.
-
-    `best_loss`: the loss, in nats per token, that the best window so far was chosen by; infinity before there is one.
-    `replayed`: the result came from the log of an interrupted run.
-    """
+    """The state of a search after an evaluation; losses in nats per token."""
 
     evaluations: int
     best_loss: float
+    """The loss that the best window so far was chosen by; infinity before there is one."""
     replayed: bool
+    """True if the result came from the log of an interrupted run."""
+    length: int | None = None
+    """The length in tokens of that window where it is shorter than the target of the search, so that its loss does not
+    compare with those of the baselines; None at the target."""
+    search_loss: float | None = None
+    """The loss of that window on the search texts alone, which compares with those of the baselines; None where
+    `best_loss` is that loss."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,8 @@ def narrow(text: str) -> list[str]:
 
 @pytest.mark.parametrize("more", [(), ("--verbose",)])
 def test_plan(cli, llama, more):
-    lines = narrow(cli("plan", llama, "--target-length", "128k", "--gpus", 8, *more).out)
-    assert lines[0] == "llama3-8b: 8k -> 128k tokens on 8 × h100, bfloat16"
+    lines = narrow(cli("plan", llama, "--target-length", "128k", "--gpu", "h100", "--gpus", 8, *more).out)
+    assert lines[0] == "llama3-8b: 8k -> 128k tokens on 8 × NVIDIA H100 SXM 80 GB, bfloat16"
     assert lines[1].startswith("Recommended: search --method gradient")
     (row,) = (line for line in lines if line.startswith("finetune longrope ") and "GB" in line)
     assert row.split() == ["finetune", "longrope", "3.4B", "89", "GB", "NO", "54", "h", "432"]

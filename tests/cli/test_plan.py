@@ -11,8 +11,9 @@ def test_a_recommendation_a_table_and_one_sentence_of_assumptions(cli, checkpoin
     shown = cli("plan", checkpoint, "--target-length", 256, "--gpu", "h100", "--gpus", 8)
     assert shown.code == 0
     lines = shown.out.splitlines()
-    assert "64 -> 256 tokens on 8 × h100, bfloat16" in lines[0]
-    assert lines[1].startswith("Recommended: search --method gradient, without training: < 1 s (< 0.01 GPU-hours), ")
+    said = " ".join(shown.out.split())
+    assert "64 -> 256 tokens on 8 × NVIDIA H100 SXM 80 GB, bfloat16 Recommended: search" in said
+    assert "Recommended: search --method gradient, without training: < 1 s (< 0.01 GPU-hours), " in said
     for name in ("search longrope2", "search gradient", "finetune longrope", "evaluate perplexity"):
         assert name in shown.out
     assert "does not fit" not in shown.out
@@ -23,6 +24,26 @@ def test_a_recommendation_a_table_and_one_sentence_of_assumptions(cli, checkpoin
     assert "evaluations, objective perplexity" in verbose
     assert "e+1" in verbose  # FLOPs
     assert "AdamW" in verbose
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "unit"),
+    [
+        ((), "1 × NVIDIA H100 SXM 80 GB (the default; choose yours with --gpu), bfloat16", "GPU-hours"),
+        (("--gpus", 2), "2 × NVIDIA H100 SXM 80 GB (the default; choose yours with --gpu), bfloat16", "GPU-hours"),
+        (("--gpu", "h100"), "1 × NVIDIA H100 SXM 80 GB, bfloat16", "GPU-hours"),
+        (("--gpu", "cpu"), "1 × CPU of 1 TFLOP/s (nominal; give yours as --tflops), bfloat16", "machine-hours"),
+        (("--gpu", "cpu", "--tflops", 0.2), "1 × CPU of 0.2 TFLOP/s, bfloat16", "machine-hours"),
+    ],
+)
+def test_the_first_line_says_for_which_devices_and_whether_that_is_a_default(cli, checkpoint, options, devices, unit):
+    out = cli("plan", checkpoint, "--target-length", 256, "--method", "gradient", *options).out
+    assert f" -> 256 tokens on {devices} Recommended:" in " ".join(out.split())
+    assert f"0.01 {unit})" in " ".join(out.split())
+    (head,) = (line for line in out.splitlines() if line.split()[:2] == ["tokens", "memory"])
+    assert head.split()[-1] == unit
+    if unit != "GPU-hours":
+        assert "GPU-hours" not in out
 
 
 def test_cells_have_units(cli, checkpoint):

@@ -111,6 +111,20 @@ def test_before_the_first_loss_there_is_no_best(capsys):
     assert "no best loss yet (yarn 4.1900)" in capsys.readouterr().err
 
 
+def test_a_loss_is_shown_beside_baselines_only_where_it_compares_with_them(capsys, tmp_path):
+    """That of a shorter window has its length instead; of one chosen by validation texts too, that on search texts."""
+    common.set_verbosity(True, False)
+    with progress(lambda _: "") as display:
+        display.on_search_start(100, BASELINES)
+        display.on_search_progress(SearchProgress(1, 3.9, replayed=False, length=512, search_loss=3.8))
+        display.on_search_progress(SearchProgress(2, 4.2, replayed=False, search_loss=4.1))
+    common.set_verbosity(False, False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2].endswith(" evaluation 1: best loss 3.9000 at 512 tokens")
+    assert lines[-1].endswith(" evaluation 2: best loss 4.1000 (yarn 4.1900)")
+    assert "interrupted after 2 evaluations; best loss 4.1000 (yarn 4.1900)" in display.best
+
+
 def lines_of(clock: list[float]) -> Lines:
     return Lines(clock=lambda: clock[0])
 
@@ -245,9 +259,12 @@ def test_scalars(tmp_path):
         scalars.on_search_start(100, BASELINES)
         for step, loss in ((1, 4.5), (2, 4.25), (3, math.inf)):
             scalars.on_search_progress(SearchProgress(step, loss, replayed=False))
+        scalars.on_search_progress(SearchProgress(4, 3.5, replayed=False, length=512, search_loss=3.0))
+        scalars.on_search_progress(SearchProgress(5, 4.5, replayed=False, search_loss=4.125))
         scalars.measured([row for row in runs.rows(["perplexity"]) if row.scaling == "yarn"])
     found = scalars_of(tmp_path / "logs")
-    assert found["search/best_loss"] == [(1, 4.5), (2, 4.25)]
+    assert found["search/best_loss"] == [(1, 4.5), (2, 4.25), (5, 4.125)]
+    assert found["search/best_loss_at_512"] == [(4, 3.5)]
     assert found["baseline/yarn"] == [(0, pytest.approx(4.19)), (100, pytest.approx(4.19))]
     assert [step for step, _ in found["perplexity/yarn"]] == list(runs.LENGTHS)
     assert "baseline/broken" not in found

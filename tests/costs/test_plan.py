@@ -259,7 +259,9 @@ def test_plans_that_cannot_be(llama3: str, tmp_path: Path) -> None:
 def test_a_plan_is_shown_and_its_json_names_everything(llama3: str, tmp_path: Path) -> None:
     planned = plan(llama3, "16k", searches=[SearchConfig(method="cma")], trainings=[])
     head, recommended, row = repr(planned).splitlines()[:3]
-    assert head.endswith("8k -> 16k tokens on 1 × h100, bfloat16")
+    assert head.endswith(
+        "8k -> 16k tokens on 1 × NVIDIA H100 SXM 80 GB (the default; choose yours with `gpu`), bfloat16"
+    )
     assert recommended.startswith("Recommended: search --method cma")
     assert row.startswith("search cma ")
     assert " GPU-hours fits" in row

@@ -128,12 +128,18 @@ def complete(search: Search, reply: Reply) -> Ran:
 
 
 def logged(
-    path: Path, search: Search, evaluator: ReplyEvaluator, *, resume: bool = False, callbacks: Callbacks | None = None
+    path: Path,
+    search: Search,
+    evaluator: ReplyEvaluator,
+    *,
+    resume: bool = False,
+    callbacks: Callbacks | None = None,
+    target_length: int | None = None,
 ) -> SearchOutcome:
     """Run `search` to its end with its log at `path`."""
     with (SearchLog.resume if resume else SearchLog.create)(path, HEADER) as log:
         evaluate = LoggedEvaluator(evaluator, log)
-        with evaluate.search(callbacks or Callbacks()):
+        with evaluate.search(callbacks or Callbacks(), target_length):
             outcome = search(evaluate, on_best=evaluate.report_best)
         evaluate.finish()
     return outcome

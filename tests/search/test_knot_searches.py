@@ -211,10 +211,12 @@ def test_a_seed_beyond_the_bound_is_cut_to_it() -> None:
 # --- progress
 
 
-def progress_of(folder: Path, search: Search, reply: Reply) -> list[tuple[EvalRequest, EvalResult, SearchProgress]]:
+def progress_of(
+    folder: Path, search: Search, reply: Reply, target_length: int = TARGET_LENGTH
+) -> list[tuple[EvalRequest, EvalResult, SearchProgress]]:
     """Every request of a search, its result, and the progress shown then."""
     shown, ran = Shown(), complete(search, reply)
-    logged(folder / "log", search, ReplyEvaluator(reply), callbacks=shown)
+    logged(folder / "log", search, ReplyEvaluator(reply), callbacks=shown, target_length=target_length)
     _, rows = read_log(folder / "log")
     assert [one.evaluations for one in shown.progress] == list(range(1, len(rows) + 1))
     return [(*said, progress) for said, progress in zip(ran.said, shown.progress, strict=True)]
@@ -241,6 +243,9 @@ def test_progress_of_a_search_that_validates_shows_what_it_chooses_by(tmp_path: 
             seen.append(mean_loss([validated, result]))
         validated = result if request.split == VALIDATION else None
     assert min(seen) > 5.0
+    # The loss on the search samples alone is the one that compares with the baselines; validation is 10 above them.
+    assert all(progress.search_loss is None or progress.search_loss < 1.0 for _, _, progress in reported)
+    assert reported[-1][2].search_loss is not None
     ran = complete(SEARCHES[name](), overfitting)
     assert ran.incumbent is not None
     assert reported[-1][2].best_loss == ran.incumbent[1]
@@ -271,7 +276,7 @@ def test_progress_begins_anew_with_every_stage(tmp_path: Path) -> None:
         return replace(result, loss=result.loss + request.window.max_length)
 
     search = partial(gradient_search, stages=stages, geometry=GEOMETRY, settings=SHORT.replace(knots=6))
-    reported = progress_of(tmp_path, search, reply)
+    reported = progress_of(tmp_path, search, reply, 8 * ORIGINAL)
     lengths = [request.window.max_length for request, _, _ in reported]
     first = next(
         place
@@ -280,4 +285,8 @@ def test_progress_begins_anew_with_every_stage(tmp_path: Path) -> None:
     )
     assert all(progress.best_loss < 8 * ORIGINAL for _, _, progress in reported[4 : first + 2])
     assert all(progress.best_loss >= 8 * ORIGINAL for _, _, progress in reported[first + 2 :])
+    # The loss of a shorter window is shown with its length: it does not compare with the baselines of the target.
+    found = [(math.isfinite(progress.best_loss), progress.length) for _, _, progress in reported]
+    assert set(found[: first + 2]) == {(False, None), (True, 4 * ORIGINAL)}
+    assert set(found[first + 2 :]) == {(True, None)}
     assert lengths == sorted(lengths)

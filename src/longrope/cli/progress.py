@@ -24,6 +24,7 @@ from longrope.cli.stopping import stop_after_step, stop_at_once
 from longrope.cli.verb import split_names
 from longrope.quantities import format_duration, format_rate
 from longrope.run_files import SEARCH_LOG
+from longrope.units import format_length
 
 if TYPE_CHECKING:
     from longrope.evaluation.results import EvalRow
@@ -165,12 +166,20 @@ class Display(Callbacks):
 
     def on_search_progress(self, progress: SearchProgress) -> None:
         self._scalars.on_search_progress(progress)
-        best = f"best loss {progress.best_loss:.4f}" if math.isfinite(progress.best_loss) else "no best loss yet"
-        note = f"{best}{self._baseline}"
+        note = self._best_loss(progress)
         self.best = f"interrupted after {progress.evaluations} evaluations; {note}"
         log.info("evaluation %d: %s", progress.evaluations, note)
         self._bar.update(self._task, completed=progress.evaluations, note=note.replace("best loss", "best"))
         self._lines.step(progress.evaluations, note, replayed=progress.replayed)
+
+    def _best_loss(self, progress: SearchProgress) -> str:
+        """The best loss: at the target with the best baseline, of a shorter window with its length alone."""
+        if not math.isfinite(progress.best_loss):
+            return f"no best loss yet{self._baseline}"
+        if progress.length is not None:
+            return f"best loss {progress.best_loss:.4f} at {format_length(progress.length)} tokens"
+        loss = progress.best_loss if progress.search_loss is None else progress.search_loss
+        return f"best loss {loss:.4f}{self._baseline}"
 
     def on_recover_length(self, length: int) -> None:
         log.info("recover %d tokens", length)

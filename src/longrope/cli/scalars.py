@@ -87,8 +87,9 @@ class TrackerWriter:
 class Scalars(Callbacks):
     """Writes progress to every one of its writers.
 
-    `search/best_loss` by evaluation, each baseline as a level line `baseline/NAME` over the same steps, and perplexity
-    as `perplexity/NAME` by length in tokens.
+    `search/best_loss` on the search texts at the target length, by evaluation, each baseline as a level line
+    `baseline/NAME` over the same steps, `search/best_loss_at_N` of windows of N tokens that come before the target, and
+    perplexity as `perplexity/NAME` by length in tokens.
     """
 
     def __init__(self, writers: Sequence[Writer] = ()) -> None:
@@ -100,7 +101,11 @@ class Scalars(Callbacks):
             writer.levels(levels, evaluations)
 
     def on_search_progress(self, progress: SearchProgress) -> None:
-        self._add("search/best_loss", progress.best_loss, progress.evaluations)
+        if progress.length is not None:
+            self._add(f"search/best_loss_at_{progress.length}", progress.best_loss, progress.evaluations)
+            return
+        loss = progress.best_loss if progress.search_loss is None else progress.search_loss
+        self._add("search/best_loss", loss, progress.evaluations)
 
     def measured(self, rows: Sequence[EvalRow]) -> None:
         for row in rows:

@@ -59,13 +59,15 @@ def training_advice(
     while gpus <= _MOST_GPUS and not fits(gpus, offload, context_parallel):
         gpus *= 2
     if gpus <= _MOST_GPUS:
-        ways.append(f"{gpus} GPUs (FSDP)")
+        ways.append(f"{gpus} {devices.noun}s (FSDP)")
     elif not ways:
         gpus = count * 2
         while gpus <= _MOST_GPUS and not sharing(gpus, True):
             gpus *= 2
         if gpus <= _MOST_GPUS:
-            ways.append(f"{gpus} GPUs with `offload` and context parallel over {sharing(gpus, True)} of them")
+            ways.append(
+                f"{gpus} {devices.noun}s with `offload` and context parallel over {sharing(gpus, True)} of them"
+            )
     if larger := devices.larger(sum(size(count, offload, context_parallel).values())):
         ways.append(f"a GPU such as {' or '.join(larger[:2])}")
     needed = _needs(size(count, offload, context_parallel), devices)

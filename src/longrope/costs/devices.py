@@ -15,6 +15,8 @@ from longrope.settings import MOST, Settings
 if TYPE_CHECKING:
     from longrope.costs.flops_bytes import Flops
 
+CPU = "cpu"
+"""The entry of the table for a machine without a GPU."""
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a number by dtype."""
 USABLE = 0.9
@@ -32,7 +34,7 @@ class Devices(Settings):
     """The devices of a plan, and the rates that are assumed on them."""
 
     gpu: str = "h100"
-    """A GPU of the table: a100-80, h100, h200, b200, l40s, rtx4090, mi300x, cpu, …"""
+    """A GPU of the table: a100-80, h100, h200, b200, l40s, rtx4090, mi300x, …; or cpu, a machine without one."""
     count: int = Field(1, ge=1, le=MOST)
     """The number of devices."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -55,6 +57,22 @@ class Devices(Settings):
                 hint="choose one; for another GPU give its `tflops` and `memory` beside the nearest one",
             )
         return self
+
+    @property
+    def label(self) -> str:
+        """`8 × NVIDIA H100 SXM 80 GB, bfloat16`; it says where the GPU is the default, or a CPU's rate nominal."""
+        name, remark = gpu_table()[self.gpu]["label"], ""
+        if self.gpu == CPU:
+            name = f"CPU of {self.peak_tflops:g} TFLOP/s"
+            remark = "" if self.tflops else " (nominal; give yours as `tflops`)"
+        elif "gpu" not in self.model_fields_set:
+            remark = " (the default; choose yours with `gpu`)"
+        return f"{self.count} × {name}{remark}, {self.dtype}"
+
+    @property
+    def noun(self) -> str:
+        """`GPU`, or `machine` for CPUs: the device that hours and advice are counted in."""
+        return "machine" if self.gpu == CPU else "GPU"
 
     @property
     def chosen_attention_mfu(self) -> float:
@@ -95,4 +113,4 @@ class Devices(Settings):
     def larger(self, size: float) -> list[str]:
         """The GPUs of the table that hold `size` bytes, smallest first."""
         gpus = sorted(gpu_table().items(), key=lambda entry: float(entry[1]["memory"]))
-        return [name for name, gpu in gpus if size <= USABLE * 1e9 * gpu["memory"] and name != "cpu"]
+        return [name for name, gpu in gpus if size <= USABLE * 1e9 * gpu["memory"] and name != CPU]

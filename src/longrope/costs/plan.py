@@ -116,9 +116,10 @@ class CostPlan:
         row = self.recommended
         if row is None:
             return "Recommended: nothing as planned, because no search fits on a device; below is what would."
+        hours = f"{format_gpu_hours(row.gpu_hours)} {self.devices.noun}-hours"
         return (
             f"Recommended: search --method {row.name}, without training: {format_duration(3600 * row.hours)} "
-            f"({format_gpu_hours(row.gpu_hours)} GPU-hours), {format_bytes(row.peak_bytes)} on each device."
+            f"({hours}), {format_bytes(row.peak_bytes)} on each device."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -140,14 +141,15 @@ class CostPlan:
     def __repr__(self) -> str:
         lines = [
             f"{self.model}: {format_length(self.original_length)} -> {format_length(self.target_length)} tokens on "
-            f"{self.devices.count} × {self.devices.gpu}, {self.devices.dtype}",
+            f"{self.devices.label}",
             self.recommendation,
         ]
+        hours = f"{self.devices.noun}-hours"
         for row in self.rows:
             fits = "fits" if row.fits else "TOO LARGE"
             lines.append(
                 f"{row.stage + ' ' + row.name:22}{format_count(row.tokens):>5} tokens {format_bytes(row.peak_bytes):>8}"
-                f" {format_duration(3600 * row.hours):>11} {format_gpu_hours(row.gpu_hours):>6} GPU-hours {fits}"
+                f" {format_duration(3600 * row.hours):>11} {format_gpu_hours(row.gpu_hours):>6} {hours} {fits}"
             )
         return "\n".join(lines)
 

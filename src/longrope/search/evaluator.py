@@ -172,7 +172,10 @@ class LoggedEvaluator:
         self._known: dict[Hashable, EvalResult] = {}
         self._callbacks: Callbacks | None = None
         self._requests: list[EvalRequest] = []
+        self._target_length: int | None = None
         self._best_loss, self._validates = math.inf, False
+        self._shorter: int | None = None  # the length of the best window where it is not the target's
+        self._search_loss: float | None = None
 
     def __call__(self, requests: Sequence[EvalRequest]) -> list[EvalResult]:
         replayed = self._replay[self._count : self._count + len(requests)]
@@ -202,9 +205,12 @@ class LoggedEvaluator:
         return results
 
     @contextmanager
-    def search(self, callbacks: Callbacks) -> Iterator[list[EvalRequest]]:
-        """Report every evaluation in the `with` block to `callbacks`. Yields the list that gets their requests."""
-        self._callbacks, self._requests = callbacks, []
+    def search(self, callbacks: Callbacks, target_length: int | None = None) -> Iterator[list[EvalRequest]]:
+        """Report every evaluation in the `with` block to `callbacks`. Yields the list that gets their requests.
+
+        `target_length`: tokens of the window that is searched for, where shorter ones may come before it.
+        """
+        self._callbacks, self._requests, self._target_length = callbacks, [], target_length
         try:
             yield self._requests
         finally:
@@ -213,6 +219,9 @@ class LoggedEvaluator:
     def report_best(self, window: Window, loss: float) -> None:
         """The `OnBest` of the search method: `loss` is reported to callbacks from now on."""
         self._best_loss = loss
+        known = self._known.get(loss_request(window, SEARCH).key)
+        self._search_loss = None if known is None or known.loss == loss else known.loss
+        self._shorter = self._length_below_target(window)
 
     def finish(self) -> None:
         """Raise LongRopeError when the log holds more than the search evaluated."""
@@ -233,9 +242,14 @@ class LoggedEvaluator:
         # A method reports its best at the end of a batch, and a generation can take hours. A method that validates
         # does not choose by the losses on its search samples.
         self._validates = self._validates or request.split == VALIDATION
-        if request.samples is None and not self._validates and math.isfinite(result.loss):
-            self._best_loss = min(self._best_loss, result.loss)
-        self._callbacks.on_search_progress(SearchProgress(len(self._requests), self._best_loss, replayed))
+        if request.samples is None and not self._validates and rank(result.loss) < self._best_loss:
+            self._best_loss, self._shorter = result.loss, self._length_below_target(request.window)
+        self._callbacks.on_search_progress(
+            SearchProgress(len(self._requests), self._best_loss, replayed, self._shorter, self._search_loss)
+        )
+
+    def _length_below_target(self, window: Window) -> int | None:
+        return None if self._target_length in (None, window.max_length) else window.max_length
 
 
 def _row(window: Window, split: str, samples: tuple[int, ...] | None) -> dict[str, object]:

@@ -216,7 +216,7 @@ def search(
             if not any(map(math.isfinite, losses.values())):  # the search would come to nothing, hours later
                 raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
             callbacks.on_search_start(prepared.max_requests, losses)
-            with evaluate.search(callbacks) as requests, _told_in_full(loaded, target_length):
+            with evaluate.search(callbacks, target_length) as requests, _told_in_full(loaded, target_length):
                 outcome = prepared.run(evaluate, on_best=evaluate.report_best)
             best, best_loss = outcome.window, outcome.loss
             if target_length <= loaded.context_length and config.attention_factor is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from longrope.cli.common import is_verbose, output, say, show_table
@@ -25,12 +26,12 @@ def show_costs(planned: CostPlan) -> None:
     devices = planned.devices
     say(
         f"{planned.model}: {format_length(planned.original_length)} -> {format_length(planned.target_length)} tokens "
-        f"on {devices.count} × {devices.gpu}, {devices.dtype}",
+        f"on {_with_options(devices.label)}",
         "  ",
     )
     say(planned.recommendation, "  ")
     output.print()
-    columns = ["", "tokens", "memory", "fits", "time", "GPU-hours"]
+    columns = ["", "tokens", "memory", "fits", "time", f"{devices.noun}-hours"]
     best = next((place for place, row in enumerate(planned.rows) if row is planned.recommended), -1)
     show_table(columns, [_cells(row) for row in planned.rows], best=best)
     _show_misfits(planned)
@@ -67,8 +68,12 @@ def _show_misfits(planned: CostPlan) -> None:
         if not row.fits:
             misfits.setdefault(row.advice, []).append(f"{row.stage} {row.name}")
     for advice, names in misfits.items():
-        options = advice.replace("`offload`", "--offload").replace("`dtype`", "--dtype")
-        say(f"does not fit: {', '.join(names)}: {options}", "  ")
+        say(f"does not fit: {', '.join(names)}: {_with_options(advice)}", "  ")
+
+
+def _with_options(text: str) -> str:
+    """`text` with the options of the command line in the place of Python arguments."""
+    return re.sub(r"`(\w+)`", r"--\1", text)
 
 
 def _show_details(planned: CostPlan) -> None:
