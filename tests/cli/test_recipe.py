@@ -43,6 +43,12 @@ def test_the_plan_as_json(extend: Callable[..., Ran], tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_no_plan_is_printed_above_an_error(extend: Callable[..., Ran], texts: Path) -> None:
+    same = texts / "search.txt"
+    ran = extend((SEARCH_4, EVALUATE), "--data", same, "--eval-data", same)
+    assert (ran.code, ran.out) == (2, "")
+
+
 def test_a_run_and_what_goes_on_with_it(extend: Callable[..., Ran], tmp_path: Path) -> None:
     ran = extend(QUICK)
     assert ran.code == 0, ran.err

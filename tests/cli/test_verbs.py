@@ -213,6 +213,34 @@ def test_extend_makes_everything(cli, checkpoint, texts, tmp_path):
     assert (out / "checkpoint" / "README.md").read_text().count("| longrope |") == 1
 
 
+@pytest.mark.parametrize("given", [(), ("--data", "search.txt"), ("--eval-data", "other.txt")], ids=str)
+def test_extend_names_the_missing_texts_before_it_reads_or_prints_anything(cli, checkpoint, texts, tmp_path, given):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text((checkpoint / "config.json").read_text())  # without weights
+    given = [texts / part if part.endswith(".txt") else part for part in given]
+    ran = cli("extend", model, "--target-length", 256, "-o", tmp_path / "run", *given)
+    missing = "--eval-data" if "--data" in given else "--data"
+    assert (ran.code, ran.out) == (2, "")
+    assert f"expected texts for {model} as {missing}" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--eval-data", "search.txt"), ("--eval-data", "other.txt", "--start-tokens", 4), ("--eval-data", "nowhere.txt")],
+    ids=str,
+)
+def test_extend_prints_no_plan_above_an_error(cli, checkpoint, texts, tmp_path, wrong):
+    given = [texts / part if str(part).endswith(".txt") else part for part in wrong]
+    out = tmp_path / "run"
+    ran = cli("extend", checkpoint, "--target-length", 256, "--data", texts / "search.txt", "-o", out, *given)
+    assert ran.code == 2
+    assert "stage" not in ran.out  # the head of the table of costs
+    assert "at most" not in ran.out
+    assert not out.exists()
+
+
 def test_extend_prints_a_table_that_is_not_cut(cli, checkpoint, texts, tmp_path):
     ran = cli(
         "extend", checkpoint, "--target-length", 128, "--data", texts / "search.txt",

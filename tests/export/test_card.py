@@ -156,6 +156,34 @@ def test_evidence_has_a_verdict_and_the_needles_of_all_depths() -> None:
     assert "| own | 0.750 ± 0.068 |" in text
 
 
+def test_measurements_that_come_after_the_export_can_be_put_in(cli, checkpoint, texts, tmp_path, monkeypatch) -> None:
+    """The card says how; its commands work in the folder as they stand, and so does the run folder's eval.json."""
+    run = tmp_path / "run"
+    run.mkdir()
+    scaling = scaling_of(model=str(checkpoint))
+    scaling.save(run / "scaling.json")
+    export_checkpoint(run, output_dir=tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    evidence = card.partition("## Evidence\n")[2].partition("\n## ")[0]
+    assert "Nothing had been measured when this card was written" in evidence
+    commands = [part for part in evidence.split("`")[1::2] if part.startswith("longrope ") and "RUN" not in part]
+    assert [command.split()[1] for command in commands] == ["eval", "report"]
+    monkeypatch.chdir(tmp_path / "out")
+    given = iter(["64,128", str(texts / "other.txt")])
+    for command in commands:
+        words = [next(given) if word == "…" else word for word in command.split()[1:]]
+        ran = cli(*words, *(["--samples", 1] if words[0] == "eval" else []))
+        assert ran.code == 0, ran.err
+    assert "perplexity" in Path("report.md").read_text("utf-8")
+
+    words = ("--scaling", run / "scaling.json", "--lengths", "64,128", "--data", texts / "other.txt", "--samples", 1)
+    assert cli("eval", checkpoint, *words, "-o", run / "eval.json").code == 0
+    export_checkpoint(run, output_dir=tmp_path / "measured")
+    card = (tmp_path / "measured/README.md").read_text()
+    assert "Nothing had been measured" not in card
+    assert "Perplexity, by length in tokens" in card
+
+
 @pytest.mark.parametrize("form", ["hf", "hf-unified"])
 def test_limits_agree_with_the_notes(checkpoint: Path, tmp_path: Path, form: str) -> None:
     done = export_checkpoint(checkpoint, scaling_of(), tmp_path / "out", target=form)

@@ -32,9 +32,9 @@ def run(
     quiet_libraries()
     texts: dict[str, Any] = {"data": data, "eval_data": eval_data, "field": field}
     prepared = prepare_recipe(name, model, output_dir, **texts, target_length=target_length, load=load)
+    rounds = prepared.check()  # before its costs: a plan above an error would look as if it had begun
     if not as_json:
         show_recipe_costs(name, prepared)
-    rounds = prepared.check()
     for found in rounds:
         if not as_json:
             output.print(str(found))

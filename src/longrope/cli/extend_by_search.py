@@ -28,28 +28,28 @@ def run(
     as_json: bool,
     **job: Any,
 ) -> None:
-    """`search`: the settings of the search that were given. `job`: arguments of `longrope.recipes.extend.extend`."""
+    """`search`: the settings of the search that were given. `job`: arguments of `prepare_extension`."""
     if not job["resume"]:
         check_output_folder(output_dir)
     from longrope.models.checkpoint_files import EMBEDDED
     from longrope.models.inspect import inspect_model
     from longrope.models.loading import open_model
-    from longrope.recipes.extend import extend, plan_extension, summary
+    from longrope.recipes.extend import check_data, prepare_extension, summary
 
     quiet_libraries()
     evolves = search.get("method", SearchConfig().method) in EVOLUTION
     budget = DEMONSTRATION if evolves else {"samples": DEMONSTRATION["samples"]}
     config = SearchConfig(**budget | search)
     model = model or EMBEDDED
+    check_data(model, job["search_data"], job["evaluation_data"], job["field"])
     found = inspect_model(model, original_length=load.original_length, trust_remote_code=load.trust_remote_code)
     if not as_json:
         show_inspection(found)
         output.print()
-    loaded = open_model(model, options=load)
+    prepared = prepare_extension(open_model(model, options=load), output_dir=output_dir, config=config, **job)
     if not as_json:
-        planned = {name: job[name] for name in ("target_length", "lengths", "evaluation_samples")}
-        show_extension_costs(plan_extension(loaded, config=config, **planned))
+        show_extension_costs(prepared.costs())
     with progress(lambda shown: shown.after_search(output_dir), log_dir, report_to) as shown:
-        extension = extend(loaded, output_dir=output_dir, config=config, callbacks=shown, **job)
+        extension = prepared.run(shown)
         shown.measured(extension.evaluation.rows)
     print_json(summary(extension)) if as_json else show_extension(extension, output_dir)

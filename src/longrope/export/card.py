@@ -273,7 +273,11 @@ def evidence_table(rows: Sequence[EvalRow], expressed: ExpressedScaling) -> str:
     if needles := _needles(rows):
         groups["needle", "accuracy"] = needles
     if not groups:
-        return "Nothing was measured with this export. `longrope eval` does.\n"
+        return (
+            "Nothing had been measured when this card was written. To put measurements here: in this folder, "
+            "`longrope eval . --lengths … --data … -o eval.json`, then `longrope report . -o report.md`, and copy its "
+            "tables. `longrope export RUN` does it by itself where RUN holds an `eval.json`.\n"
+        )
     said = verdict(headline_cells(rows, "perplexity"), "perplexity", rows[-1].scaling)
     text = "".join(f"{plain(line)}\n\n" for line in said)
     text += "".join(_table(", ".join(dict.fromkeys(group)), measured) for group, measured in groups.items())

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from longrope.callbacks import Callbacks
 from longrope.data.samples import require_disjoint
-from longrope.data.sources import Field, as_sources, read_all
+from longrope.data.sources import Field, TextSource, as_sources, read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.perplexity import check_lengths
@@ -69,7 +69,123 @@ class Extension:
 STAGES = ("search", "compare", "export", "prove", "report")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedExtension:
+    """A run of `extend` whose settings and texts were checked, before anything is computed or written."""
+
+    loaded: LoadedModel
+    target_length: int
+    output_dir: Path
+    lengths: Sequence[int]
+    """The lengths of the comparison, in tokens."""
+    search_data: Sequence[TextSource | str]
+    evaluation_data: Sequence[TextSource | str]
+    evaluation_samples: int
+    proof_ids: Tensor
+    """(1, L'): the text that the proof compares logits on."""
+    config: SearchConfig
+    allow_lossy: bool
+    resume: bool
+
+    def costs(self) -> list[StepCost]:
+        """The costs of the stages that take long, at the rate that two short texts are scored with here, now."""
+        methods, rates = len(_baselines(self.loaded)) + 1, measure_rates(self.loaded)
+        return extension_costs(
+            self.loaded, self.target_length, self.config, self.lengths, self.evaluation_samples, methods, rates
+        )
+
+    def run(self, callbacks: Callbacks | None = None) -> Extension:
+        """Search, compare, export, prove, report. Raises LongRopeError for faults that the user can mend."""
+        started, callbacks = time.perf_counter(), callbacks or Callbacks()
+        loaded, output_dir, config = self.loaded, self.output_dir, self.config
+        _begin(callbacks, "search")
+        found = search(
+            loaded,
+            self.target_length,
+            self.search_data,
+            output_dir,
+            config,
+            resume=self.resume,
+            callbacks=callbacks,
+        )
+        # The saved scaling is measured and exported: resuming does not save it again.
+        found = replace(found, scaling=RopeScaling.load(found.path))
+        _begin(callbacks, "compare")
+        evaluation = evaluate(
+            loaded,
+            data=self.evaluation_data,
+            lengths=self.lengths,
+            scaling=found.scaling,
+            scaling_name=NAME,
+            baselines=_baselines(loaded),
+            config=EvalConfig(samples=self.evaluation_samples),
+            seed=config.seed,
+            output=output_dir / EVALUATION,
+            resume=has_lines(log_path(output_dir / EVALUATION)),
+            callbacks=callbacks,
+        )
+        _begin(callbacks, "export")
+        file = extended_file(loaded, self.target_length, output_dir)
+        sweep(output_dir, EXTENSION, *([] if file is None else [file.name]))
+        checkpoint = output_dir / CHECKPOINT_DIR if file is None else file
+        if file is not None:
+            export_file(loaded, found.scaling, file, self.allow_lossy)
+        elif (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
+            sweep(checkpoint)
+        else:
+            export_hf(
+                loaded.name,
+                found.scaling,
+                checkpoint,
+                ExportConfig(allow_lossy=self.allow_lossy),
+                evidence=list(evaluation.rows),
+                original_length=loaded.geometry.original_length,
+                trust_remote_code=loaded.options.trust_remote_code,
+            )
+        _begin(callbacks, "prove")
+        proofs = (prove if file is None else prove_file)(loaded, found.scaling, checkpoint, self.proof_ids)
+        losses = unsupported_by_transformers(found.scaling)
+        proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
+        last_bits = {"max_logit_difference", "top1_agreement", "divergence", "divergence_without"}  # of a GPU
+        but = CIRCUMSTANCES | last_bits | {"scaling", "checkpoint"}
+        whole = json_ready(found.to_json()) | proved | record() | finished(started)
+        keep_or_write_json(output_dir / EXTENSION, whole, but=but)
+        _begin(callbacks, "report")
+        written = report([output_dir], output_dir / REPORT)
+        return Extension(found, evaluation, checkpoint, losses, proofs, written)
+
+
 def extend(
+    loaded: LoadedModel,
+    target_length: int | str | None,
+    output_dir: Path,
+    *,
+    callbacks: Callbacks | None = None,
+    **settings: Any,
+) -> Extension:
+    """Extend `loaded` to `target_length` tokens without training, and prove it; everything goes to `output_dir`.
+
+    `settings`: the other arguments of `prepare_extension`. Raises LongRopeError for faults that the user can mend.
+    """
+    return prepare_extension(loaded, target_length, output_dir, **settings).run(callbacks)
+
+
+def check_data(
+    model: str, search_data: Sequence[str], evaluation_data: Sequence[str], field: Field | None
+) -> tuple[list[TextSource | str], list[TextSource | str]]:
+    """The sources of the search and of the comparison; of an embedded model, its books where none are given.
+
+    Raises LongRopeError, naming the argument, where a model has no texts. It reads neither model nor texts.
+    """
+    own = field if search_data or not evaluation_data else None
+    of_evaluation = as_sources(evaluation_data, field if evaluation_data else None)
+    return (
+        sources_or_books(model, as_sources(search_data, own), "search", "search_data"),
+        sources_or_books(model, of_evaluation, "evaluation", "evaluation_data"),
+    )
+
+
+def prepare_extension(
     loaded: LoadedModel,
     target_length: int | str | None,
     output_dir: Path,
@@ -82,17 +198,14 @@ def extend(
     config: SearchConfig | None = None,
     allow_lossy: bool = False,
     resume: bool = False,
-    callbacks: Callbacks | None = None,
-) -> Extension:
-    """Extend `loaded` to `target_length` tokens without training, and prove it; everything goes to `output_dir`.
+) -> PreparedExtension:
+    """Check everything that a run of `extend` needs, its later stages too: an error after a long search wastes it.
 
     `target_length`: by default 8 L. `field`: where the rows of both data have their text. `lengths` are those of the
     comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was stopped. Raises
     LongRopeError for faults that the user can mend.
     """
-    started = time.perf_counter()
-    callbacks, config = callbacks or Callbacks(), config or SearchConfig()
-    # The needs of later stages are checked now: an error after a long search would waste it.
+    config = config or SearchConfig()
     target_length, compared = _lengths(loaded, target_length, lengths)
     check_file(loaded)
     if config.start_tokens != "0" and not allow_lossy:
@@ -101,15 +214,12 @@ def extend(
             code="not-expressible",
             hint="give `allow_lossy=True`, or leave `start_tokens` at 0",
         )
-    own = field if search_data or not evaluation_data else None
     kept = kept_windows(loaded)
     if kept is not None and not allow_lossy:
         wanted = replace(kept.windows[-1], max_length=target_length)  # its factors do not matter here
         lost = unsupported_by_transformers(extended_by(loaded, kept, wanted))
         refuse_unsupported(lost, "transformers", "give `allow_lossy=True` to export the rest")
-    search_sources = sources_or_books(loaded.name, as_sources(search_data, own), "search", "search_data")
-    of_evaluation = as_sources(evaluation_data, field if evaluation_data else None)
-    evaluation_sources = sources_or_books(loaded.name, of_evaluation, "evaluation", "evaluation_data")
+    search_sources, evaluation_sources = check_data(loaded.name, search_data, evaluation_data, field)
     held_out = read_all(evaluation_sources, tokenizer=loaded.tokenizer)
     searched = read_all(search_sources, tokenizer=loaded.tokenizer)
     require_disjoint([document.sha256 for document in searched], held_out)
@@ -121,75 +231,19 @@ def extend(
             code="output-exists",
             hint="choose another `output_dir`",
         )
-    checkpoint = output_dir / CHECKPOINT_DIR
-    refuse_links(checkpoint)
-
-    _begin(callbacks, "search")
-    found = search(loaded, target_length, search_sources, output_dir, config, resume=resume, callbacks=callbacks)
-    # The saved scaling is measured and exported: resuming does not save it again.
-    found = replace(found, scaling=RopeScaling.load(found.path))
-    _begin(callbacks, "compare")
-    evaluation = evaluate(
-        loaded,
-        data=evaluation_sources,
+    refuse_links(output_dir / CHECKPOINT_DIR)
+    return PreparedExtension(
+        loaded=loaded,
+        target_length=target_length,
+        output_dir=output_dir,
         lengths=compared,
-        scaling=found.scaling,
-        scaling_name=NAME,
-        baselines=_baselines(loaded),
-        config=EvalConfig(samples=evaluation_samples),
-        seed=config.seed,
-        output=output_dir / EVALUATION,
-        resume=has_lines(log_path(output_dir / EVALUATION)),
-        callbacks=callbacks,
-    )
-    _begin(callbacks, "export")
-    file = extended_file(loaded, target_length, output_dir)
-    sweep(output_dir, EXTENSION, *([] if file is None else [file.name]))
-    checkpoint = output_dir / CHECKPOINT_DIR if file is None else file
-    if file is not None:
-        export_file(loaded, found.scaling, file, allow_lossy)
-    elif (checkpoint / "config.json").exists():  # written last: with it, a run that was stopped had exported
-        sweep(checkpoint)
-    else:
-        export_hf(
-            loaded.name,
-            found.scaling,
-            checkpoint,
-            ExportConfig(allow_lossy=allow_lossy),
-            evidence=list(evaluation.rows),
-            original_length=loaded.geometry.original_length,
-            trust_remote_code=loaded.options.trust_remote_code,
-        )
-    _begin(callbacks, "prove")
-    proofs = (prove if file is None else prove_file)(loaded, found.scaling, checkpoint, text.ids[:1])
-    losses = unsupported_by_transformers(found.scaling)
-    proved = {"checkpoint": str(checkpoint), "losses": losses, "proofs": [asdict(proof) for proof in proofs]}
-    last_bits = {"max_logit_difference", "top1_agreement", "divergence", "divergence_without"}  # of a GPU
-    but = CIRCUMSTANCES | last_bits | {"scaling", "checkpoint"}
-    whole = json_ready(found.to_json()) | proved | record() | finished(started)
-    keep_or_write_json(output_dir / EXTENSION, whole, but=but)
-    _begin(callbacks, "report")
-    written = report([output_dir], output_dir / REPORT)
-    return Extension(found, evaluation, checkpoint, losses, proofs, written)
-
-
-def plan_extension(
-    loaded: LoadedModel,
-    target_length: int | str | None,
-    *,
-    lengths: Sequence[int | str] | str | None = None,
-    evaluation_samples: int = 10,
-    config: SearchConfig | None = None,
-) -> list[StepCost]:
-    """The costs of `extend` with the same arguments, at the rate that two short texts are scored with here, now.
-
-    Raises LongRopeError when the target length cannot be.
-    """
-    target_length, compared = _lengths(loaded, target_length, lengths)
-    methods = len(_baselines(loaded)) + 1
-    rates = measure_rates(loaded)
-    return extension_costs(
-        loaded, target_length, config or SearchConfig(), compared, evaluation_samples, methods, rates
+        search_data=search_sources,
+        evaluation_data=evaluation_sources,
+        evaluation_samples=evaluation_samples,
+        proof_ids=text.ids[:1],
+        config=config,
+        allow_lossy=allow_lossy,
+        resume=resume,
     )
 
 
