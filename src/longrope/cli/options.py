@@ -75,7 +75,7 @@ Field = Annotated[
 TargetLength = Annotated[str, option("The new window L' in tokens: 4096, 128k, 2M.", metavar="TOKENS")]
 Scaling = Annotated[Path | None, option("The scaling.json to apply; a run folder brings its own.")]
 Resume = Annotated[bool, option("Continue the interrupted run in the output folder.")]
-Seed = Annotated[NonNegativeInt, option("Seed of everything random.")]
+Seed = Annotated[NonNegativeInt, option("The random seed.")]
 ReportTo = Annotated[
     str, option("Trackers to report to as well: wandb, trackio.", metavar="A,B", validator=_needs_trackers)
 ]

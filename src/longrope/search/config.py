@@ -22,17 +22,19 @@ Objective = Literal["perplexity", "needle"]
 METHODS: tuple[str, ...] = get_args(Method)
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
-"""The choices of n̂ in the paper."""
+"""The start tokens n̂ that the paper's search chooses from."""
 LARGEST = 1e9
-"""The largest factor that a window holds. A search that goes ever further up stays there: no angle is left anyway."""
+"""The largest rescale factor of a window, where a search stops that would go ever further up: such a pair hardly
+turns."""
 LARGEST_ATTENTION_FACTOR = 100.0
-"""Attention logits grow with its square; su's of a window 10^6 times as long is below 1.8."""
+"""The largest attention factor m of a search: logits grow with m², and `su` for a window 10^6 times as long is below
+1.8."""
 CONTINUED = "continued"
 EVOLUTION, GRADIENT = ("longrope", "longrope2"), ("gradient", "hybrid")
 
 
 def _name_of_number(value: Any) -> Any:
-    """A number as text: the setting takes names too, and YAML reads `1` as a number."""
+    """Turn a number into text: the setting takes names too, and YAML reads `1` as a number."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -49,56 +51,59 @@ class SearchConfig(Settings):
     """The loss to minimise: of all tokens (`perplexity`), or only of the answer about a hidden number (`needle`).
     Default: needle for longrope2, perplexity for the others."""
     needle_depth: NameOrNumber = "spread"
-    """The places of the needles: spread over the text, at its start, or at a share of it from 0 to 1."""
+    """The depth of the needles: spread over the text, at its start, or at a share of it from 0 to 1."""
     samples: int | None = Field(None, ge=1, le=MOST)
     """Texts of exactly L' tokens that are scored. Default: 5 (3 beyond 512k tokens), 10 with needles."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of everything random."""
+    """The random seed."""
     attention_factor: NameOrNumber | None = None
     """The attention factor beyond the original window: `su` (every runtime computes it by itself), `yarn`, `continued`
-    (that of the checkpoint's scaling, continued as YaRN does), or a number; 1 keeps short texts exactly as they were.
-    Default: that of the checkpoint's scaling, else su."""
+    (the attention factor of the checkpoint's scaling, continued as YaRN does), or a number; 1 keeps short texts exactly
+    as they were. Default: that of the checkpoint's scaling, else su."""
     population: int | None = Field(None, ge=1, le=MOST)
     """Candidates of the first generation, P; mutations and crossovers are P/4 each, the top k P/2. Default: 64 (32
     beyond 512k tokens)."""
     iterations: int = Field(40, ge=0, le=MOST)
     """Generations after the first."""
     patience: int | None = Field(None, ge=1, le=MOST)
-    """Stop after so many iterations (gradient: validations, 2 in 30 steps) without improvement."""
+    """Stop after this many iterations without improvement (gradient: validations, of which 30 steps have 2)."""
     start_tokens: NameOrNumber = "0"
-    """Tokens at the start of a text that keep their original angle: 0, which every runtime can express, a number, or
+    """Tokens at the start of a text that keep their original angles: 0, which every runtime can express, a number, or
     `search` (the paper's set)."""
     racing: bool = False
-    """Drop candidates that fall behind after each text; without it, Algorithm 1 as it is."""
+    """Score candidates text by text and drop those that fall behind; without it, Algorithm 1 as published."""
     critical_dim: int | None = Field(None, ge=1, le=MOST)
-    """A real critical dimension: longrope2 searches with this one alone, and every method also reports YaRN and NTK
+    """The real critical dimension to use: longrope2 searches with it alone, and every method also reports YaRN and NTK
     with it."""
     below: Below = "ntk"
-    """The factors of longrope2 below d_rcd: ntk, the paper's, for a model that is trained afterwards; yarn; or ramp, in
-    1/λ from a pair that is searched, recommended where nothing is trained afterwards."""
+    """The rule of longrope2 for factors below d_rcd: ntk, as in the paper, for a model that is trained afterwards;
+    yarn; or ramp, linear in 1/λ from a pair that is searched too, recommended where nothing is trained afterwards."""
     space: Literal["relative", "absolute"] | None = None
-    """What a second search, beyond a scaling that the checkpoint carries, looks for: multiples of the factors that the
-    model was trained with, monotone and from 1 to 1.25·L'/L_ft, as the papers' authors did (relative), or factors of
-    the original RoPE (absolute). Default: relative."""
+    """The space of a second search, which goes beyond a scaling that the checkpoint has: relative, multiples of the
+    factors that the model was trained with, monotone and from 1 to 1.25·L'/L_ft, as the papers' authors did; or
+    absolute, factors of the original RoPE. Default: relative."""
     max_factor: float | None = Field(None, ge=1.0, le=LARGEST)
     """The largest rescale factor, in a relative space the largest multiple. Default of longrope: 1.25 times the
     extension ratio."""
     beta_fast: float = Field(32.0, gt=0, le=MOST)
-    """Rotations in L above which the YaRN that longrope starts from leaves a pair alone (the paper's Mistral: 128)."""
+    """Of the YaRN that longrope starts from: a pair with more rotations in L keeps its frequency (128 in the paper's
+    search for Mistral)."""
     beta_slow: float = Field(1.0, gt=0, le=MOST)
-    """Rotations in L below which that YaRN interpolates a pair in full (the paper's Mistral: 2)."""
+    """Of the same YaRN: a pair with fewer rotations in L is interpolated in full (2 in the paper's search for
+    Mistral)."""
     yarn_ramp: Literal["transformers", "authors"] = "transformers"
-    """The ramp of that YaRN: linear in 1/λ as in transformers, or in λ as in the code of LongRoPE's authors."""
+    """The ramp of the same YaRN: linear in 1/λ as in transformers, or in λ as in the code of LongRoPE's authors."""
     steps: int = Field(30, ge=1, le=MOST)
     """Gradient steps of each stage."""
     knots: int | None = Field(None, ge=0, le=MOST)
-    """Knots of log λ, between which it is interpolated; 0 makes every pair one. Default: every pair; CMA-ES 12."""
+    """The number of knots between which log λ is interpolated; 0: a knot for every pair. Default: every pair; CMA-ES
+    12."""
     learning_rate: float = Field(0.1, gt=0.0, le=100.0)
-    """Step size of the gradient in the variables of log λ."""
+    """Learning rate of the gradient search, in its variables of log λ."""
     continuation: bool = True
-    """Reach L' over 2L, 4L, …, each stage from the last one's result; without it, in one jump."""
+    """Search windows of 2L, 4L, … before L', each from the result of the one before; without it, L' alone."""
     learn_attention_factor: bool = False
-    """Descend on the attention factor too."""
+    """Optimise the attention factor by gradient too."""
     evaluations: int | None = Field(None, ge=1, le=MOST)
     """Candidates of CMA-ES. Default: 256, hybrid 66."""
 
@@ -144,7 +149,7 @@ class SearchConfig(Settings):
         return self
 
     def require_target(self, target_length: int) -> None:
-        """Raise LongRopeError for start tokens that are the whole of a text of `target_length` tokens, or more."""
+        """Raise LongRopeError where `start_tokens` is not below `target_length`."""
         if self.start_tokens != "search" and int(self.start_tokens) >= target_length:
             raise LongRopeError(
                 f"expected `start_tokens` below the target length of {target_length}, found {self.start_tokens}",
@@ -163,7 +168,7 @@ class SearchConfig(Settings):
 
     @property
     def by_gradient(self) -> bool:
-        """True if the method goes through stages and validates."""
+        """True if the method descends on gradients: in stages of growing windows, with validation texts."""
         return self.method in GRADIENT
 
 

@@ -19,15 +19,14 @@ from longrope.search.spaces import CriticalCandidate
 
 @dataclass(frozen=True)
 class CriticalDims:
-    """`critical_dim`: d_rcd of the result.
-
-    `losses`: for each d_rcd that was searched, by objective, the losses of its best candidate in nats per token.
-    `chosen`: by objective, the d_rcd of the lowest loss.
-    """
+    """The real critical dimension of a search, and the ones that each objective alone would have chosen."""
 
     critical_dim: int
+    """d_rcd of the result."""
     losses: dict[int, dict[str, float]]
+    """For each d_rcd that was searched, by objective, the losses of its best candidate in nats per token."""
     chosen: dict[str, int]
+    """By objective, the d_rcd of the lowest loss."""
 
     def to_json(self) -> dict[str, Any]:
         rows = [{"critical_dim": dim, **losses} for dim, losses in self.losses.items()]

@@ -54,7 +54,7 @@ class EvalResult:
 Evaluate = Callable[[Sequence[EvalRequest]], list[EvalResult]]
 """The evaluations of a batch of requests, in its order."""
 EvaluateEach = Callable[[Sequence[EvalRequest]], Iterator[EvalResult]]
-"""The same, each result as soon as it and those before it are known."""
+"""Like `Evaluate`, but each result comes as soon as it and those before it are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +154,9 @@ class SerialEvaluator:
 
 
 class LoggedEvaluator:
-    """The `Evaluate` of a search under a log. A search that is resumed sends the same requests: results that the log
-    has are replayed, the others are computed and logged, each as soon as it is known. The end is bit-identical to that
-    of a search that ran through.
+    """The `Evaluate` of a search with a log: it replays the results that the log has, and computes and logs the others,
+    each as soon as it is known. A search that is resumed sends the same requests, so that its end is bit-identical to
+    that of a search that ran through.
 
     A request that was evaluated before is logged again but not computed: closed forms coincide, and a search evaluates
     its result twice. Only the evaluations inside `search` are reported to callbacks.

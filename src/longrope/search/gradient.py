@@ -1,6 +1,6 @@
 """The gradient search: Adam on the factors around the best of several seeds. Beyond the papers; knows no model.
 
-The loss is differentiable in the factors, and one backward pass says more than dozens of evaluations. Low-frequency
+The loss is differentiable in the factors, and one backward pass tells more than dozens of evaluations. Low-frequency
 pairs follow the gradient well; high-frequency pairs wrap many times and have many local minima. So the search compares
 several seeds first, scales steps by a pair's period, and reaches large ratios by continuation: every stage doubles the
 window, starting from the last solution stretched to it, or from a closed form where that is better.
@@ -42,9 +42,10 @@ from longrope.settings import Settings
 
 _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
 FINALISTS = 4
-"""Seeds that are raced on more than one text."""
+"""The number of seeds that are compared on more than the first text."""
 _ATTENTION_SCALE = 0.2
-"""log m for one unit of its variable: a step that suits a factor changes every logit too much (docs/experiments.md)."""
+"""The change of log m for one unit of its variable: the step of a factor would change every logit too much
+(docs/experiments.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ def gradient_search(
     bounds: Bounds | None = None,
     on_best: OnBest = ignore,
 ) -> SearchOutcome:
-    """The result of the last of `stages`, with the best start tokens. Raises LongRopeError where no loss was finite.
+    """Descend through `stages`; the result is the window of the last, with the best start tokens. Raises LongRopeError
+    where no loss was finite.
 
     `on_best` gets the best validated window of the current stage and its `mean_loss`.
     """
@@ -167,7 +169,7 @@ def finished(
 
 
 def checked(outcome: SearchOutcome) -> SearchOutcome:
-    """`outcome`. Raises LongRopeError where its loss is not finite."""
+    """Return `outcome`. Raises LongRopeError where its loss is not finite."""
     if not math.isfinite(outcome.loss):
         raise LongRopeError(
             "no factors had a finite loss: the model does not work at this length with any tried", code="not-finite"
@@ -229,7 +231,7 @@ def descend(
     rng: Generator,
     on_best: OnBest,
 ) -> Window:
-    """Adam from the seed of `space`, and the best validated window, that of the seed included.
+    """Run Adam from the seed of `space`; returns the best validated window, that of the seed included.
 
     The variables are u (K,) and the attention factor's own, in units of `_ATTENTION_SCALE` of its logarithm. Raises
     LongRopeError where no gradient was finite.

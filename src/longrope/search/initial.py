@@ -1,9 +1,10 @@
 """The seeds of every search method and the baselines of a search: closed forms, and the checkpoint's own scaling.
 
-Three cases. A model with its original RoPE starts from closed forms (Algorithm 1). A model with a scaling in its
-checkpoint, searched beyond it, starts from those factors and their stretched forms (LongRoPE, 2402.13753, §3.3), as
-multiples of those factors, or in an absolute space beside the closed forms. Inside its context length (recovery of
-short windows) it starts from the original RoPE, its own factors and mild forms.
+There are three cases. The search of a model with its original RoPE starts from closed forms (Algorithm 1). A search
+beyond the scaling of a checkpoint starts from its factors and their stretched forms (LongRoPE, 2402.13753, §3.3), as
+multiples of those factors, or in an absolute space beside the closed forms. A search inside the context length
+(recovery of short windows) starts from the original RoPE, the factors of the checkpoint and closed forms of small
+ratios.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from longrope.search.config import SearchConfig
 KNOT_FORMS = ("yarn", "ntk-critical", "ntk", "pi")
 """The closed forms that a search on the knots may start from."""
 KNOT_BETAS = (16, 8, 4, 2)
-"""β_fast of further YaRNs, 32 by itself: a pair with more rotations in L keeps its frequency. The best depends on L."""
+"""β_fast of further YaRN seeds, beside YaRN's own 32: a pair with more rotations in L keeps its frequency. The best
+value depends on L."""
 LATE_BETAS = (16.0, 0.6)
 """β_fast and β_slow of a YaRN whose ramp ends beyond the theoretical critical dimension, where searches end it too."""
 RAMP_FAST, RAMP_SLOW = (16.0, 8.0, 4.0, 2.0), (1.5, 1.0, 0.6, 0.4)
@@ -41,13 +43,13 @@ interpolated, and of the first that is interpolated in full."""
 MILD_RATIOS = (2.0, 4.0)
 """Ratios of the closed forms that a recovery starts from, besides that of its own length."""
 SECOND_BETAS = (8, 2)
-"""β_fast of further second YaRNs, 32 by itself: a pair that turned more often in training keeps its factor. Which is
-best depends on L'."""
+"""β_fast of further seeds of a second YaRN, beside its own 32: a pair that turned more often in training keeps its
+factor. The best value depends on L'."""
 NONE = "none"
 
 
 def trained_factors(loaded: LoadedModel, length: int, config: SearchConfig) -> FloatArray | None:
-    """λ_trained (D,), of which the candidates of a search for `length` tokens are multiples; None in an absolute space.
+    """The factors λ_trained (D,) that a search for `length` tokens multiplies; None in an absolute space.
 
     Raises LongRopeError (`invalid-setting`) where `config` asks for multiples and there is nothing to multiply.
     """
@@ -77,7 +79,7 @@ def relative_seeds(loaded: LoadedModel, length: int, config: SearchConfig) -> li
 def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | None = None) -> list[FloatArray]:
     """The factors (D,) that Algorithm 1 starts from for a window of `length` tokens, the likeliest first.
 
-    `config` has the ramp of its YaRN.
+    `config` has the settings of the YaRN among them.
     """
     geometry, checkpoint_scaling = loaded.geometry, loaded.checkpoint_scaling
     if length > loaded.context_length:
@@ -114,7 +116,8 @@ def knot_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
 
 
 def ramps(geometry: RopeGeometry, length: int) -> dict[str, FloatArray]:
-    """Ramps of 1/λ over a coarse grid of their ends, by the pairs between which they run: different ones, (D,) each."""
+    """Ramps of 1/λ over a coarse grid of their ends, each once, by the names of the pairs between which they run: (D,)
+    each."""
     found: dict[str, FloatArray] = {}
     for slow in RAMP_SLOW:
         for fast in RAMP_FAST:

@@ -28,7 +28,7 @@ Vector = npt.NDArray[np.float64]
 
 
 def phase_scale(geometry: RopeGeometry) -> Vector:
-    """c (D,): what a pair's log λ changes by where its u changes by 1."""
+    """The scale c (D,): the change of a pair's log λ where its u changes by 1."""
     return np.minimum(1.0, geometry.periods / geometry.original_length)
 
 
@@ -73,15 +73,16 @@ class KnotParametrisation:
         return over(self.base, self.seed if self.seed.max() <= self.largest else self.origin)
 
     def factors(self, numbers: Vector) -> Vector:
-        """λ (D,) of u (knots,); they, or the multiples of `base`, are non-decreasing, from 1 to `largest`. A pair that
-        does not move keeps the seed's factor, bit for bit."""
+        """The factors λ (D,) at u (knots,). They, or their multiples of `base`, are non-decreasing, from 1 to
+        `largest`. A pair that does not move keeps the seed's factor, bit for bit."""
         start = np.log(self.origin)
         moved = nearest_monotone(start + self.scale * (self.interpolation @ numbers), self.scale**-2.0)
         factors = np.where(moved == start, self.origin, np.exp(np.minimum(moved, 700.0)))  # exp of more overflows
         return over(self.base, project(factors, self.largest))
 
     def numbers(self, factors: Vector) -> Vector:
-        """u (knots,) that gives the knots the factors λ (D,): with a knot for every pair, what undoes `factors`."""
+        """The u (knots,) at which the knots have the factors λ (D,): the inverse of `factors` where every pair has a
+        knot."""
         own = multiples(self.base, factors)
         return np.asarray(((np.log(own) - np.log(self.origin)) / self.scale)[self.places])
 
@@ -91,12 +92,12 @@ class KnotParametrisation:
 
 
 def over(base: Vector | None, multiples: Vector) -> Vector:
-    """λ (D,) of multiples of `base` (D,); without one they are λ."""
+    """The factors λ (D,) that are these multiples of `base` (D,); without a base, the multiples themselves."""
     return multiples if base is None else np.asarray(base * multiples)
 
 
 def multiples(base: Vector | None, factors: Vector) -> Vector:
-    """What `over` makes λ = `factors` (D,) of."""
+    """The multiples of `base` (D,) that λ = `factors` (D,) are: the inverse of `over`."""
     return factors if base is None else np.asarray(factors / base)
 
 
@@ -106,7 +107,7 @@ def project(factors: Vector, largest: float = LARGEST) -> Vector:
 
 
 def check_knots(pairs: int, knots: int) -> int:
-    """`knots`. Raises LongRopeError for a number of knots that the pairs do not have."""
+    """Return `knots`. Raises LongRopeError where there are fewer than 2, or more than pairs."""
     if pairs < 2:
         raise LongRopeError(
             f"expected at least 2 rotary pairs to search between, found {pairs}",

@@ -38,7 +38,7 @@ class RunMethod(Protocol):
 
 @dataclass(frozen=True)
 class PreparedSearch:
-    """A search that is ready to run, `max_requests`, how many evaluations it makes at most, and its settings."""
+    """A search that is ready to run, its settings, and `max_requests`, the most evaluations that it makes."""
 
     run: RunMethod
     max_requests: int
@@ -233,7 +233,7 @@ def _model(task: _Task) -> dict[str, Any]:
 
 
 def _bounds(task: _Task) -> Bounds:
-    """The user's bound of λ, and n̂."""
+    """The largest factor and the start tokens of the configuration."""
     largest = task.config.max_factor
     choices = start_tokens_of(task.config.start_tokens)
     return Bounds(start_tokens=choices) if largest is None else Bounds(largest, choices)
@@ -273,7 +273,7 @@ def _cma_settings(task: _Task, *, evaluations: int, sigma: float) -> CMASettings
 
 
 def _stages(task: _Task) -> list[WindowStage]:
-    """One stage per length that there are search texts of."""
+    """One stage for each length that has search texts."""
     base, base_length = task.trained, None if task.trained is None else task.loaded.context_length
 
     def seeds(length: int) -> Mapping[str, Vector]:
@@ -312,7 +312,7 @@ def _raced(stage: WindowStage, samples: int, continues: bool) -> int:
 
 
 def _out_of_order(stage: WindowStage) -> bool:
-    """True if some seed may have to be evaluated unprojected, too, because no search could return it."""
+    """True if a seed is not monotone, so that it may be evaluated as it is too: the search itself cannot return it."""
     return any(not np.array_equal(project(factors), factors) for factors in stage.seeds.values())
 
 

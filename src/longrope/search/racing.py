@@ -17,7 +17,8 @@ from longrope.search.evaluator import EvalRequest, Evaluate
 from longrope.search.knots import Vector
 
 DEVIATIONS = 2.0
-"""The distance behind the k-th best, in standard deviations, that drops a candidate: by chance, 1 in 44 of equals."""
+"""The distance behind the k-th best, in standard deviations, at which a candidate is dropped. Of candidates as good as
+the k-th best, chance drops 1 in 44."""
 
 
 class Racing:

@@ -1,8 +1,8 @@
 """Evaluations by many processes: one model replica per Ray actor, on one machine or on a cluster.
 
 Results come in the order of the requests, each computed whole by one worker, so the number of workers changes no bit of
-a search. A worker that dies is replaced, and its request is sent again. Workers get a recipe, never a live model: each
-worker loads the checkpoint itself and proves that it is the same model on the same kind of machine.
+a search. A worker that dies is replaced, and its request is sent again. Workers get instructions, never a live model:
+each worker loads the checkpoint itself and proves that it is the same model on the same kind of machine.
 
 `ray.util.ActorPool` with `max_restarts` and `max_task_retries` (Ray 2.60) does not fit: its ordered results hand out a
 new request only when the next result in order is taken, so that workers idle behind a slow one; restarts are either
@@ -280,7 +280,8 @@ def _check_reachable(address: str) -> None:
 
 @dataclass(frozen=True)
 class Replica:
-    """The recipe of a worker's replica. `fingerprint` and `numerics` are those of the model here."""
+    """The instructions by which a worker loads its replica: `fingerprint` and `numerics` are those of the model
+    here."""
 
     model: str
     options: LoadOptions
@@ -289,7 +290,8 @@ class Replica:
     numerics: dict[str, Any]
 
     def __call__(self) -> SerialEvaluator:
-        """The evaluator of a new replica. Raises LongRopeError where its results would differ from those here."""
+        """Load the model and return its evaluator. Raises LongRopeError where its results would differ from those of
+        this process."""
         loaded = open_model(self.model, options=self.options)
         if fingerprint(loaded.model) != self.fingerprint:
             raise LongRopeError(
@@ -349,7 +351,7 @@ def numerics(loaded: LoadedModel) -> dict[str, Any]:
 
 @contextmanager
 def _parked(loaded: LoadedModel) -> Iterator[None]:
-    """The model in main memory for a while: its place on the GPU is a worker's."""
+    """Move the model to main memory inside the block: a worker gets its place on the GPU."""
     device = loaded.model.device
     loaded.model.to("cpu")
     torch.cuda.empty_cache()  # nothing without CUDA
@@ -360,6 +362,6 @@ def _parked(loaded: LoadedModel) -> Iterator[None]:
 
 
 def _anywhere(name: str) -> str:
-    """A model's name for a process with another working folder."""
+    """The model's name, an absolute path where it is a folder, for a process with another working folder."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name

@@ -1,9 +1,9 @@
 """Recovery of short windows (LongRoPE, 2402.13753, §3.3): search again at short lengths on the extended model.
 
-A model that was fine-tuned and stretched far pays inside its original window: all factors are large there, too. At
-inference the factors are chosen by the length of the text, so short lengths may have factors of their own, with less
-interpolation. In the output folder, `<length>/` holds an ordinary search run for each, `scaling.json` the checkpoint's
-scaling with the windows that are better, and `recover.json` the gains.
+A model that was fine-tuned and stretched far loses quality inside its original window, because its factors are large
+for short texts too. Factors are chosen by the length of the text at inference, so that short lengths can have factors
+of their own, with less interpolation. In the output folder, `<length>/` holds an ordinary search run for each,
+`scaling.json` the checkpoint's scaling with the windows that are better, and `recover.json` the gains.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def search(
 
 @contextmanager
 def _told_in_full(loaded: LoadedModel, target_length: int) -> Iterator[None]:
-    """Adds to an error of numbers that are not finite their dtype and length, and what to try."""
+    """Add dtype, length and a remedy to an error about numbers that are not finite."""
     try:
         yield
     except LongRopeError as error:
@@ -303,7 +303,8 @@ def _forms_given(loaded: LoadedModel, target_length: int, config: SearchConfig) 
 
 
 def _forms_found(loaded: LoadedModel, target_length: int, critical_dim: int) -> dict[str, Window]:
-    """The same with the d_rcd that was found; none where it is too low for them, though not for the result."""
+    """YaRN-rcd and NTK-rcd with the d_rcd that was found; none where it is too low for them, though not for the
+    result."""
     try:
         return forms_with_critical_dim(loaded.geometry, target_length, max(critical_dim, 1))
     except LongRopeError:

@@ -73,7 +73,7 @@ class _Drawing:
         return samples
 
     def needles(self, length: int, count: int, seed: int, haystacks: Haystacks | None = None) -> NeedleSamples:
-        """The same with a hidden number each, in `haystacks` of the documents."""
+        """`count` texts of exactly `length` tokens with a hidden number each, in `haystacks` of the documents."""
         samples = draw_needles(
             self.documents,
             self.loaded.tokenizer,

@@ -6,8 +6,8 @@
   λ_i = λ_{d_rcd}^(i/d_rcd), is the paper's; `yarn` goes linearly in 1/λ from the pair where YaRN's ramp begins to
   d_rcd; `ramp` does so from a pair that is searched too.
 
-Where a model was trained under factors λ_trained, candidates are the factors μ of what it learned: `methods.py`
-multiplies them, λ = λ_trained ∘ μ, and the spaces know nothing of it.
+Where a model was trained under factors λ_trained, candidates are multiples μ of those: `methods.py` multiplies them (λ
+= λ_trained ∘ μ), and the spaces know nothing of it.
 
 Factors are whole numbers of hundredths here, so that two candidates are equal exactly when their windows are, a hash is
 exact, and a log replays bit for bit.
@@ -29,7 +29,7 @@ from longrope.search.config import Below
 
 Steps = npt.NDArray[np.int64]
 TAIL_STEPS = 10
-"""Rising tails of the first population rise by 0.1 a pair, as those of the authors' later code."""
+"""The rise of the tails of the first population from pair to pair: 0.1, as in the authors' later code."""
 
 STEPS = 100  # grid steps per unit of λ
 UPPER_RATIO = 1.25  # λ ≤ 1.25·s
@@ -252,11 +252,12 @@ class CriticalSpace:
         return max(min(self.low, dim - 1), 0)
 
     def _any_low(self, dim: int, rng: Generator) -> int:
-        """Where a ramp to d_rcd begins: anywhere below it, if that is searched."""
+        """The first pair of a ramp to d_rcd: drawn among all below it where it is searched, else that of YaRN's
+        ramp."""
         return int(rng.integers(0, max(dim, 1))) if self.below == "ramp" else self._start(dim)
 
 
 def _from(candidate: CriticalCandidate, dim: int) -> list[int]:
-    """The genes of pairs `dim` … of a candidate whose own begin elsewhere."""
+    """The genes of a candidate for the pairs from `dim` on, where its own begin at another pair."""
     missing = max(0, candidate.critical_dim - dim)
     return [candidate.steps[0]] * missing + list(candidate.steps[max(0, dim - candidate.critical_dim) :])

@@ -1,7 +1,7 @@
 """The windows that the scaling of a search will have: those of the checkpoint that stay, and the one that is searched.
 
 transformers and all other runtimes know two windows, short and long, with one attention factor, and leave the first
-where the original length says. A search says before it begins what of its scaling no checkpoint will be able to state.
+where the original length says. Before it begins, a search names the parts of its scaling that no checkpoint can state.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from longrope.rope.scaling import RopeScaling, Window
 def kept_windows(loaded: LoadedModel) -> RopeScaling | None:
     """The part of the checkpoint's scaling that stays beside a window found for longer texts; None without a scaling.
 
-    All of it where this package recorded it; of one that the config states, the first window alone, because a
-    checkpoint can state two. It ends at the original length where the family's attention reads that length.
+    It is the whole scaling where longrope recorded it beside the checkpoint. Of a scaling that only config.json states
+    it is the first window, because a checkpoint can state two. It ends at the original length where the family's
+    attention reads that length.
     """
     carried = loaded.checkpoint_scaling
     if carried is None:
@@ -52,7 +53,7 @@ def extended_by(loaded: LoadedModel, kept: RopeScaling | None, best: Window) -> 
 def notes_before(
     scaled_model: ScaledModel, loaded: LoadedModel, kept: RopeScaling | None, target_length: int, start: Any, m: float
 ) -> list[str]:
-    """What a user should know before the search: one sentence each, none where an export will state all.
+    """Notes for the user before the search, one sentence each; none where an export will state the whole scaling.
 
     `start`: the start tokens that are searched; `m`: the attention factor. Raises LongRopeError (`not-expressible`)
     where no checkpoint of this family can state a scaling.

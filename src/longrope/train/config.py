@@ -58,7 +58,7 @@ class FinetuneConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0, le=1e12)
     """Gradients are scaled down to this norm."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of everything random."""
+    """The random seed."""
     bf16: bool = False
     """Compute in bfloat16; weights and AdamW keep the dtype that the model is loaded in."""
     checkpointing: bool = True
