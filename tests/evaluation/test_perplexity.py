@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -169,6 +169,17 @@ def test_sliding_form_equals_the_prefix_form_where_the_sample_is_one_window() ->
     assert prefix == sliding
 
 
+def test_the_loss_of_every_text_is_kept_by_the_hash_of_its_tokens() -> None:
+    short, long = (row.losses or {} for row in measure_perplexity(tiny_scaled(), SAMPLES, [16, 48], RAMP))
+    assert len(short) == len(long) == len(SAMPLES.ids)
+    assert not short.keys() & long.keys()
+    (row,) = measure_perplexity(tiny_scaled(), SAMPLES, [48], RAMP)
+    assert math.log(row.value) == pytest.approx(statistics.fmean(long.values()), rel=1e-12)
+    (other,) = measure_perplexity(tiny_scaled(), SAMPLES, [48], Method("flat", lambda length: ramp(length, 2.0)))
+    assert (other.losses or {}).keys() == long.keys()
+    assert other.losses != long
+
+
 def test_rows_as_json_and_by_length() -> None:
     rows = [
         EvalRow("perplexity", "pi", 512, "perplexity", 9.0, 0.5, 3),
@@ -180,7 +191,7 @@ def test_rows_as_json_and_by_length() -> None:
     assert list(values_by_length(rows, "pi")) == [512, 256]
     assert values_by_length(rows, "pi", "accuracy") == {256: 1.0}
     assert values_by_length(rows, "none") == {}
-    assert asdict(rows[1]) == {
+    assert rows[1].to_json() == {
         "suite": "perplexity",
         "scaling": "found",
         "length": 512,

@@ -87,6 +87,15 @@ def test_rows_with_wrong_fields_are_refused(name: str, value: Any) -> None:
         row_from_json(row | {"detail": {}} | {name: value})
 
 
+def test_losses_of_texts_come_back_and_files_without_them_are_read() -> None:
+    row = EvalRow("perplexity", "yarn", 256, "perplexity", 20.0, 1.0, 2, losses={"a1": 2.9, "b2": 3.1})
+    assert row_from_json(row.to_json()) == row
+    assert "losses" not in EvalRow("perplexity", "yarn", 256, "perplexity", 20.0, 1.0, 2).to_json()
+    for losses in ([2.9], {"a1": "2.9"}, {"a1": math.nan}, {"a1": True}):
+        with refused("damaged-file", "losses of a row cannot be"):
+            row_from_json(row.to_json() | {"losses": losses})
+
+
 def test_what_is_not_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "eval.json").write_text("# results")
     with refused("damaged-file"):

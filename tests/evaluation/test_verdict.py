@@ -7,7 +7,7 @@ import math
 import pytest
 
 from longrope.evaluation.results import EvalRow
-from longrope.evaluation.verdict import Measured, best_by_length, headline_cells, rank_methods, verdict
+from longrope.evaluation.verdict import Measured, alike, best_by_length, headline_cells, rank_methods, verdict
 
 
 def row(name: str, length: int, value: float, stderr: float | None = 0.1, **more: object) -> EvalRow:
@@ -21,6 +21,20 @@ def test_alike_are_those_within_the_standard_error_of_the_difference():
     assert (ranking.best, ranking.alike) == ("a", ("b",))  # √(0.3² + 0.4²) = 0.5
     assert rank_methods(values, lower_is_better=True).best == "d"
     assert rank_methods(values, lower_is_better=False).best == "c"
+
+
+def test_losses_of_the_same_texts_are_compared_text_by_text():
+    """Texts differ by 1 nat, methods by 0.01: that is a difference. Between other texts it is none."""
+    texts = {"x": 3.0, "y": 4.0, "z": 5.0}
+    better = {text: loss - 0.01 - 0.001 * place for place, (text, loss) in enumerate(texts.items())}
+    mixed = {"x": 2.9, "y": 4.05, "z": 5.01}
+    ranking = rank_methods(
+        {"a": Measured(54.6, 30.0, texts), "b": Measured(54.0, 30.0, better), "c": Measured(54.2, 30.0, mixed)},
+        lower_is_better=True,
+    )
+    assert (ranking.best, ranking.alike) == ("b", ("c",))
+    assert alike(Measured(54.6, 30.0, texts), Measured(54.0, 30.0, {f"other {text}": better[text] for text in better}))
+    assert alike(Measured(54.6, None, {"x": 3.0}), Measured(54.6, None, {"x": 3.0}))
 
 
 def test_one_method_and_numbers_that_are_none_have_no_rank():

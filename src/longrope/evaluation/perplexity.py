@@ -27,6 +27,7 @@ from longrope.evaluation.compare import Comparison, scaling_to_measure
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.held_out import check_unseen, read_texts
 from longrope.evaluation.results import EvalRow, mean_and_stderr, values_by_length
+from longrope.evaluation.retrieval import ids_sha256
 from longrope.models.apply import scaled as with_scaling
 from longrope.models.config import LoadOptions
 from longrope.models.finite import not_finite, require_finite
@@ -126,17 +127,18 @@ def measure_perplexity(
                 if positions and stride is None:
                     losses.append(nll.cpu())
                 callbacks.on_eval_step()
-        rows.append(_row(method.name, length, sums, counts))
+        rows.append(_row(method.name, length, sums, counts, samples.ids[:, :length]))
         if not math.isfinite(rows[-1].value):
             raise not_finite(scaled.model, f"the perplexity of a loss of {sum(sums) / sum(counts):.0f} nats is", length)
         rows += loss_by_position(method.name, losses) if losses else []
     return rows
 
 
-def perplexity_rows(name: str, length: int, losses: Sequence[Tensor]) -> list[EvalRow]:
-    """The rows of `measure_perplexity` at one length, from the losses (T − 1,) of every sample."""
+def perplexity_rows(name: str, ids: Tensor, losses: Sequence[Tensor]) -> list[EvalRow]:
+    """The rows of `measure_perplexity` at one length T, from `ids` (N, T) and the losses (T − 1,) of every sample."""
     sums = [float(nll.sum(dtype=torch.float64)) for nll in losses]
-    return [_row(name, length, sums, [nll.numel() for nll in losses]), *loss_by_position(name, losses)]
+    counts = [nll.numel() for nll in losses]
+    return [_row(name, ids.shape[1], sums, counts, ids), *loss_by_position(name, losses)]
 
 
 def loss_by_position(name: str, losses: Sequence[Tensor]) -> list[EvalRow]:
@@ -194,14 +196,16 @@ def sliding_nll(scaled: ScaledModel, ids: Tensor, window: int, stride: int, has_
         end = min(end + stride, len(text))
 
 
-def _row(name: str, length: int, sums: Sequence[float], counts: Sequence[int]) -> EvalRow:
+def _row(name: str, length: int, sums: Sequence[float], counts: Sequence[int], ids: Tensor) -> EvalRow:
     # torch's exponential: infinity where the perplexity is beyond float64.
     value = float(torch.tensor(sum(sums) / sum(counts), dtype=torch.float64).exp())
     stderr = None
     if len(sums) > 1:
         means = torch.tensor(sums, dtype=torch.float64) / torch.tensor(counts, dtype=torch.float64)
         stderr = value * float(means.std() / math.sqrt(len(sums)))
-    return EvalRow(SUITE, name, length, "perplexity", value, stderr, len(sums))
+    texts = (ids_sha256([row.cpu().numpy()])[:16] for row in ids)
+    losses = {text: total / count for text, total, count in zip(texts, sums, counts, strict=True)}
+    return EvalRow(SUITE, name, length, "perplexity", value, stderr, len(sums), losses=losses)
 
 
 class PerplexitySuite(Suite):

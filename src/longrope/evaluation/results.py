@@ -31,7 +31,8 @@ class EvalRow:
     """One number: `value` of `metric` for the method `scaling` at `length` tokens, its standard error over `trials`.
 
     `stderr` is None where one trial gives none. `detail` says which part of the suite the number is about: a task, a
-    depth, the positions from–to; it is empty for a number about all of it.
+    depth, the positions from–to; it is empty for a number about all of it. `losses`, of a perplexity: the mean loss of
+    each text in nats, by the SHA-256 of its tokens, so that methods can be compared text by text.
     """
 
     suite: str
@@ -42,6 +43,12 @@ class EvalRow:
     stderr: float | None
     trials: int
     detail: dict[str, Any] = field(default_factory=dict, hash=False)
+    losses: dict[str, float] | None = field(default=None, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, without `losses` where there are none."""
+        found = asdict(self)
+        return found if self.losses is not None else {name: found[name] for name in found if name != "losses"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +64,7 @@ class EvalResults:
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""
-        results = json_ready([asdict(row) for row in self.rows])
+        results = json_ready([row.to_json() for row in self.rows])
         return {"schema": SCHEMA, "settings": self.settings, "results": results, **self.provenance}
 
     def require_finite(self) -> None:
@@ -119,7 +126,10 @@ class EvalResults:
                 "tables of results need pandas", code="missing-dependency", hint="pip install pandas"
             ) from error
         lines = [asdict(row) for row in self.rows]
-        return pandas.DataFrame([line | line.pop("detail") for line in lines])
+        for line in lines:
+            line |= line.pop("detail")
+            del line["losses"]
+        return pandas.DataFrame(lines)
 
     def headline(self, suite: str) -> dict[str, dict[int, float]]:
         """method -> length -> the number that stands for `suite` (`HEADLINES`), in the order of the rows."""
@@ -160,10 +170,11 @@ def row_from_json(row: Any) -> EvalRow:
 
     A null value is a number that JSON cannot hold; it becomes NaN.
     """
-    if not isinstance(row, dict) or row.keys() != {entry.name for entry in fields(EvalRow)}:
+    names = [entry.name for entry in fields(EvalRow) if entry.name != "losses"]
+    if not isinstance(row, dict) or row.keys() - {"losses"} != set(names):
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise LongRopeError(
-            f"expected a row of {', '.join(entry.name for entry in fields(EvalRow))}; found {found}",
+            f"expected a row of {', '.join(names)}; found {found}",
             code="damaged-file",
         )
     values = dict(row)
@@ -174,11 +185,15 @@ def row_from_json(row: Any) -> EvalRow:
         "value": (int, float),
         "stderr": (int, float, type(None)),
         "detail": dict,
+        **({"losses": dict} if "losses" in row else {}),
     }
     for name, kind in kinds.items():
         too_large = isinstance(values[name], int) and abs(values[name]) > sys.float_info.max
         if not isinstance(values[name], kind) or isinstance(values[name], bool) or too_large:
             raise LongRopeError(f"{name} of a row cannot be {shown(values[name])}", code="damaged-file")
+    losses = values.get("losses") or {}
+    if not all(type(loss) is float and math.isfinite(loss) for loss in losses.values()):
+        raise LongRopeError(f"losses of a row cannot be {shown(losses)}", code="damaged-file")
     return EvalRow(**values)
 
 

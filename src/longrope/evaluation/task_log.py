@@ -48,7 +48,7 @@ class TaskResult:
         """One line. NaN and infinity are written as their names, so that they come back."""
         line = asdict(self.key) | {"samples_sha256": self.samples_sha256, "documents": self.documents}
         rows = [
-            asdict(row) | {name: json_number(getattr(row, name)) for name in ("value", "stderr")} for row in self.rows
+            row.to_json() | {name: json_number(getattr(row, name)) for name in ("value", "stderr")} for row in self.rows
         ]
         return json.dumps(line | {"rows": rows}, allow_nan=False)
 

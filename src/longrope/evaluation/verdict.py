@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from longrope.evaluation.results import HEADLINES, EvalRow
+from longrope.evaluation.results import HEADLINES, EvalRow, mean_and_stderr
 from longrope.rope.baselines import CHECKPOINT, ORIGINAL
 from longrope.units import format_length
 
@@ -24,10 +24,16 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A value and its standard error; None where one trial gives none."""
+    """A value and its standard error, None where one trial gives none; `losses` of each text, where there are any."""
 
     value: float
     stderr: float | None = None
+    losses: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, row: EvalRow) -> Measured:
+        """That of one row."""
+        return cls(row.value, row.stderr, row.losses)
 
 
 Cells = Mapping[str, Mapping[int, Measured]]
@@ -56,7 +62,7 @@ def headline_cells(rows: Sequence[EvalRow], suite: str) -> Cells:
     cells: dict[str, dict[int, Measured]] = {}
     for name, length in dict.fromkeys((row.scaling, row.length) for row in kept):
         same = [row for row in kept if (row.scaling, row.length) == (name, length)]
-        measured = Measured(same[0].value, same[0].stderr)
+        measured = Measured.of(same[0])
         if len(same) > 1:
             trials = sum(row.trials for row in same)
             value = math.fsum(row.value * row.trials for row in same) / trials
@@ -66,10 +72,15 @@ def headline_cells(rows: Sequence[EvalRow], suite: str) -> Cells:
 
 
 def alike(first: Measured, second: Measured) -> bool:
-    """True if two values differ by no more than √(a² + b²) of their standard errors a and b.
+    """True if two values differ by no more than the standard error of their difference.
 
-    Methods are measured on the same samples, so that this errs on the side of "alike".
+    Of losses on the same texts that is the error of the mean of the differences, text by text: texts differ by far more
+    than methods do. Else it is √(a² + b²) of the standard errors a and b, which errs on the side of "alike".
     """
+    ours, theirs = first.losses or {}, second.losses or {}
+    if len(ours) > 1 and ours.keys() == theirs.keys():
+        mean, error = mean_and_stderr([ours[text] - theirs[text] for text in ours])
+        return abs(mean) <= (error or 0.0)
     return abs(first.value - second.value) <= math.hypot(first.stderr or 0.0, second.stderr or 0.0)
 
 

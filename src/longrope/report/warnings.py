@@ -144,7 +144,7 @@ def _lower(own: EvalRow, better: Sequence[EvalRow], shown: Shown) -> str:
 
 
 def _within_error(first: EvalRow, second: EvalRow) -> bool:
-    return alike(Measured(first.value, first.stderr), Measured(second.value, second.stderr))
+    return alike(Measured.of(first), Measured.of(second))
 
 
 def _lost_answers(run: Run, shown: Shown, own_name: str) -> list[str]:

@@ -100,7 +100,7 @@ def _retention(rows: Sequence[EvalRow]) -> bool:
     labels = _labels(list(dict.fromkeys(row.scaling for row in rows)))
     texts: dict[str, list[str]] = {name: [] for name in labels}
     for title, metric in columns.items():
-        cells = {row.scaling: Measured(row.value, row.stderr) for row in rows if column(row) == title}
+        cells = {row.scaling: Measured.of(row) for row in rows if column(row) == title}
         ranking = rank_methods(cells, lower_is_better=metric in LOWER_IS_BETTER)
         for name in texts:
             cell = _plus_minus(cells.get(name), 2 if metric == "perplexity" else 3)

@@ -149,9 +149,9 @@ def _ruler(server: Server, suite: Any, task: EvalTask, step: Callable[[], None])
 
 
 def _perplexity(server: Server, suite: Any, task: EvalTask, step: Callable[[], None]) -> Measured:
-    rows = server.each(server.losses, suite.samples.ids[:, : task.length].tolist(), step)
-    losses = [torch.tensor(row, dtype=torch.float64) for row in rows]
-    return perplexity_rows(server.model, task.length, losses), suite.samples.sha256, sources_of(suite.samples)
+    ids = suite.samples.ids[:, : task.length]
+    losses = [torch.tensor(row, dtype=torch.float64) for row in server.each(server.losses, ids.tolist(), step)]
+    return perplexity_rows(server.model, ids, losses), suite.samples.sha256, sources_of(suite.samples)
 
 
 _MEASURES: Mapping[type[Suite], Callable[[Server, Any, EvalTask, Callable[[], None]], Measured]] = {

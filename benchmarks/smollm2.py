@@ -1,0 +1,296 @@
+"""SmolLM2-135M-Instruct, which somebody else trained, from 8,192 to 16,384 tokens: searches, comparison, figure.
+
+    python benchmarks/smollm2.py commands --books held-out/      # what `run` does, in order
+    python benchmarks/smollm2.py run --books held-out/           # hours on a CPU; goes on where it was stopped
+    python benchmarks/smollm2.py tables                          # benchmarks/results/smollm2.{json,md}, the figure
+    python benchmarks/smollm2.py page --books held-out/          # text after 12,288 tokens, with and without a scaling
+
+`--books` is a folder of books as .txt that no search has seen; each is one text of 16,384 tokens. Every command is one
+of the command line, and leaves its result in `--output` (runs/smollm2) at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from longrope.provenance import record
+from longrope.rope.scaling import RopeScaling
+from longrope.storage import write_json_atomic
+
+HERE = Path(__file__).resolve().parent
+FETCH = HERE.parent / "scripts/smollm2.py"
+FIGURE = HERE.parent / "docs/images/smollm2.png"
+LENGTH = "16k"
+SEARCH = f"--target-length {LENGTH} --samples 1 --data book:an-american-tragedy"
+SEARCHES = {
+    "gradient": "--method gradient --steps 4 --no-continuation",
+    "evolution": "--method longrope --population 16 --iterations 2",
+    "gradient-needle": "--method gradient --objective needle --steps 4 --no-continuation",
+}
+LOAD = "--dtype bfloat16 --attn-implementation blocked"
+CLOSED_FORMS = "none,yarn,ntk,ntk-critical,pi"
+NAMES = {
+    "none": "no scaling",
+    "pi": "PI",
+    "ntk": "NTK-aware",
+    "ntk-critical": "NTK by critical dimension",
+    "yarn": "YaRN",
+    "evolution": "LongRoPE's evolution, the gradient's budget",
+    "gradient": "longrope, gradient",
+    "gradient-needle": "longrope, gradient, needles",
+}
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLORS = {
+    "none": "#000000",
+    "pi": "#CC79A7",
+    "ntk": "#E69F00",
+    "ntk-critical": "#56B4E9",
+    "yarn": "#0072B2",
+    "evolution": "#D55E00",
+    "gradient": "#009E73",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of longrope and the file that it ends with."""
+
+    end: Path
+    words: list[str]
+    started: Path  # what a stopped run has left, from which --resume goes on
+
+
+def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
+    """All commands in order: each search, then its comparison, a text of each book at a time."""
+    for name, options in SEARCHES.items():
+        folder = out / name
+        words = ["search", model, *shlex.split(f"{SEARCH} {options} {LOAD}"), "-o", str(folder)]
+        yield Stage(folder / "scaling.json", words, folder)
+        lengths, against = (f"{LENGTH},8k", ["--against", CLOSED_FORMS]) if name == "gradient" else (LENGTH, [])
+        for book in sorted(books.glob("*.txt")):
+            end = out / "perplexity" / name / f"{book.stem}.json"
+            scaling = ["--scaling", str(folder / "scaling.json"), *against]
+            words = ["eval", model, "--lengths", lengths, "--samples", "1", "--data", str(book), *scaling]
+            yield Stage(end, [*words, *LOAD.split(), "-o", str(end)], end.with_suffix(".cells.jsonl"))
+    end = out / "needles.json"
+    others = [f"{out / name / 'scaling.json'}" for name in SEARCHES if name != "gradient"]
+    words = ["eval", model, *f"--suite needle --trials 2 --depths 5 --needles 5 --lengths {LENGTH},8k".split()]
+    words += ["--data", str(books), "--scaling", str(out / "gradient/scaling.json")]
+    words += ["--against", ",".join(["none", "yarn", *others]), *LOAD.split(), "-o", str(end)]
+    yield Stage(end, words, end.with_suffix(".cells.jsonl"))
+
+
+def run(model: str, books: Path, out: Path) -> None:
+    """Every stage whose result is not there."""
+    for stage in stages(model, books, out):
+        if not stage.end.exists():
+            stage.end.parent.mkdir(parents=True, exist_ok=True)
+            resume = ["--resume"] if stage.started.exists() else []
+            command = [sys.executable, "-m", "longrope", *stage.words, *resume]
+            print(shlex.join(["longrope", *command[3:]]), flush=True)
+            subprocess.run(command, check=True)
+
+
+@dataclass
+class Measured:
+    """The losses of one method in nats per token, a number for each book, by length and by (length, from, to)."""
+
+    by_length: dict[int, dict[str, float]] = field(default_factory=dict)
+    by_position: dict[tuple[int, int, int], dict[str, float]] = field(default_factory=dict)
+
+
+def read_perplexities(out: Path) -> tuple[dict[str, Measured], dict[str, Any]]:
+    """method -> its losses, and the provenance of one of the files."""
+    found: dict[str, Measured] = {}
+    provenance: dict[str, Any] = {}
+    for path in sorted(out.glob("perplexity/*/*.json")):
+        searched, book = path.parent.name, path.stem
+        results = json.loads(path.read_text())
+        provenance = {name: results.get(name) for name in ("versions", "processor", "machine")}
+        for row in results["results"]:
+            name = row["scaling"] if row["scaling"] in CLOSED_FORMS.split(",") else searched
+            own = found.setdefault(name, Measured())
+            if row["metric"] == "perplexity":
+                own.by_length.setdefault(row["length"], {})[book] = math.log(row["value"])
+            else:
+                place = (row["length"], row["detail"]["from"], row["detail"]["to"])
+                own.by_position.setdefault(place, {})[book] = row["value"]
+    return found, provenance
+
+
+def mean_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error over books."""
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def perplexity(values: Mapping[str, float]) -> str:
+    """exp of the mean loss over books of equally many tokens, ± its standard error between books."""
+    mean, error = mean_error(list(values.values()))
+    return f"{math.exp(mean):.2f} ± {math.exp(mean) * error:.2f}"
+
+
+def against(values: Mapping[str, float], other: Mapping[str, float]) -> str:
+    """The mean difference to another method on the same books in nats, ± its standard error."""
+    if values == other:
+        return "–"
+    mean, error = mean_error([values[book] - other[book] for book in values])
+    return f"{mean:+.4f} ± {error:.4f}"
+
+
+def perplexity_table(found: Mapping[str, Measured], length: int, original: int) -> list[str]:
+    """Lines of Markdown: a row for each method."""
+    lines = [
+        f"| | {original:,} tokens | {length:,} tokens | of these the last {length - original:,} | to YaRN, nats |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (name for name in NAMES if name in found):
+        own, last = found[name], (length, original, length)
+        short = own.by_length.get(original) or found["none"].by_length[original]  # searched for beyond it only
+        cells = [perplexity(short), perplexity(own.by_length[length]), perplexity(own.by_position[last])]
+        cells.append(against(own.by_length[length], found["yarn"].by_length[length]))
+        lines.append(f"| {' | '.join([NAMES[name], *cells])} |")
+    return lines
+
+
+def needle_table(path: Path) -> list[str]:
+    """Lines of Markdown: needles found and the log-probability of a token of the answer, by method and length."""
+    rows = json.loads(path.read_text())["results"]
+    methods = list(dict.fromkeys(row["scaling"] for row in rows))
+    lengths = sorted({row["length"] for row in rows})
+    heads = [f"{length:,}: {what}" for length in lengths for what in ("found", "log p of the answer")]
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for method in methods:
+        cells = []
+        for length in lengths:
+            here = [row for row in rows if (row["scaling"], row["length"]) == (method, length)]
+            hits = [row["value"] for row in here if row["metric"] == "accuracy" and "depth" in row["detail"]]
+            logs = [row["value"] for row in here if row["metric"] == "answer_logprob" and "depth" in row["detail"]]
+            cells += [f"{100 * statistics.fmean(hits):.0f} %", f"{statistics.fmean(logs):.2f}"]
+        lines.append(f"| {' | '.join([NAMES.get(method, method), *cells])} |")
+    return lines
+
+
+def figure(found: Mapping[str, Measured], scalings: Mapping[str, RopeScaling], length: int, original: int) -> None:
+    """Perplexity by position in texts of `length` tokens, and the factors of the searches."""
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    shown, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), gridspec_kw={"width_ratios": [1.5, 1]})
+    for name, color in COLORS.items():
+        if name not in found:
+            continue
+        places = sorted(place for place in found[name].by_position if place[0] == length and place[1] >= 128)
+        losses = [mean_error(list(found[name].by_position[place].values())) for place in places]
+        middles = [math.sqrt(begin * end) for _, begin, end in places]
+        left.plot(middles, [math.exp(mean) for mean, _ in losses], marker="o", markersize=3, color=color,
+                  linewidth=2 if name == "gradient" else 1.2, label=NAMES[name])  # fmt: skip
+    left.axvline(original, color="#999999", linewidth=1, linestyle=":")
+    left.text(original, left.get_ylim()[1], " trained window", va="top", color="#666666")
+    left.set_xscale("log", base=2)
+    left.set_yscale("log")
+    ticks = [2**power for power in range(8, 15)]
+    left.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    left.set_yticks([20, 30, 50, 100, 200], ["20", "30", "50", "100", "200"])
+    left.yaxis.set_minor_formatter("")
+    left.set_xlabel("position in the text, tokens")
+    left.set_title("perplexity by position", loc="left")
+    left.grid(alpha=0.25, linewidth=0.5)
+    left.legend(frameon=False, loc="upper left", fontsize=8)
+    for name, scaling in scalings.items():
+        factors = scaling.window_for(length).factors
+        right.plot(range(len(factors)), factors, color=COLORS[name], label=NAMES[name], linewidth=1.5)
+    right.set_xlabel("rotary pair, fastest first")
+    right.set_title("rescale factor λ", loc="left")
+    right.grid(alpha=0.25, linewidth=0.5)
+    shown.tight_layout()
+    shown.savefig(FIGURE, dpi=130)
+
+
+def tables(out: Path) -> None:
+    """Write the JSON, the Markdown and the figure of what `run` has left in `out`."""
+    length, original = 16384, 8192
+    found, provenance = read_perplexities(out)
+    lines = perplexity_table(found, length, original)
+    if (out / "needles.json").exists():
+        lines += ["", *needle_table(out / "needles.json")]
+    scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in COLORS if (out / name).is_dir()}
+    result = {
+        "provenance": provenance,
+        "losses": {
+            name: {
+                "by_length": own.by_length,
+                "by_position": {f"{key[0]}: {key[1]}–{key[2]}": values for key, values in own.by_position.items()},
+            }
+            for name, own in found.items()
+        },
+        "scalings": {name: json.loads(scaling.to_json()) for name, scaling in scalings.items()},
+    }
+    write_json_atomic(HERE / "results/smollm2.json", result)
+    (HERE / "results/smollm2.md").write_text("\n".join(lines) + "\n")
+    figure(found, scalings, length, original)
+    print("\n".join(lines))
+
+
+def page(model: str, books: Path, out: Path, tokens: int = 12288, count: int = 160) -> None:
+    """Greedy text after `tokens` tokens of the first book, without a scaling and with the gradient's."""
+    import torch
+
+    import longrope as lr
+    from longrope.data.sources import read_all
+    from longrope.models.loading import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    document = read_all([sorted(books.glob("*.txt"))[0]])[0]
+    half = len(document.text) // 2
+    ids = tokenizer(document.text[half : half + 8 * tokens], return_tensors="pt").input_ids[:, :tokens]
+    prompt_end = tokenizer.decode(ids[0, -60:])
+    loaded = load_model(model, dtype="bfloat16", attn_implementation="blocked")
+    pages = {}
+    for name in ("none", "gradient"):
+        if name == "gradient":
+            lr.apply_scaling(loaded, RopeScaling.load(out / "gradient/scaling.json"))
+        with torch.no_grad():
+            text = lr.generate(loaded, ids, max_new_tokens=count, do_sample=False)
+        pages[name] = tokenizer.decode(text[0, tokens:], skip_special_tokens=True)
+        print(f"--- {name}\n{pages[name]}\n", flush=True)
+    result = {"document": document.name, "prompt_tokens": tokens, "prompt_end": prompt_end, "pages": pages}
+    write_json_atomic(HERE / "results/smollm2_page.json", result | record())
+
+
+def main() -> None:
+    """The command line of this program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["commands", "run", "tables", "page"])
+    parser.add_argument("--books", type=Path, help="a folder of books as .txt")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/smollm2"))
+    given = parser.parse_args()
+    if given.what == "tables":
+        tables(given.output)
+        return
+    if given.books is None or not list(given.books.glob("*.txt")):
+        parser.error("expected --books with a folder of .txt files")
+    model = subprocess.run([sys.executable, str(FETCH)], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    if given.what == "commands":
+        for stage in stages("SmolLM2-135M-Instruct.gguf", given.books, given.output):
+            print(shlex.join(["longrope", *stage.words]))
+    elif given.what == "run":
+        run(model, given.books, given.output)
+    else:
+        page(model, given.books, given.output)
+
+
+if __name__ == "__main__":
+    main()
