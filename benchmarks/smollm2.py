@@ -18,7 +18,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from longrope.evaluation.results import EvalResults, EvalRow, mean_and_stderr
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import write_json_atomic
@@ -76,17 +77,16 @@ class Stage:
 
 
 def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
-    """All commands in order: each search, then its comparison, a text of each book at a time."""
+    """All commands in order: each search, then its comparison on a text of each book."""
+    texts = ["--samples", str(len(list(books.glob("*.txt")))), "--data", str(books)]
     for name, options in SEARCHES.items():
         folder = out / name
         words = ["search", model, *shlex.split(f"{SEARCH} {options} {LOAD}"), "-o", str(folder)]
         yield Stage(folder / "scaling.json", words, folder)
         lengths, against = (f"{LENGTH},8k", ["--against", CLOSED_FORMS]) if name == "gradient" else (LENGTH, [])
-        for book in sorted(books.glob("*.txt")):
-            end = out / "perplexity" / name / f"{book.stem}.json"
-            scaling = ["--scaling", str(folder / "scaling.json"), *against]
-            words = ["eval", model, "--lengths", lengths, "--samples", "1", "--data", str(book), *scaling]
-            yield Stage(end, [*words, *LOAD.split(), "-o", str(end)], end.with_suffix(".cells.jsonl"))
+        end = out / f"perplexity-{name}.json"
+        words = ["eval", model, "--lengths", lengths, *texts, "--scaling", str(folder / "scaling.json"), *against]
+        yield Stage(end, [*words, *LOAD.split(), "-o", str(end)], end.with_suffix(".cells.jsonl"))
     end = out / "needles.json"
     others = [f"{out / name / 'scaling.json'}" for name in SEARCHES if name != "gradient"]
     words = ["eval", model, *f"--suite needle --trials 2 --depths 5 --needles 5 --lengths {LENGTH},8k".split()]
@@ -108,47 +108,34 @@ def run(model: str, books: Path, out: Path) -> None:
 
 @dataclass
 class Measured:
-    """The losses of one method in nats per token, a number for each book, by length and by (length, from, to)."""
+    """The perplexities of one method by length, and its losses by (length, from, to)."""
 
-    by_length: dict[int, dict[str, float]] = field(default_factory=dict)
-    by_position: dict[tuple[int, int, int], dict[str, float]] = field(default_factory=dict)
+    by_length: dict[int, EvalRow] = field(default_factory=dict)
+    by_position: dict[tuple[int, int, int], EvalRow] = field(default_factory=dict)
 
 
 def read_perplexities(out: Path) -> tuple[dict[str, Measured], dict[str, Any]]:
-    """method -> its losses, and the provenance of one of the files."""
+    """method -> what was measured of it, and the provenance of the comparison with the closed forms."""
     found: dict[str, Measured] = {}
     provenance: dict[str, Any] = {}
-    for path in sorted(out.glob("perplexity/*/*.json")):
-        searched, book = path.parent.name, path.stem
-        results = json.loads(path.read_text())
-        provenance = {name: results.get(name) for name in ("versions", "processor", "machine")}
-        for row in results["results"]:
-            name = row["scaling"] if row["scaling"] in CLOSED_FORMS.split(",") else searched
-            own = found.setdefault(name, Measured())
-            if row["metric"] == "perplexity":
-                own.by_length.setdefault(row["length"], {})[book] = math.log(row["value"])
+    for searched in (name for name in SEARCHES if (out / f"perplexity-{name}.json").exists()):
+        results = EvalResults.load(out / f"perplexity-{searched}.json")
+        provenance[searched] = results.provenance
+        for row in results.rows:
+            own = found.setdefault(row.scaling if row.scaling in CLOSED_FORMS.split(",") else searched, Measured())
+            if row.metric == "perplexity":
+                own.by_length[row.length] = row
             else:
-                place = (row["length"], row["detail"]["from"], row["detail"]["to"])
-                own.by_position.setdefault(place, {})[book] = row["value"]
+                own.by_position[row.length, row.detail["from"], row.detail["to"]] = row
     return found, provenance
 
 
-def mean_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error over books."""
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-
-
-def perplexity(values: Mapping[str, float]) -> str:
-    """exp of the mean loss over books of equally many tokens, ± its standard error between books."""
-    mean, error = mean_error(list(values.values()))
-    return f"{math.exp(mean):.2f} ± {math.exp(mean) * error:.2f}"
-
-
-def against(values: Mapping[str, float], other: Mapping[str, float]) -> str:
-    """The mean difference to another method on the same books in nats, ± its standard error."""
-    if values == other:
+def against(row: EvalRow, other: EvalRow) -> str:
+    """The mean difference to another method on the same texts in nats, ± its standard error."""
+    ours, theirs = row.losses or {}, other.losses or {}
+    if row == other or ours.keys() != theirs.keys():
         return "–"
-    mean, error = mean_error([values[book] - other[book] for book in values])
+    mean, error = mean_and_stderr([ours[text] - theirs[text] for text in ours])
     return f"{mean:+.4f} ± {error:.4f}"
 
 
@@ -159,10 +146,12 @@ def perplexity_table(found: Mapping[str, Measured], length: int, original: int) 
         "|---|---|---|---|---|",
     ]
     for name in (name for name in NAMES if name in found):
-        own, last = found[name], (length, original, length)
+        own = found[name]
         short = own.by_length.get(original) or found["none"].by_length[original]  # searched for beyond it only
-        cells = [perplexity(short), perplexity(own.by_length[length]), perplexity(own.by_position[last])]
-        cells.append(against(own.by_length[length], found["yarn"].by_length[length]))
+        last, whole = own.by_position[length, original, length], own.by_length[length]
+        cells = [f"{row.value:.2f} ± {row.stderr or 0.0:.2f}" for row in (short, whole)]
+        cells.append(f"{math.exp(last.value):.2f} ± {math.exp(last.value) * (last.stderr or 0.0):.2f}")
+        cells.append(against(whole, found["yarn"].by_length[length]))
         lines.append(f"| {' | '.join([NAMES[name], *cells])} |")
     return lines
 
@@ -193,9 +182,9 @@ def figure(found: Mapping[str, Measured], scalings: Mapping[str, RopeScaling], l
         if name not in found:
             continue
         places = sorted(place for place in found[name].by_position if place[0] == length and place[1] >= 128)
-        losses = [mean_error(list(found[name].by_position[place].values())) for place in places]
+        losses = [found[name].by_position[place].value for place in places]
         middles = [math.sqrt(begin * end) for _, begin, end in places]
-        left.plot(middles, [math.exp(mean) for mean, _ in losses], marker="o", markersize=3, color=color,
+        left.plot(middles, [math.exp(loss) for loss in losses], marker="o", markersize=3, color=color,
                   linewidth=2 if name == "gradient" else 1.2, label=NAMES[name])  # fmt: skip
     left.axvline(original, color="#999999", linewidth=1, linestyle=":")
     left.text(original, left.get_ylim()[1], " trained window", va="top", color="#666666")
@@ -229,11 +218,8 @@ def tables(out: Path) -> None:
     scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in COLORS if (out / name).is_dir()}
     result = {
         "provenance": provenance,
-        "losses": {
-            name: {
-                "by_length": own.by_length,
-                "by_position": {f"{key[0]}: {key[1]}–{key[2]}": values for key, values in own.by_position.items()},
-            }
+        "rows": {
+            name: [row.to_json() for row in (*own.by_length.values(), *own.by_position.values())]
             for name, own in found.items()
         },
         "scalings": {name: json.loads(scaling.to_json()) for name, scaling in scalings.items()},
