@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.storage import sha256_text
 
 DATE = datetime(2024, 7, 26)
-"""The date that templates are told, which write the present day: a text must not change from day to day."""
+"""The date that chat templates write in place of today's: a text must not change from day to day."""
 
 
 def are_messages(value: Any) -> bool:
@@ -60,7 +60,7 @@ def chat_document(
 
 
 def _on_one_date(template: str) -> str:
-    """`template` with its function `strftime_now` telling DATE."""
+    """Return `template` with DATE as the date of its function `strftime_now`."""
     if "strftime_now" not in template:
         return template
     parts = "".join(f".replace('%{part}', '{DATE.strftime(f'%{part}')}')" for part in "aAbBdHIjmMpSyY")

@@ -15,7 +15,7 @@ _RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1}}}")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text.
+    """One text, with its name and its hash.
 
     name: where it came from, for people (`book.txt`, `books.jsonl:12`, `book:NAME`).
     sha256: of the text as UTF-8; two documents are the same when these are.

@@ -96,7 +96,7 @@ class PackedRows:
         return len(self.rows)
 
     def tensors(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """PackedRow `index`: token ids, positions and targets, int64 (N,) each.
+        """Token ids, positions and targets of row `index`, int64 (N,) each.
 
         Positions restart at 0 with every document and with the padding. The target of a token is the next token of its
         document; it is IGNORED for a document's last token and for padding, so that no document predicts another. In
@@ -124,7 +124,7 @@ class PackedRows:
         return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(targets)
 
     def _chunk(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for a piece of the chain: positions 0 … N − 1, and every token but the last has a target."""
+        """The tensors of a piece of the chain: positions 0 … N − 1, and every token but the last has a target."""
         pieces = [
             _between(self.documents[span.document].ids, self.special_tokens)[span.start : span.stop]
             for span in self.rows[index].spans
@@ -143,7 +143,7 @@ class PackedRows:
         return self.filled(index) - (1 if row.part == CHUNKS else len(row.spans))
 
     def rounds(self, shares: Mapping[str, float], rows: int) -> dict[str, float]:
-        """The rounds of `rows` rows of these `shares` (part -> share of the tokens) over the documents of each part, at
+        """How often `rows` rows of these `shares` (part -> share of the tokens) read the documents of each part, at
         most: padding is counted as text."""
         return {part: share * rows * self.length / self.round_tokens[part] for part, share in shares.items()}
 

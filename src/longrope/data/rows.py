@@ -73,7 +73,7 @@ class RowReader:
         return next((pair for pair in found if pair[1] is not None), found[0])
 
     def no_field(self, kind: str, where: str, names: Iterable[object]) -> LongRopeError:
-        """The error of a place that has none of the fields, but those of `names`."""
+        """The error for a row or object that has the fields `names`, and none of those that are read."""
         wanted = " or ".join(map(repr, self.fields))
         found = ", ".join(map(str, names)) or "none"
         return LongRopeError(
@@ -83,7 +83,7 @@ class RowReader:
         )
 
     def rows_of(self, value: Any, source: str) -> tuple[RowReader, Iterable[Any]]:
-        """The rows of a whole JSON file, and what reads them.
+        """The reader for the rows of a whole JSON file, and these rows.
 
         They are the elements of a list at the top. Of an object they are the elements of the list that a field begins
         with (`data.text`: field text of each element of data), those of a list of strings at a field, or those of the
@@ -130,7 +130,7 @@ def value_at(row: Mapping[str, Any], field: str) -> Any:
 
 
 def no_text(where: str) -> LongRopeError:
-    """The error of a place that is empty or blank."""
+    """The error for a text that is empty or blank."""
     return LongRopeError(f"expected text in {where}, found none (it is empty or blank)", code="not-text")
 
 

@@ -81,7 +81,8 @@ def as_sources(data: TextData, field: Field | None = None) -> list[TextSource]:
 
 
 def as_fields(field: Field | None) -> tuple[str, ...] | None:
-    """The names of `field`; None where none is given. Raises LongRopeError (`invalid-setting`) for what is no name."""
+    """The names of `field`; None where none is given. Raises LongRopeError (`invalid-setting`) for anything that is no
+    name."""
     if field is None:
         return None
     fields = (field,) if isinstance(field, str) else tuple(field) if isinstance(field, Sequence) else ()

@@ -1,4 +1,4 @@
-"""A suite of an evaluation: its tasks, their samples, and running them for all methods on the same samples."""
+"""The interface of a suite of measurements, and `run_tasks`, which measures all methods on the same samples."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ class Suite(ABC):
     context: TextContext
     name: ClassVar[str]
     by_length: ClassVar[bool] = True
-    """Measures at the lengths asked for; else inside the original window."""
+    """True if the suite measures at the lengths asked for; False: inside the original window."""
     with_original: ClassVar[bool] = False
-    """Measures the original model too, asked for or not."""
+    """True if the suite measures the original model too, asked for or not."""
 
     @classmethod
     def needs_text(cls, config: EvalConfig) -> bool:

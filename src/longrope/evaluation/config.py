@@ -79,7 +79,7 @@ class EvalConfig(Settings):
     depths: int = Field(10, ge=1, le=MOST)
     """Needles: depths from the start of a text to its end."""
     needles: int | None = Field(None, ge=1, le=MOST)
-    """Needles that share a document. Default: as many as leave half of the shortest documents text."""
+    """Needles: how many share a document. Default: as many as leave half of the shortest documents to the text."""
     ruler_tasks: tuple[RulerTask, ...] = ()
     """RULER: its tasks. Default: all that need no file."""
     qa_file: Path | None = None
@@ -87,13 +87,14 @@ class EvalConfig(Settings):
     threshold: float = Field(PUBLISHED_SCORE, gt=0, le=100)
     """RULER: the score that a length must reach to be an effective length."""
     share: float = Field(PUBLISHED_SCORE / 100, gt=0, le=1)
-    """RULER: the same as a share of the model's own score inside its original window."""
+    """RULER: the score of a second, relative effective length, as a share of the model's own inside its original
+    window."""
     tasks: tuple[Annotated[HarnessTask, BeforeValidator(_task)], ...] = ()
     """Short-context quality: tasks of lm-eval by name or YAML file, with the number of examples: arc_challenge:25."""
     task_limit: int | None = Field(None, ge=1, le=MOST)
-    """lm-eval: only so many questions of each task."""
+    """lm-eval: questions of each task that are asked. Default: all."""
     task_batch: int = Field(1, ge=1, le=MOST)
-    """lm-eval: texts at once."""
+    """lm-eval: texts in a batch."""
 
     OF_SUITES: ClassVar[dict[str, tuple[SuiteName, ...]]] = {
         "stride": ("perplexity",),

@@ -43,8 +43,8 @@ def check_unseen(
 def seen_documents(scaling: RopeScaling | None) -> list[str]:
     """Hashes of the documents that the search and training of `scaling` used, from its provenance.
 
-    Every `document_sha256` in the provenance counts: one, a list, or by name. Raises LongRopeError when the provenance
-    names data in a form that cannot be read: nothing is taken for unseen then.
+    Every `document_sha256` in the provenance counts: a hash, a list, or hashes by name. Raises LongRopeError where it
+    has another form, because texts that were seen could pass for unseen.
     """
     if scaling is None:
         return []
@@ -61,7 +61,7 @@ def seen_documents(scaling: RopeScaling | None) -> list[str]:
 
 
 def _values(value: Any, key: str) -> Iterable[Any]:
-    """Everything called `key` anywhere in a JSON value."""
+    """All values of the key `key` anywhere in a JSON value."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if isinstance(value, dict) and key in value:
         yield value[key]

@@ -31,9 +31,9 @@ from longrope.rope.baselines import Method
 SUITE = "needle"
 DIGITS = 7
 MOST_DEPTHS = 100
-"""As many keys surely have questions of equally many tokens, whatever the tokenizer."""
+"""The most depths of a grid: so many keys surely have questions of equally many tokens, whatever the tokenizer."""
 SHARE = 0.5
-"""Needles together may take this much of the shortest documents; the rest is text."""
+"""The share of the shortest documents that their needles may take together; the rest is text."""
 
 
 @dataclass(frozen=True)

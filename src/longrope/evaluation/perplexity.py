@@ -40,7 +40,7 @@ from longrope.units import parse_lengths
 
 SUITE = "perplexity"
 FIRST_BUCKET = 32
-"""The loss by position has buckets that end at 32, 64, 128, … tokens: shorter contexts are not what is measured."""
+"""The end, in tokens, of the first bucket of the loss by position; the others end at 64, 128, …"""
 
 
 def perplexity(

@@ -104,7 +104,7 @@ def evaluate(
         resume: Go on with the finished tasks of an earlier run of the same evaluation, to the same results; those of a
             finished one are kept.
         load: The options of loading a model by name or folder.
-        server: How to ask a server.
+        server: The options of a server that is measured.
         callbacks: Gets `on_eval_start` and `on_eval_step`.
 
     Raises LongRopeError, before anything is measured, for anything that cannot be measured as asked.

@@ -69,7 +69,7 @@ def _check_values(path: Path, value: Any) -> None:
 
 
 def _check_metric(path: Path, value: Mapping[Any, Any]) -> None:
-    """A metric that lm-eval does not have itself comes from the `evaluate` library, as a script."""
+    """Raise LongRopeError for a metric that lm-eval lacks: the `evaluate` library would run its script."""
     from lm_eval.api import metrics  # noqa: F401  # fills the registry
     from lm_eval.api.registry import metric_registry
 

@@ -23,7 +23,8 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recur
 
 @dataclass(frozen=True, slots=True)
 class TaskKey:
-    """The method's name, the suite, the task in it ("" for a suite without tasks), the length in tokens."""
+    """The key of a result: the method's name, the suite, the task in it ("" for a suite without tasks), the length in
+    tokens."""
 
     scaling: str
     suite: str

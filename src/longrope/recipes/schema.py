@@ -180,7 +180,7 @@ class EvaluateStage(_WorkingStage):
     """Methods to compare with."""
     settings: EvalConfig
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of everything random."""
+    """The random seed."""
 
     @model_validator(mode="after")
     def _possible(self) -> EvaluateStage:

@@ -12,7 +12,7 @@ from longrope.settings import LARGEST_SEED, MOST, Settings
 from longrope.units import Length
 
 MOST_ROWS = 5_000_000
-"""Rows of a run: packing so many takes some minutes. LongRoPE2's 10B tokens are 2.4M rows of 4,096."""
+"""The most rows of a run: packing this many takes some minutes. LongRoPE2's 10B tokens are 2.4M rows of 4,096."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 """Names of schedules -> transformers' own; all of them after a linear warm-up."""
 
@@ -29,7 +29,7 @@ class LoraConfig(Settings):
 
 
 class FinetuneConfig(Settings):
-    """The settings of a fine-tuning run, which decide the trained weights. None is the default of the mix."""
+    """The settings of a fine-tuning run, which decide the trained weights. None stands for the default of the mix."""
 
     length: Length = Field(ge=2)
     """Tokens in a row, N: 4096, 128k. At most the scaling's window."""
@@ -56,21 +56,21 @@ class FinetuneConfig(Settings):
     weight_decay: float = Field(0.0, ge=0, le=1000)
     """AdamW's weight decay."""
     max_grad_norm: float = Field(1.0, gt=0, le=1e12)
-    """Gradients are scaled down to this norm."""
+    """The norm that gradients are clipped to."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """The random seed."""
     bf16: bool = False
     """Compute in bfloat16; weights and AdamW keep the dtype that the model is loaded in."""
     checkpointing: bool = True
-    """Keep only every layer's input for the backward pass and compute the rest again."""
+    """Activation checkpointing: keep only every layer's input for the backward pass and compute the rest again."""
     offload: bool = False
-    """Keep the layers' inputs in host memory."""
+    """Keep the layers' inputs in host memory instead of the GPU's."""
     context_parallel: int = Field(1, ge=1, le=MOST)
     """Processes that share each row; the rest are data parallel."""
     fused_loss: Literal["auto", "off"] = "auto"
     """auto: head and loss by liger_kernel where it is installed and fits; or off."""
     deterministic: bool = False
-    """Only kernels that give the same bits again (slower on a GPU; a CPU needs nothing for that)."""
+    """Use only kernels that give the same bits again (slower on a GPU; a CPU does so anyway)."""
     save_every: int = Field(50, ge=1, le=1000 * MOST)
     """Steps between checkpoints to resume from."""
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None

@@ -73,9 +73,9 @@ def finetune(
     the last three are loaded as `load` says, with their own tokenizer. `scaling`: a scaling or the path of its JSON.
     `data`: text files, folders or data sets; an embedded model has books of its own. `field`: where their rows have
     their text or chat messages (`a.b` for a nested field; of several, the first that a row has; by default `text`, else
-    `messages`). `cpu`: train on the CPU even where
-    a GPU is; by default the device that `load` or the loaded model names. `log_dir`: a folder for TensorBoard.
-    `report_to`: `wandb`, `trackio`: trackers that get the losses through transformers' integrations.
+    `messages`). `cpu`: train on the CPU even where there is a GPU; by default the device that `load` or the loaded
+    model names. `log_dir`: a folder for TensorBoard. `report_to`: `wandb`, `trackio`: trackers that get the losses
+    through transformers' integrations.
 
     Rows of the parts `medium`, `long` and `chunks` of the mix are computed under the scaling's window for
     `config.length` tokens, rows of `short` and `pieces` under the window that the checkpoint came with: its original
@@ -127,7 +127,7 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A run that can begin: nothing about it would be refused later but for memory and packed documents.
+    """A run that was checked and can begin: only memory and packed documents can still stop it.
 
     `packed`: rows hold several documents. `sharded`: processes share weights and optimizer states. `fused`: the loss
     of liger_kernel, where it is used.
@@ -346,7 +346,7 @@ def _from_first_process(last: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class _Reports:
-    """Where a run is reported to: TensorBoard's folder, and trackers by name."""
+    """The trackers of a run: TensorBoard's folder, and others by name."""
 
     log_dir: str | Path | None
     trackers: tuple[str, ...]

@@ -112,7 +112,7 @@ class _PrintedProgress(Callbacks):
 
 
 def main(request: Path) -> int:
-    """One of the processes; returns its exit code."""
+    """Run one of the processes; returns its exit code."""
 
     def end_with_parent() -> None:
         os.read(sys.stdin.fileno(), 1)

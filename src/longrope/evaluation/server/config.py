@@ -11,15 +11,15 @@ class ServerOptions(Settings):
     """The requests to a server: its model and tokenizer, how many at once, how long, how often."""
 
     tokenizer: str | None = None
-    """A model's folder or hub name whose tokenizer the server's is. Needed."""
+    """The tokenizer of the served model, by the folder or hub name of a model that has it. Needed."""
     served_model: str | None = None
     """The name of the model on the server. Default: the only one that it serves."""
     concurrency: int = Field(4, ge=1, le=1024)
-    """Requests at once."""
+    """Requests that are sent at once."""
     timeout: float = Field(600.0, gt=0, le=86_400)
     """Seconds until a request is given up."""
     retries: int = Field(3, ge=0, le=100)
-    """Further tries of a request after a timeout, a lost connection or a busy server."""
+    """How often a request is sent again after a timeout, a lost connection or a busy server."""
 
 
 def is_server(name: object) -> bool:

@@ -52,8 +52,8 @@ def evaluate_server(
     """Measure the model that `address` serves at `lengths` tokens; `tokenizer` is that of its model, or its name.
 
     The samples are those of `evaluate` for a loaded model with this tokenizer and seed. A reply may have as many tokens
-    as the answer needs, one less than there, so that prompt and reply fit a server of exactly the length. The finished
-    tasks are kept in `log_file`; `resume` goes on with them.
+    as the answer needs, one less than from a loaded model, so that prompt and reply fit a server of exactly the length.
+    The finished tasks are kept in `log_file`; `resume` goes on with them.
 
     Raises LongRopeError for what a server cannot give (retention, open-llm, a stride; perplexity where it gives no
     log-probabilities of prompts), another tokenizer, lengths above its context, and requests that it refuses.
