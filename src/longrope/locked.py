@@ -64,7 +64,7 @@ class _LockedFile:
         os.close(self._handle)
 
     def _finish(self) -> None:
-        """What comes before unlocking."""
+        """Called by `close` before the file is unlocked; here it does nothing."""
 
     def __enter__(self) -> Self:
         return self

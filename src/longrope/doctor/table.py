@@ -57,7 +57,7 @@ class Runtime:
     advice: str
     """Advice where it applies a window at lengths that are not its own."""
     advice_always_long: str = ""
-    """The same where L is so small that no context takes the short factors ({inside} is 0)."""
+    """Advice in the place of `advice` where L is so small that no context takes the short factors ({inside} is 0)."""
     repair: str = "{repair}"
     """Advice where it drops, changes or refuses the scaling."""
     types: list[str] = field(default_factory=list)
@@ -132,15 +132,15 @@ class ModelClass:
     original_length: int | None = None
     """The default of the top-level original_max_position_embeddings."""
     layers: Literal["flat", "declared", "nested"] = "flat"
-    """`declared`: it has layer types and one RoPE for all; `nested`: one RoPE per layer type."""
+    """`declared`: a class with layer types and one RoPE for all; `nested`: one RoPE per layer type."""
     keys_4: int | None = None
     """The number of keys that it insists on in rope_scaling."""
     only_5: bool = False
-    """It is missing in transformers 4.57."""
+    """True if transformers 4.57 has no such class."""
     mscale: bool = False
-    """It reads short_mscale and long_mscale."""
+    """True if it reads short_mscale and long_mscale."""
     short_only_5: bool = False
-    """Its rotary module turns by the short factors at every length."""
+    """True if its rotary module turns by the short factors at every length."""
 
 
 @cache

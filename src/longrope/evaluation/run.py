@@ -287,7 +287,7 @@ def _settings(
     target_length: int,
     original: LoadedModel | None,
 ) -> dict[str, Any]:
-    """Everything that decides the numbers, which a resumed run must share."""
+    """The settings that decide the numbers, which a resumed run must share."""
     loaded = context.loaded
     settings: dict[str, Any] = {
         "model": loaded.name,

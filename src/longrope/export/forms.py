@@ -49,7 +49,7 @@ class ExpressedScaling:
 
     @property
     def query_scale(self) -> float:
-        """(m/m_stated)², the factor of the queries' weights: logits are q·k·m_stated², and shall be q·k·m²."""
+        """(m/m_stated)², the factor of the queries' weights: logits are q·k·m_stated², and must be q·k·m²."""
         wanted, stated = (scaling.windows[-1].attention_factor for scaling in (self.effective, self.stated))
         return (wanted / stated) ** 2
 

@@ -43,7 +43,7 @@ from longrope.written import move_up, temporary_folder
 
 @dataclass(frozen=True, slots=True)
 class HfExport:
-    """The account of a folder that was written; the fields are those of `ExportResult`."""
+    """The result of an export to a folder; the fields are those of `ExportResult`."""
 
     verification: Verification
     unsupported: list[str]

@@ -54,7 +54,7 @@ class Origin:
         return f"{text} Its licence file is copied beside them." if self.has_licence_file else text
 
     def training_text(self) -> str:
-        """What was trained, a line for each training, and what was not."""
+        """The trainings of the weights, a line for each; without any, that nothing was trained."""
         if not self.trainings:
             return (
                 "Nothing was trained: the weights are those of the base model, and only the angles of the rotary "

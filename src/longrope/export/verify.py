@@ -50,7 +50,7 @@ class Verification:
     source's own RoPE (another attention factor, or other factors)."""
 
     def says(self, switch: int) -> str:
-        """What was compared with what, in one sentence; `switch` is the length of the first window."""
+        """The comparison that was made, in one sentence; `switch` is the length of the first window."""
         text = (
             "logits of the reloaded folder against those of the source under this scaling, loaded apart: equal to"
             f" {self.max_logit_error_short:.1e} inside the first {switch} tokens and {self.max_logit_error_long:.1e}"

@@ -1,4 +1,5 @@
-"""Adapters of peft: a folder of updates to another model's weights is no model; how it becomes one."""
+"""Adapters of peft in the place of a model: finds them, and says how to merge one, because updates alone are no
+model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a model's weights, by which a resumed search knows its model again."""
+"""The fingerprint of a model's weights, by which a resumed search recognises its model."""
 
 from __future__ import annotations
 

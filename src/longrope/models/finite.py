@@ -1,4 +1,4 @@
-"""NaN and infinity are never a result: the error that names the dtype and the length, and says what to try."""
+"""Checks for NaN and infinity, which are never a result: the error names dtype and length, and a remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def require_finite(model: PreTrainedModel, values: Tensor, what: str, length: in
 
 
 def require_finite_logits(model: PreTrainedModel, logits: Tensor, length: int) -> None:
-    """The same for logits (…, V): a token may be ruled out by −infinity, but not all of them.
+    """Raise LongRopeError where logits (…, V) are not finite: one token may be ruled out by −infinity, but not all of
+    them.
 
     Raises LongRopeError (`not-finite`).
     """
@@ -53,7 +54,7 @@ def require_sound_weights(model: PreTrainedModel) -> None:
 
 
 def remedy(dtype: str) -> str:
-    """What to try where a model of sound weights computes NaN or infinity in `dtype`."""
+    """The remedy where a model of sound weights computes NaN or infinity in `dtype`, in words."""
     if dtype == "float16":
         return "try `dtype=bfloat16` or `dtype=float32`: numbers beyond 65,504 overflow in float16"
     if dtype == "bfloat16":

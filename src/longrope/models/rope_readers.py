@@ -3,7 +3,8 @@
 The rotary module is replaced by a scaling, but other code of a model may read the same dictionary: DeepSeek's attention
 scales its softmax by `mscale_all_dim` and `factor`, Ministral's its queries by `llama_4_scaling_beta` and
 `original_max_position_embeddings`. A config that states a new scaling has to keep their meaning. No list of families is
-kept: the model is built without weights, and run, with a dictionary that remembers who asked it for what.
+kept: the model is built without weights, and run, with a dictionary that records which keys are looked up, and by which
+code.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Layout(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The form of what a family's rotary module returns."""
+    """The form of the output of a family's rotary module."""
 
     layout: Layout
     casts: bool
@@ -58,7 +58,7 @@ class Output:
         return cos, sin
 
     def split(self, returned: Any) -> tuple[Tensor, Tensor]:
-        """What the family's module returned, as cosines and sines (B, T, D or 2D)."""
+        """Cosines and sines (B, T, D or 2D) in the output of the family's module."""
         cos, sin = (returned.real, returned.imag) if self.complex else returned
         return (cos[0], sin[0]) if self.rows else (cos, sin)
 
@@ -124,7 +124,7 @@ _PROBED = 8  # positions at which a module is called
 
 
 def probe_output(module: nn.Module, geometry: RopeGeometry, layer_type: str | None) -> Output:
-    """The form of what a family's rotary module returns, found by calling it.
+    """The form of the output of a family's rotary module, found by calling it.
 
     Raises LongRopeError for a module whose output is neither a pair of cosines and sines of 2D or D columns nor their
     complex sum.

@@ -154,7 +154,7 @@ def _require(package: str, extra: str) -> None:
 def _check_training(
     loaded: LoadedModel, stage: FinetuneStage, documents: Sequence[Document], short: int
 ) -> dict[str, float]:
-    """The rounds over its documents by part."""
+    """Check a fine-tuning; returns how often it reads its documents, by part of the mix."""
     _require("accelerate", "train")
     from longrope.train.finetune import refuse_combinations
     from longrope.train.lora import require_low_rank

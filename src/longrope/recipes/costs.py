@@ -116,7 +116,7 @@ def _cost(loaded: LoadedModel, shape: ModelShape, place: int, step: Step, rates:
 
 
 def _work(loaded: LoadedModel, shape: ModelShape, step: Step) -> tuple[int, Flops, str]:
-    """Tokens and FLOPs of a step, and their purpose."""
+    """Tokens and FLOPs of a step, and its work in words."""
     stage = step.stage
     if isinstance(stage, SearchStage):
         return _searches(as_if_trained(loaded, step.starts_at), shape, [stage.target], stage.settings)

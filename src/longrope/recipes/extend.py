@@ -56,7 +56,7 @@ PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all posi
 
 @dataclass(frozen=True)
 class Extension:
-    """Everything a run of `extend` made."""
+    """The results of a run of `extend`: search, comparison, checkpoint, proofs and report."""
 
     search: SearchResult
     evaluation: EvalResults

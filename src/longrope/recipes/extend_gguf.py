@@ -28,7 +28,7 @@ POSITIONS, SPREAD = 16, 1024
 _LIKELY = 0.01
 """Logits are compared where llama.cpp gives a token at least this probability."""
 _CLEAR = 4.0
-"""The factors can be told from none where they move the distributions by this many times what rounding does."""
+"""The proof can tell the factors from none where they move the distributions by this many times what rounding does."""
 _EXACT, _ROUNDED = 1e-3, 0.05
 """The allowed mean Kullback-Leibler divergence in nats: llama.cpp rounds what it multiplies with blocks to 8 bits."""
 

@@ -46,7 +46,7 @@ def _to_tokens(value: Any, info: ValidationInfo) -> int:
 
 Length = Annotated[int, BeforeValidator(_to_tokens)]
 HUB = "hf:"
-"""What a source of texts over the network begins with."""
+"""The prefix of a source of texts over the network."""
 RowField = Annotated[tuple[str, ...] | None, BeforeValidator(as_fields)]
 
 
@@ -169,7 +169,7 @@ class RecoverStage(_WorkingStage):
 
 
 class EvaluateStage(_WorkingStage):
-    """Measure the model as it is now on texts that no stage has seen."""
+    """Measure the model that the stages before have left, on texts that no stage has seen."""
 
     stage: Literal["evaluate"]
     suites: tuple[str, ...] = Field(("perplexity",), min_length=1)
@@ -219,7 +219,7 @@ class ExportStage(_Stage):
     fold_attention_factor: bool = False
     """Fold the attention factor into the queries."""
     allow_lossy: bool = False
-    """Export what the runtime cannot express."""
+    """Export without the parts that the runtime cannot express."""
 
 
 Stage = Annotated[

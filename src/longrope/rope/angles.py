@@ -59,7 +59,7 @@ def _reduced_angle(geometry: RopeGeometry, factors: tuple[float, ...], positions
 
 
 def _float64_angle(geometry: RopeGeometry, factors: Tensor, positions: Tensor) -> Tensor:
-    """The same angle in float64, so that gradients reach `factors` (D,)."""
+    """n·θ_i/λ_i modulo 2π in float64, so that gradients reach `factors` (D,). positions (...,) -> (..., D)."""
     inv_freq_D = torch.from_numpy(geometry.inv_freq).to(positions.device) / factors.double()
     angle = positions.double()[..., None] * inv_freq_D
     turns = (angle.detach() / (2 * math.pi)).round_()

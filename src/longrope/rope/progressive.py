@@ -93,7 +93,7 @@ def second_yarn_linear(
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
 ) -> FloatArray:
-    """The same with a ramp that is linear in the multiple, as `closed_forms.yarn_linear`."""
+    """`second_yarn` with a ramp that is linear in the multiple, as `closed_forms.yarn_linear`."""
     factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
     shares = _shares(geometry, factors, trained_length, beta_fast, beta_slow)
     return np.asarray(factors * (shares * ratio + (1.0 - shares)), dtype=np.float64)

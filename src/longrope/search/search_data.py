@@ -88,7 +88,8 @@ class _Drawing:
 
 
 def _perplexity_stages(drawing: _Drawing, lengths: Sequence[int], count: int) -> Texts:
-    """One draw, cut for the shorter stages: a validation text overlaps no search text of any stage."""
+    """Plain texts of every stage: one draw, cut for the shorter stages. A validation text overlaps no search text of
+    any stage."""
     both = drawing.plain(lengths[-1], count + VALIDATION_SAMPLES, drawing.config.seed)
     texts: Texts = {}
     for length in lengths:
@@ -98,7 +99,8 @@ def _perplexity_stages(drawing: _Drawing, lengths: Sequence[int], count: int) ->
 
 
 def _needle_stages(drawing: _Drawing, lengths: Sequence[int], count: int) -> Texts:
-    """The same haystacks for every stage; validation has other haystacks, keys and numbers, and its own depths."""
+    """Texts with needles of every stage: the haystacks are the same; validation has its own, and its own keys, numbers
+    and depths."""
     target_length, seed = lengths[-1], drawing.config.seed
     size = {"length": target_length, "count": count, "seed": seed}
     haystacks = draw_haystacks(drawing.documents, drawing.loaded.tokenizer, **size, more=VALIDATION_SAMPLES)

@@ -153,7 +153,8 @@ def _prepared(
     config: FinetuneConfig,
     cpu: bool,
 ) -> _Prepared:
-    """Everything that a run needs before its folder is touched. Raises LongRopeError for what cannot be."""
+    """Check and make everything that a run needs before its folder is touched. Raises LongRopeError for an impossible
+    run."""
     windows = training_windows(loaded, scaling, config)
     try:
         require_sound_weights(loaded.model)

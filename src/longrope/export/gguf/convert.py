@@ -25,7 +25,7 @@ from longrope.rope.scaling import MAX_POSITION
 
 ARCHITECTURE = "llama"
 MODEL_TYPES = ("llama", "mistral", "qwen2")
-"""The same network under three names. Qwen 2's own graph in llama.cpp takes no factors; Llama's has its biases too."""
+"""Three names of the same network. Qwen 2's own graph in llama.cpp takes no factors; Llama's has its biases too."""
 _CONVERT = "convert the model with llama.cpp's convert_hf_to_gguf.py and give that file as `gguf`"
 _FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}  # general.file_type, llama.cpp's numbers
 

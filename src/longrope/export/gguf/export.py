@@ -30,7 +30,7 @@ from longrope.written import has_record, note, publish, sha256_file, sweep, temp
 
 @dataclass(frozen=True, slots=True)
 class GgufExport:
-    """The account of a file that was written; the fields are those of `ExportResult`."""
+    """The result of an export to a GGUF file; the fields are those of `ExportResult`."""
 
     unsupported: list[str]
     notes: list[str]

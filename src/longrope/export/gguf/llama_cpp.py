@@ -1,7 +1,8 @@
-"""llama.cpp itself on a GGUF file, in this process: the probabilities that it gives, from the package xllamacpp.
+"""Runs llama.cpp on a GGUF file in this process, by the package xllamacpp, and asks for the probabilities of next
+tokens.
 
-For the proof of an exported file. It is served as a user would serve it, with a context of `-c` tokens and everything
-else at its default.
+The proof of an exported file needs them. The file is served as a user would serve it, with a context of `-c` tokens and
+everything else at its default.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from longrope.errors import LongRopeError
 
 MOST_LIKELY = 512
-"""The tokens whose probabilities are asked for: all that matters of a distribution."""
+"""The number of most likely tokens whose probabilities are asked for; the others hardly count in a distribution."""
 
 
 def llama_cpp_package() -> Any:

@@ -198,7 +198,7 @@ FAMILIES: dict[str, Callable[[Keys, _Values, _Values], _Values]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
 }
-"""llama.cpp's architecture -> what its models have beside the common sizes."""
+"""llama.cpp's architecture -> the function for the values that its models have beside the common sizes."""
 
 _PARTIAL = ("phi3",)
 """Architectures of which transformers rotates a part of a head."""

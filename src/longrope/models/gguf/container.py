@@ -150,7 +150,7 @@ class _Cursor:
         return value
 
     def skip(self, size: int) -> int:
-        """Move by `size` bytes; the place before."""
+        """Move by `size` bytes; returns the place before."""
         start, self.at = self.at, self.at + size
         if self.at > len(self.data):
             raise struct.error("past the end")

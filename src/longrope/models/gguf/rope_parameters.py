@@ -112,7 +112,7 @@ def _factors(rope: GgufRope, rotary_dim: int) -> tuple[tuple[float, ...], tuple[
 
 
 def _yarn(rope: GgufRope, context_length: int, scale: float, m: float) -> dict[str, Any]:
-    """llama.cpp multiplies YaRN's own attention factor, 1 + 0.1·ln s, by `attn_factor`.
+    """The parameters of YaRN: llama.cpp multiplies its own attention factor, 1 + 0.1·ln s, by `attn_factor`.
 
     It reads the keys `rope.scaling.yarn_*` in none of the families that can be opened.
     """

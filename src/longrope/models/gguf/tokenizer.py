@@ -79,7 +79,7 @@ def _byte_level(file: GgufFile, tokens: list[str], rule: PreTokenizer) -> Tokeni
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], special: dict[str, str]) -> Tokenizer:
-    """BPE that joins the two pieces whose whole has the highest score, and takes bytes for what is in no token."""
+    """BPE that joins the two pieces whose whole has the highest score, and takes bytes for text that is in no token."""
     scores = read_array(file, "tokenizer.ggml.scores")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     splits = [

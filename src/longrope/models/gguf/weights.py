@@ -64,13 +64,13 @@ def load_gguf_weights(
 
 
 def _dequantised() -> Any:
-    """transformers' consent to dequantise, which releases without packed weights do not know and do not need."""
+    """The setting by which transformers dequantises; None for releases that always do."""
     config = getattr(transformers, "GgufConfig", None)
     return None if config is None else config(dequantize=True)
 
 
 def _as_quiet_as_transformers() -> AbstractContextManager[Any]:
-    """Keeps back the progress bar of dequantising, which asks no setting, where transformers shows none."""
+    """Hides the progress bar of dequantising, which no setting turns off, where transformers shows none."""
     return nullcontext() if is_progress_bar_enabled() else redirect_stderr(StringIO())
 
 
