@@ -97,9 +97,9 @@ def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
 
 def run(model: str, books: Path, out: Path) -> None:
     """Every stage whose result is not there."""
+    out.mkdir(parents=True, exist_ok=True)
     for stage in stages(model, books, out):
         if not stage.end.exists():
-            stage.end.parent.mkdir(parents=True, exist_ok=True)
             resume = ["--resume"] if stage.started.exists() else []
             command = [sys.executable, "-m", "longrope", *stage.words, *resume]
             print(shlex.join(["longrope", *command[3:]]), flush=True)
