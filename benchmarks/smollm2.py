@@ -83,9 +83,18 @@ def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
         folder = out / name
         words = ["search", model, *shlex.split(f"{SEARCH} {options} {LOAD}"), "-o", str(folder)]
         yield Stage(folder / "scaling.json", words, folder)
-        lengths, against = (f"{LENGTH},8k", ["--against", CLOSED_FORMS]) if name == "gradient" else (LENGTH, [])
+        against = ["--against", CLOSED_FORMS] if name == "gradient" else []
         end = out / f"perplexity-{name}.json"
-        words = ["eval", model, "--lengths", lengths, *texts, "--scaling", str(folder / "scaling.json"), *against]
+        words = [
+            "eval",
+            model,
+            "--lengths",
+            f"{LENGTH},8k",
+            *texts,
+            "--scaling",
+            str(folder / "scaling.json"),
+            *against,
+        ]
         yield Stage(end, [*words, *LOAD.split(), "-o", str(end)], end.with_suffix(".cells.jsonl"))
     end = out / "needles.json"
     others = [f"{out / name / 'scaling.json'}" for name in SEARCHES if name != "gradient"]
@@ -147,9 +156,8 @@ def perplexity_table(found: Mapping[str, Measured], length: int, original: int) 
     ]
     for name in (name for name in NAMES if name in found):
         own = found[name]
-        short = own.by_length.get(original) or found["none"].by_length[original]  # searched for beyond it only
         last, whole = own.by_position[length, original, length], own.by_length[length]
-        cells = [f"{row.value:.2f} ± {row.stderr or 0.0:.2f}" for row in (short, whole)]
+        cells = [f"{row.value:.2f} ± {row.stderr or 0.0:.2f}" for row in (own.by_length[original], whole)]
         cells.append(f"{math.exp(last.value):.2f} ± {math.exp(last.value) * (last.stderr or 0.0):.2f}")
         cells.append(against(whole, found["yarn"].by_length[length]))
         lines.append(f"| {' | '.join([NAMES[name], *cells])} |")
