@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 
 from tests.pages import ROOT, run_python
 
@@ -29,6 +30,21 @@ def test_readme_names_real_make_targets():
     assert all(f"\n{target}:" in makefile for target in named)
 
 
+def test_the_command_of_a_release_makes_every_link_of_the_readme_absolute():
+    """On PyPI a relative link leads nowhere; CONTRIBUTING.md has the command, which waits for the public address."""
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    (command,) = re.findall(r"^(sed -E .*) README\.md$", page, re.MULTILINE)
+    sed, option, script = shlex.split(command)
+    script = script.replace("RAW", "https://host/raw/v1").replace("PAGES", "https://host/blob/v1")
+    made = subprocess.run([sed, option, script, ROOT / "README.md"], capture_output=True, text=True, check=True).stdout
+    link = r"(!?)\[[^]]*\]\(([^)]+)\)"
+    before, after = (re.findall(link, text) for text in ((ROOT / "README.md").read_text("utf-8"), made))
+    assert len(before) == len(after) > 10
+    for (mark, old), (_, new) in zip(before, after, strict=True):
+        assert new == old if "://" in old else new == f"https://host/{'raw' if mark else 'blob'}/v1/{old}"
+        assert "://" in old or (ROOT / old).is_file()
+
+
 def test_readme_commands_run(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours = [words for words in commands("README.md") if words[0] == "longrope"]
@@ -43,6 +59,7 @@ def test_readme_commands_run(cli, tmp_path, monkeypatch):
 
 def test_links_lead_somewhere():
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
-        links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text("utf-8"))
+        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
         assert links or page.name != "README.md"
         assert [link for link in links if not (page.parent / link).exists()] == [], page
