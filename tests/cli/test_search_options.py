@@ -79,13 +79,14 @@ def test_without_ray_it_says_what_to_install_and_leaves_nothing(search, tmp_path
 
 def test_workers_that_cannot_be_had_leave_nothing(search, tmp_path, monkeypatch):
     """The command can be given again as it was."""
-    from longrope.search import ray_evaluator as workers
+    from longrope.search import replicas
 
     def refuse(*_arguments, **_options):
         raise LongRopeError("cannot join the Ray cluster")
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "ray_session", refuse)
+        patch.setattr(replicas, "RayProcess", refuse)
+        patch.setattr(replicas, "RayEvaluator", refuse)  # where another test has a session in this process
         ran = search(tmp_path / "run", *EVOLUTION, "--workers", 2)
         check_refused(ran, tmp_path / "run", "cannot join the Ray cluster")
     assert search(tmp_path / "run", *EVOLUTION).code == 0

@@ -18,11 +18,12 @@ from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search import ray_evaluator as workers
+from longrope.search import replicas
 from longrope.search.config import SearchConfig
 from longrope.search.evaluator import EvalRequest, EvaluateEach, LoggedEvaluator, SearchOutcome, SerialEvaluator
 from longrope.search.log import SearchLog
-from longrope.search.ray_evaluator import RayEvaluator, Replica, numerics, ray_evaluator
+from longrope.search.ray_evaluator import RayEvaluator
+from longrope.search.replicas import Replica, numerics, ray_evaluator
 from longrope.search.search_data import Texts, objectives_over, prepare_texts
 from tests.search.conftest import planned_over
 
@@ -61,7 +62,8 @@ def test_a_search_by_two_workers_one_of_them_killed(
 ) -> None:
     drawn = prepare_texts(loaded, [str(texts / "search.txt")], TARGET, EVOLUTION)
     expected = search_into(tmp_path / "serial", loaded, drawn)
-    with ray_evaluator(loaded, drawn, workers=2) as evaluator:
+    with ray_evaluator(loaded, drawn, workers=2, on_note=print) as evaluator:
+        assert isinstance(evaluator, RayEvaluator)
         found = search_into(tmp_path / "ray", loaded, drawn, evaluator, ray_cluster)
     assert found == expected
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "serial").read_bytes()
@@ -103,7 +105,7 @@ def test_needles_and_gradients(
     drawn = prepare_texts(loaded, [str(texts / "search.txt")], TARGET, NEEDLES)
     scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
     expected = list(SerialEvaluator(objectives_over(scaled, drawn))(requests()))
-    with ray_evaluator(loaded, drawn, workers=1) as evaluator:
+    with ray_evaluator(loaded, drawn, workers=1, on_note=print) as evaluator:
         assert list(evaluator(requests())) == expected
     assert expected[2].gradient is not None
     assert len({result.loss for result in expected}) == 3
@@ -153,7 +155,7 @@ def test_ray_hands_out_the_gpus(loaded: LoadedModel) -> None:
     numbered = replace(loaded, options=LoadOptions(device="cuda:1"))
     with (
         pytest.raises(LongRopeError, match="expected the device cuda, found cuda:1"),
-        ray_evaluator(numbered, {}, workers=1),
+        ray_evaluator(numbered, {}, workers=1, on_note=print),
     ):
         pass
 
@@ -164,7 +166,7 @@ def test_the_model_waits_in_main_memory(loaded: LoadedModel, monkeypatch: pytest
     monkeypatch.setattr(loaded.model, "to", lambda device: moves.append(str(device)))
 
     def interrupted() -> None:
-        with workers._parked(loaded):
+        with replicas._parked(loaded):
             assert moves == ["cpu"]
             raise KeyboardInterrupt
 

@@ -11,13 +11,15 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longrope.callbacks import Callbacks, SearchProgress
 from longrope.errors import LongRopeError
 from longrope.rope.scaling import Window
 from longrope.search.log import LogRow, SearchLog
-from longrope.search.objective import SampledObjective
+
+if TYPE_CHECKING:  # Ray's driver starts without models
+    from longrope.search.objective import SampledObjective
 
 SEARCH, VALIDATION, OTHER = "search", "validation", "other"
 """The splits: texts that are searched on, texts that decide between results, and texts of the other objective."""

@@ -1,8 +1,8 @@
 """Evaluations by many processes: one model replica per Ray actor, on one machine or on a cluster.
 
 Results come in the order of the requests, each computed whole by one worker, so the number of workers changes no bit of
-a search. A worker that dies is replaced, and its request is sent again. Workers get instructions, never a live model:
-each worker loads the checkpoint itself and proves that it is the same model on the same kind of machine.
+a search. A worker that dies is replaced, and its request is sent again. `replicas.py` has the instructions by which a
+worker loads its model, `ray_process.py` the process in which this evaluator works, where Ray itself may end.
 
 `ray.util.ActorPool` with `max_restarts` and `max_task_retries` (Ray 2.60) does not fit: its ordered results hand out a
 new request only when the next result in order is taken, so that workers idle behind a slow one; restarts are either
@@ -13,27 +13,17 @@ machine is lost waits for another machine, where here an idle worker takes it (d
 from __future__ import annotations
 
 import logging
-import platform
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from longrope.errors import LongRopeError, one_line
-from longrope.models.apply import apply_scaling
-from longrope.models.config import LoadOptions
-from longrope.models.fingerprint import fingerprint
-from longrope.models.loading import LoadedModel, open_model
-from longrope.provenance import versions
-from longrope.rope.scaling import RopeScaling
-from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach, SerialEvaluator
-from longrope.search.search_data import Texts, objectives_over
+from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach
 
 ATTEMPTS = 3  # dead workers on one request, or in a row while they load the model, before the search gives up
 OBJECT_STORE = 200 * 2**20  # bytes of a cluster started here; larger objects Ray keeps on disk
@@ -276,92 +266,3 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "://" not in address and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-@dataclass(frozen=True)
-class Replica:
-    """The instructions by which a worker loads its replica: `fingerprint` and `numerics` are those of the model
-    here."""
-
-    model: str
-    options: LoadOptions
-    texts: Texts
-    fingerprint: str
-    numerics: dict[str, Any]
-
-    def __call__(self) -> SerialEvaluator:
-        """Load the model and return its evaluator. Raises LongRopeError where its results would differ from those of
-        this process."""
-        loaded = open_model(self.model, options=self.options)
-        if fingerprint(loaded.model) != self.fingerprint:
-            raise LongRopeError(
-                f"{self.model} on {platform.node()} has other weights than the model of this search", code="other-model"
-            )
-        here = numerics(loaded)
-        differing = [
-            f"{key} {here.get(key)} (not {value})" for key, value in self.numerics.items() if here.get(key) != value
-        ]
-        if differing:
-            raise LongRopeError(
-                f"{platform.node()} computes otherwise than this search began: {', '.join(differing)}",
-                code="other-numerics",
-            )
-        scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
-        return SerialEvaluator(objectives_over(scaled, self.texts))
-
-
-@contextmanager
-def ray_evaluator(
-    loaded: LoadedModel, texts: Texts, *, workers: int | None = None, address: str | None = None
-) -> Iterator[RayEvaluator]:
-    """The results of `SerialEvaluator` over `texts`, bit for bit, from Ray workers with a replica each.
-
-    `workers`: how many (None: as many as the cluster holds); `address`: a cluster to join, else one is started here for
-    the length of the `with` block. On CUDA every worker has one GPU, and the model here is in main memory meanwhile.
-
-    Raises LongRopeError when Ray is missing, the cluster cannot be joined or is too small, or a worker's model,
-    versions or hardware are not those here.
-    """
-    device = torch.device(loaded.options.device)
-    if device.index is not None:
-        raise LongRopeError(
-            f"Ray hands out the GPUs to workers: expected the device {device.type}, found {device}",
-            code="invalid-setting",
-        )
-    replica = Replica(_anywhere(loaded.name), loaded.options, texts, fingerprint(loaded.model), numerics(loaded))
-    evaluator = RayEvaluator(replica, workers, gpu=device.type == "cuda")
-    cpus = None if workers is None else workers * torch.get_num_threads()
-    with _parked(loaded), ray_session(address, cpus), evaluator:
-        yield evaluator
-
-
-def numerics(loaded: LoadedModel) -> dict[str, Any]:
-    """The dtype, hardware and versions that decide the last bits of a loss."""
-    model = loaded.model
-    cuda = model.device.type == "cuda"
-    return {
-        "dtype": str(model.dtype),
-        "device": model.device.type,
-        "hardware": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
-        "attn_implementation": model.config._attn_implementation,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-
-
-@contextmanager
-def _parked(loaded: LoadedModel) -> Iterator[None]:
-    """Move the model to main memory inside the block: a worker gets its place on the GPU."""
-    device = loaded.model.device
-    loaded.model.to("cpu")
-    torch.cuda.empty_cache()  # nothing without CUDA
-    try:
-        yield
-    finally:
-        loaded.model.to(device)
-
-
-def _anywhere(name: str) -> str:
-    """The model's name, an absolute path where it is a folder, for a process with another working folder."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name

@@ -47,7 +47,7 @@ from longrope.search.evaluator import (
 from longrope.search.initial import NONE, baselines
 from longrope.search.log import SearchLog
 from longrope.search.methods import build, identity
-from longrope.search.ray_evaluator import numerics, ray_evaluator
+from longrope.search.replicas import numerics, ray_evaluator
 from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
 from longrope.search.verdict import SearchVerdict, search_verdict
 from longrope.search.windows import extended_by, kept_windows, notes_before
@@ -206,7 +206,7 @@ def search(
         serial = SerialEvaluator(objectives)
         computing: AbstractContextManager[EvaluateEach] = nullcontext(serial)
         if workers is not None or ray_address is not None:
-            computing = ray_evaluator(loaded, texts, workers=workers, address=ray_address)
+            computing = ray_evaluator(loaded, texts, workers=workers, address=ray_address, on_note=callbacks.on_note)
         with computing as evaluate_each, _log(output_dir, header | {"record": record()}, resume) as log:
             evaluate = LoggedEvaluator(evaluate_each, log)
             windows = baselines(loaded, target_length)

@@ -1,0 +1,128 @@
+"""Replicas of a model in Ray workers: the instructions by which a worker loads one, and the evaluator over many.
+
+Workers get instructions, never a live model: each worker loads the checkpoint itself and proves that it is the same
+model on the same kind of machine.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrope.errors import LongRopeError
+from longrope.models.apply import apply_scaling
+from longrope.models.config import LoadOptions
+from longrope.models.fingerprint import fingerprint
+from longrope.models.loading import LoadedModel, open_model
+from longrope.provenance import versions
+from longrope.rope.scaling import RopeScaling
+from longrope.search.evaluator import EvaluateEach, SerialEvaluator
+from longrope.search.ray_evaluator import RayEvaluator, import_ray
+from longrope.search.ray_process import RayProcess
+from longrope.search.search_data import Texts, objectives_over
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The instructions by which a worker loads its replica: `fingerprint` and `numerics` are those of the model
+    here."""
+
+    model: str
+    options: LoadOptions
+    texts: Texts
+    fingerprint: str
+    numerics: dict[str, Any]
+
+    def __call__(self) -> SerialEvaluator:
+        """Load the model and return its evaluator. Raises LongRopeError where its results would differ from those of
+        this process."""
+        loaded = open_model(self.model, options=self.options)
+        if fingerprint(loaded.model) != self.fingerprint:
+            raise LongRopeError(
+                f"{self.model} on {platform.node()} has other weights than the model of this search", code="other-model"
+            )
+        here = numerics(loaded)
+        differing = [
+            f"{key} {here.get(key)} (not {value})" for key, value in self.numerics.items() if here.get(key) != value
+        ]
+        if differing:
+            raise LongRopeError(
+                f"{platform.node()} computes otherwise than this search began: {', '.join(differing)}",
+                code="other-numerics",
+            )
+        scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
+        return SerialEvaluator(objectives_over(scaled, self.texts))
+
+
+@contextmanager
+def ray_evaluator(
+    loaded: LoadedModel,
+    texts: Texts,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    on_note: Callable[[str], None],
+) -> Iterator[EvaluateEach]:
+    """The results of `SerialEvaluator` over `texts`, bit for bit, from Ray workers with a replica each.
+
+    `workers`: how many (None: as many as the cluster holds); `address`: a cluster to join, else the Ray session that
+    this process has, else one is started for the length of the `with` block. `on_note` is told where Ray had to be
+    started again. On CUDA every worker has one GPU, and the model here is in main memory meanwhile.
+
+    Raises LongRopeError when Ray is missing, the cluster cannot be joined or is too small, or a worker's model,
+    versions or hardware are not those here.
+    """
+    device = torch.device(loaded.options.device)
+    if device.index is not None:
+        raise LongRopeError(
+            f"Ray hands out the GPUs to workers: expected the device {device.type}, found {device}",
+            code="invalid-setting",
+        )
+    ray = import_ray()
+    replica = Replica(_anywhere(loaded.name), loaded.options, texts, fingerprint(loaded.model), numerics(loaded))
+    gpu = device.type == "cuda"
+    computing: AbstractContextManager[EvaluateEach]
+    if address is None and ray.is_initialized():
+        computing = RayEvaluator(replica, workers, gpu=gpu)
+    else:
+        computing = RayProcess(replica, workers, gpu=gpu, address=address, on_note=on_note)
+    with _parked(loaded), computing as evaluate_each:
+        yield evaluate_each
+
+
+def numerics(loaded: LoadedModel) -> dict[str, Any]:
+    """The dtype, hardware and versions that decide the last bits of a loss."""
+    model = loaded.model
+    cuda = model.device.type == "cuda"
+    return {
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "hardware": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "attn_implementation": model.config._attn_implementation,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+@contextmanager
+def _parked(loaded: LoadedModel) -> Iterator[None]:
+    """Move the model to main memory inside the block: a worker gets its place on the GPU."""
+    device = loaded.model.device
+    loaded.model.to("cpu")
+    torch.cuda.empty_cache()  # nothing without CUDA
+    try:
+        yield
+    finally:
+        loaded.model.to(device)
+
+
+def _anywhere(name: str) -> str:
+    """The model's name, an absolute path where it is a folder, for a process with another working folder."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
