@@ -28,7 +28,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from longrope.data.sources import read_all
 from longrope.evaluation.results import EvalResults, EvalRow, mean_and_stderr
+from longrope.models.config import LoadOptions
+from longrope.models.generation.generate import generate
+from longrope.models.loading import open_model
 from longrope.provenance import record
 from longrope.rope.scaling import RopeScaling
 from longrope.storage import write_json_atomic
@@ -238,29 +242,27 @@ def tables(out: Path) -> None:
     print("\n".join(lines))
 
 
-def page(model: str, books: Path, out: Path, tokens: int = 12288, count: int = 160) -> None:
-    """Greedy text after `tokens` tokens of the first book, without a scaling and with the gradient's."""
-    import torch
-
-    import longrope as lr
-    from longrope.data.sources import read_all
-    from longrope.models.loading import load_model, load_tokenizer
-
-    tokenizer = load_tokenizer(model)
+def page(model: str, books: Path, out: Path, tokens: int = 12288, count: int = 200) -> None:
+    """Text after `tokens` tokens of the first book, without a scaling and with the gradient's: the same prompt, seed,
+    temperature and nucleus."""
+    loaded = open_model(model, None, LoadOptions(dtype="bfloat16", attn_implementation="blocked"))
     document = read_all([sorted(books.glob("*.txt"))[0]])[0]
-    half = len(document.text) // 2
-    ids = tokenizer(document.text[half : half + 8 * tokens], return_tensors="pt").input_ids[:, :tokens]
-    prompt_end = tokenizer.decode(ids[0, -60:])
-    loaded = load_model(model, dtype="bfloat16", attn_implementation="blocked")
+    middle = len(document.text) // 2
+    ids = loaded.tokenizer(document.text[middle : middle + 8 * tokens], return_tensors="pt").input_ids[:, :tokens]
+    geometry = loaded.geometry
+    scalings = {
+        "none": RopeScaling.single(geometry, 2 * geometry.original_length, [1.0] * geometry.pairs),
+        "gradient": RopeScaling.load(out / "gradient/scaling.json"),
+    }
     pages = {}
-    for name in ("none", "gradient"):
-        if name == "gradient":
-            lr.apply_scaling(loaded, RopeScaling.load(out / "gradient/scaling.json"))
-        with torch.no_grad():
-            text = lr.generate(loaded, ids, max_new_tokens=count, do_sample=False)
-        pages[name] = tokenizer.decode(text[0, tokens:], skip_special_tokens=True)
+    for name, scaling in scalings.items():
+        text = generate(
+            loaded.model, ids, scaling, max_new_tokens=count, do_sample=True, temperature=0.7, top_p=0.9, seed=0
+        )
+        pages[name] = loaded.tokenizer.decode(text[0, tokens:], skip_special_tokens=True)
         print(f"--- {name}\n{pages[name]}\n", flush=True)
-    result = {"document": document.name, "prompt_tokens": tokens, "prompt_end": prompt_end, "pages": pages}
+    end = loaded.tokenizer.decode(ids[0, -60:])
+    result = {"document": document.name, "prompt_tokens": tokens, "prompt_end": end, "pages": pages}
     write_json_atomic(HERE / "results/smollm2_page.json", result | record())
 
 
