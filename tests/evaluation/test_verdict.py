@@ -59,7 +59,7 @@ def test_the_sentences():
     cells = headline_cells(rows, "perplexity")
     assert best_by_length(cells, "perplexity")[64].winners == {"none", "own"}
     assert verdict(cells, "perplexity", "own") == [
-        "Best at 256 tokens: own, perplexity 6.00; within the standard error: yarn.",
+        "Best at 256 tokens: own, perplexity 6.00; within the standard error of the difference: yarn.",
         "own against the original model (none): +2.0% at 64, −88.0% at 256.",
     ]
     alone = headline_cells([row("own", 64, 5.1)], "perplexity")

@@ -125,9 +125,9 @@ def verdict(cells: Cells, suite: str, own: str, labels: Mapping[str, str] | None
     others = ", ".join(labels.get(other, other) for other in best.alike)
     says = f"Best at {format_length(longest)} tokens: {name}, {value}"
     if len(best.alike) == sum(longest in by_length for by_length in cells.values()) - 1:
-        says = f"No difference at {format_length(longest)} tokens within the standard error: {name}, {others}, {value}"
+        says = f"No difference at {format_length(longest)} tokens beyond its standard error: {name}, {others}, {value}"
     elif best.alike:
-        says += f"; within the standard error: {others}"
+        says += f"; within the standard error of the difference: {others}"
     lines = [says + "."]
     original = original_method(list(cells), own)
     if original is not None and own in cells:

@@ -99,7 +99,7 @@ def _runtimes(scaling: RopeScaling) -> list[str]:
 def _worse(run: Run, shown: Shown) -> list[str]:
     """The lengths at which the run's own scaling is worse than the original model, or than another method.
 
-    A difference within the standard error, by which the verdict calls two methods alike, is said to be one.
+    A difference within its standard error, by which the verdict calls two methods alike, is said to be one.
     """
     own_name, rows = method_of(run), run.of("perplexity", "perplexity")
     items = []
@@ -118,7 +118,7 @@ def _worse(run: Run, shown: Shown) -> list[str]:
         better.sort(key=lambda row: row.value)
         original = original_row(run, rows, own.length)
         if run.original_length is not None and own.length <= run.original_length and original in better:
-            within = ", which is within the standard error" if _within_error(own, original) else ""
+            within = ", which is within the standard error of the difference" if _within_error(own, original) else ""
             items.append(
                 f"At {count(own.length)} tokens, inside the original window, perplexity is "
                 f"{per_cent(own.value, original.value)} against the original model "
@@ -130,7 +130,7 @@ def _worse(run: Run, shown: Shown) -> list[str]:
 
 
 def _lower(own: EvalRow, better: Sequence[EvalRow], shown: Shown) -> str:
-    """The methods with a lower perplexity than `own`, and apart those whose difference is within the standard error."""
+    """The methods with a lower perplexity than `own`, and apart those whose difference is within its standard error."""
 
     def names(within: bool) -> str:
         rows = [row for row in better if _within_error(own, row) == within]
@@ -139,8 +139,10 @@ def _lower(own: EvalRow, better: Sequence[EvalRow], shown: Shown) -> str:
     lower, alike_names = names(within=False), names(within=True)
     says = f"At {count(own.length)} tokens perplexity is lower with {lower or alike_names}"
     if not lower:
-        return f"{says}, which is within the standard error: no difference was shown."
-    return f"{says}; within the standard error also with {alike_names}." if alike_names else f"{says}."
+        return f"{says}, which is within the standard error of the difference: none was shown."
+    return (
+        f"{says}; within the standard error of the difference also with {alike_names}." if alike_names else f"{says}."
+    )
 
 
 def _within_error(first: EvalRow, second: EvalRow) -> bool:

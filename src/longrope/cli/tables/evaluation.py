@@ -35,7 +35,9 @@ def show_evaluation(rows: Sequence[EvalRow]) -> None:
         if suite == "ruler":
             _effective_lengths(own)
     if marked:
-        say("* the best of its column, and those whose difference from it is within the standard error", "  ")
+        by_text = ", taken text by text: less than the ± of either" if any(row.losses for row in rows) else ""
+        says = "* the best of its column, and those whose difference from it is within the standard error of that"
+        say(f"{says} difference{by_text}", "  ")
 
 
 def _by_length(suite: str, rows: Sequence[EvalRow]) -> bool:
