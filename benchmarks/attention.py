@@ -57,9 +57,7 @@ def measure(length: int, heads: int, key_heads: int, dim: int, dtype: torch.dtyp
     leaves = [x.requires_grad_() for x in (q, k, v)]
     outputs = [fused(*leaves), blocked(*leaves)]
     grad = torch.randn_like(outputs[0])
-    backward = seconds(
-        *(lambda out=out: torch.autograd.grad(out, leaves, grad, retain_graph=True) for out in outputs)  # type: ignore[misc]
-    )
+    backward = seconds(*(lambda out=out: torch.autograd.grad(out, leaves, grad, retain_graph=True) for out in outputs))
     flops = 2 * heads * dim * length**2
     return {
         "fused_forward_s": forward[0],
