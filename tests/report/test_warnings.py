@@ -91,7 +91,7 @@ def test_a_loss_within_the_standard_error_is_said_to_be_one():
     alone = perplexities({"none": {512: 90.0}, "yarn": {512: 64.0}, OWN: {512: 65.0}})
     assert (
         "At 512 tokens perplexity is lower with YaRN (64.0 ± 1.0), which is within the standard error of the "
-        "difference: none was shown." in text(run_of(runs.scaling(), alone))
+        "difference: no difference was shown." in text(run_of(runs.scaling(), alone))
     )
 
 

@@ -127,6 +127,8 @@ def _perplexity(run: Run, shown: Shown) -> Exhibit | None:
     if not rows:
         return None
     caption = f"Perplexity of held-out texts by context length, {_trials(rows)}, bars and ±: one standard error."
+    if any(row.losses for row in rows):
+        caption += " It is the error over texts. Methods are compared text by text: a smaller difference can be real."
     return Exhibit(
         "perplexity",
         "Perplexity by length",

@@ -139,7 +139,7 @@ def _lower(own: EvalRow, better: Sequence[EvalRow], shown: Shown) -> str:
     lower, alike_names = names(within=False), names(within=True)
     says = f"At {count(own.length)} tokens perplexity is lower with {lower or alike_names}"
     if not lower:
-        return f"{says}, which is within the standard error of the difference: none was shown."
+        return f"{says}, which is within the standard error of the difference: no difference was shown."
     return (
         f"{says}; within the standard error of the difference also with {alike_names}." if alike_names else f"{says}."
     )
