@@ -45,7 +45,6 @@ SEARCH = f"--target-length {LENGTH} --samples 1 --data book:an-american-tragedy"
 SEARCHES = {
     "gradient": "--method gradient --steps 4 --no-continuation",
     "evolution": "--method longrope --population 16 --iterations 2",
-    "gradient-needle": "--method gradient --objective needle --steps 4 --no-continuation",
 }
 LOAD = "--dtype bfloat16 --attn-implementation blocked"
 CLOSED_FORMS = "none,yarn,ntk,ntk-critical,pi"
@@ -57,7 +56,6 @@ NAMES = {
     "yarn": "YaRN",
     "evolution": "LongRoPE's evolution, the gradient's budget",
     "gradient": "longrope, gradient",
-    "gradient-needle": "longrope, gradient, needles",
 }
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = {
