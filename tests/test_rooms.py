@@ -31,6 +31,7 @@ ROOT_MODULES = (
     "checks",
     "errors",
     "input_files",
+    "file_links",
     "locked",
     "provenance",
     "run_files",

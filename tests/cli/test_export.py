@@ -155,3 +155,28 @@ def test_an_output_that_exists_is_kept(refused, model, scaling, tmp_path):
     assert "exists" in refused("export", model, "--scaling", scaling, "--to", "gguf", "-o", full / "precious.txt")
     assert [path.name for path in full.iterdir()] == ["precious.txt"]
     assert (full / "precious.txt").read_text() == "keep me"
+
+
+def test_what_is_said_of_large_models(cli, model, scaling, tmp_path):
+    export = ("export", model, "--scaling", scaling)
+    ran = cli(*export, "-o", tmp_path / "out", "--proof", "rotary", "--device", "cpu")
+    assert "with the first 2 of 2 layers" in ran.out
+    assert "weights: hard-linked to the source's: what is saved here" in ran.out
+    ran = cli(*export, "-o", tmp_path / "copied", "--copy", "--proof", "none")
+    assert "not proved: nothing was reloaded" in ran.out
+    assert "weights: copied\n" in ran.out
+    ran = cli(*export, "-o", tmp_path / "config", "--config-only")
+    assert "weights: not in this folder" in ran.out
+    assert "serve: the repository" in ran.out
+    assert not list((tmp_path / "config").glob("*.safetensors"))
+
+
+def test_what_is_refused_of_large_models(refused, model, scaling, tmp_path):
+    export = ("export", model, "--scaling", scaling, "-o", tmp_path / "out")
+    assert "expected owner/name for --push" in refused(*export, "--push", "name")
+    assert "--copy copies weights that do not change; found --config-only" in refused(
+        *export, "--copy", "--config-only"
+    )
+    assert "--device is where" in refused(*export, "--proof", "none", "--device", "cpu")
+    assert "--config-only leaves the weights" in refused(*export, "--config-only", "--to", "phi3")
+    assert "cuda:99" in refused(*export, "--device", "cuda:99")

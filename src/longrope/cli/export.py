@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 from longrope.cli.common import print_json, quiet_libraries
-from longrope.cli.options import ConfigOnly, Json, option, out
+from longrope.cli.options import Json, ProofLoad, option, out
 from longrope.cli.tables.runs import show_export
 from longrope.cli.verb import Options, verb
 from longrope.export.config import ExportConfig
 
 MODEL = "The folder of a search, finetune or extend run, or a model (folder, GGUF file or name) with --scaling."
+PUSH = """Upload the proved export to this repository of the hub: a new private one, or a pull request where it has
+files. The token is huggingface_hub's: hf auth login."""
 
 
 @verb
@@ -21,8 +23,9 @@ def command(
     *,
     output_dir: Annotated[Path, out("A new folder for the checkpoint; for gguf a new file.")],
     scaling: Annotated[Path | None, option("The scaling.json to apply; a run folder brings its own.")] = None,
-    config: Annotated[ExportConfig, Options("Checkpoint", names={"target": "--to"})],
-    load: ConfigOnly,
+    push: Annotated[str | None, option(PUSH, metavar="OWNER/NAME")] = None,
+    config: Annotated[ExportConfig, Options("Checkpoint", names={"target": "--to", "copy_weights": "--copy"})],
+    load: ProofLoad,
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint with the longer window, reload it and prove that it is applied."""
@@ -35,6 +38,8 @@ def command(
         output_dir,
         config=config,
         original_length=load.original_length,
+        device=load.device if "device" in load.model_fields_set else None,
+        push=push,
         trust_remote_code=load.trust_remote_code,
     )
     if as_json:

@@ -87,6 +87,15 @@ LOADING = "Loading the model"
 Load = Annotated[LoadOptions, Options(LOADING, place=5)]
 ConfigOnly = Annotated[LoadOptions, Options(LOADING, only=("original_length", "trust_remote_code"), place=5)]
 """For verbs that read a model's config and no weights."""
+ProofLoad = Annotated[
+    LoadOptions,
+    Options(
+        LOADING,
+        only=("device", "original_length", "trust_remote_code"),
+        helps={"device": "The device of the proof: cpu, cuda, cuda:1, …"},
+        place=5,
+    ),
+]
 
 # search
 

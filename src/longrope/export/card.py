@@ -168,14 +168,17 @@ def model_card(
     config_class: str,
     scaling: RopeScaling,
     expressed: ExpressedScaling,
-    verification: Verification,
+    verification: Verification | None,
     unsupported: Sequence[str],
     evidence: Sequence[EvalRow],
     servings: Sequence[Serving],
     origin: Origin,
     to_know: str,
 ) -> str:
-    """The card as Markdown with a Hugging Face front matter. `servings` name the folder PATH."""
+    """The card as Markdown with a Hugging Face front matter. `servings` name the folder PATH.
+
+    `verification` is None for an export that was not reloaded.
+    """
     title = origin.name if origin.trainings else public_name(model_name)
     geometry, target = scaling.geometry, scaling.target_length
     original = geometry.original_length
@@ -216,8 +219,7 @@ Versions: {plain(used)}.
 
 ## Evidence
 {evidence_table(evidence, expressed)}
-Reloaded with plain transformers: largest relative frequency error {verification.max_frequency_error:.1e};
-{verification.says(expressed.switch)}.
+{_proof(verification, expressed)}
 
 ## Limits and losses
 {limits}
@@ -228,6 +230,15 @@ Reloaded with plain transformers: largest relative frequency error {verification
 ## Serve
 {sections}
 """
+
+
+def _proof(verification: Verification | None, expressed: ExpressedScaling) -> str:
+    if verification is None:
+        return "**Not proved**: this export was not reloaded (`--proof none`), so nothing says that it works."
+    return (
+        f"Reloaded with plain transformers: largest relative frequency error {verification.max_frequency_error:.1e};\n"
+        f"{verification.says(expressed.switch)}."
+    )
 
 
 def _limits(

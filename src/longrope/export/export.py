@@ -6,15 +6,17 @@ longrope export run/ --to hf -o extended/
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.export.card import Serving
-from longrope.export.config import GGUF, ExportConfig
+from longrope.export.config import GGUF, NONE, ExportConfig
 from longrope.export.hf import export_hf
+from longrope.export.push import find_destination
+from longrope.export.push import push as upload
 from longrope.export.verify import Verification
 from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD, refuse_folded, resolve
@@ -40,13 +42,18 @@ class ExportResult:
     """The parts of the scaling that the target cannot express, one phrase each; empty: it is expressed in full."""
     notes: list[str] = field(repr=False)
     verification: Verification | None = None
-    """The errors of the reloaded checkpoint; None for a GGUF file, which transformers does not load."""
+    """The errors of the reloaded checkpoint; None for a GGUF file, which transformers does not load, and with the proof
+    none."""
     servings: list[Serving] = field(default_factory=list, repr=False)
     """The commands that serve the checkpoint, by runtime."""
     to_know: str = ""
     """The most important remark on how the checkpoint is read."""
     proof: str = ""
     """The proof of a GGUF file in words; that of a folder is its `verification`."""
+    weights: str = ""
+    """How the weight files of a folder came there: cloned, hard-linked, copied, rewritten, or not at all."""
+    pushed: str = ""
+    """The address of the commit or pull request on the hub, where the export was pushed."""
 
     @property
     def card_has_notes(self) -> bool:
@@ -69,6 +76,8 @@ def export_checkpoint(
     target: str | None = None,
     config: ExportConfig | None = None,
     original_length: int | str | None = None,
+    device: str | None = None,
+    push: str | None = None,
     trust_remote_code: bool = False,
 ) -> ExportResult:
     """Write `model` with the longer window of `scaling` to `output_dir`, reload it and compare its logits.
@@ -78,11 +87,14 @@ def export_checkpoint(
     or the scaling.json of the model folder is taken, and it is saved with the checkpoint. `output_dir` is a new folder;
     for the target gguf, a new file. `target` is short for `config=ExportConfig(target=…)`: hf (the default),
     hf-unified, phi3 or gguf. `original_length`, such as 4096 or "4k" tokens, goes before the window that the model's
-    config states.
+    config states. The proof of a folder runs on `device`, by default the CPU. `push` is a repository on the hub,
+    owner/name, to which the proved export is uploaded with huggingface_hub's own token: a new private one, or one that
+    has files already, which gets a pull request.
 
     Raises LongRopeError when something cannot be exported exactly (`not-expressible`, unless `config.allow_lossy`),
     when the reloaded checkpoint computes other frequencies or logits (`differs`), when the model or the scaling is
-    missing or does not fit, or when `output_dir` holds something. `output_dir` is then as it was.
+    missing or does not fit, or when `output_dir` holds something. `output_dir` is then as it was. Where only the upload
+    fails, the export stays.
     """
     config = config or ExportConfig()
     if target is not None:
@@ -100,6 +112,28 @@ def export_checkpoint(
     if (output / "config.json").is_file():
         sweep(output)  # the checkpoint is whole: what is left is of a process that was killed behind it
     (check_output_file if config.target == GGUF else check_output_folder)(output)
+    if device is not None and (config.target == GGUF or config.proof == NONE):
+        raise LongRopeError(
+            f"`device` is where the reloaded folder is compared, found {device!r}; "
+            + ("a GGUF file is read back" if config.target == GGUF else "with the `proof` none nothing is"),
+            code="setting-of-another-target",
+        )
+    destination = None if push is None else find_destination(push, config_only=config.config_only)
+    done = _exported(model, scaling, output, config, original_length, device or "cpu", trust_remote_code)
+    if destination is None:
+        return done
+    return replace(done, pushed=upload(output, destination, f"Longer context window, by longrope, as {done.target}"))
+
+
+def _exported(
+    model: str | Path,
+    scaling: RopeScaling | str | Path | None,
+    output: Path,
+    config: ExportConfig,
+    original_length: int | str | None,
+    device: str,
+    trust_remote_code: bool,
+) -> ExportResult:
     source = find_source(model, scaling, None if original_length is None else parse_length(original_length))
     if config.target == GGUF:
         from longrope.export.gguf.export import export_gguf  # needs the gguf package
@@ -124,6 +158,7 @@ def export_checkpoint(
         config,
         evidence=source.evidence,
         original_length=source.original_length,
+        device=device,
         trust_remote_code=trust_remote_code,
     )
     return ExportResult(
@@ -136,6 +171,7 @@ def export_checkpoint(
         folder.verification,
         folder.servings,
         folder.to_know,
+        weights=folder.weights,
     )
 
 

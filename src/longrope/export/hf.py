@@ -1,7 +1,8 @@
 """Export to a Hugging Face folder: weights, config.json, tokenizer, model card and scaling.json.
 
-The forms `hf` and `hf-unified` copy the weights byte for byte, `phi3` stacks them; an attention factor may be folded
-into them. The files appear in the output folder only after the checkpoint was reloaded and compared.
+The forms `hf` and `hf-unified` keep the weights byte for byte, `phi3` stacks them; an attention factor may be folded
+into them. Files of weights that do not change share their bytes on disk with the source's. The files appear in the
+output folder only after the checkpoint was reloaded and compared.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from transformers import Phi3Config
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalRow
 from longrope.export.card import Serving, model_card, serving, thing_to_know
-from longrope.export.config import PHI3, ExportConfig
+from longrope.export.config import NONE, PHI3, ROTARY, ExportConfig
 from longrope.export.forms import ExpressedScaling, express, notes_on, unsupported_parts
 from longrope.export.origin import CARD, origin_of, public_name
 from longrope.export.phi3 import phi3_config, phi3_parts, require_eligible
 from longrope.export.verify import Verification, verify_hf, verify_tokenizer
 from longrope.export.weights import WeightPlan, fold_changes, rewrite, stored_tensors
+from longrope.file_links import ABSENT
 from longrope.models.checkpoint_files import (
+    EMBEDDED_MODELS,
     RECORD,
     copy_companions,
-    copy_weights,
+    gguf_path,
+    place_weights,
     raise_limits,
     refuse_folded,
     weight_files,
@@ -45,11 +49,12 @@ from longrope.written import move_up, temporary_folder
 class HfExport:
     """The result of an export to a folder; the fields are those of `ExportResult`."""
 
-    verification: Verification
+    verification: Verification | None
     unsupported: list[str]
     notes: list[str]
     servings: list[Serving]
     to_know: str
+    weights: str
 
 
 def export_hf(
@@ -60,11 +65,13 @@ def export_hf(
     *,
     evidence: Sequence[EvalRow] = (),
     original_length: int | None = None,
+    device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> HfExport:
     """Write the checkpoint of `model_name` extended by `scaling` to the new folder `output`.
 
-    `evidence` goes into the model card. `original_length` goes before the window that the model's config states.
+    `evidence` goes into the model card. `original_length` goes before the window that the model's config states. The
+    proof runs on `device`.
 
     Raises LongRopeError when the scaling is for another rotary embedding, when `output` is not empty or cannot be
     written, when transformers cannot express the scaling (and `config.allow_lossy` is not set), when the model has no
@@ -77,10 +84,16 @@ def export_hf(
     model_config = load_config(model_name, trust_remote_code=trust_remote_code)
     scaling.check_fits(RopeGeometry.from_config(model_config, original_length=original_length))
     code = ("*.py",) if trust_remote_code else ()
-    with model_folder(model_name, code) as source:
+    from_gguf = gguf_path(model_name) is not None
+    if config.config_only and from_gguf:
+        raise LongRopeError(
+            "`config_only` is for a model folder or a hub name, whose weights stay where they are; found a GGUF file",
+            code="setting-of-another-target",
+        )
+    with model_folder(model_name, code, weights=not config.config_only) as source:
         raw = read_json(source / "config.json")
         refuse_folded(raw.get(RECORD), model_name)
-        plan = _weight_plan(source, model_config, expressed)
+        plan = None if config.config_only else _weight_plan(source, model_config, expressed)
         family = text_config(model_config).model_type
         read = keys_read_by_attention(model_config, trust_remote_code=trust_remote_code)
         to_know = thing_to_know(family, expressed)
@@ -92,23 +105,35 @@ def export_hf(
             # folder without it is no checkpoint.
             with temporary_folder(output / "checkpoint") as folder:
                 copy_companions(source, folder, code)
-                if plan is None:
-                    copy_weights(source, folder)
+                # The installed package is never linked to: a tool that writes in place would change it.
+                copy = config.copy_weights or model_name in EMBEDDED_MODELS
+                if config.config_only:
+                    weights = ABSENT
+                elif plan is None:
+                    weights = place_weights(source, folder, copy=copy)
                 else:
-                    rewrite(source, folder, plan)
+                    weights = rewrite(source, folder, plan, copy=copy)
                 write_json_atomic(folder / "config.json", written)
                 raise_limits(folder, scaling.target_length)
                 scaling.save(folder / SCALING)
                 if expressed.form == PHI3:
                     verify_tokenizer(folder, model_name)
-                verification = verify_hf(
-                    folder,
-                    expressed,
-                    model_name,
-                    changes=None if plan is None else plan.changes,
-                    trust_remote_code=trust_remote_code,
-                )
-                record = expressed.record() | {"proof": verification.says(expressed.switch)}
+                verification = None
+                if config.proof != NONE:
+                    verification = verify_hf(
+                        folder,
+                        expressed,
+                        str(source) if from_gguf and config.proof == ROTARY else model_name,  # whole, or not at all
+                        changes=None if plan is None else plan.changes,
+                        device=device,
+                        first_layers_only=config.proof == ROTARY,
+                        trust_remote_code=trust_remote_code,
+                    )
+                if config.config_only:
+                    _remove_unchanged(source, folder)
+                record = expressed.record() | {
+                    "proof": NONE if verification is None else verification.says(expressed.switch)
+                }
                 write_json_atomic(folder / "config.json", written | {RECORD: record})
                 card = model_card(
                     model_name,
@@ -132,8 +157,19 @@ def export_hf(
         finally:
             if not existed and output.is_dir() and not any(output.iterdir()):
                 output.rmdir()
-        servings = serving(str(output), model_name, family, expressed)
-        return HfExport(verification, unsupported, notes_on(expressed), servings, to_know)
+        servings = [] if config.config_only else serving(str(output), model_name, family, expressed)
+        return HfExport(verification, unsupported, notes_on(expressed), servings, to_know, weights)
+
+
+def _remove_unchanged(source: Path, folder: Path) -> None:
+    """Remove the files of `folder` that `source` has, too, with the same bytes."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        same = source / path.relative_to(folder)
+        if same.is_file() and same.read_bytes() == path.read_bytes():
+            path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _exported_config(

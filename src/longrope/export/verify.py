@@ -20,7 +20,9 @@ from longrope.errors import LongRopeError
 from longrope.export.forms import ExpressedScaling
 from longrope.export.weights import Change
 from longrope.models.apply import scaled
+from longrope.models.checkpoint_files import source_folder
 from longrope.models.finite import require_finite_logits
+from longrope.models.first_layers import first_layers
 from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope.geometry import scaled_layer_type, text_config
 from longrope.rope.hf_config import scaling_of_config
@@ -48,12 +50,15 @@ class Verification:
     max_logit_error_untouched: float | None = None
     """Over the first tokens, against the source as it is, without any scaling; None where the first window is not the
     source's own RoPE (another attention factor, or other factors)."""
+    layers: tuple[int, int] | None = None
+    """The number of layers that were loaded, from the first, and that of the model; None where all were."""
 
     def says(self, switch: int) -> str:
         """The comparison that was made, in one sentence; `switch` is the length of the first window."""
+        part = "" if self.layers is None else f" of the first {self.layers[0]} of {self.layers[1]} layers"
         text = (
-            "logits of the reloaded folder against those of the source under this scaling, loaded apart: equal to"
-            f" {self.max_logit_error_short:.1e} inside the first {switch} tokens and {self.max_logit_error_long:.1e}"
+            f"logits{part} of the reloaded folder against those of the source under this scaling, loaded apart: equal"
+            f" to {self.max_logit_error_short:.1e} inside the first {switch} tokens and {self.max_logit_error_long:.1e}"
             " beyond"
         )
         if self.max_logit_error_untouched is None:
@@ -67,28 +72,42 @@ def verify_hf(
     source: str,
     *,
     changes: Mapping[str, Change] | None = None,
+    device: str = "cpu",
+    first_layers_only: bool = False,
     trust_remote_code: bool = False,
 ) -> Verification:
     """Reload the checkpoint in `path` and compare it, around the switch, with the model `source` under the scaling.
 
     `source` names the model that was exported; `expressed.effective` is applied to it, and where the first window is
     the source's own RoPE, it is compared as it is, too. `changes` has the change of each tensor, where some changed.
-    The comparison runs on the CPU, in float32 for checkpoints below 4 GiB, else in the checkpoint's own dtype; one
-    model is in memory at a time.
+    A `path` without weights is a config for those of `source`. The comparison runs on `device`, in float32 for weights
+    below 4 GiB, else in the checkpoint's own dtype; one model is in memory at a time, and with `first_layers_only` its
+    first layers alone.
 
     Raises LongRopeError (`differs`) when a frequency, an attention factor or a logit differs.
     """
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    weights = str(path) if any(path.glob("*.safetensors")) else source
+    of_source, of_path = (
+        None,
+        None if weights != source else load_config(str(path), trust_remote_code=trust_remote_code),
+    )
+    layers, share = None, 1.0
+    if first_layers_only:
+        whole, stated = (load_config(name, trust_remote_code=trust_remote_code) for name in (source, str(path)))
+        (of_source, count), (of_path, _) = first_layers(whole), first_layers(stated)
+        layers = (count, int(text_config(whole).num_hidden_layers))
+        share = layers[0] / layers[1]
     options: dict[str, Any] = {
-        "dtype": "float32" if size < _SMALL else "checkpoint",
+        "dtype": "float32" if share * _bytes_of_weights(weights) < _SMALL else "checkpoint",
+        "device": device,
         "trust_remote_code": trust_remote_code,
     }
     switch, target = expressed.stated.windows[0].max_length, expressed.stated.target_length
     inside = torch.arange(min(_PROBE, switch))
     beyond = torch.arange(max(0, switch - _PROBE), min(target, switch + _PROBE))
     probes = (inside, beyond)
-    untouched, ours = _source_logits(load_model(source, **options), expressed, changes or {}, probes)
-    model = load_model(str(path), **options)
+    untouched, ours = _source_logits(load_model(source, config=of_source, **options), expressed, changes or {}, probes)
+    model = load_model(weights, config=of_path, **options)
     theirs = [_logits(model, positions) for positions in probes]
     frequency_error = _frequency_error(model, expressed.stated)
     compared = [("inside", inside, ours[0], theirs[0]), ("beyond", beyond, ours[1], theirs[1])]
@@ -106,7 +125,15 @@ def verify_hf(
                 code="differs",
             )
         errors.append(error)
-    return Verification(frequency_error, *errors)
+    untouched_error = errors[2] if len(errors) > 2 else None
+    return Verification(frequency_error, errors[0], errors[1], untouched_error, layers)
+
+
+def _bytes_of_weights(name: str) -> int:
+    """The size of the weights of a folder, a GGUF file or a model of the hub that was downloaded."""
+    place = source_folder(name)
+    files = place.glob("*.safetensors") if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files)
 
 
 def verify_tokenizer(path: Path, source: str) -> None:
@@ -138,9 +165,10 @@ def _source_logits(
     ours = _scaled_logits(model, expressed.effective, probes)
     if not changes:
         return untouched, ours
-    for name, change in changes.items():
-        parameter = model.get_parameter(name)
-        parameter.data = change(parameter.data.double()).to(parameter.dtype)
+    there = dict(model.named_parameters())
+    for name in changes.keys() & there.keys():  # the first layers may be all that was loaded
+        parameter = there[name]
+        parameter.data = changes[name](parameter.data.cpu().double()).to(parameter)
     folded = _scaled_logits(model, expressed.stated, probes)
     for positions, mine, other in zip(probes, ours, folded, strict=True):
         error = float((mine - other).abs().max())
@@ -179,9 +207,11 @@ def _scaled_logits(model: PreTrainedModel, scaling: RopeScaling, probes: tuple[T
 def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:
     ids = (positions * 7919 + 13)[None] % model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, position_ids=positions[None], use_cache=False).logits
+        logits: Tensor = model(
+            input_ids=ids.to(model.device), position_ids=positions[None].to(model.device), use_cache=False
+        ).logits
     require_finite_logits(model, logits, len(positions))
-    return logits
+    return logits.cpu()
 
 
 def _frequency_error(model: PreTrainedModel, scaling: RopeScaling) -> float:

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from longrope.errors import LongRopeError
-from longrope.models.checkpoint_files import INDEX, SINGLE, weight_files
+from longrope.models.checkpoint_files import INDEX, SINGLE, place_file, weight_files
 from longrope.rope.geometry import RopeGeometry, head_dim_of, scaled_layer_type
 from longrope.storage import read_json, write_json_atomic
 
 Change = Callable[[Tensor], Tensor]
 """A function of one tensor in float64 that keeps its shape; the result is rounded to the stored dtype once."""
 
+REWRITTEN = "rewritten"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE = 2**24  # bytes copied at once
 
@@ -70,17 +71,28 @@ def stored_tensors(source: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def rewrite(source: Path, folder: Path, plan: WeightPlan) -> None:
+def rewrite(source: Path, folder: Path, plan: WeightPlan, *, copy: bool = False) -> str:
     """Write the tensors of `plan` to `folder`, in as many files as the checkpoint `source` has, dtypes unchanged.
 
-    A stacked tensor goes to the file of its first part. Raises LongRopeError (`unsupported-model`) when parts do not
-    fit each other, or a tensor to be changed does not hold floating point numbers.
+    A stacked tensor goes to the file of its first part. A file in which nothing changes is placed as `place_weights`
+    does. Returns how the files came there: REWRITTEN, and the answers of `place_weights`.
+
+    Raises LongRopeError (`unsupported-model`) when parts do not fit each other, or a tensor to be changed does not hold
+    floating point numbers.
     """
     tensors = stored_tensors(source)
     places: dict[Path, list[str]] = {}
     for name, parts in plan.parts.items():
         places.setdefault(tensors[parts[0]].file, []).append(name)
+    stored: dict[Path, set[str]] = {}
+    for name, tensor in tensors.items():
+        stored.setdefault(tensor.file, set()).add(name)
+    how = set()
     for file, names in places.items():
+        if set(names) == stored[file] and all(plan.parts[n] == (n,) and n not in plan.changes for n in names):
+            how.add(place_file(file, folder, copy=copy))
+            continue
+        how.add(REWRITTEN)
         names.sort(key=lambda name: tensors[plan.parts[name][0]].start)
         _write(folder / file.name, [(name, [tensors[part] for part in plan.parts[name]]) for name in names], plan)
     if (source / INDEX).is_file():
@@ -96,6 +108,7 @@ def rewrite(source: Path, folder: Path, plan: WeightPlan) -> None:
         raise LongRopeError(
             f"expected the weights of {source} in {SINGLE}; found {sorted(map(str, places))}", code="damaged-file"
         )
+    return " and ".join(sorted(how))
 
 
 def _write(path: Path, entries: Sequence[tuple[str, Sequence[StoredTensor]]], plan: WeightPlan) -> None:

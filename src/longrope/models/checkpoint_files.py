@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from longrope.checks import shown
 from longrope.errors import LongRopeError, one_line
+from longrope.file_links import COPIED, share
 from longrope.input_files import require_inside
 from longrope.models.adapters import ADAPTER_CONFIG, adapter_config_of, adapter_error
 from longrope.rope.scaling import RopeScaling, numbers_sha256
@@ -166,15 +167,17 @@ def why_unreachable(hub_name: str) -> str:
     return ""
 
 
-def source_folder(model_name: str, code: tuple[str, ...] = ()) -> Path:
+def source_folder(model_name: str, code: tuple[str, ...] = (), *, weights: bool = True) -> Path:
     """The folder with the files of a model; for a hub name the snapshot, downloaded where it is not there yet.
 
-    `code` are further patterns of files to download. Raises LongRopeError when there is no such model.
+    `code` are further patterns of files to download; the `weights` may be left out. Raises LongRopeError when there is
+    no such model.
     """
     place = Path(resolve(model_name))
     if place.is_dir():  # its files are checked
         return place
-    patterns = ["config.json", "README.md", SINGLE, INDEX, "model-*.safetensors", *_COMPANIONS, *code]
+    patterns = ["config.json", "README.md", *_COMPANIONS, *code]
+    patterns += [SINGLE, INDEX, "model-*.safetensors"] if weights else []
     try:
         snapshot = Path(snapshot_download(model_name, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds of error
@@ -256,11 +259,23 @@ def copy_companions(source: Path, folder: Path, code: tuple[str, ...] = ()) -> N
                 shutil.copyfile(file, target)
 
 
-def copy_weights(source: Path, folder: Path) -> None:
-    """Copy the weight files, and their index where there is one, byte for byte."""
-    names = weight_files(source)
-    for name in [*names, *([INDEX] if (source / INDEX).is_file() else [])]:
-        shutil.copyfile(source / name, folder / name)
+def place_weights(source: Path, folder: Path, *, copy: bool = False) -> str:
+    """The weight files of `source` in `folder`, byte for byte, as clones, hard links or, with `copy`, copies.
+
+    Returns how they came there, as `share` does. Their index, where there is one, is copied.
+    """
+    how = {place_file(source / name, folder, copy=copy) for name in weight_files(source)}
+    if (source / INDEX).is_file():
+        shutil.copyfile(source / INDEX, folder / INDEX)
+    return " and ".join(sorted(how))
+
+
+def place_file(file: Path, folder: Path, *, copy: bool = False) -> str:
+    """One file as `place_weights` places them all."""
+    if not copy:
+        return share(file, folder / file.name)
+    shutil.copyfile(file, folder / file.name)
+    return COPIED
 
 
 def raise_limits(folder: Path, length: int) -> None:

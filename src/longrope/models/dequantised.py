@@ -19,11 +19,11 @@ def model_folder(name: str, code: tuple[str, ...] = (), *, weights: bool = True)
     """The folder with the files of the model `name`: its own, or for a GGUF file a temporary one.
 
     The weights of a GGUF file are dequantised once, to the dtype in which its numbers are exact. Without `weights`, a
-    temporary folder has config.json and the tokenizer alone. `code` are further patterns of files to download.
-    Raises LongRopeError when there is no such model.
+    temporary folder has config.json and the tokenizer alone, and none are downloaded. `code` are further patterns of
+    files to download. Raises LongRopeError when there is no such model.
     """
     if gguf_path(name) is None:
-        yield source_folder(name, code)
+        yield source_folder(name, code, weights=weights)
         return
     with tempfile.TemporaryDirectory(prefix="longrope-dequantised-") as temporary:
         folder = Path(temporary)

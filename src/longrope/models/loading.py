@@ -119,11 +119,13 @@ def load_model(
     device: str = "cpu",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
     """A causal language model in eval mode, on `device`.
 
     `dtype`: float32, bfloat16, float16, float64, checkpoint (its own), or auto: float32 on a CPU, its own elsewhere.
-    A quantised GGUF file's own is float32, in which its numbers are exact.
+    A quantised GGUF file's own is float32, in which its numbers are exact. `config` stands in for the model's own,
+    which is not looked at then; weights for which it has no place are passed over.
     Raises LongRopeError when the folder or name holds no such model, or its weights are neither safetensors nor a GGUF
     file, or incomplete.
     """
@@ -138,9 +140,12 @@ def load_model(
     model: PreTrainedModel
     if (path := gguf_path(name)) is not None:
         file = read_gguf(path)
-        model = load_gguf_weights(file, gguf_config(file), stored_dtype(file) if own else wanted, attn_implementation)
+        model = load_gguf_weights(
+            file, config or gguf_config(file), stored_dtype(file) if own else wanted, attn_implementation
+        )
         return _moved(model, target, name)
-    load_config(name, trust_remote_code=trust_remote_code)  # a config without consent to its code is refused here
+    if config is None:
+        load_config(name, trust_remote_code=trust_remote_code)  # a config without consent to its code is refused here
     model, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
         name,
@@ -150,6 +155,7 @@ def load_model(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
+        **({} if config is None else {"config": config}),
     )
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers
         raise LongRopeError(

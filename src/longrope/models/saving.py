@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError, one_line
+from longrope.file_links import separate
 from longrope.models.checkpoint_files import RECORD, export_record
 from longrope.models.rope_readers import keys_read_by_attention
 from longrope.models.rotary import LongRopeRotary
@@ -53,6 +54,8 @@ class SaveHook(MethodHook):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model, scaling = self.scaled.model, self.scaled.scaling
+        if (place := args[0] if args else kwargs.get("save_directory")) and self.name == "save_pretrained":
+            separate(Path(place), "*.safetensors")  # an export's are links to its source, and may be written in place
         # An adapter that transformers loaded is saved alone, without a config.
         if getattr(model, "_hf_peft_config_loaded", False) or _changes_nothing(model, scaling):
             return self.own(*args, **kwargs)

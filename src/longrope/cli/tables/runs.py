@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from longrope.cli.common import is_verbose, number, output, say, show_table
 from longrope.cli.tables.evaluation import show_evaluation
+from longrope.file_links import ABSENT, LINKED
 from longrope.quantities import format_duration
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ def show_finetune(result: FinetuneResult) -> None:
     output.print(f"scaling:    {result.path}")
 
 
+_WEIGHTS = {
+    ABSENT: ": add these files to the repository that has them",
+    LINKED: " to the source's: what is saved here in place changes both; --copy makes files of its own",
+}
+"""Remarks on how the weight files of an export came there."""
+
+
 def show_export(done: ExportResult) -> None:
     """Print what was written, its proof, its losses, the most important remark, and the commands that serve it.
 
@@ -73,9 +81,14 @@ def show_export(done: ExportResult) -> None:
     if check := done.verification:
         say(
             f"proved: reloaded with transformers: frequencies equal to {check.max_frequency_error:.1e}, logits to "
-            f"{check.max_logit_error_short:.1e} inside and {check.max_logit_error_long:.1e} beyond the original window",
+            f"{check.max_logit_error_short:.1e} inside and {check.max_logit_error_long:.1e} beyond the original window"
+            + ("" if check.layers is None else f", with the first {check.layers[0]} of {check.layers[1]} layers"),
             "  ",
         )
+    elif done.card_has_notes:
+        say("not proved: nothing was reloaded, and the model card says so", "  ")
+    if done.weights:
+        say(f"weights: {done.weights}{_WEIGHTS.get(done.weights, '')}", "  ")
     if done.proof:
         say(f"proved: {done.proof}", "  ")
     for loss in done.unsupported:
@@ -86,7 +99,9 @@ def show_export(done: ExportResult) -> None:
             say(f"note: {note}", "  ")
         elif done.card_has_notes and not note.startswith(done.to_know):
             say(f"note: {note.partition('. ')[0].rstrip('.')}", "  ")  # the rest is in the card
-    output.print("serve:")
+    if done.pushed:
+        say(f"pushed: {done.pushed}", "  ")
+    output.print("serve:" if done.servings else "serve: the repository that these files are added to")
     for serving in done.servings:
         for line in serving.lines() if is_verbose() else serving.heads():
             output.print(f"  {line}")
