@@ -44,7 +44,7 @@ LENGTH = "16k"
 SEARCH = f"--target-length {LENGTH} --samples 1 --data book:an-american-tragedy"
 SEARCHES = {
     "gradient": "--method gradient --steps 4 --no-continuation",
-    "evolution": "--method longrope --population 16 --iterations 2",
+    "evolution": "--method longrope --population 16 --iterations 3",
 }
 LOAD = "--dtype bfloat16 --attn-implementation blocked"
 CLOSED_FORMS = "none,yarn,ntk,ntk-critical,pi"
