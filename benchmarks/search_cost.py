@@ -63,7 +63,8 @@ SAMPLES = 3  # texts that a candidate is scored on
 TRIALS = 100  # held-out needles
 TEXTS = 20  # held-out texts
 METHODS: dict[str, dict[str, Any]] = {
-    "released": {"method": "longrope"},  # its space and seed are exchanged below
+    "released": {"method": "longrope"},  # April 2024: its space and seed are exchanged below
+    "released, main": {"method": "longrope"},
     "longrope": {"method": "longrope"},
     "longrope2": {"method": "longrope2"},
     "longrope, raced": {"method": "longrope", "racing": True},
@@ -118,8 +119,8 @@ def run_cell(
         prepared = build(loaded, objectives, target, options)
         header = identity(prepared, loaded, texts, target, options)
         header |= {"benchmark": method, "dtype": str(loaded.model.dtype)}
-        if method == "released":
-            prepared = _released(loaded, prepared, target, seed)
+        if method.startswith("released"):
+            prepared = _released(loaded, prepared, target, seed, sweep=method == "released")
         if method == "gradient, only continued":
             prepared = _only_continued(prepared)
         if method == "ramps alone":
@@ -175,10 +176,10 @@ def closed_form_cell(loaded: LoadedModel, objective: str, ratio: int, name: str,
         remove_scaling(loaded.model)
 
 
-def _released(loaded: LoadedModel, prepared: PreparedSearch, target: int, seed: int) -> PreparedSearch:
+def _released(loaded: LoadedModel, prepared: PreparedSearch, target: int, seed: int, *, sweep: bool) -> PreparedSearch:
     """The search with the released code's space and only seed."""
     geometry = loaded.geometry
-    space = ReleasedSpace(target / geometry.original_length)
+    space = ReleasedSpace(target / geometry.original_length, sweep)
     optimizer = Evolution(space, [space.snap(yarn(geometry, target))], EvolutionSettings(seed=seed))
     run = partial(
         evolution_search,

@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 ORDER = (
     "yarn",
     "released",
+    "released, main",
     "longrope",
     "longrope, raced",
     "longrope2",
@@ -37,7 +38,8 @@ ORDER = (
 )
 NAMES = {
     "yarn": "YaRN",
-    "released": "released evolution",
+    "released": "released evolution, April 2024",
+    "released, main": "released evolution, main branch",
     "longrope": "LongRoPE",
     "longrope2": "LongRoPE2",
     "cma": "CMA-ES",
@@ -45,6 +47,7 @@ NAMES = {
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell variants of one method.
 STYLES = {
     "released": ("#000000", "-"),
+    "released, main": ("#000000", "--"),
     "longrope": ("#0072B2", "-"),
     "longrope, raced": ("#0072B2", "--"),
     "longrope2": ("#56B4E9", "-"),
