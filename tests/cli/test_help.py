@@ -10,7 +10,9 @@ import sys
 import pytest
 from rich.console import Console
 
+from longrope.cli.errors import options_by_name
 from longrope.cli.main import MODULES, VERBS, app, options_of
+from longrope.search.config import SearchConfig
 from scripts.option_tables import PAGE, page
 
 
@@ -30,6 +32,15 @@ def test_help_at_80_columns(verb: str) -> None:
             assert name in words, f"{name} is cut off"
         assert option.parameter.help, f"{option.name} has no help"
         assert option.parameter.help.split()[0] in words
+
+
+@pytest.mark.parametrize("verb", ["search", "extend"])
+def test_the_help_of_a_setting_of_some_methods_names_them(verb: str) -> None:
+    options = options_by_name(options_of(verb))
+    for name in SearchConfig.model_fields.keys() & options.keys():
+        methods = SearchConfig.OF_METHODS.get(name)
+        shown = options[name].parameter.help or ""
+        assert shown.endswith(f" For {', '.join(methods)}.") if methods else " For " not in shown, name
 
 
 @pytest.mark.parametrize("verb", VERBS)

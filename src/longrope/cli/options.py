@@ -99,7 +99,7 @@ ProofLoad = Annotated[
 
 # search
 
-Workers = Annotated[PositiveInt | None, option("Search in so many Ray processes, one model replica each.")]
+Workers = Annotated[PositiveInt | None, option("Search in this many Ray processes, one model replica each.")]
 RayAddress = Annotated[str | None, option("The Ray cluster to search on: auto, or HOST:PORT.")]
 
 # eval
@@ -135,7 +135,7 @@ Measured = Annotated[
 ]
 SuiteSettings = Annotated[EvalConfig, Options("Suites")]
 Server = Annotated[ServerOptions, Options("A server as MODEL", place=4)]
-OwnScaling = Annotated[Path | None, option("A scaling.json; without it, the model as it is.")]
+OwnScaling = Annotated[Path | None, option("The scaling.json to measure. Default: the model as it is.")]
 ClosedFormLength = Annotated[
     str | None,
     option(
@@ -147,13 +147,16 @@ Original = Annotated[
     str | None, option("The model before it was trained, for 'original' and retention. Default: MODEL.")
 ]
 AllowSeen = Annotated[bool, option("Measure on documents that the search or training has seen; the results say so.")]
-Results = Annotated[Path | None, out("Write the results as a new JSON file here.")]
+Results = Annotated[Path | None, out("A new JSON file for the results.")]
 ResumeCells = Annotated[bool, option("Go on with a run that was stopped: its -o NAME.json left NAME.cells.jsonl.")]
 
 # finetune
 
-TrainedScaling = Annotated[Path, option("The scaling.json of a search.")]
-Rank = Annotated[PositiveInt | None, option("Train updates of this rank, embeddings and norms.", metavar="RANK")]
+TrainedScaling = Annotated[Path, option("The scaling.json of a search, to train the model for.")]
+Rank = Annotated[
+    PositiveInt | None,
+    option("LoRA: train updates of this rank, embeddings and norms, not all weights.", metavar="RANK"),
+]
 Alpha = Annotated[float | None, option("LoRA's alpha: updates are scaled by alpha / rank. Default: 16.")]
 Adapter = Annotated[bool, option("LoRA: leave adapter/ for peft instead of merged weights.")]
 Trainer = Annotated[
@@ -186,8 +189,10 @@ OptionalLength = Annotated[
         metavar="TOKENS",
     ),
 ]
-AllowLossy = Annotated[bool, option("Export even what the runtime cannot express.")]
-EvalData = Annotated[list[str] | None, option("Other text to compare on.", metavar="TEXT", group=_COMPARISON)]
+AllowLossy = Annotated[bool, option("Export without the parts that the runtime cannot express, and name them.")]
+EvalData = Annotated[
+    list[str] | None, option("Text to compare on, other than that of the search.", metavar="TEXT", group=_COMPARISON)
+]
 EvalLengths = Annotated[
     str | None, option("Context lengths. Default: L, 2L, … L'.", "--lengths", metavar="N,N,…", group=_COMPARISON)
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -39,8 +39,8 @@ TimeLimit = Annotated[
     Parameter(
         name="--time-limit",
         metavar="TIME",
-        help="Stop after so long, as in 3h55m or 03:55:00, so that --resume goes on. Exit code 75, as after SIGTERM and"
-        " SIGUSR1.",
+        help="Stop after this time, such as 3h55m or 03:55:00, so that --resume goes on. Exit code 75, as after SIGTERM"
+        " and SIGUSR1.",
     ),
 ]
 Quiet = Annotated[bool, Parameter(name=("--quiet", "-q"), group=OUTPUT, help="No progress and no remarks.")]
@@ -75,7 +75,10 @@ class Options:
         config: type[Settings] = self.of or hint
         make: Callable[..., Any] = dict if self.of else config
         chosen = [name for name in self.only or config.model_fields if name not in self.without]
-        fields: dict[str, Any] = {name: self._field(name, config.model_fields[name]) for name in chosen}
+        methods_of: Mapping[str, tuple[str, ...]] = getattr(config, "OF_METHODS", {})
+        fields: dict[str, Any] = {
+            name: self._field(name, config.model_fields[name], methods_of.get(name, ())) for name in chosen
+        }
         lists = [name for name in chosen if get_origin(config.model_fields[name].annotation) is tuple]
 
         def made(_view: type[BaseModel], given: dict[str, Any], _handler: Any) -> Any:
@@ -86,8 +89,8 @@ class Options:
         required = any(info.is_required() for info in view.model_fields.values())
         return Annotated[view, Parameter(name="*", group=Group(self.group, sort_key=self.place))], make, required
 
-    def _field(self, name: str, info: FieldInfo) -> tuple[Any, Any]:
-        """The type and the pydantic field that show the setting `name` as an option."""
+    def _field(self, name: str, info: FieldInfo, methods: Sequence[str]) -> tuple[Any, Any]:
+        """The type and the pydantic field that show the setting `name`, of `methods` alone if any, as an option."""
         option = self.names.get(name, f"--{name.replace('_', '-')}")
         text = " ".join(self.helps.get(name, info.description or "").replace("`", "").split())
         default: Any = info.default
@@ -95,6 +98,7 @@ class Options:
         if name in self.defaults:
             default = self.defaults[name]
             text = text if default is None else text.partition(" Default:")[0]
+        text += f" For {', '.join(methods)}." if methods else ""
         if name in self.switches:
             default, kind = "on" if default else "off", str
         elif get_origin(kind) is tuple:

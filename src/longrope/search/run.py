@@ -140,8 +140,8 @@ def search_scaling(
 
     `output_dir` is a new folder for the scaling, the log and the summary (by default a temporary one); with `resume`,
     a search that was interrupted in it goes on to the end that it would have had, and begins where there is none.
-    `workers` computes in so many Ray processes, of the cluster at `ray_address` if given, with the same result bit for
-    bit on the same hardware.
+    `workers` computes in that many Ray processes, of the cluster at `ray_address` if given, with the same result bit
+    for bit on the same hardware.
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
