@@ -35,8 +35,8 @@ def show_evaluation(rows: Sequence[EvalRow]) -> None:
         if suite == "ruler":
             _effective_lengths(own)
     if marked:
-        by_text = ", taken text by text: less than the ± of either" if any(row.losses for row in rows) else ""
-        says = "* the best of its column, and those whose difference from it is within the standard error of that"
+        by_text = " (text by text, so less than ±)" if any(row.losses for row in rows) else ""
+        says = "* the best of its column, and those that differ from it by no more than the standard error of the"
         say(f"{says} difference{by_text}", "  ")
 
 
