@@ -7,7 +7,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,42 @@ def check_output_folder(path: Path) -> None:
             code="output-exists",
             hint=f"go on with the run in it by `resume`, or {ANOTHER_FOLDER}" if begun else ANOTHER_FOLDER,
         )
+
+
+class NewOutput:
+    """The output of a run that may still be refused: the folders that it makes, and the files that it says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folders = [place for place in (folder, *folder.parents) if not place.exists()]
+        self._written: list[Path] = []
+
+    def wrote(self, *paths: Path) -> None:
+        """Files of the run that nobody misses if it is refused, and folders that are empty then."""
+        self._written += paths
+
+    def keep(self) -> None:
+        """The run has begun: from here on its output is what it can be resumed from."""
+        self._folders, self._written = [], []
+
+    def remove(self) -> None:
+        """Remove the files, and the folders as far as they are empty then."""
+        for path in [*self._written, *self._folders]:
+            with suppress(OSError):  # a folder that is not empty is somebody's
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def nothing_left_if_refused(folder: Path) -> Iterator[NewOutput]:
+    """Removes the output in `folder` again when an error ends the block before it was kept.
+
+    For a new run. Ctrl-C and other stops are no refusal: what there is stays.
+    """
+    output = NewOutput(folder)
+    try:
+        yield output
+    except Exception:
+        output.remove()
+        raise
 
 
 def check_output_file(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from longrope.evaluation.retention import RetentionSuite
 from longrope.evaluation.ruler.suite import RulerSuite, summary_rows
 from longrope.evaluation.server.config import ServerOptions, is_server
 from longrope.evaluation.server.run import evaluate_server
-from longrope.evaluation.task_log import TaskLog, samples_of
+from longrope.evaluation.task_log import samples_of, task_log
 from longrope.locked import has_lines
 from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
@@ -188,9 +187,7 @@ def evaluate(
     for suite in prepared:
         suite.check()
     settings = _settings(context, prepared, comparison, wanted, list(against), target, before) | seen
-    start = TaskLog.resume if resume else TaskLog.create
-    log = None if path is None else start(log_path(path), settings | {"versions": versions()})
-    with log or nullcontext():
+    with task_log(path and log_path(path), settings | {"versions": versions()}, resume) as log:
         if path is not None:
             sweep(path.parent, path.name, log_path(path).name)
         measured = run_tasks(prepared, loaded, comparison, before, log, callbacks)

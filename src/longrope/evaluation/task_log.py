@@ -8,7 +8,8 @@ results.py, written at the end.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalRow, row_from_json
 from longrope.locked import LineLog, log_lines
-from longrope.storage import json_number
+from longrope.storage import json_number, nothing_left_if_refused
 
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # what a changed line raises
 
@@ -117,6 +118,27 @@ class TaskLog(LineLog):
         """Keep a finished task. Raises LongRopeError when it cannot be written; the tasks before it are kept."""
         self.write(result.to_json())
         self.results[result.key] = result
+
+
+@contextmanager
+def task_log(path: Path | None, settings: dict[str, Any], resume: bool) -> Iterator[TaskLog | None]:
+    """The log at `path` of an evaluation with these settings, to go on with or new; None without a path.
+
+    Of a new one that is refused before its first task is finished, nothing stays.
+    """
+    if path is None:
+        yield None
+    elif resume:
+        with TaskLog.resume(path, settings) as log:
+            yield log
+    else:
+        with nothing_left_if_refused(path.parent) as output, TaskLog.create(path, settings) as log:
+            output.wrote(path)
+            try:
+                yield log
+            finally:
+                if log.results:
+                    output.keep()
 
 
 def samples_of(measured: Sequence[TaskResult]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import SCALING
-from longrope.storage import new_output_folder, read_json, write_json_atomic, write_text_atomic
+from longrope.storage import NewOutput, new_output_folder, read_json, write_json_atomic, write_text_atomic
 from longrope.written import move_up, temporary_folder
 
 
@@ -98,7 +98,7 @@ def export_hf(
         read = keys_read_by_attention(model_config, trust_remote_code=trust_remote_code)
         to_know = thing_to_know(family, expressed)
         written = _exported_config(raw, model_config, expressed, read) | {RECORD: expressed.record()}
-        existed = output.is_dir()
+        begun = NewOutput(output)
         new_output_folder(output)
         try:
             # Everything is made and proved in a folder inside `output`, then moved up: the config last, because a
@@ -149,14 +149,14 @@ def export_hf(
                 )
                 write_text_atomic(folder / CARD, card)
                 move_up(folder, last="config.json")
+            begun.keep()
         except OSError as error:
             raise LongRopeError(
                 f"cannot write the checkpoint to {output}: {one_line(error)}; nothing was left there",
                 code="output-not-writable",
             ) from error
         finally:
-            if not existed and output.is_dir() and not any(output.iterdir()):
-                output.rmdir()
+            begun.remove()
         servings = [] if config.config_only else serving(str(output), model_name, family, expressed)
         return HfExport(verification, unsupported, notes_on(expressed), servings, to_know, weights)
 

@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from longrope.models.loading import LoadedModel, open_model, require_longer
 from longrope.models.texts import sources_or_books
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY
+from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY, WRITTEN
 from longrope.search.config import SearchConfig
 from longrope.search.critical_dim import CriticalDims, critical_dim_by_objective, forms_with_critical_dim
 from longrope.search.evaluator import (
@@ -51,7 +51,7 @@ from longrope.search.replicas import numerics, ray_evaluator
 from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
 from longrope.search.verdict import SearchVerdict, search_verdict
 from longrope.search.windows import extended_by, kept_windows, notes_before
-from longrope.storage import json_ready, keep_or_write_json, new_output_folder
+from longrope.storage import json_ready, keep_or_write_json, new_output_folder, nothing_left_if_refused
 from longrope.units import parse_length
 from longrope.written import begin_record, has_record, sweep
 
@@ -207,7 +207,7 @@ def search(
         computing: AbstractContextManager[EvaluateEach] = nullcontext(serial)
         if workers is not None or ray_address is not None:
             computing = ray_evaluator(loaded, texts, workers=workers, address=ray_address, on_note=callbacks.on_note)
-        with computing as evaluate_each, _log(output_dir, header | {"record": record()}, resume) as log:
+        with computing as evaluate_each, _log(output_dir, header | {"record": record()}, resume) as (log, begun):
             evaluate = LoggedEvaluator(evaluate_each, log)
             windows = baselines(loaded, target_length)
             losses = _losses(evaluate, windows)
@@ -215,6 +215,7 @@ def search(
                 losses |= _losses(evaluate, given)
             if not any(map(math.isfinite, losses.values())):  # the search would come to nothing, hours later
                 raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
+            begun()
             callbacks.on_search_start(prepared.max_requests, losses)
             with evaluate.search(callbacks, target_length) as requests, _told_in_full(loaded, target_length):
                 outcome = prepared.run(evaluate, on_best=evaluate.report_best)
@@ -275,16 +276,25 @@ def _saved(
     return replace(result, scaling=scaling)
 
 
-def _log(output_dir: Path, header: dict[str, Any], resume: bool) -> SearchLog:
-    """The log to go on with, or that of a new run, in a new folder."""
-    if not resume:
+@contextmanager
+def _log(output_dir: Path, header: dict[str, Any], resume: bool) -> Iterator[tuple[SearchLog, Callable[[], None]]]:
+    """The log to go on with, or that of a new run, in a new folder; and what to call when the search begins.
+
+    Of a new run that is refused before, nothing stays.
+    """
+    if resume:
+        with SearchLog.resume(output_dir / SEARCH_LOG, header) as log:
+            sweep(output_dir, SEARCH_LOG, SEARCH_SUMMARY, SCALING)
+            yield log, lambda: None
+        return
+    with nothing_left_if_refused(output_dir) as output:
         new_output_folder(output_dir)
         if has_record(output_dir.parent):  # of a recovery in a recipe
             begin_record(output_dir)
-        return SearchLog.create(output_dir / SEARCH_LOG, header)
-    log = SearchLog.resume(output_dir / SEARCH_LOG, header)
-    sweep(output_dir, SEARCH_LOG, SEARCH_SUMMARY, SCALING)
-    return log
+            output.wrote(output_dir / WRITTEN)
+        with SearchLog.create(output_dir / SEARCH_LOG, header) as log:
+            output.wrote(log.path)
+            yield log, output.keep
 
 
 def _forms_given(loaded: LoadedModel, target_length: int, config: SearchConfig) -> dict[str, Window]:

@@ -301,7 +301,7 @@ def _run_trainer(
     given = callbacks or Callbacks()
     callbacks = given if first else _OtherProcess(given)
     PartialState().wait_for_everyone()  # until all have looked at the folder, nothing appears in it
-    with claimed(output_dir, run.identity, resume) if first else nullcontext("") as name:
+    with claimed(output_dir, run.identity, resume) if first else nullcontext(("", _nothing)) as (name, begun):
         last = _from_first_process(last_sealed(output_dir / TRAINER, name) if first else None)
         trainer = make_trainer(
             model,
@@ -311,6 +311,7 @@ def _run_trainer(
             scaled=handle,
             windows=run.windows,
             run=name,
+            on_step=begun,
             shared=shared,
             callbacks=callbacks,
             trainer_callbacks=reports.callbacks() if first else [],
@@ -327,6 +328,10 @@ def _run_trainer(
             )
             done.write(output_dir)
         PartialState().wait_for_everyone()
+
+
+def _nothing() -> None:
+    pass
 
 
 class _OtherProcess(Callbacks):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 
 from longrope.errors import LongRopeError, one_line
 from longrope.locked import FolderLock
-from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_IDENTITY, FINETUNE_SUMMARY, SCALING, TRAINER
+from longrope.run_files import ADAPTER, CHECKPOINT, FINETUNE_IDENTITY, FINETUNE_SUMMARY, SCALING, TRAINER, WRITTEN
 from longrope.storage import (
     check_output_folder,
     json_ready,
     new_output_folder,
+    nothing_left_if_refused,
     read_json,
     refuse_links,
     write_json_atomic,
@@ -80,15 +81,27 @@ def check_run_folder(output_dir: Path, resume: bool) -> None:
 
 
 @contextmanager
-def claimed(output_dir: Path, identity: dict[str, Any], resume: bool) -> Iterator[str]:
-    """Lock the run folder for the block and give the name of its run, drawn when the run is new.
+def claimed(output_dir: Path, identity: dict[str, Any], resume: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Lock the run folder for the block and give the name of its run, drawn when the run is new, and what to call when
+    its first step is done. Of a new run that is refused before, nothing stays.
 
     What a killed process has left is removed.
 
     Raises LongRopeError when another process trains there, or when the folder's run has another identity.
     """
     if not resume:
-        _begin(output_dir, {"run": secrets.token_hex(16)} | identity)
+        with nothing_left_if_refused(output_dir) as output:
+            _begin(output_dir, {"run": secrets.token_hex(16)} | identity)
+            output.wrote(*(output_dir / name for name in (FINETUNE_IDENTITY, TRAINER, WRITTEN)))
+            with _locked(output_dir, identity) as run:
+                yield run, output.keep
+        return
+    with _locked(output_dir, identity) as run:
+        yield run, lambda: None
+
+
+@contextmanager
+def _locked(output_dir: Path, identity: dict[str, Any]) -> Iterator[str]:
     found = read_json(output_dir / FINETUNE_IDENTITY)
     busy = f"another process is training in {output_dir}"
     with FolderLock(output_dir, busy, name=FINETUNE_IDENTITY, create=False):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     removes older ones. `stopped`: the run was asked to stop, and ended after a step, with a checkpoint.
     """
 
-    def __init__(self, run: str, config: FinetuneConfig, dtype: torch.dtype, callbacks: Callbacks) -> None:
-        self.run, self.callbacks = run, callbacks
+    def __init__(
+        self,
+        run: str,
+        config: FinetuneConfig,
+        dtype: torch.dtype,
+        callbacks: Callbacks,
+        on_step: Callable[[], None],
+    ) -> None:
+        self.run, self.callbacks, self.on_step = run, callbacks, on_step
         self.length, self.tokens_per_step = config.length, config.rows_per_step * config.length
         self.dtype = str(torch.bfloat16 if config.bf16 else dtype).removeprefix("torch.")
         self.began, self.first = 0.0, 0
@@ -156,10 +163,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 if not math.isfinite(logs.get(name) or 0.0):
                     raise LongRopeError(
                         f"the {what} of step {state.global_step} is not finite ({logs[name]}), at {self.length} tokens "
-                        f"in {self.dtype}; checkpoints up to here are kept",
+                        f"in {self.dtype}" + "; checkpoints up to here are kept" * (state.global_step > 1),
                         code="not-finite",
                         hint=f"use a lower `learning_rate`, or {remedy(self.dtype)}",
                     )
+            self.on_step()
             rate = (state.global_step - self.first) * self.tokens_per_step / max(time.monotonic() - self.began, 1e-9)
             self.callbacks.on_train_progress(TrainProgress(state.global_step, logs["loss"], rate))
 
@@ -291,14 +299,16 @@ def make_trainer(
     scaled: ScaledModel,
     windows: Mapping[str, Window],
     run: str,
+    on_step: Callable[[], None] = lambda: None,
     shared: SharedRows | None = None,
     callbacks: Callbacks | None = None,
     trainer_callbacks: Sequence[TrainerCallback] = (),
 ) -> WindowTrainer:
     """The trainer of `rows`. `windows`: one for every part of the mix; `run`: the name that its checkpoints are sealed
-    with; `shared`: from `context_parallel`, where processes share rows.
+    with; `on_step`: called after each step whose loss is a number; `shared`: from `context_parallel`, where processes
+    share rows.
     """
-    own = RunCallback(run, config, scaled.model.dtype, callbacks or Callbacks())
+    own = RunCallback(run, config, scaled.model.dtype, callbacks or Callbacks(), on_step)
     trainer = WindowTrainer(
         scaled=scaled,
         windows=windows,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from longrope.evaluation.retrieval import joined
 from longrope.evaluation.ruler.suite import RulerSuite, ruler_row, summary_rows
 from longrope.evaluation.server.client import Server
 from longrope.evaluation.server.config import ServerOptions
-from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult, samples_of
+from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult, samples_of, task_log
 from longrope.models.loading import load_tokenizer
 from longrope.models.texts import sources_or_books
 from longrope.provenance import versions
@@ -96,9 +95,7 @@ def evaluate_server(
         "suites": {suite.name: suite.settings() for suite in prepared},
         **seen,
     }
-    begin = TaskLog.resume if resume else TaskLog.create
-    log = None if log_file is None else begin(log_file, settings | {"versions": versions()})
-    with log or nullcontext():
+    with task_log(log_file, settings | {"versions": versions()}, resume) as log:
         results = list(_run(server, prepared, log, callbacks))
     rows = [row for result in results for row in result.rows]
     if ruler := [row for row in rows if row.suite == RulerSuite.name]:
