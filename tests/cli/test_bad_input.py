@@ -71,7 +71,10 @@ def test_target_lengths(refused, checkpoint, texts, tmp_path):
     assert "above the model's window of 64" in refused(*search(checkpoint, texts, tmp_path, **{"--target-length": 64}))
     for target in ("-4", "4g"):
         assert "a length must be" in refused(*search(checkpoint, texts, tmp_path, **{"--target-length": target}))
-    assert "above the model's window" in refused("extend", checkpoint, "--target-length", 64, "-o", tmp_path / "run")
+    assert "above the model's window" in refused(
+        "extend", checkpoint, "--target-length", 64, "-o", tmp_path / "run", "--data", texts / "search.txt",
+        "--eval-data", texts / "other.txt",
+    )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 

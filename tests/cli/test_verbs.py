@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from longrope.rope.geometry import RopeGeometry
 from longrope.rope.presets import preset_names
 from longrope.rope.scaling import RopeScaling
 from tests.search.lengths import NEEDLE_LENGTH
@@ -146,7 +147,7 @@ def test_eval_compares_the_same_samples(cli, checkpoint, texts, searched):
         "--against", "none,pi,dynamic-ntk", "--data", texts / "other.txt", "--samples", 3, "--json",
     )  # fmt: skip
     found = json.loads(ran.out)["results"]
-    assert set(found[0]) == {"suite", "scaling", "length", "metric", "value", "stderr", "trials", "detail"}
+    assert set(found[0]) == {"suite", "scaling", "length", "metric", "value", "stderr", "trials", "detail", "losses"}
     rows = [row for row in found if row["metric"] == "perplexity"]
     assert len(rows) == 4 * 3
     value = {(row["scaling"], row["length"]): row["value"] for row in rows}
@@ -211,6 +212,33 @@ def test_extend_makes_everything(cli, checkpoint, texts, tmp_path):
     for name in ("search.jsonl", "scaling.json", "search.json", "eval.json", "extend.json", "report.html"):
         assert (out / name).stat().st_size > 0
     assert (out / "checkpoint" / "README.md").read_text().count("| longrope |") == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("search", ("--target-length", 256)),
+        ("eval", ("--lengths", 64)),
+        ("eval", ("--suite", "passkey,needle", "--lengths", 64)),
+        ("finetune", ("--scaling", "scaling.json", "--length", 256)),
+        ("extend", ("--target-length", 256)),
+        ("extend", ("--recipe", "quick")),
+    ],
+    ids=str,
+)
+def test_missing_texts_are_found_before_a_model_is_read(cli, checkpoint, tmp_path, verb, options):
+    """The model here has a config and no weights: reading it would be another error, minutes later for a large one."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text((checkpoint / "config.json").read_text())
+    scaling = RopeScaling.extended(RopeGeometry(32, 10_000.0, 64), 256, [2.0] * 16)
+    scaling.save(tmp_path / "scaling.json")
+    given = [tmp_path / part if part == "scaling.json" else part for part in options]
+    ran = cli(verb, model, *given, "-o", tmp_path / "out")
+    assert (ran.code, ran.out) == (2, "")
+    assert "texts" in ran.err
+    assert "--data" in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("given", [(), ("--data", "search.txt"), ("--eval-data", "other.txt")], ids=str)

@@ -41,7 +41,7 @@ def run(
     budget = DEMONSTRATION if evolves else {"samples": DEMONSTRATION["samples"]}
     config = SearchConfig(**budget | search)
     model = model or EMBEDDED
-    check_data(model, job["search_data"], job["evaluation_data"], job["field"])
+    check_data(model, job["search_data"], job["evaluation_data"], job["field"], load)
     found = inspect_model(model, original_length=load.original_length, trust_remote_code=load.trust_remote_code)
     if not as_json:
         show_inspection(found)

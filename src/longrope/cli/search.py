@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from longrope.cli import options as given
 from longrope.cli.common import print_json, quiet_libraries, warn
@@ -38,22 +38,15 @@ def command(
     if not resume:
         check_output_folder(output_dir)
     from longrope.models.loading import open_model
+    from longrope.models.texts import require_texts
     from longrope.search.run import search
 
     quiet_libraries()
     texts = given.sources(data, field)
+    require_texts(model, texts, "search", load)
     loaded = open_model(model, options=load)
     with progress(lambda shown: shown.after_search(output_dir), log_dir, report_to) as shown:
-        result = search(
-            loaded,
-            length,
-            texts,
-            output_dir,
-            config,
-            resume=resume,
-            workers=workers,
-            ray_address=ray_address,
-            callbacks=shown,
-        )
+        job: dict[str, Any] = {"resume": resume, "workers": workers, "ray_address": ray_address}
+        result = search(loaded, length, texts, output_dir, config, callbacks=shown, **job)
     warn([f"{result.method}: {result.verdict}"] if result.verdict.worse else [])
     print_json(result.to_json() | result.verdict.to_json()) if as_json else show_search(result)

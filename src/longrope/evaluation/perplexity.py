@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
 from longrope.data.samples import Samples
-from longrope.data.sources import Field, TextData
+from longrope.data.sources import Field, TextData, as_sources
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext, EvalTask, PreparedTask, ScaledMethod, Suite, sources_of
 from longrope.evaluation.compare import Comparison, scaling_to_measure
@@ -34,6 +34,7 @@ from longrope.models.finite import not_finite, require_finite
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import token_nll
+from longrope.models.texts import require_texts
 from longrope.rope.baselines import Method
 from longrope.rope.scaling import RopeScaling
 from longrope.units import parse_lengths
@@ -78,6 +79,7 @@ def perplexity(
 
     Raises LongRopeError for lengths that the scaling or the texts cannot give, and for texts that were seen.
     """
+    require_texts(model, as_sources(data, field), "evaluation", load)
     loaded, windows = open_model(model, tokenizer, load), list(dict.fromkeys(parse_lengths(lengths)))
     check_lengths(windows, max(windows, default=0), stride)
     wanted, name = scaling_to_measure(loaded, scaling)

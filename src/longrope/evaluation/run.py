@@ -32,6 +32,7 @@ from longrope.locked import has_lines
 from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
+from longrope.models.texts import require_texts
 from longrope.provenance import CIRCUMSTANCES, finished, record, versions
 from longrope.rope.baselines import ORIGINAL, STRETCHING
 from longrope.rope.closed_forms import CLOSED_FORMS
@@ -159,6 +160,8 @@ def evaluate(
     aimed = None if target_length is None else parse_length(target_length)
     against = named_baselines(baselines)
     _refuse_unused(chosen, against, config, target_length if windows else None)
+    if any(suite.needs_text(config) for suite in chosen):
+        require_texts(model, as_sources(data, field), "evaluation", load)
     loaded = open_model(model, tokenizer, load)
     before = None if original is None else open_model(original, options=load)
     if before is not None and tokenizer_hash(before.tokenizer) != tokenizer_hash(loaded.tokenizer):

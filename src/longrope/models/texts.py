@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
@@ -14,7 +15,8 @@ from longrope.data.sources import TextSource
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError
 from longrope.models.checkpoint_files import EMBEDDED_MODELS
-from longrope.models.loading import LoadedModel
+from longrope.models.config import LoadOptions
+from longrope.models.loading import LoadedModel, config_and_scaling
 
 _ROLES = {"evaluation": " to measure on"}
 AnySource = TypeVar("AnySource", bound=TextSource)
@@ -37,6 +39,20 @@ def sources_or_books(
             hint="give a text file, folder, .jsonl, .json, .parquet or hf:NAME",
         )
     return [f"book:{book.name}" for book in shipped_books() if book.role == role]
+
+
+def require_texts(
+    model: object, sources: Sequence[TextSource], role: str, load: LoadOptions | None = None, argument: str = "data"
+) -> None:
+    """Raise LongRopeError as `sources_or_books` does where `model` is named and has no texts.
+
+    A job calls it before it reads a model of gigabytes. `load`: how the model would be loaded. Of a name that is no
+    model, or one without RoPE, the error says that: its config is read first.
+    """
+    if isinstance(model, str | Path) and not sources and str(model) not in EMBEDDED_MODELS:
+        load = load or LoadOptions()
+        config_and_scaling(model, load.original_length, trust_remote_code=load.trust_remote_code)
+        sources_or_books(str(model), sources, role, argument)
 
 
 def prepare_samples(

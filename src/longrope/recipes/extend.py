@@ -29,9 +29,10 @@ from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
 from longrope.locked import has_lines
 from longrope.models.apply import scaled
+from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.models.scoring import last_logits
-from longrope.models.texts import prepare_samples, sources_or_books
+from longrope.models.texts import prepare_samples, require_texts, sources_or_books
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.recipes.costs import StepCost, extension_costs, measure_rates
 from longrope.recipes.extend_gguf import check_file, export_file, extended_file, prove_file
@@ -171,18 +172,25 @@ def extend(
 
 
 def check_data(
-    model: str, search_data: Sequence[str], evaluation_data: Sequence[str], field: Field | None
+    model: str,
+    search_data: Sequence[str],
+    evaluation_data: Sequence[str],
+    field: Field | None,
+    load: LoadOptions | None = None,
 ) -> tuple[list[TextSource | str], list[TextSource | str]]:
     """The sources of the search and of the comparison; of an embedded model, its books where none are given.
 
-    Raises LongRopeError, naming the argument, where a model has no texts. It reads neither model nor texts.
+    Raises LongRopeError, naming the argument, where a model has no texts. It reads no weights and no texts.
     """
     own = field if search_data or not evaluation_data else None
-    of_evaluation = as_sources(evaluation_data, field if evaluation_data else None)
-    return (
-        sources_or_books(model, as_sources(search_data, own), "search", "search_data"),
-        sources_or_books(model, of_evaluation, "evaluation", "evaluation_data"),
-    )
+    given = {
+        "search": (as_sources(search_data, own), "search_data"),
+        "evaluation": (as_sources(evaluation_data, field if evaluation_data else None), "evaluation_data"),
+    }
+    for role, (sources, argument) in given.items():
+        require_texts(model, sources, role, load, argument)
+    of_search, of_evaluation = (sources_or_books(model, sources, role) for role, (sources, _) in given.items())
+    return of_search, of_evaluation
 
 
 def prepare_extension(
@@ -219,7 +227,7 @@ def prepare_extension(
         wanted = replace(kept.windows[-1], max_length=target_length)  # its factors do not matter here
         lost = unsupported_by_transformers(extended_by(loaded, kept, wanted))
         refuse_unsupported(lost, "transformers", "give `allow_lossy=True` to export the rest")
-    search_sources, evaluation_sources = check_data(loaded.name, search_data, evaluation_data, field)
+    search_sources, evaluation_sources = check_data(loaded.name, search_data, evaluation_data, field, loaded.options)
     held_out = read_all(evaluation_sources, tokenizer=loaded.tokenizer)
     searched = read_all(search_sources, tokenizer=loaded.tokenizer)
     require_disjoint([document.sha256 for document in searched], held_out)

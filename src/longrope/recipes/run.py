@@ -18,9 +18,9 @@ from longrope.callbacks import Callbacks
 from longrope.data.sources import Field, as_fields
 from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, open_model
+from longrope.models.loading import LoadedModel, config_and_scaling, open_model
 from longrope.provenance import record
-from longrope.recipes.check import TextRounds, check_recipe
+from longrope.recipes.check import TextRounds, check_recipe, stage_texts
 from longrope.recipes.costs import StepCost, measure_rates, recipe_costs
 from longrope.recipes.folder import RunFolder, read_object
 from longrope.recipes.graph import Step, steps
@@ -202,9 +202,12 @@ def prepare_recipe(
         raise LongRopeError(f"the recipe {name} is for any model", code="no-such-model", hint="give a `model`")
     if load.original_length is None:
         load = load.replace(original_length=original_length)
-    loaded = open_model(model, options=load)
-    original = loaded.geometry.original_length
+    trusted = load.trust_remote_code
+    original = config_and_scaling(model, load.original_length, trust_remote_code=trusted)[1].original_length
     recipe = load_recipe(name, original).with_data(tuple(data), tuple(eval_data), as_fields(field))
+    for stage in recipe.stages:  # before a model of gigabytes is read
+        stage_texts(model, recipe, stage)
+    loaded = open_model(model, options=load)
     if target_length is not None:
         recipe = recipe.with_target_length(parse_length(target_length))
     planned = steps(recipe, original, loaded.context_length)

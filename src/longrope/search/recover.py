@@ -23,6 +23,7 @@ from longrope.locked import has_lines
 from longrope.models.apply import kept_modes
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, open_model
+from longrope.models.texts import require_texts
 from longrope.provenance import record
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.scaling import RopeScaling, Window
@@ -100,12 +101,13 @@ def recover_scaling(
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
-    folder = Path(output_dir)
+    folder, sources = Path(output_dir), as_sources(data, field)
+    require_texts(model, sources, "search", load)
     with kept_modes(model):
         return recover(
             open_model(model, tokenizer, load),
             parse_lengths(lengths),
-            as_sources(data, field),
+            sources,
             folder,
             config,
             max_factor=max_factor,

@@ -29,7 +29,7 @@ from longrope.models.config import LoadOptions
 from longrope.models.fingerprint import fingerprint
 from longrope.models.finite import not_finite
 from longrope.models.loading import LoadedModel, open_model, require_longer
-from longrope.models.texts import sources_or_books
+from longrope.models.texts import require_texts, sources_or_books
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY, WRITTEN
@@ -149,11 +149,12 @@ def search_scaling(
         raise LongRopeError("expected the `output_dir` of the search to resume, found none", code="not-resumable")
     with kept_modes(model), tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary:
         folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
-        begun = has_lines(folder / SEARCH_LOG)
+        begun, sources = has_lines(folder / SEARCH_LOG), as_sources(data, field)
+        require_texts(model, sources, "search", load)
         return search(
             open_model(model, tokenizer, load),
             parse_length(target_length),
-            as_sources(data, field),
+            sources,
             folder,
             config,
             resume=resume and begun,  # the same call begins a search and continues it

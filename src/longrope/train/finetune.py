@@ -35,7 +35,7 @@ from longrope.models.finite import require_sound_weights
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.saving import plain_saves
 from longrope.models.scaled import ScaledModel
-from longrope.models.texts import check_vocabulary, sources_or_books
+from longrope.models.texts import check_vocabulary, require_texts, sources_or_books
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import TRAINER
@@ -106,6 +106,8 @@ def finetune(
         raise LongRopeError(
             "`cpu=False` trains on a GPU, and none is found here", code="invalid-setting", hint="leave it out"
         )
+    given = as_sources(data, field)
+    require_texts(model, given, "search", options)
     # The Trainer moves the model to its device.
     loaded = open_model(model, tokenizer, options.replace(device="cpu"))
     device = options.device if by_name else loaded.model.device.type
@@ -117,7 +119,7 @@ def finetune(
         )
     if cpu is None:
         cpu = device == "cpu"
-    sources = sources_or_books(loaded.name, as_sources(data, field), "search")
+    sources = sources_or_books(loaded.name, given, "search")
     try:
         _train(_prepared(loaded, scaling, sources, output_dir, config, cpu), output_dir, resume, reports, callbacks)
     finally:
