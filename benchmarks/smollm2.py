@@ -2,6 +2,7 @@
 
     python benchmarks/smollm2.py commands --books held-out/      # what `run` does, in order
     python benchmarks/smollm2.py run --books held-out/           # hours on a CPU; goes on where it was stopped
+    python benchmarks/smollm2.py run --books held-out/ --more    # then needles as the objective, fine-tuning, 32k
     python benchmarks/smollm2.py tables                          # benchmarks/results/smollm2.{json,md}, the figure
     python benchmarks/smollm2.py page --books held-out/          # text after 12,288 tokens, with and without a scaling
 
@@ -46,6 +47,10 @@ SEARCHES = {
     "gradient": "--method gradient --steps 4 --no-continuation",
     "evolution": "--method longrope --population 16 --iterations 3",
 }
+FINETUNING = (
+    "--length 16k --mix pieces:0.3,long:0.7 --steps 20 --batch 1 --warmup 2 --learning-rate 1e-5 --save-every 2 --bf16 "
+    "--attn-implementation blocked --data book:an-american-tragedy --data book:les-miserables"
+)
 LOAD = "--dtype bfloat16 --attn-implementation blocked"
 CLOSED_FORMS = "none,yarn,ntk,ntk-critical,pi"
 NAMES = {
@@ -54,7 +59,7 @@ NAMES = {
     "ntk": "NTK-aware",
     "ntk-critical": "NTK by critical dimension",
     "yarn": "YaRN",
-    "evolution": "LongRoPE's evolution, the gradient's budget",
+    "evolution": "LongRoPE's evolution",
     "gradient": "longrope, gradient",
 }
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -105,10 +110,44 @@ def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
     yield Stage(end, words, end.with_suffix(".cells.jsonl"))
 
 
-def run(model: str, books: Path, out: Path) -> None:
+def more_stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
+    """What needs a faster machine or a night: a search by needles, a short fine-tuning, four times the window."""
+    measure = ["--samples", str(len(list(books.glob("*.txt")))), "--data", str(books)]
+
+    def compared(name: str, subject: str, length: str, *options: str) -> Stage:
+        end = out / f"perplexity-{name}.json"
+        words = ["eval", subject, "--lengths", f"{length},8k", *measure, *options, *LOAD.split(), "-o", str(end)]
+        return Stage(end, words, end.with_suffix(".cells.jsonl"))
+
+    def searched(name: str, length: str, options: str) -> Stage:
+        data = f"--target-length {length} --samples 1 --data book:an-american-tragedy"
+        words = ["search", model, *shlex.split(f"{data} {options} {LOAD}"), "-o", str(out / name)]
+        return Stage(out / name / "scaling.json", words, out / name)
+
+    gradient = SEARCHES["gradient"]
+    yield searched("gradient-needle", LENGTH, f"--objective needle {gradient}")
+    yield compared("gradient-needle", model, LENGTH, "--scaling", str(out / "gradient-needle/scaling.json"))
+    trained = out / "trained"
+    words = [
+        "finetune",
+        model,
+        "--scaling",
+        str(out / "gradient/scaling.json"),
+        "-o",
+        str(trained),
+        *FINETUNING.split(),
+    ]
+    yield Stage(trained / "checkpoint/config.json", words, trained)
+    yield compared("trained", str(trained), LENGTH)
+    yield searched("gradient-32k", "32k", gradient)
+    scaling = ["--scaling", str(out / "gradient-32k/scaling.json"), "--against", CLOSED_FORMS]
+    yield compared("gradient-32k", model, "32k", *scaling)
+
+
+def run(model: str, books: Path, out: Path, *, more: bool = False) -> None:
     """Every stage whose result is not there."""
     out.mkdir(parents=True, exist_ok=True)
-    for stage in stages(model, books, out):
+    for stage in [*stages(model, books, out), *(more_stages(model, books, out) if more else ())]:
         if not stage.end.exists():
             resume = ["--resume"] if stage.started.exists() else []
             command = [sys.executable, "-m", "longrope", *stage.words, *resume]
@@ -183,10 +222,10 @@ def needle_table(path: Path) -> list[str]:
     return lines
 
 
-def figure(found: Mapping[str, Measured], scalings: Mapping[str, RopeScaling], length: int, original: int) -> None:
-    """Perplexity by position in texts of `length` tokens, and the factors of the searches."""
+def figure(found: Mapping[str, Measured], length: int, original: int) -> None:
+    """Perplexity by position in texts of `length` tokens, and the difference to YaRN on each text."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    shown, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), gridspec_kw={"width_ratios": [1.5, 1]})
+    shown, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), gridspec_kw={"width_ratios": [1.3, 1]})
     for name, color in COLORS.items():
         if name not in found:
             continue
@@ -196,9 +235,10 @@ def figure(found: Mapping[str, Measured], scalings: Mapping[str, RopeScaling], l
         left.plot(middles, [math.exp(loss) for loss in losses], marker="o", markersize=3, color=color,
                   linewidth=2 if name == "gradient" else 1.2, label=NAMES[name])  # fmt: skip
     left.axvline(original, color="#999999", linewidth=1, linestyle=":")
-    left.text(original, left.get_ylim()[1], " trained window", va="top", color="#666666")
     left.set_xscale("log", base=2)
     left.set_yscale("log")
+    left.set_ylim(20, 200)
+    left.text(original * 0.95, 21, "trained window", ha="right", color="#666666")
     ticks = [2**power for power in range(8, 15)]
     left.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     left.set_yticks([20, 30, 50, 100, 200], ["20", "30", "50", "100", "200"])
@@ -207,12 +247,19 @@ def figure(found: Mapping[str, Measured], scalings: Mapping[str, RopeScaling], l
     left.set_title("perplexity by position", loc="left")
     left.grid(alpha=0.25, linewidth=0.5)
     left.legend(frameon=False, loc="upper left", fontsize=8)
-    for name, scaling in scalings.items():
-        factors = scaling.window_for(length).factors
-        right.plot(range(len(factors)), factors, color=COLORS[name], label=NAMES[name], linewidth=1.5)
-    right.set_xlabel("rotary pair, fastest first")
-    right.set_title("rescale factor λ", loc="left")
-    right.grid(alpha=0.25, linewidth=0.5)
+    yarn = found["yarn"].by_length[length].losses or {}
+    close = [name for name in COLORS if name in found and name not in ("none", "pi", "yarn")]
+    for row, name in enumerate(close):
+        losses_of = found[name].by_length[length].losses or {}
+        apart = [losses_of[text] - loss for text, loss in yarn.items()]
+        right.plot(apart, [row] * len(apart), "o", markersize=5, alpha=0.6, color=COLORS[name], markeredgewidth=0)
+        right.plot([sum(apart) / len(apart)] * 2, [row - 0.25, row + 0.25], color=COLORS[name], linewidth=2)
+    right.axvline(0, color=COLORS["yarn"], linewidth=1.2)
+    right.set_yticks(range(len(close)), [NAMES[name] for name in close])
+    right.set_ylim(-0.6, len(close) - 0.4)
+    right.set_xlabel(f"nats per token, {len(yarn)} texts of {length:,} tokens and their mean")
+    right.set_title("difference to YaRN (lower is better)", loc="left")
+    right.grid(alpha=0.25, linewidth=0.5, axis="x")
     shown.tight_layout()
     shown.savefig(FIGURE, dpi=130)
 
@@ -235,7 +282,7 @@ def tables(out: Path) -> None:
     }
     write_json_atomic(HERE / "results/smollm2.json", result)
     (HERE / "results/smollm2.md").write_text("\n".join(lines) + "\n")
-    figure(found, scalings, length, original)
+    figure(found, length, original)
     print("\n".join(lines))
 
 
@@ -268,6 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["commands", "run", "tables", "page"])
     parser.add_argument("--books", type=Path, help="a folder of books as .txt")
+    parser.add_argument("--more", action="store_true", help="with run: the stages that need a faster machine, too")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/smollm2"))
     given = parser.parse_args()
     if given.what == "tables":
@@ -277,10 +325,12 @@ def main() -> None:
         parser.error("expected --books with a folder of .txt files")
     model = subprocess.run([sys.executable, str(FETCH)], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     if given.what == "commands":
-        for stage in stages("SmolLM2-135M-Instruct.gguf", given.books, given.output):
+        name = "SmolLM2-135M-Instruct.gguf"
+        more = more_stages(name, given.books, given.output) if given.more else ()
+        for stage in [*stages(name, given.books, given.output), *more]:
             print(shlex.join(["longrope", *stage.words]))
     elif given.what == "run":
-        run(model, given.books, given.output)
+        run(model, given.books, given.output, more=given.more)
     else:
         page(model, given.books, given.output)
 

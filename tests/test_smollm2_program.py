@@ -16,12 +16,13 @@ def test_its_commands_are_understood(cli, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("text")
     (tmp_path / "other.txt").write_text("text")
     (tmp_path / "out").mkdir()
-    found = list(smollm2.stages(str(tmp_path / "no-model.gguf"), tmp_path, tmp_path / "out"))
-    assert len(found) == 2 * len(smollm2.SEARCHES) + 1
+    subject = str(tmp_path / "no-model.gguf"), tmp_path, tmp_path / "out"
+    found = [*smollm2.stages(*subject), *smollm2.more_stages(*subject)]
+    assert len(found) == 2 * len(smollm2.SEARCHES) + 1 + 6
     for stage in found:
         result = cli(*stage.words)
         assert result.code == 2
-        assert "no-model.gguf" in result.err or "scaling.json" in result.err, stage.words
+        assert any(name in result.err for name in ("no-model.gguf", "scaling.json", "out/trained")), stage.words
 
 
 def test_what_was_stopped_goes_on_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,16 @@ def test_outputs_and_gradients_are_those_of_the_fused_kernel(heads: int, key_hea
         torch.testing.assert_close(by_input, wanted, rtol=0, atol=1e-13)
 
 
+def test_under_autocast_it_computes_in_the_dtype_of_that() -> None:
+    inputs = [x.detach().float().requires_grad_() for x in _inputs(4, 2, 300)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = blocked.blocked_attention(*inputs, 0.3)
+    assert torch.equal(found, blocked.blocked_attention(*(x.bfloat16() for x in inputs), 0.3))
+    assert found.dtype == torch.bfloat16
+    found.sum().backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in inputs)
+
+
 @pytest.mark.parametrize("family", ["llama", "cohere", "gpt_neox", "gemma3_text"])
 def test_a_model_computes_what_it_computes_with_sdpa(family: str) -> None:
     """Sliding layers included, whose masks go to sdpa."""

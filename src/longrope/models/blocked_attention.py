@@ -30,7 +30,13 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale · q kᵀ) v with a causal mask: `q` (B, H, T, D), `k` and `v` (B, K, T, D) -> (B, H, T, D).
 
     H is a multiple of K: query heads in groups that share a key head, as in transformers' grouped-query attention.
+    Under autocast it computes in the dtype of that, as PyTorch's own does.
     """
+    device = q.device.type
+    if torch.is_autocast_enabled(device):
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+        with torch.autocast(device, enabled=False):
+            return _Blocked.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
     return _Blocked.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.models.blocked_attention import NAME as BLOCKED
 from longrope.rope.geometry import head_dim_of
 from longrope.train.config import FinetuneConfig
 
@@ -33,7 +34,7 @@ def least_bytes(model: PreTrainedModel, config: FinetuneConfig, *, shards: int, 
     row = config.micro_batch * config.length
     tokens = row // config.context_parallel
     kept = 1 if config.offload else text.num_hidden_layers
-    dense = packed and model.config._attn_implementation in ("sdpa", "eager")
+    dense = packed and model.config._attn_implementation in ("sdpa", "eager", BLOCKED)
     parts = {
         "weights": weights // shards,
         "gradients": trained * size // shards,
