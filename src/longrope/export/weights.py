@@ -52,7 +52,7 @@ class WeightPlan:
     parts: Mapping[str, Sequence[str]]
     """New tensor -> the stored tensors that are stacked into it on the first axis."""
     changes: Mapping[str, Change]
-    """Stored tensor -> how it changes before it is stacked."""
+    """Stored tensor -> the change of its values before it is stacked."""
 
 
 def stored_tensors(source: Path) -> dict[str, StoredTensor]:

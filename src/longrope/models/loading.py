@@ -214,7 +214,7 @@ class LoadedModel:
 
     @property
     def original_length_guess(self) -> str:
-        """How L was guessed; empty where the config states it, or it was given."""
+        """The way L was guessed, in words; empty where the config states it, or it was given."""
         return "" if self.options.original_length is not None else original_length_guess(self.model.config)
 
     def checkpoint_window(self, length: int) -> Window | None:

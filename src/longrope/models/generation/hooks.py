@@ -47,7 +47,7 @@ def hook_generation(scaled: ScaledModel) -> None:
 
 
 def cache_hook(scaled: ScaledModel) -> CacheHook:
-    """The hook on the model. Raises LongRopeError when it has none, or that of another scaling."""
+    """The cache hook on the model. Raises LongRopeError when it has none, or that of another scaling."""
     for hook in method_hooks(scaled.model):
         if isinstance(hook, CacheHook) and hook.scaled is scaled:
             return hook
