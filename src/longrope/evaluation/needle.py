@@ -24,6 +24,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
 from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.evaluation.retrieval import greedy_reply, ids_sha256, joined, leading_number, number_room, row_tensor
+from longrope.models.devices import device_of
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
@@ -175,7 +176,7 @@ def measure_needles(
     callbacks = callbacks or Callbacks()
     scaled.model.eval()
     window = method.window(grid.length)
-    device = scaled.model.device
+    device = device_of(scaled.model)
     replies, losses = [], []
     with torch.inference_mode():
         for document in grid.documents:

@@ -22,6 +22,7 @@ from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.evaluation.retrieval import greedy_reply, ids_sha256, joined, leading_number, number_room, row_tensor
+from longrope.models.devices import device_of
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
@@ -98,7 +99,7 @@ def measure_passkeys(
     replies = []
     with torch.inference_mode():
         for ids in samples.prompts:
-            text = prefill(scaled, row_tensor(ids, scaled.model.device), window)
+            text = prefill(scaled, row_tensor(ids, device_of(scaled.model)), window)
             # One token more than the room shows whether the number goes on; it is never fed, so nothing is longer.
             replies.append(greedy_reply(text, tokenizer, [], samples.room + 1))
             callbacks.on_eval_step()

@@ -30,6 +30,7 @@ from longrope.evaluation.results import EvalRow, mean_and_stderr, values_by_leng
 from longrope.evaluation.retrieval import ids_sha256
 from longrope.models.apply import scaled as with_scaling
 from longrope.models.config import LoadOptions
+from longrope.models.devices import device_of
 from longrope.models.finite import not_finite, require_finite
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.scaled import ScaledModel
@@ -118,7 +119,7 @@ def measure_perplexity(
     for length in lengths:
         sums, counts, losses = [], [], []
         with scaled.using(method.window(length)), torch.inference_mode():
-            for ids in samples.ids.to(scaled.model.device):
+            for ids in samples.ids.to(device_of(scaled.model)):
                 if stride is None:
                     nll = token_nll(scaled.model, ids[None, :length])[0]
                 else:

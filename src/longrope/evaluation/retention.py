@@ -21,6 +21,7 @@ from longrope.evaluation.config import EvalConfig, HarnessTask
 from longrope.evaluation.harness import RETENTION, BenchmarkSuite
 from longrope.evaluation.perplexity import measure_perplexity
 from longrope.evaluation.results import EvalRow, mean_and_stderr
+from longrope.models.devices import device_of
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import top_tokens
 from longrope.rope.baselines import Method
@@ -34,7 +35,7 @@ def most_likely_tokens(
     scaled.model.eval()
     found = []
     with scaled.using(method.window(samples.length)) as model, torch.inference_mode():
-        for ids in samples.ids.to(model.device):
+        for ids in samples.ids.to(device_of(model)):
             found.append(top_tokens(model, ids[None])[0].cpu())
             callbacks.on_eval_step()
     return found

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.tokens import Ids, encode_continuation
+from longrope.models.devices import device_of
 from longrope.models.generation.cache import Prefilled
 from longrope.models.scaled import ScaledModel
 from longrope.storage import sha256_bytes
@@ -21,7 +22,7 @@ def greedy_reply(
 ) -> str:
     """The greedy reply to `question` (token ids, possibly none) after `text`, without special tokens."""
     scaled = text.scaled
-    tokens = text.greedy(row_tensor(question, scaled.model.device), max_new_tokens, stop_tokens(scaled, tokenizer))
+    tokens = text.greedy(row_tensor(question, device_of(scaled.model)), max_new_tokens, stop_tokens(scaled, tokenizer))
     reply: str = tokenizer.decode(tokens, skip_special_tokens=True)
     return reply
 

@@ -30,6 +30,7 @@ from longrope.evaluation.server.run import evaluate_server
 from longrope.evaluation.task_log import samples_of, task_log
 from longrope.locked import has_lines
 from longrope.models.config import LoadOptions
+from longrope.models.devices import device_of
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.texts import require_texts
@@ -294,7 +295,7 @@ def _settings(
         "model_fingerprint": fingerprint(loaded.model),
         "tokenizer_sha256": tokenizer_hash(loaded.tokenizer),
         "dtype": str(loaded.model.dtype),
-        "device": loaded.model.device.type,
+        "device": device_of(loaded.model).type,
         "original_length": loaded.geometry.original_length,
         "scaling_sha256": None if scaling is None else sha256_text(scaling.to_json()),
         "against": list(against),

@@ -21,6 +21,7 @@ from longrope.export.forms import ExpressedScaling
 from longrope.export.weights import Change
 from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import source_folder
+from longrope.models.devices import device_of
 from longrope.models.finite import require_finite_logits
 from longrope.models.first_layers import first_layers
 from longrope.models.loading import load_config, load_model, load_tokenizer
@@ -208,7 +209,7 @@ def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:
     ids = (positions * 7919 + 13)[None] % model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
         logits: Tensor = model(
-            input_ids=ids.to(model.device), position_ids=positions[None].to(model.device), use_cache=False
+            input_ids=ids.to(device_of(model)), position_ids=positions[None].to(device_of(model)), use_cache=False
         ).logits
     require_finite_logits(model, logits, len(positions))
     return logits.cpu()

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.models.devices import device_of
 from longrope.models.generation.hooks import hook_generation
 from longrope.models.rotary import LongRopeRotary
 from longrope.models.saving import hook_saving
@@ -159,7 +160,7 @@ def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:
 def _logits_move(handle: ScaledModel) -> bool:
     """True if two very different windows give different logits on a few tokens."""
     model, geometry = handle.model, handle.scaling.geometry
-    ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
+    ids = torch.arange(_PROBE_TOKENS, device=device_of(model))[None] % model.config.get_text_config().vocab_size
     logits = []
     with kept_modes(model), torch.no_grad():
         model.eval()

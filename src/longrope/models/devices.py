@@ -1,21 +1,140 @@
-"""The devices of this machine: one that a user names, or one line why nothing can be computed on it."""
+"""The devices of this machine, and where a model lies: on one of them, or spread over several by accelerate's map."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from accelerate.utils import compute_module_sizes, get_max_memory
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from longrope.errors import LongRopeError, one_line
+from longrope.quantities import format_bytes
+
+AUTO = "auto"
+"""The name of the best device that is here: CUDA, XPU, MPS or another accelerator of PyTorch, else the CPU."""
+_FOR_WEIGHTS = 0.8
+"""The share of free memory that weights may take; the rest is for a text's activations, keys and values."""
+_OFFLOADED = ("cpu", "disk")
 
 
 def usable_device(name: str) -> torch.device:
     """The device `name`. Raises LongRopeError (`invalid-setting`) where nothing can be computed on it here."""
     try:
-        device = torch.device(name)
+        device = torch.device(best_device() if name == AUTO else name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError, AttributeError, ValueError) as error:  # by kind of device
+        accelerator = best_device()
+        count = torch.accelerator.device_count() if accelerator != "cpu" else 0
         raise LongRopeError(
             f"the device {name!r} cannot be used here: {one_line(error)}",
             code="invalid-setting",
-            hint=f"there are {', '.join(['cpu', *(f'cuda:{gpu}' for gpu in range(torch.cuda.device_count()))])}",
+            hint=f"there are {', '.join(['cpu', *(f'{accelerator}:{index}' for index in range(count))])}",
         ) from error
     return device
+
+
+def best_device() -> str:
+    """The kind of device that AUTO is here."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """The device that `model` takes token ids on: that of its first weights, or where a hook brings them when used."""
+    device: torch.device = model.device
+    if device.type != "meta":
+        return device
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    places = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", [hook])]
+    return next((torch.device(place) for place in places if place is not None), device)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """True if a device map has put parts of `model` on several devices, or weights where nothing is computed."""
+    return len(set(_device_map(model).values())) > 1 or any(parameter.is_meta for parameter in model.parameters())
+
+
+@contextmanager
+def moved_to_cpu(model: PreTrainedModel) -> Iterator[None]:
+    """In the block, `model` leaves its device to others, and waits in main memory. A spread model stays where it is."""
+    device = model.device
+    if is_spread(model):
+        yield
+        return
+    model.to("cpu")
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+    try:
+        yield
+    finally:
+        model.to(device)
+
+
+def says_where(model: PreTrainedModel) -> str:
+    """Where `model` is computed and in which dtype, in one line; of a spread model with the cost of that."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    device = device_of(model)
+    if not is_spread(model):
+        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+        return f"computing on {device}{name} in {dtype}"
+    parts: dict[str, int] = {}
+    for place in _device_map(model).values():
+        parts[str(place)] = parts.get(str(place), 0) + 1
+    listed = ", ".join(f"{place} ({count} parts)" for place, count in parts.items()) or str(device)
+    line = f"computing in {dtype} on a model spread over {listed}"
+    if any(place in _OFFLOADED for place in parts) or any(parameter.is_meta for parameter in model.parameters()):
+        line += (
+            "; weights in host memory or on disk are copied to the device in every forward, at the speed of the bus: "
+            "more GPUs, a shorter dtype or a quantised model are many times faster"
+        )
+    return line
+
+
+def too_large(config: PreTrainedConfig, dtype: Any, device: torch.device, *, trust_remote_code: bool = False) -> bool:
+    """True if the weights of the model of `config` leave no room for texts on `device`, an accelerator.
+
+    `dtype` is that of the weights; None: the one in the config.
+    """
+    if device.type in ("cpu", "mps"):  # host memory is all there is
+        return False
+    free = memory_by_device().get(0 if device.index is None else device.index)
+    return free is not None and weight_bytes(config, dtype, trust_remote_code=trust_remote_code) > _FOR_WEIGHTS * free
+
+
+def weight_bytes(config: PreTrainedConfig, dtype: Any, *, trust_remote_code: bool = False) -> int:
+    """The bytes of the weights of the model of `config` in `dtype` (None: the one in the config)."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    wanted = dtype or getattr(config, "dtype", None) or torch.float32
+    sizes: dict[str, int] = compute_module_sizes(model, dtype=wanted)
+    return sizes[""]
+
+
+def memory_by_device() -> dict[int | str, int]:
+    """Free bytes of every GPU by its number, and of main memory by the name cpu, as accelerate counts them."""
+    found: dict[int | str, int] = get_max_memory()
+    return found
+
+
+def room_for_weights(needed: int, name: str) -> dict[int | str, int]:
+    """The bytes that weights may take on each GPU and in main memory.
+
+    Raises LongRopeError (`out-of-memory`) where all together is less than `needed`.
+    """
+    room = {place: int(_FOR_WEIGHTS * free) for place, free in memory_by_device().items()}
+    if needed > sum(room.values()):
+        listed = ", ".join(f"{format_bytes(free)} on {place}" for place, free in room.items())
+        raise LongRopeError(
+            f"the weights of {name} take {format_bytes(needed)}; there is room for {listed}",
+            code="out-of-memory",
+            hint="give a shorter `dtype`, a quantised model, or use a machine with more memory",
+        )
+    return room
+
+
+def _device_map(model: nn.Module) -> dict[str, Any]:
+    return getattr(model, "hf_device_map", None) or {}

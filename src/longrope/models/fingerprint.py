@@ -17,7 +17,12 @@ def fingerprint(model: PreTrainedModel) -> str:
     It differs for another model, checkpoint or dtype, and after any training; a change of single weights may escape it.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    parameters = dict(model.named_parameters())
+    # Weights that share a tensor are there once; a device map that has moved them away has each under its own name.
+    tied = {name for name, source in model.all_tied_weights_keys.items() if source in parameters}
+    for name, parameter in sorted(parameters.items()):
+        if parameter.is_meta and name in tied:
+            continue
         owner, _, key = name.rpartition(".")
         with align_module_device(model.get_submodule(owner)):  # loads weights that a device_map has moved away
             flat = model.get_submodule(owner).get_parameter(key).detach().flatten()

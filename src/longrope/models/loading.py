@@ -39,7 +39,7 @@ from longrope.models.checkpoint_files import (
 )
 from longrope.models.config import LoadOptions
 from longrope.models.config_sizes import check_config_file
-from longrope.models.devices import usable_device
+from longrope.models.devices import device_of, usable_device
 from longrope.models.gguf.config import gguf_config
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.tokenizer import load_gguf_tokenizer
@@ -278,7 +278,7 @@ def _opened(
     dtype = str(model.dtype).removeprefix("torch.")
     actual = options.replace(
         dtype=dtype if dtype in _DTYPES else "checkpoint",
-        device=str(model.device),
+        device=str(device_of(model)),
         attn_implementation=model.config._attn_implementation,
     )
     return LoadedModel(name, model.eval(), chosen, geometry, checkpoint_scaling, actual)

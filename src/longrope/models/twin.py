@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from longrope.errors import LongRopeError, one_line
+from longrope.models.devices import device_of
 from longrope.models.rope_readers import keys_read_by_attention
 from longrope.models.scaled import ScaledModel
 from longrope.rope.hf_config import superset_config, transformers_scaling
@@ -92,6 +93,6 @@ def _logits(model: PreTrainedModel, positions: Tensor) -> Tensor:
     ids = (positions * 7919 + 13)[None] % model.get_input_embeddings().num_embeddings
     with torch.no_grad():
         logits: Tensor = model(
-            input_ids=ids.to(model.device), position_ids=positions[None].to(model.device), use_cache=False
+            input_ids=ids.to(device_of(model)), position_ids=positions[None].to(device_of(model)), use_cache=False
         ).logits
     return logits.float()

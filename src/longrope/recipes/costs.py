@@ -16,6 +16,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext
 from longrope.evaluation.perplexity import PerplexitySuite
 from longrope.evaluation.run import SUITES
+from longrope.models.devices import device_of
 from longrope.models.loading import LoadedModel, as_if_trained
 from longrope.models.scoring import token_nll
 from longrope.recipes.graph import Step
@@ -100,7 +101,9 @@ def measure_rates(loaded: LoadedModel) -> Rates:
 
 
 def _timed(loaded: LoadedModel, length: int) -> float:
-    ids = torch.arange(length, device=loaded.model.device).remainder(loaded.model.config.get_text_config().vocab_size)
+    ids = torch.arange(length, device=device_of(loaded.model)).remainder(
+        loaded.model.config.get_text_config().vocab_size
+    )
     with torch.no_grad():
         began = time.perf_counter()
         token_nll(loaded.model, ids[None]).sum().item()

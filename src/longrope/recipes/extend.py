@@ -30,6 +30,7 @@ from longrope.export.hf import export_hf
 from longrope.locked import has_lines
 from longrope.models.apply import scaled
 from longrope.models.config import LoadOptions
+from longrope.models.devices import device_of
 from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.models.scoring import last_logits
 from longrope.models.texts import prepare_samples, require_texts, sources_or_books
@@ -314,7 +315,7 @@ def prove(loaded: LoadedModel, scaling: RopeScaling, checkpoint: Path, ids: Tens
 
 def _last_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     with torch.inference_mode():
-        return last_logits(model, ids.to(model.device), min(PROOF_POSITIONS, ids.shape[1])).float().cpu()
+        return last_logits(model, ids.to(device_of(model)), min(PROOF_POSITIONS, ids.shape[1])).float().cpu()
 
 
 def summary(extension: Extension) -> dict[str, Any]:

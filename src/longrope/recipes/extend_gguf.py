@@ -13,6 +13,7 @@ from longrope.export.gguf.export import export_gguf
 from longrope.export.gguf.llama_cpp import LlamaCpp, llama_cpp_package
 from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import gguf_path
+from longrope.models.devices import device_of
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.rope import check_architecture, rope_of, short_context
 from longrope.models.gguf.weights import is_quantised
@@ -108,6 +109,6 @@ def _log_probabilities(loaded: LoadedModel, ids: Tensor, lengths: list[int]) -> 
     """log p of every next token after the prefixes of `lengths` of `ids`: float64 (prefixes, V)."""
     count = ids.shape[1] - lengths[0] + 1
     with torch.inference_mode():
-        logits = last_logits(loaded.model, ids.to(loaded.model.device), count)[0]
+        logits = last_logits(loaded.model, ids.to(device_of(loaded.model)), count)[0]
     chosen = [length - lengths[0] for length in lengths]
     return logits[chosen].double().cpu().log_softmax(-1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import Samples
 from longrope.models.chunked import checkpointed_layers
+from longrope.models.devices import device_of
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import token_nll
 from longrope.rope.scaling import Window
@@ -69,9 +70,9 @@ class SampledObjective(ABC):
         """
         model, tokens = self.scaled.model, self._tokens(rows)
         model.eval()
-        factors = torch.tensor(window.factors, dtype=torch.float64, device=model.device, requires_grad=True)
+        factors = torch.tensor(window.factors, dtype=torch.float64, device=device_of(model), requires_grad=True)
         attention_factor = torch.tensor(
-            window.attention_factor, dtype=torch.float64, device=model.device, requires_grad=True
+            window.attention_factor, dtype=torch.float64, device=device_of(model), requires_grad=True
         )
         total = 0.0
         with _frozen(model), checkpointed_layers(model), torch.enable_grad():
@@ -87,7 +88,7 @@ class SampledObjective(ABC):
 
     def _row(self, row: int) -> Tensor:
         """The ids (1, T) of a row."""
-        return self.ids[row : row + 1].to(self.scaled.model.device)
+        return self.ids[row : row + 1].to(device_of(self.scaled.model))
 
     def _start(self, row: int) -> int:
         """The position whose next token is the first that is scored."""

@@ -31,6 +31,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
 from longrope.errors import LongRopeError, one_line
+from longrope.models.devices import device_of
 from longrope.train.loss import hidden_states
 
 NAME = "longrope_context_parallel"
@@ -243,8 +244,8 @@ def context_parallel(model: PreTrainedModel, processes: int, *, packed: bool) ->
         )
     shared = SharedRows(_group(processes), processes, dist.get_rank() % processes)
     length = 2 * processes * _PROBE_PIECE
-    positions = torch.arange(length, device=model.device)[None] % (length // 2 if packed else length)
-    ids = torch.arange(length, device=model.device)[None] % model.config.get_text_config().vocab_size
+    positions = torch.arange(length, device=device_of(model))[None] % (length // 2 if packed else length)
+    ids = torch.arange(length, device=device_of(model))[None] % model.config.get_text_config().vocab_size
     whole = hidden_states(model, ids, positions)
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, shared.mask)

@@ -26,6 +26,7 @@ from longrope.data.packing import IGNORED
 from longrope.errors import LongRopeError, one_line
 from longrope.models.apply import kept_modes
 from longrope.models.chunked import base_of, checkpointed, head_logits, logits_chunk, replaced_forward
+from longrope.models.devices import device_of
 
 
 class ChunkedLoss:
@@ -106,8 +107,8 @@ def require_documents_apart(model: PreTrainedModel, batch: int) -> None:
     LongRopeError then.
     """
     size, vocabulary = 8, model.config.get_text_config().vocab_size
-    positions = torch.arange(size, device=model.device).repeat(2)[None].expand(batch, -1)
-    ids = (torch.arange(2 * size, device=model.device)[None] % vocabulary).expand(batch, -1)
+    positions = torch.arange(size, device=device_of(model)).repeat(2)[None].expand(batch, -1)
+    ids = (torch.arange(2 * size, device=device_of(model))[None] % vocabulary).expand(batch, -1)
     other = ids.clone()
     other[:, :size] = (other[:, :size] + size) % vocabulary
     first, second = (hidden_states(model, row, positions) for row in (ids, other))
@@ -155,7 +156,7 @@ def plain_head(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None or model.dtype == torch.float64:
         return False
-    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    ids = torch.arange(8, device=device_of(model))[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
         output = model(input_ids=ids, use_cache=False, output_hidden_states=True)
         # The last of transformers' hidden states is the one after the final norm, the head's input.

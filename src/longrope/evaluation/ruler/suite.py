@@ -26,6 +26,7 @@ from longrope.evaluation.retrieval import greedy_reply, row_tensor
 from longrope.evaluation.ruler.generators import Questions
 from longrope.evaluation.ruler.tasks import TOO_SHORT, RulerSamples, draw_task, needs_text
 from longrope.evaluation.ruler.words import words_sha256
+from longrope.models.devices import device_of
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import ORIGINAL, Method
@@ -66,7 +67,7 @@ def measure_ruler(
     replies = []
     with torch.inference_mode():
         for sample in samples.samples:
-            text = prefill(scaled, row_tensor(sample.ids, scaled.model.device), window)
+            text = prefill(scaled, row_tensor(sample.ids, device_of(scaled.model)), window)
             replies.append(greedy_reply(text, tokenizer, [], sample.room))
             callbacks.on_eval_step()
     return [ruler_row(samples, replies, method.name)]

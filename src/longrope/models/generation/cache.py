@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from longrope.errors import LongRopeError, one_line
 from longrope.models.cache_argument import with_cache
 from longrope.models.chunked import base_of, logits_chunk
+from longrope.models.devices import device_of
 from longrope.models.finite import require_finite_logits
 from longrope.models.scaled import ScaledModel, handle_of
 from longrope.models.scoring import run_base
@@ -287,8 +288,8 @@ def _require_continued(scaled: ScaledModel, cache: DynamicCache) -> None:
 def _why_not_continued(scaled: ScaledModel) -> str:
     model = scaled.model
     base, (count, first) = base_of(model), _TRIED
-    ids = torch.arange(1, count + 1, device=model.device)[None] % model.config.get_text_config().vocab_size
-    positions = torch.arange(count, device=model.device)[None]
+    ids = torch.arange(1, count + 1, device=device_of(model))[None] % model.config.get_text_config().vocab_size
+    positions = torch.arange(count, device=device_of(model))[None]
     cache: Any = DynamicCache(config=model.config)
     try:
         with torch.no_grad(), scaled.using(scaled.scaling.windows[-1]):

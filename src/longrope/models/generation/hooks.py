@@ -24,6 +24,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTra
 
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import arguments_of, cache_argument, forward_argument, take_cache
+from longrope.models.devices import device_of
 from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, empty, fill, is_refillable
 from longrope.models.generation.rerotate import Rerotation
 from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
@@ -228,7 +229,7 @@ class CacheHook(MethodHook):
             )
         positions, mask = given["position_ids"], given.get("attention_mask")
         end, past = positions.shape[1] - last, int(cache.get_seq_length())
-        device = self.scaled.model.device
+        device = device_of(self.scaled.model)
         fill(
             self.scaled,
             cache,

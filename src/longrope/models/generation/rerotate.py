@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import with_cache
 from longrope.models.chunked import base_of
+from longrope.models.devices import device_of
 from longrope.models.generation.cache import holds_keys_and_values_only, new_cache
 from longrope.models.scaled import ScaledModel
 from longrope.rope.angles import cos_sin
@@ -99,7 +100,7 @@ def _probe(scaled: ScaledModel) -> tuple[Pairing | None, ...]:
     geometry = scaled.scaling.geometry
     old, new = (Window(max(_PROBE_POSITIONS) + 1, (factor,) * geometry.pairs) for factor in (1.0, 3.0))
     before, after = _lone_keys(scaled, old), _lone_keys(scaled, new)
-    positions = torch.tensor(_PROBE_POSITIONS, device=scaled.model.device)[:, None]
+    positions = torch.tensor(_PROBE_POSITIONS, device=device_of(scaled.model))[:, None]
     pairings: list[Pairing | None] = []
     for index, (keys, moved) in enumerate(zip(before, after, strict=True)):
         cos, sin = angle_difference(geometry, old, new, positions.to(keys.device), _precision(keys.dtype))
@@ -124,8 +125,8 @@ def _lone_keys(scaled: ScaledModel, window: Window) -> list[Tensor]:
     """Every layer's keys of eight texts of one token at different positions, each (8, H, 1, head_dim)."""
     model = scaled.model
     count = len(_PROBE_POSITIONS)
-    ids = torch.arange(count, device=model.device)[:, None] % model.config.get_text_config().vocab_size
-    positions = torch.tensor(_PROBE_POSITIONS, device=model.device)[:, None]
+    ids = torch.arange(count, device=device_of(model))[:, None] % model.config.get_text_config().vocab_size
+    positions = torch.tensor(_PROBE_POSITIONS, device=device_of(model))[:, None]
     cache: Any = new_cache(model)
     if not holds_keys_and_values_only(cache):  # an index of keys, or states, would have to be turned too
         raise LongRopeError(
