@@ -48,6 +48,9 @@ class Callbacks:
     def on_note(self, note: str) -> None:
         """Something that the user should know before the job spends time, as one sentence."""
 
+    def on_device(self, where: str) -> None:
+        """A job is about to compute; `where`: on which device or devices, and in which dtype, as one sentence."""
+
     def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
         """A search of at most `evaluations` begins; `baselines`: loss of each baseline in nats per token."""
 

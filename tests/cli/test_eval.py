@@ -65,7 +65,8 @@ def test_every_suite_has_its_table_and_one_file_holds_all(cli, text, task, tmp_p
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert "evaluate: 1 of 35 samples, " in ran.err  # at once; the next line would come after a minute
-    assert len(ran.err.splitlines()) == 1
+    assert len(ran.err.splitlines()) == 2
+    assert ran.err.startswith("computing on cpu in float32\n")
     for title in (
         "Perplexity by context length, 2 held-out samples",
         "Passkeys found by context length, % of 1",

@@ -38,7 +38,8 @@ def test_a_run_and_what_follows_it(finetune: Callable[..., Ran], cli: Callable[.
     assert ran.code == 0, ran.err
     assert "2 steps, tokens: pieces 256, long 256" in ran.out
     assert "transformers cannot express: the attention factor 1 of the short window" in ran.out
-    (line,) = ran.err.splitlines()
+    where, line = ran.err.splitlines()
+    assert where == "computing on cpu in float32"
     assert "train: 1 of 2 steps, " in line
     assert "tokens/s" in line
     exported = cli("export", out, "--to", "hf", "--allow-lossy", "-o", tmp_path / "exported")
@@ -76,7 +77,7 @@ def test_tensorboard_and_trainer_arguments(finetune: Callable[..., Ran], tmp_pat
     ("more", "message"),
     [
         (("--length", "1k"), "this scaling reaches 256 tokens"),
-        (("--device", "tpu"), "expected --device cpu or cuda"),
+        (("--device", "tpu"), "expected --device cpu or cuda, or auto"),
         (("--adapter",), "add --lora RANK"),
         (("--trainer", "no.json"), "--trainer: cannot read"),
         (("--resume",), "there is no run in"),

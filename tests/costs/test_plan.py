@@ -214,7 +214,7 @@ def test_the_papers_cost_of_an_evaluation(tmp_path: Path) -> None:
     assert 30 < hours * 60 < 75
 
 
-def test_what_does_not_fit_says_what_would(llama3: str) -> None:
+def test_what_does_not_fit_says_what_would(llama3: str, tmp_path: Path) -> None:
     def trained(**given: Any) -> CostRow:
         settings = FinetuneConfig(length=131072, offload=given.pop("offload", False))
         shared = given.pop("context_parallel", 1)
@@ -235,13 +235,17 @@ def test_what_does_not_fit_says_what_would(llama3: str) -> None:
     assert alone.memory["states"] == 8 * row.memory["states"] == 16 * 8_030_261_248
     assert "GPUs" in alone.advice
 
-    def searched(length: int) -> CostRow:
-        return plan(llama3, length, Devices(), searches=[SearchConfig(method="gradient")], trainings=[]).rows[0]
+    def searched(length: int, model: str = llama3) -> CostRow:
+        return plan(model, length, Devices(), searches=[SearchConfig(method="gradient")], trainings=[]).rows[0]
 
     assert searched(131072).fits
     gradient = searched(262144)
     assert not gradient.fits
-    assert "more of them do not help" in gradient.advice
+    assert 'spread over 2 GPUs of a machine (in Python: a model loaded with device_map="balanced")' in gradient.advice
+    large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    LlamaConfig(**{**LLAMA3.to_dict(), "head_dim": None, **large}).save_pretrained(tmp_path / "70b")
+    assert "spread over 8 GPUs of a machine (--device auto)" in searched(131072, str(tmp_path / "70b")).advice
+    assert "spread over" not in searched(2**21).advice
     assert "h200" in gradient.advice
     assert "128k tokens" in gradient.advice
 

@@ -115,7 +115,7 @@ def test_texts_are_asked_for_where_they_are_read(loaded: LoadedModel, tmp_path: 
 
 def test_training_is_on_one_kind_of_device(loaded: LoadedModel, tmp_path: Path) -> None:
     other = replace(loaded, options=loaded.options.replace(device="cuda:1"))
-    assert "expected the `device` cpu or cuda, found 'cuda:1'" in fails(other, recipe(tmp_path, SEARCH_4, TRAIN_4))
+    assert "expected `device` cpu or cuda, or auto, found 'cuda:1'" in fails(other, recipe(tmp_path, SEARCH_4, TRAIN_4))
 
 
 @pytest.mark.parametrize(

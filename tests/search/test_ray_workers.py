@@ -15,10 +15,10 @@ from longrope.callbacks import Callbacks, SearchProgress
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.config import LoadOptions
+from longrope.models.devices import moved_to_cpu
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling, Window
-from longrope.search import replicas
 from longrope.search.config import SearchConfig
 from longrope.search.evaluator import EvalRequest, EvaluateEach, LoggedEvaluator, SearchOutcome, SerialEvaluator
 from longrope.search.log import SearchLog
@@ -166,7 +166,7 @@ def test_the_model_waits_in_main_memory(loaded: LoadedModel, monkeypatch: pytest
     monkeypatch.setattr(loaded.model, "to", lambda device: moves.append(str(device)))
 
     def interrupted() -> None:
-        with replicas._parked(loaded):
+        with moved_to_cpu(loaded.model):
             assert moves == ["cpu"]
             raise KeyboardInterrupt
 

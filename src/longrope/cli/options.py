@@ -92,7 +92,7 @@ ProofLoad = Annotated[
     Options(
         LOADING,
         only=("device", "original_length", "trust_remote_code"),
-        helps={"device": "The device of the proof: cpu, cuda, cuda:1, …"},
+        helps={"device": "The device of the proof: auto, cpu, cuda, cuda:1, …"},
         place=5,
     ),
 ]
@@ -164,7 +164,9 @@ Trainer = Annotated[
 ]
 TrainLoad = Annotated[
     LoadOptions,
-    Options(LOADING, helps={"device": "cpu or cuda; more GPUs: torchrun --no-python longrope finetune …"}, place=5),
+    Options(
+        LOADING, helps={"device": "auto, cpu or cuda; more GPUs: torchrun --no-python longrope finetune …"}, place=5
+    ),
 ]
 
 # extend

@@ -137,6 +137,7 @@ class Display(Callbacks):
         self._lines, self._measured = lines or Lines(shown=False), 0
         self._task: TaskID = bar.add_task("preparing", total=None, note="")
         self._baseline = ""
+        self._where, self._said = "", ""
         self.best = ""
         self.training = False
 
@@ -152,6 +153,17 @@ class Display(Callbacks):
         messages.print(note)
         log.info("%s", note)
 
+    def on_device(self, where: str) -> None:
+        log.info("%s", where)
+        self._where = where
+
+    def _say_where(self) -> None:
+        """Print where the job computes, with its first step: a job that is refused there has one line, the error."""
+        if self._where != self._said:
+            self._said = self._where
+            if not is_verbose():  # there it is logged
+                messages.print(self._where)
+
     def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
         self._scalars.on_search_start(evaluations, baselines)
         finite = {name: loss for name, loss in baselines.items() if math.isfinite(loss)}
@@ -166,6 +178,8 @@ class Display(Callbacks):
 
     def on_search_progress(self, progress: SearchProgress) -> None:
         self._scalars.on_search_progress(progress)
+        if not progress.replayed:
+            self._say_where()
         note = self._best_loss(progress)
         self.best = f"interrupted after {progress.evaluations} evaluations; {note}"
         log.info("evaluation %d: %s", progress.evaluations, note)
@@ -195,6 +209,7 @@ class Display(Callbacks):
         self._lines.begin("train", "steps", steps, first)
 
     def on_train_progress(self, progress: TrainProgress | Any) -> None:
+        self._say_where()
         note = f"loss {progress.loss:.4f}, {progress.tokens_per_second:,.0f} tokens/s"
         log.info("step %d: %s", progress.step, note)
         self._bar.update(self._task, completed=progress.step, note=note)
@@ -207,6 +222,7 @@ class Display(Callbacks):
         self._lines.begin("evaluate", "samples", steps)
 
     def on_eval_step(self) -> None:
+        self._say_where()
         self._measured += 1
         self._bar.advance(self._task)
         self._lines.step(self._measured)

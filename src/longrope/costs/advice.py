@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from longrope.costs.devices import USABLE, Devices, gpu_table
+from longrope.costs.devices import CPU, USABLE, Devices, gpu_table
 from longrope.costs.flops_bytes import Bytes
 from longrope.costs.model_dims import ModelShape
+from longrope.models.devices import FOR_WEIGHTS
 from longrope.units import format_length
 
 _MOST_GPUS = 4096
+_IN_A_MACHINE = (2, 4, 8)
+_OF_LAYERS = ("weights", "inputs of the layers", "keys and values")
+"""The purposes of bytes that lie on the device of their layer."""
 
 
 def search_advice(size: Callable[[int, int], Bytes], length: int, devices: Devices) -> str:
-    """Advice for a search or evaluation that does not fit: the model and a whole text are on one device.
+    """Advice for a search or evaluation that does not fit one device.
 
     `size`: bytes by length and itemsize.
     """
@@ -28,8 +32,24 @@ def search_advice(size: Callable[[int, int], Bytes], length: int, devices: Devic
         shorter //= 2
     if shorter >= 1024:
         ways.append(f"texts of {format_length(shorter)} tokens on this one")
-    why = "a replica is not split over devices, so more of them do not help"
-    return f"{_needs(size(length, devices.itemsize), devices)}; {why}; what fits: {', '.join(ways) or 'nothing here'}"
+    parts = size(length, devices.itemsize)
+    if (gpus := _spread(parts, devices)) is not None:
+        # The device auto spreads a model whose weights are too large, whatever the text.
+        large = parts["weights"] > FOR_WEIGHTS * devices.memory_bytes
+        how = "--device auto" if large else 'in Python: a model loaded with device_map="balanced"'
+        ways.append(f"the layers spread over {gpus} GPUs of a machine ({how}), of which one works at a time")
+    return f"{_needs(size(length, devices.itemsize), devices)}; what fits: {', '.join(ways) or 'nothing here'}"
+
+
+def _spread(parts: Bytes, devices: Devices) -> int | None:
+    """The fewest GPUs of one machine over which a device map makes it fit: layers and what they keep are shared out,
+    the activations of the one at work are not. None where no number does.
+    """
+    if devices.gpu == CPU:
+        return None
+    shared = sum(size for name, size in parts.items() if name in _OF_LAYERS)
+    rest = sum(parts.values()) - shared
+    return next((gpus for gpus in _IN_A_MACHINE if devices.holds(shared / gpus + rest)), None)
 
 
 def training_advice(

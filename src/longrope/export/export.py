@@ -20,6 +20,7 @@ from longrope.export.push import push as upload
 from longrope.export.verify import Verification
 from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD, refuse_folded, resolve
+from longrope.models.devices import AUTO
 from longrope.models.loading import load_config
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import EVALUATION, SCALING, SEARCH_LOG
@@ -87,7 +88,7 @@ def export_checkpoint(
     or the scaling.json of the model folder is taken, and it is saved with the checkpoint. `output_dir` is a new folder;
     for the target gguf, a new file. `target` is short for `config=ExportConfig(target=…)`: hf (the default),
     hf-unified, phi3 or gguf. `original_length`, such as 4096 or "4k" tokens, goes before the window that the model's
-    config states. The proof of a folder runs on `device`, by default the CPU. `push` is a repository on the hub,
+    config states. The proof of a folder runs on `device`, by default `auto`. `push` is a repository on the hub,
     owner/name, to which the proved export is uploaded with huggingface_hub's own token: a new private one, or one that
     has files already, which gets a pull request.
 
@@ -119,7 +120,7 @@ def export_checkpoint(
             code="setting-of-another-target",
         )
     destination = None if push is None else find_destination(push, config_only=config.config_only)
-    done = _exported(model, scaling, output, config, original_length, device or "cpu", trust_remote_code)
+    done = _exported(model, scaling, output, config, original_length, device or AUTO, trust_remote_code)
     if destination is None:
         return done
     return replace(done, pushed=upload(output, destination, f"Longer context window, by longrope, as {done.target}"))

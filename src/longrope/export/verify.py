@@ -21,7 +21,7 @@ from longrope.export.forms import ExpressedScaling
 from longrope.export.weights import Change
 from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import source_folder
-from longrope.models.devices import device_of
+from longrope.models.devices import device_of, is_offloaded
 from longrope.models.finite import require_finite_logits
 from longrope.models.first_layers import first_layers
 from longrope.models.loading import load_config, load_model, load_tokenizer
@@ -166,6 +166,12 @@ def _source_logits(
     ours = _scaled_logits(model, expressed.effective, probes)
     if not changes:
         return untouched, ours
+    if is_offloaded(model):
+        raise LongRopeError(
+            "the proof of folded weights changes them in memory; a device map has left some elsewhere",
+            code="out-of-memory",
+            hint="prove it with the `device` cpu, or with the `proof` rotary",
+        )
     there = dict(model.named_parameters())
     for name in changes.keys() & there.keys():  # the first layers may be all that was loaded
         parameter = there[name]

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import compute_module_sizes, get_max_memory
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import compute_module_sizes, get_balanced_memory, get_max_memory
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -16,9 +17,8 @@ from longrope.quantities import format_bytes
 
 AUTO = "auto"
 """The name of the best device that is here: CUDA, XPU, MPS or another accelerator of PyTorch, else the CPU."""
-_FOR_WEIGHTS = 0.8
+FOR_WEIGHTS = 0.8
 """The share of free memory that weights may take; the rest is for a text's activations, keys and values."""
-_OFFLOADED = ("cpu", "disk")
 
 
 def usable_device(name: str) -> torch.device:
@@ -55,7 +55,7 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 def is_spread(model: nn.Module) -> bool:
     """True if a device map has put parts of `model` on several devices, or weights where nothing is computed."""
-    return len(set(_device_map(model).values())) > 1 or any(parameter.is_meta for parameter in model.parameters())
+    return len(set(_device_map(model).values())) > 1 or is_offloaded(model)
 
 
 @contextmanager
@@ -66,12 +66,16 @@ def moved_to_cpu(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     model.to("cpu")
-    if device.type != "cpu":
-        torch.accelerator.empty_cache()
+    torch.cuda.empty_cache()  # nothing without CUDA
     try:
         yield
     finally:
         model.to(device)
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """True if a device map has left weights where nothing is computed: in main memory for a GPU, or on disk."""
+    return any(parameter.is_meta for parameter in model.parameters())
 
 
 def says_where(model: PreTrainedModel) -> str:
@@ -86,7 +90,7 @@ def says_where(model: PreTrainedModel) -> str:
         parts[str(place)] = parts.get(str(place), 0) + 1
     listed = ", ".join(f"{place} ({count} parts)" for place, count in parts.items()) or str(device)
     line = f"computing in {dtype} on a model spread over {listed}"
-    if any(place in _OFFLOADED for place in parts) or any(parameter.is_meta for parameter in model.parameters()):
+    if is_offloaded(model):
         line += (
             "; weights in host memory or on disk are copied to the device in every forward, at the speed of the bus: "
             "more GPUs, a shorter dtype or a quantised model are many times faster"
@@ -94,15 +98,49 @@ def says_where(model: PreTrainedModel) -> str:
     return line
 
 
+def require_one_kind(name: str) -> None:
+    """Raise LongRopeError (`invalid-setting`) unless `name` is a kind of device, without a number, or AUTO."""
+    if name not in (AUTO, "cpu", "cuda", best_device()):
+        raise LongRopeError(
+            f"expected `device` cpu or cuda, or auto, found {name!r}: one process trains on one device",
+            code="invalid-setting",
+        )
+
+
+def spread_options(
+    config: PreTrainedConfig, dtype: Any, name: str, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """The options of `from_pretrained` for a model that AUTO spreads; none for one that fits the device.
+
+    Arguments are those of `too_large`; `name` is the model's, for errors. Raises LongRopeError (`out-of-memory`) where
+    GPUs and main memory together have no room for the weights.
+    """
+    if not too_large(config, dtype, usable_device(AUTO), trust_remote_code=trust_remote_code):
+        return {}
+    needed = weight_bytes(config, dtype, trust_remote_code=trust_remote_code)
+    return {"device_map": "auto", "max_memory": room_for_weights(needed, name)}
+
+
+def spread(model: PreTrainedModel, max_memory: dict[int | str, int]) -> PreTrainedModel:
+    """`model`, which is in main memory, over the devices, as `from_pretrained` would have put it there."""
+    whole_layers = list(model._no_split_modules or ())
+    balanced = get_balanced_memory(model, max_memory=max_memory, no_split_module_classes=whole_layers)
+    places = infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=whole_layers)
+    found: PreTrainedModel = dispatch_model(model, places)
+    return found
+
+
 def too_large(config: PreTrainedConfig, dtype: Any, device: torch.device, *, trust_remote_code: bool = False) -> bool:
-    """True if the weights of the model of `config` leave no room for texts on `device`, an accelerator.
+    """True if the weights of the model of `config` leave no room for texts on `device`.
 
     `dtype` is that of the weights; None: the one in the config.
     """
     if device.type in ("cpu", "mps"):  # host memory is all there is
         return False
+    if getattr(config, "quantization_config", None) is not None:  # its size is not that of its numbers
+        return False
     free = memory_by_device().get(0 if device.index is None else device.index)
-    return free is not None and weight_bytes(config, dtype, trust_remote_code=trust_remote_code) > _FOR_WEIGHTS * free
+    return free is not None and weight_bytes(config, dtype, trust_remote_code=trust_remote_code) > FOR_WEIGHTS * free
 
 
 def weight_bytes(config: PreTrainedConfig, dtype: Any, *, trust_remote_code: bool = False) -> int:
@@ -125,7 +163,7 @@ def room_for_weights(needed: int, name: str) -> dict[int | str, int]:
 
     Raises LongRopeError (`out-of-memory`) where all together is less than `needed`.
     """
-    room = {place: int(_FOR_WEIGHTS * free) for place, free in memory_by_device().items()}
+    room = {place: int(FOR_WEIGHTS * free) for place, free in memory_by_device().items()}
     if needed > sum(room.values()):
         listed = ", ".join(f"{format_bytes(free)} on {place}" for place, free in room.items())
         raise LongRopeError(

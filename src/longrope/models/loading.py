@@ -39,7 +39,7 @@ from longrope.models.checkpoint_files import (
 )
 from longrope.models.config import LoadOptions
 from longrope.models.config_sizes import check_config_file
-from longrope.models.devices import device_of, usable_device
+from longrope.models.devices import AUTO, best_device, device_of, is_spread, spread, spread_options, usable_device
 from longrope.models.gguf.config import gguf_config
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.tokenizer import load_gguf_tokenizer
@@ -125,7 +125,9 @@ def load_model(
 
     `dtype`: float32, bfloat16, float16, float64, checkpoint (its own), or auto: float32 on a CPU, its own elsewhere.
     A quantised GGUF file's own is float32, in which its numbers are exact. `config` stands in for the model's own,
-    which is not looked at then; weights for which it has no place are passed over.
+    which is not looked at then; weights for which it has no place are passed over. The `device` auto is the best one
+    here; a model that is too large for it is spread over all GPUs and main memory by accelerate's device map.
+
     Raises LongRopeError when the folder or name holds no such model, or its weights are neither safetensors nor a GGUF
     file, or incomplete.
     """
@@ -140,12 +142,15 @@ def load_model(
     model: PreTrainedModel
     if (path := gguf_path(name)) is not None:
         file = read_gguf(path)
-        model = load_gguf_weights(
-            file, config or gguf_config(file), stored_dtype(file) if own else wanted, attn_implementation
-        )
-        return _moved(model, target, name)
-    if config is None:
-        load_config(name, trust_remote_code=trust_remote_code)  # a config without consent to its code is refused here
+        stated, precision = config or gguf_config(file), stored_dtype(file) if own else wanted
+        placed = spread_options(stated, precision, name) if device == AUTO else {}
+        model = load_gguf_weights(file, stated, precision, attn_implementation)
+        return spread(model, placed["max_memory"]).eval() if placed else _moved(model, target, name)
+    # A config without consent to its code is refused here.
+    stated = load_config(name, trust_remote_code=trust_remote_code) if config is None else config
+    placed = {}
+    if device == AUTO:
+        placed = spread_options(stated, None if own else wanted, name, trust_remote_code=trust_remote_code)
     model, report = _loaded(
         AutoModelForCausalLM.from_pretrained,
         name,
@@ -156,6 +161,7 @@ def load_model(
         use_safetensors=True,
         output_loading_info=True,
         **({} if config is None else {"config": config}),
+        **placed,
     )
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers
         raise LongRopeError(
@@ -163,7 +169,7 @@ def load_model(
             code="damaged-file",
             hint="give a complete one",
         )
-    return _moved(model, target, name)
+    return model.eval() if placed else _moved(model, target, name)
 
 
 def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTrainedModel:
@@ -171,7 +177,8 @@ def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTraine
         return model.to(device).eval()
     except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
         code = "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "runtime-fault"
-        raise LongRopeError(f"cannot move {name} to {device}: {one_line(error)}", code=code) from error
+        hint = "`device` auto spreads it over all GPUs and main memory" if code == "out-of-memory" else ""
+        raise LongRopeError(f"cannot move {name} to {device}: {one_line(error)}", code=code, hint=hint) from error
 
 
 def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
@@ -258,6 +265,8 @@ def open_model(
     loaded = load_model(name, **options.model_dump(exclude={"original_length"}))
     chosen = _tokenizer(name if tokenizer is None else tokenizer, options)
     geometry = geometry_of(loaded, options.original_length)
+    if options.device == AUTO and not is_spread(loaded):  # so that a worker takes the same
+        options = options.replace(device=best_device())
     return LoadedModel(name, loaded, chosen, geometry, checkpoint_scaling, options)
 
 

@@ -18,6 +18,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext
 from longrope.evaluation.run import SUITES
 from longrope.models.checkpoint_files import gguf_path
+from longrope.models.devices import device_of, require_one_kind
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.rope import check_architecture, rope_of
 from longrope.models.loading import LoadedModel, as_if_trained
@@ -160,12 +161,8 @@ def _check_training(
     from longrope.train.lora import require_low_rank
     from longrope.train.trainer import training_arguments
 
-    settings, device = stage.settings, loaded.model.device
-    if loaded.options.device not in ("cpu", "cuda"):
-        raise LongRopeError(
-            f"expected the `device` cpu or cuda, found {loaded.options.device!r}: one process trains on one device",
-            code="invalid-setting",
-        )
+    settings, device = stage.settings, device_of(loaded.model)
+    require_one_kind(loaded.options.device)
     packed = settings.packed
     if stage.processes == 1:
         arguments = training_arguments(settings, Path("trainer"), cpu=device.type == "cpu")

@@ -30,7 +30,7 @@ from longrope.export.hf import export_hf
 from longrope.locked import has_lines
 from longrope.models.apply import scaled
 from longrope.models.config import LoadOptions
-from longrope.models.devices import device_of
+from longrope.models.devices import AUTO, device_of, is_spread, moved_to_cpu
 from longrope.models.loading import LoadedModel, load_model, require_longer
 from longrope.models.scoring import last_logits
 from longrope.models.texts import prepare_samples, require_texts, sources_or_books
@@ -288,19 +288,16 @@ def prove(loaded: LoadedModel, scaling: RopeScaling, checkpoint: Path, ids: Tens
     lengths = [window.max_length for window in expressed.windows]
     with scaled(model, expressed):
         ours = [_last_logits(model, ids[:, :length]) for length in lengths]
-    device = model.device
-    model.to("cpu")  # room for the second copy
-    try:
+    device = AUTO if is_spread(model) else str(model.device)
+    with moved_to_cpu(model):  # room for the second copy
         reloaded = load_model(
             str(checkpoint),
             dtype=str(model.dtype).removeprefix("torch."),
-            device=str(device),
+            device=device,
             attn_implementation=model.config._attn_implementation,
             trust_remote_code=options.trust_remote_code,
         )
         theirs = [_last_logits(reloaded, ids[:, :length]) for length in lengths]
-    finally:
-        model.to(device)
     proofs = []
     for length, mine, other in zip(lengths, ours, theirs, strict=True):
         agreement = float((mine.argmax(-1) == other.argmax(-1)).double().mean())

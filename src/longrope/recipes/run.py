@@ -18,6 +18,7 @@ from longrope.callbacks import Callbacks
 from longrope.data.sources import Field, as_fields
 from longrope.errors import LongRopeError
 from longrope.models.config import LoadOptions
+from longrope.models.devices import moved_to_cpu
 from longrope.models.loading import LoadedModel, config_and_scaling, open_model
 from longrope.provenance import record
 from longrope.recipes.check import TextRounds, check_recipe, stage_texts
@@ -65,9 +66,7 @@ def run_recipe(
     folder.check()
     if not checked:
         check_recipe(loaded, recipe, planned, folder.finished())
-    if loaded.model.device.type != "cpu":
-        loaded.model.to("cpu")
-    with folder.claimed():
+    with moved_to_cpu(loaded.model), folder.claimed():
         run = _Run(Stages(loaded, recipe, out, callbacks or Callbacks()), len(planned))
         summaries = {step.folder: run.finish(place, step) for place, step in enumerate(planned, start=1)}
         assert run.scaling is not None  # `steps` has refused a recipe that makes none

@@ -18,6 +18,7 @@ import torch
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling
 from longrope.models.config import LoadOptions
+from longrope.models.devices import device_of, is_spread, moved_to_cpu
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
 from longrope.provenance import versions
@@ -78,6 +79,12 @@ def ray_evaluator(
     Raises LongRopeError when Ray is missing, the cluster cannot be joined or is too small, or a worker's model,
     versions or hardware are not those here.
     """
+    if is_spread(loaded.model):
+        raise LongRopeError(
+            "Ray gives every worker one GPU, for a model that fits it; this one is spread over several devices",
+            code="invalid-setting",
+            hint="leave out `workers`, or give a shorter `dtype`",
+        )
     device = torch.device(loaded.options.device)
     if device.index is not None:
         raise LongRopeError(
@@ -92,34 +99,23 @@ def ray_evaluator(
         computing = RayEvaluator(replica, workers, gpu=gpu)
     else:
         computing = RayProcess(replica, workers, gpu=gpu, address=address, on_note=on_note)
-    with _parked(loaded), computing as evaluate_each:
+    with moved_to_cpu(loaded.model), computing as evaluate_each:
         yield evaluate_each
 
 
 def numerics(loaded: LoadedModel) -> dict[str, Any]:
     """The dtype, hardware and versions that decide the last bits of a loss."""
     model = loaded.model
-    cuda = model.device.type == "cuda"
+    device = device_of(model)
+    cuda = device.type == "cuda"
     return {
         "dtype": str(model.dtype),
-        "device": model.device.type,
-        "hardware": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "device": device.type,
+        "hardware": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "attn_implementation": model.config._attn_implementation,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-
-
-@contextmanager
-def _parked(loaded: LoadedModel) -> Iterator[None]:
-    """Move the model to main memory inside the block: a worker gets its place on the GPU."""
-    device = loaded.model.device
-    loaded.model.to("cpu")
-    torch.cuda.empty_cache()  # nothing without CUDA
-    try:
-        yield
-    finally:
-        loaded.model.to(device)
 
 
 def _anywhere(name: str) -> str:

@@ -26,6 +26,7 @@ from longrope.errors import LongRopeError
 from longrope.locked import has_lines
 from longrope.models.apply import kept_modes, scaled
 from longrope.models.config import LoadOptions
+from longrope.models.devices import says_where
 from longrope.models.fingerprint import fingerprint
 from longrope.models.finite import not_finite
 from longrope.models.loading import LoadedModel, open_model, require_longer
@@ -217,6 +218,7 @@ def search(
             if not any(map(math.isfinite, losses.values())):  # the search would come to nothing, hours later
                 raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
             begun()
+            callbacks.on_device(says_where(loaded.model))
             callbacks.on_search_start(prepared.max_requests, losses)
             with evaluate.search(callbacks, target_length) as requests, _told_in_full(loaded, target_length):
                 outcome = prepared.run(evaluate, on_best=evaluate.report_best)

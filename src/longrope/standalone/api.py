@@ -213,7 +213,7 @@ class LongRoPEModel(StandaloneModel):
             tokenizer=byte_tokenizer(self.sizes.base_length),
             geometry=self.sizes.geometry,
             checkpoint_scaling=self.scaling if self._extended else None,
-            options=LoadOptions(),
+            options=LoadOptions(device=str(self.lm_head.weight.device)),
         )
 
     def _warn(self, documents: Sequence[Document], target_length: int) -> None:

@@ -29,7 +29,7 @@ from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import RECORD, refuse_folded
 from longrope.models.config import LoadOptions
 from longrope.models.dequantised import model_folder
-from longrope.models.devices import usable_device
+from longrope.models.devices import AUTO, best_device, device_of, require_one_kind, says_where, usable_device
 from longrope.models.fingerprint import fingerprint
 from longrope.models.finite import require_sound_weights
 from longrope.models.loading import LoadedModel, open_model
@@ -47,6 +47,7 @@ from longrope.train.lora import require_low_rank, with_lora
 from longrope.train.loss import FusedLoss, chunked_loss, fused_loss, require_documents_apart
 from longrope.train.memory import require_room
 from longrope.train.output import FinetuneResult, FinishedTraining
+from longrope.train.placement import load_options, require_places
 from longrope.train.resume import check_run_folder, claimed, last_sealed
 from longrope.train.trainer import data_parallel, make_trainer, training_arguments
 
@@ -95,23 +96,21 @@ def finetune(
         scaling = RopeScaling.load(Path(scaling))
     options = load or LoadOptions()
     by_name = isinstance(model, str | Path)
-    if by_name and options.device not in ("cpu", "cuda"):
-        raise LongRopeError(
-            f"expected `device` cpu or cuda, found {options.device!r}: one process trains on one device",
-            code="invalid-setting",
-        )
+    if by_name:
+        require_one_kind(options.device)
+    kind = "cpu"
     if by_name and cpu is None:
-        usable_device(options.device)  # without a GPU, the Trainer would take the CPU and say nothing
+        kind = usable_device(options.device).type  # without a GPU, the Trainer would take the CPU and say nothing
     if cpu is False and not torch.accelerator.is_available():
         raise LongRopeError(
             "`cpu=False` trains on a GPU, and none is found here", code="invalid-setting", hint="leave it out"
         )
     given = as_sources(data, field)
     require_texts(model, given, "search", options)
-    # The Trainer moves the model to its device.
-    loaded = open_model(model, tokenizer, options.replace(device="cpu"))
-    device = options.device if by_name else loaded.model.device.type
-    if "device" in options.model_fields_set and torch.device(options.device).type != device:
+    loaded = open_model(model, tokenizer, load_options(model, options, config, kind if cpu is None else best_device()))
+    device = kind if by_name else device_of(loaded.model).type
+    named = options.device if "device" in options.model_fields_set else AUTO
+    if not by_name and named != AUTO and torch.device(named).type != device:
         raise LongRopeError(
             f"expected no `device` for a loaded model but its own, {device}; found {options.device!r}",
             code="invalid-setting",
@@ -158,6 +157,7 @@ def _prepared(
     """Check and make everything that a run needs before its folder is touched. Raises LongRopeError for an impossible
     run."""
     windows = training_windows(loaded, scaling, config)
+    require_places(loaded.model)
     try:
         require_sound_weights(loaded.model)
     except LongRopeError as error:
@@ -318,6 +318,7 @@ def _run_trainer(
             callbacks=callbacks,
             trainer_callbacks=reports.callbacks() if first else [],
         )
+        callbacks.on_device(says_where(run.loaded.model))
         callbacks.on_train_start(run.config.steps, 0 if last is None else int(last.name.rpartition("-")[2]))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if trainer.state.global_step < run.config.steps:
