@@ -107,7 +107,8 @@ def finetune(
         )
     given = as_sources(data, field)
     require_texts(model, given, "search", options)
-    loaded = open_model(model, tokenizer, load_options(model, options, config, kind if cpu is None else best_device()))
+    trained_on = "cpu" if cpu else best_device() if cpu is False else kind
+    loaded = open_model(model, tokenizer, load_options(model, options, config, trained_on))
     device = kind if by_name else device_of(loaded.model).type
     named = options.device if "device" in options.model_fields_set else AUTO
     if not by_name and named != AUTO and torch.device(named).type != device:
