@@ -129,7 +129,7 @@ def test_where_it_lies_is_said(tmp_path: Path) -> None:
         assert whole.device.type == "cpu"
     spread = a_layer_on_disk(whole, tmp_path)
     assert "spread over cpu (" in says_where(spread)
-    assert "disk (1 parts)" in says_where(spread)
+    assert "disk (1 part)" in says_where(spread)
     assert "copied to the device in every forward" in says_where(spread)
     with moved_to_cpu(spread):  # accelerate refuses to move it
         assert is_spread(spread)

@@ -88,7 +88,9 @@ def says_where(model: PreTrainedModel) -> str:
     parts: dict[str, int] = {}
     for place in _device_map(model).values():
         parts[str(place)] = parts.get(str(place), 0) + 1
-    listed = ", ".join(f"{place} ({count} parts)" for place, count in parts.items()) or str(device)
+    listed = ", ".join(
+        f"{place} ({count} {'part' if count == 1 else 'parts'})" for place, count in parts.items()
+    ) or str(device)
     line = f"computing in {dtype} on a model spread over {listed}"
     if is_offloaded(model):
         line += (
