@@ -84,6 +84,23 @@ def test_what_was_left_of_some_names_is_swept(tmp_path: Path) -> None:
     sweep(tmp_path / "nowhere")
 
 
+def test_what_earlier_versions_left_is_swept(tmp_path: Path) -> None:
+    """Their unfinished checkpoints and JSON files, which fill no folder; names that only look alike stay."""
+    older = [".partial-k3_9xyz0/checkpoint/model.safetensors", ".search.json.ab12cd_4", ".scaling.json.00000000"]
+    others = [".partial-download/a", ".partial-K3/a", ".notes.ab12cd_4", ".search.json.bak", "partial-k3_9xyz0/a"]
+    for name in older:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("half")
+    assert occupied_by(tmp_path / "run") is None
+    sweep(tmp_path / "run", "scaling.json")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".partial-k3_9xyz0", ".search.json.ab12cd_4"]
+    for name in others:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("somebody's")
+    sweep(tmp_path / "run")
+    assert sorted(name for name, content in tree(tmp_path / "run").items() if content) == sorted(others)
+
+
 def test_a_kill_while_something_is_removed_leaves_what_is_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

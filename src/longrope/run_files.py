@@ -31,6 +31,18 @@ STAGE = "stage.json"
 """The result of a finished stage of a recipe."""
 RESULT = "result.json"
 """The results of a finished recipe."""
+JSON_FILES = {
+    SCALING,
+    SEARCH_SUMMARY,
+    RECOVER_SUMMARY,
+    EVALUATION,
+    EXTENSION,
+    FINETUNE_SUMMARY,
+    FINETUNE_IDENTITY,
+    RECIPE,
+    STAGE,
+    RESULT,
+}
 LOCK = ".lock"
 """The file whose lock keeps a second process out of a run folder."""
 WRITTEN = ".written.jsonl"

@@ -21,9 +21,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from longrope.errors import LongRopeError
-from longrope.run_files import LOCK, WRITTEN
+from longrope.run_files import JSON_FILES, LOCK, WRITTEN
 
 _TEMPORARY = re.compile(r"\.longrope-(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_RANDOM = r"(?=[a-z]*[0-9_])[a-z0-9_]{8}"  # no word
+_OLDER = re.compile(rf"\.partial-{_RANDOM}|\.({'|'.join(map(re.escape, sorted(JSON_FILES)))})\.{_RANDOM}")
+"""The temporary names of versions before `temporary`: of an unfinished checkpoint, and of files with these names."""
 _LOG = b'{"schema": "longrope.'
 _FIRST_LINE = 1 << 24  # bytes: more than the first line of a log ever has
 _LONGEST = 100  # bytes of a name that are repeated in its temporary one: file systems allow 255
@@ -57,8 +60,14 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def is_temporary(name: str) -> bool:
-    """True if `name` is one that `temporary` gives."""
-    return _TEMPORARY.fullmatch(name) is not None
+    """True if `name` is one that `temporary` gives, or gave in earlier versions."""
+    return _stem_of(name) is not None
+
+
+def _stem_of(name: str) -> str | None:
+    """The name of the file that `name` is a temporary name of, as `_stem` gives it; None where it is none."""
+    found = _TEMPORARY.fullmatch(name) or _OLDER.fullmatch(name)
+    return found and (found[1] or "")
 
 
 def sweep(folder: Path, *names: str) -> None:
@@ -69,8 +78,8 @@ def sweep(folder: Path, *names: str) -> None:
     stems = {_stem(name) for name in names}
     with suppress(OSError):
         for entry in sorted(folder.iterdir()):
-            found = _TEMPORARY.fullmatch(entry.name)
-            if found and (not stems or found[1] in stems):
+            found = _stem_of(entry.name)
+            if found is not None and (not stems or found in stems):
                 _delete_with_moved(entry)
 
 
