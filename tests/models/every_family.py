@@ -46,7 +46,11 @@ _OWN: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 64, "moe_top_k": 2},
     },
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
-    "gemma3n_text": {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * LAYERS},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0] * LAYERS,
+        "pad_token_id": VOCABULARY - 1,  # no token of the texts: its embedding is 0, where the gradient is NaN
+    },
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 8},
     "qwen4_exp_text": {
@@ -139,11 +143,16 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def small_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """A random model in float32 and eval mode, whose queries and keys are large enough that positions matter."""
+    """A random model in float32 and eval mode, whose queries and keys are large enough that positions matter.
+
+    Scales that begin at zero and are trained to something else, such as the temperature of Zaya's keys, are ones.
+    """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and re.search(r"q_proj|k_proj|qkv|query_key_value|q_[ab]_proj|kv_[ab]_proj", name):
                 parameter.mul_(6.0)
+            elif re.search(r"temp(erature)?$|_scale$", name) and not parameter.any():
+                parameter.fill_(1.0)
     return model

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from longrope.costs.plan import plan
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, geometry_of
+from longrope.models.cache_argument import cache_fault
+from longrope.models.chunked import base_of
 from longrope.models.generation.cache import prefill
 from longrope.models.inspect import inspect_model
 from longrope.rope.geometry import RopeGeometry
@@ -98,6 +100,10 @@ def test_a_model_without_rope() -> None:
         ("beam", {}, "none for layers that see the whole text"),
         ("gemma4_text", {}, "rope_type 'proportional'"),
         ("granite_swa", {"layer_rope_theta": [1e4, 5e5, 1e4, 5e5]}, "rotary modules of other bases"),
+        ("minimax", {}, "cannot go on from a cached text: it wants a cache of its own, MiniMaxCache"),
+        ("moshi", {}, "it attends to the whole text, but its cache keeps a sliding window of it"),
+        ("phimoe", {}, "PhimoeRotaryEmbedding of this transformers does not compute a scaling beyond"),
+        ("recurrent_gemma", {}, "the config of RecurrentGemmaForCausalLM cannot state a scaling"),
     ],
 )
 def test_inspect_and_plan_refuse_what_a_search_refuses(family, overrides, match, tmp_path):
@@ -106,7 +112,16 @@ def test_inspect_and_plan_refuse_what_a_search_refuses(family, overrides, match,
     for job in (inspect_model, lambda model: plan(model, 256)):
         with pytest.raises(LongRopeError, match=match) as error:
             job(tmp_path)
-        assert error.value.code == "not-rope"
+        assert error.value.code in ("not-rope", "cannot-generate", "not-expressible")
+
+
+@pytest.mark.parametrize(
+    ("family", "more"), [("mistral", {"sliding_window": 24}), ("llama4_text", {}), ("gemma3_text", {})]
+)
+def test_a_cache_that_forgets_fits_masks_that_slide(family, more):
+    model = small_model(small_config(family, **more))
+    assert any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=model.config).layers)
+    assert cache_fault(model, base_of(model)) == ""
 
 
 def test_states_that_do_not_go_on_are_refused():

@@ -37,6 +37,7 @@ from longrope.models.checkpoint_files import (
 from longrope.models.dequantised import model_folder
 from longrope.models.loading import load_config
 from longrope.models.rope_readers import keys_read_by_attention
+from longrope.models.scalable import require_scalable_config
 from longrope.rope.geometry import RopeGeometry, text_config
 from longrope.rope.hf_config import superset_config
 from longrope.rope.scaling import RopeScaling
@@ -83,6 +84,7 @@ def export_hf(
     expressed = express(scaling, config.target, config.fold_attention_factor)
     model_config = load_config(model_name, trust_remote_code=trust_remote_code)
     scaling.check_fits(RopeGeometry.from_config(model_config, original_length=original_length))
+    require_scalable_config(model_config, trust_remote_code=trust_remote_code)
     code = ("*.py",) if trust_remote_code else ()
     from_gguf = gguf_path(model_name) is not None
     if config.config_only and from_gguf:

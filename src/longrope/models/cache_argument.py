@@ -7,11 +7,12 @@ other. A cache under a name that a function does not know is left unused without
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from longrope.errors import LongRopeError
 
@@ -38,6 +39,38 @@ def cache_argument(*functions: Callable[..., Any]) -> str:
 def forward_argument(module: nn.Module) -> str:
     """`cache_argument` of the forward of `module`, or of its class's, for which a wrapper may stand in."""
     return cache_argument(module.forward, type(module).forward)
+
+
+def cache_fault(model: nn.Module, base: nn.Module) -> str:
+    """The reason why the classes of a family cannot go on from a text in a dynamic cache; empty where none is known.
+
+    `base` is `model` below its head. A family may take no cache there, or one of a class of its own, or keep the last
+    tokens only in a cache whose text it attends to as a whole.
+    """
+    try:
+        name = forward_argument(base)
+    except LongRopeError as error:
+        return error.message
+    kinds = [kind for kind in _annotated(base, name) if isinstance(kind, type) and issubclass(kind, Cache)]
+    if kinds and not any(issubclass(DynamicCache, kind) for kind in kinds):
+        return f"it wants a cache of its own, {kinds[0].__name__}"
+    code = sys.modules[type(base).__module__]
+    made_here = type(base).__module__.startswith("transformers.")  # code of a checkpoint may make masks anywhere
+    masks = [name for name in vars(code) if "mask" in name and ("sliding" in name or "chunked" in name)]
+    if made_here and not masks and "create_masks_for_generate" not in vars(code):
+        layers: list[Any] = list(DynamicCache(config=model.config).layers)
+        if any(getattr(layer, "is_sliding", False) for layer in layers):
+            return "it attends to the whole text, but its cache keeps a sliding window of it"
+    return ""
+
+
+def _annotated(module: nn.Module, argument: str) -> tuple[Any, ...]:
+    """The classes in the annotation of an argument of the module's forward; none where it cannot be read."""
+    try:
+        hint = get_type_hints(type(module).forward).get(argument)
+    except Exception:  # names that exist for type checkers only
+        return ()
+    return get_args(hint) or (hint,)
 
 
 def with_cache(module: nn.Module, cache: Any) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from longrope.models.gguf.config import gguf_config
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.tokenizer import load_gguf_tokenizer
 from longrope.models.gguf.weights import load_gguf_weights, stored_dtype
+from longrope.models.scalable import require_scalable, require_scalable_config
 from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import (
     RENAMED_TYPES,
@@ -275,6 +276,7 @@ def _opened(
 ) -> LoadedModel:
     """`open_model` for a `PreTrainedModel`."""
     geometry = geometry_of(model, options.original_length)
+    require_scalable(model)
     name = name_of(model)
     if tokenizer is None and not model.name_or_path:
         raise LongRopeError(
@@ -318,7 +320,9 @@ def config_and_scaling(
     else:
         config, place = load_config(str(model), trust_remote_code=trust_remote_code), str(model)
     geometry = RopeGeometry.from_config(config, original_length=original_length)
-    return config, geometry, find_checkpoint_scaling(place, config, geometry)
+    found = find_checkpoint_scaling(place, config, geometry)
+    require_scalable_config(config, trust_remote_code=trust_remote_code)
+    return config, geometry, found
 
 
 def _tokenizer(given: PreTrainedTokenizerBase | str, options: LoadOptions) -> PreTrainedTokenizerBase:

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError, one_line
-from longrope.models.cache_argument import with_cache
+from longrope.models.cache_argument import cache_fault, with_cache
 from longrope.models.chunked import base_of, logits_chunk
 from longrope.models.devices import device_of
 from longrope.models.finite import require_finite_logits
@@ -264,21 +264,19 @@ def fill(
 
 _CONTINUED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """The reason why a text cannot be read in parts, empty where it can, of the models that were tried."""
-_OWN_CACHES = ("minimax", "moshi")  # a cache class of its own; keys at wrong places (transformers 5.23)
 _TRIED = 40, 27  # tokens of a text, and of its first part
 
 
 def _require_continued(scaled: ScaledModel, cache: DynamicCache) -> None:
     """Raise LongRopeError unless reading a text in two parts gives what reading it at once gives; tried once a model.
 
-    A family may want a cache of its own (MiniMax), or go on from its states a token at a time only, without an error
-    (RecurrentGemma). Layers of keys and values alone are trusted where the family makes no others.
+    A family may go on from its states a token at a time only, without an error (RecurrentGemma). Layers of keys and
+    values alone are trusted where nothing in its classes speaks against it (`cache_fault`).
     """
-    own = scaled.model.config.get_text_config().model_type in _OWN_CACHES
-    if holds_keys_and_values_only(cache) and not own:
-        return
     if scaled.model not in _CONTINUED:
-        _CONTINUED[scaled.model] = _why_not_continued(scaled)
+        fault = cache_fault(scaled.model, base_of(scaled.model))
+        trusted = holds_keys_and_values_only(cache)
+        _CONTINUED[scaled.model] = fault or ("" if trusted else _why_not_continued(scaled))
     if reason := _CONTINUED[scaled.model]:
         raise LongRopeError(
             f"{type(scaled.model).__name__} cannot go on from a cached text: {reason}", code="cannot-generate"
