@@ -37,6 +37,21 @@ def lints(folder: Path) -> set[str]:
     return {lint.name for lint in diagnose(folder).lints}
 
 
+@pytest.mark.parametrize(("length", "fires"), [(40960, True), (131072, False), (65536, True)])
+def test_the_factor_of_yarn_and_the_window(tmp_path, length: int, fires: bool) -> None:
+    """The config of Qwen3's model card is right: the lint names the runtime that reads it otherwise, which the finding
+    says too, and the value with which that runtime computes what all others do."""
+    folder = case(tmp_path, "qwen3", YARN, max_position_embeddings=length)
+    found = findings(folder)
+    assert found["exllamav3"].verdict == ("differs" if fires else "exact")
+    assert {found[name].verdict for name in ("transformers-5", "transformers-4.57", "vllm", "mlx-lm")} == {"exact"}
+    said = [lint for lint in diagnose(folder).lints if lint.name == "factor"]
+    assert bool(said) == fires
+    for lint in said:
+        assert f"ExLlamaV3 computes with their ratio {length / 32768:g} in place of the factor" in lint.says
+        assert lint.advice == "set max_position_embeddings to 131072 for ExLlamaV3; others read the factor"
+
+
 @pytest.mark.parametrize(("attn_factor", "m"), [(0.8782488562869419, 1.0), (0.5, M / 2), (2.0, 2 * M)])
 def test_attn_factor_is_read_by_sglang_alone(tmp_path, attn_factor: float, m: float) -> None:
     """DeepSeek-R1-0528-Qwen3-8B: SGLang multiplies m by it, transformers, vLLM and the others do not know the key."""

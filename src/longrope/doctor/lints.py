@@ -12,6 +12,7 @@ from typing import Any
 from longrope.checks import shown
 from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.doctor.readings import LONGROPE, PHI3_KEYS
+from longrope.doctor.table import runtimes
 from longrope.models.gguf.rope import CONTEXT_STEP, GgufRope, short_context
 
 _ATTENTION_BOUNDS = (0.5, 2.0)  # published configs had 32, the ratio, in its place
@@ -39,9 +40,12 @@ def lint_config(config: CheckpointConfig) -> list[Lint]:
     found = [*_places(config, dictionaries, fix), *_shape(config, scaled, fix)]
     original = config.original_length or entry.get(ORIGINAL) or config.model_class.original_length
     if isinstance(original, int) and original > 0:
-        # llama3's factor stretches frequencies and is not the ratio of the lengths: 8 for 16 in Llama 3.1.
-        factor = None if _type(entry) == "llama3" else entry.get("factor")
+        # llama3's factor stretches frequencies and is not the ratio of the lengths: 8 for 16 in Llama 3.1. Of yarn,
+        # the factor says the window, and max_position_embeddings may say less, as in Qwen3's model cards.
+        factor = None if _type(entry) in ("llama3", "yarn") else entry.get("factor")
         found += _lengths(original, config.length, factor, fix)
+        if _type(entry) == "yarn":
+            found += _yarn_window(original, config.length, entry.get("factor"))
         if _type(entry) in (LONGROPE, "su") and config.length <= original:
             says = f"max_position_embeddings {config.length} is no more than L = {original}: the long factors are for"
             says += " texts beyond it, and the attention factor by the lengths is 1"
@@ -170,6 +174,21 @@ def _lengths(original: int, target: int, factor: Any, fix: str) -> Iterator[Lint
         inside = short_context(original)
         advice = f"there the short factors hold up to -c {inside}" if inside else "there the short factors never hold"
         yield Lint("original-length-multiple", says, advice)
+
+
+def _yarn_window(original: int, length: int, factor: Any) -> Iterator[Lint]:
+    """A factor of yarn that is not the ratio of the lengths, by which some runtimes take it nevertheless."""
+    ratio = length / original
+    by_lengths = [runtime.label for runtime in runtimes().values() if runtime.yarn_factor == "lengths"]
+    if not isinstance(factor, int | float) or not by_lengths or abs(factor / ratio - 1.0) <= 1e-9:
+        return
+    window = round(factor * original)
+    says = (
+        f"factor {factor:g} of yarn over L = {original} makes a window of {window}, max_position_embeddings is"
+        f" {length}: {', '.join(by_lengths)} computes with their ratio {ratio:g} in place of the factor"
+    )
+    advice = f"set max_position_embeddings to {window} for {', '.join(by_lengths)}; others read the factor"
+    yield Lint("factor", says, advice)
 
 
 def _attention(value: Any, name: str) -> Iterator[Lint]:
