@@ -20,7 +20,8 @@ LAYERS = 4
 # The first pattern that matches the name of a setting gives its value.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"(^|_)vocab_size$|^n_vocab$|vocab_size_per_layer_input$", VOCABULARY),
-    (r"^(hidden_size|d_model|n_embd|attention_hidden_size|embedding_size|lru_width)$", 64),
+    (r"^(hidden_size|d_model|n_embd|attention_hidden_size|embedding_size|lru_width|hidden_size_global)$", 64),
+    (r"^adapter_(in|out)_dim$|^adapter_input_size$", 64),
     (r"intermediate_size|ffn_dim|ffn_hidden|^n_inner|moe_latent_size|^ffn_size|expert_size", 64),
     (r"^(num_hidden_layers|n_layers?|num_layers|decoder_layers|encoder_layers)$", LAYERS),
     (r"^(num_attention_heads|n_heads?|swa_num_attention_heads|num_heads)$", 4),
@@ -42,7 +43,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 16},
     "blt": {"encoder_hash_byte_group_vocab": VOCABULARY},
     "dbrx": {
-        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2},
+        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_top_k": 2},
     },
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
