@@ -153,11 +153,6 @@ def test_an_attention_factor_of_its_own_is_for_transformers_5(tmp_path):
         ("llama", {"attention_bias": True}, "biases"),
         ("llama", {"mlp_bias": True}, "biases"),
         ("llama", {"head_dim": 32}, "head_dim 32 is not"),
-        (
-            "llama",
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-            "only 8 of its 16 head dimensions rotate",
-        ),
     ],
 )
 def test_the_reason_of_a_refusal(family, overrides, reason, tmp_path):
@@ -165,6 +160,16 @@ def test_the_reason_of_a_refusal(family, overrides, reason, tmp_path):
     error = refusal(export, source, scaling_of(source, SU), tmp_path / "out", target="phi3")
     assert (error.code, reason in str(error)) == ("unsupported-model", True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_share_of_the_head_that_llama_does_not_know_is_refused_for_every_target(tmp_path):
+    """Its config says that half of the head rotates, its class rotates all of it: `inspect` says the same."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    source = save_model(tmp_path / "source", "llama", rope_parameters=rope)
+    for target in ("phi3", "hf"):
+        error = refusal(export, source, scaling_of(source, SU), tmp_path / "out", target=target)
+        assert (error.code, "its config says 4 rotary pairs" in str(error)) == ("not-rope", True)
+        assert not (tmp_path / "out").exists()
 
 
 def test_tensors_without_a_place_are_refused(tmp_path):
