@@ -154,6 +154,6 @@ def small_model(config: PreTrainedConfig) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and re.search(r"q_proj|k_proj|qkv|query_key_value|q_[ab]_proj|kv_[ab]_proj", name):
                 parameter.mul_(6.0)
-            elif re.search(r"temp(erature)?$|_scale$", name) and not parameter.any():
+            elif re.search(r"\.temp$", name) and not parameter.any():
                 parameter.fill_(1.0)
     return model
