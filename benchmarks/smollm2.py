@@ -185,7 +185,7 @@ def against(row: EvalRow, other: EvalRow) -> str:
     if row == other or ours.keys() != theirs.keys():
         return "–"
     mean, error = mean_and_stderr([ours[text] - theirs[text] for text in ours])
-    return f"{mean:+.4f} ± {error:.4f}"
+    return f"{mean:+.4f} ± {error:.4f}".replace("-", "−")
 
 
 def perplexity_table(found: Mapping[str, Measured], length: int, original: int) -> list[str]:
@@ -217,8 +217,8 @@ def needle_table(path: Path) -> list[str]:
             here = [row for row in rows if (row["scaling"], row["length"]) == (method, length)]
             hits = [row["value"] for row in here if row["metric"] == "accuracy" and "depth" in row["detail"]]
             logs = [row["value"] for row in here if row["metric"] == "answer_logprob" and "depth" in row["detail"]]
-            cells += [f"{100 * statistics.fmean(hits):.0f} %", f"{statistics.fmean(logs):.2f}"]
-        lines.append(f"| {' | '.join([NAMES.get(method, method), *cells])} |")
+            cells += [f"{100 * statistics.fmean(hits):.0f} %", f"{statistics.fmean(logs):.2f}".replace("-", "−")]
+        lines.append(f"| {' | '.join([NAMES.get(method, NAMES['gradient']), *cells])} |")
     return lines
 
 

@@ -27,9 +27,7 @@ def share(source: Path, target: Path) -> str:
 
     Returns CLONED, LINKED or COPIED. Raises OSError where `target` exists or cannot be written.
     """
-    real = source.resolve(
-        strict=True
-    )  # link(2) would link to a symbolic link itself: files of the hub's cache are some
+    real = source.resolve(strict=True)  # link(2) links to a symbolic link itself, which files of the hub's cache are
     if _clone(real, target):
         return CLONED
     try:

@@ -60,7 +60,7 @@ def assert_is_the_source(source: Path, out: Path, scaling: RopeScaling, inside: 
     torch.testing.assert_close(short, untouched, atol=1e-3 * largest, rtol=0)
     # A sharper softmax (mscale_all_dim 2) makes more of transformers' float32 angles: 1.3e-3.
     torch.testing.assert_close(long, scaled, atol=2e-3 * largest, rtol=0)
-    assert float((scaled - plain).abs().max()) > 0.02 * largest
+    assert float((scaled - plain).abs().max()) > 0.01 * largest  # five times what is allowed above
 
 
 def longer(source: Path, first: int) -> RopeScaling:

@@ -26,7 +26,7 @@ def test_by_the_command_line(cli: Callable[..., Ran], checkpoint: Path, texts: P
         ("finetune", checkpoint, "--scaling", tmp_path / "scaling.json", "--length", 256, *data, *out),
         ("search", checkpoint, "--target-length", 128, *data, *out),
         ("eval", checkpoint, "--lengths", 64, *data, "-o", tmp_path / "out.json"),
-        ("extend", checkpoint, *data, *out),
+        ("extend", checkpoint, *data, "--eval-data", texts / "search.txt", *out),
         ("extend", checkpoint, "--recipe", write_recipe(tmp_path / "r", SEARCH_4, TRAIN_4), *out),
     ):
         for device in ("cuda", "cuda:1", "mps", "tpu", "", "cpu:x"):
