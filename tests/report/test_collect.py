@@ -8,7 +8,8 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.report.collect import collect
-from longrope.report.styles import OWN
+from longrope.report.styles import OWN, method_styles
+from longrope.report.summary import headline
 from tests.report import runs
 
 
@@ -114,3 +115,18 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert len(collect([folders[0], folders[0]])) == 1
     taken = runs.write_run(tmp_path / "yarn", suites=["passkey"])
     assert [run.name for run in collect([taken])] == ["run yarn"]
+
+
+def test_a_runtime_that_rounds_is_shown_by_its_divergence(tmp_path):
+    """Of a quantised model the largest difference of a logit says nothing; transformers' exact logits do."""
+    folder, shown = runs.write_run(tmp_path / "a"), method_styles([OWN, "original", "none", "pi", "yarn"])
+    (exact,) = [number for number in headline(*collect([folder]), shown) if "exported" in number.label]
+    assert exact.value.text == "100 %"
+    assert exact.note == "reloaded with plain transformers; logits differ by at most 2.0e-04"
+    summary = json.loads((folder / "extend.json").read_text("utf-8"))
+    for proof, divergence in zip(summary["proofs"], (0.002, 0.0057), strict=True):
+        proof |= {"runtime": "llama.cpp", "divergence": divergence, "divergence_without": 2.07, "top1_agreement": 0.875}
+    (folder / "extend.json").write_text(json.dumps(summary), "utf-8")
+    (rounded,) = [number for number in headline(*collect([folder]), shown) if "llama.cpp" in number.label]
+    assert (rounded.label, rounded.value.text) == ("llama.cpp from the searched model, nats", "0.0057")
+    assert rounded.note == "Kullback-Leibler divergence; 2.1 without the factors; same next token 87.5 % of the time"

@@ -182,11 +182,16 @@ def _proof(run: Run) -> Number | None:
     if run.extension is None or not run.extension.proofs:
         return None
     proofs = run.extension.proofs
+    agreement = Cell(f"{100 * min(proof.top1_agreement for proof in proofs):.5g} %")
+    worst = max(proofs, key=lambda proof: proof.divergence or 0.0)
+    if worst.divergence is not None:  # a runtime that rounds: how far the distributions are apart says more
+        without = "" if worst.divergence_without is None else f"; {worst.divergence_without:.2g} without the factors"
+        note = f"Kullback-Leibler divergence{without}; same next token {agreement.text} of the time"
+        return Number(f"{worst.runtime} from the searched model, nats", Cell(f"{worst.divergence:.2g}"), note)
     largest = max(proof.max_logit_difference for proof in proofs)
     runtime = "plain transformers" if proofs[0].runtime == "transformers" else proofs[0].runtime
     note = f"reloaded with {runtime}; logits differ by at most {largest:.1e}"
-    value = Cell(f"{100 * min(proof.top1_agreement for proof in proofs):.5g} %")
-    return Number("same next token in the exported checkpoint", value, note)
+    return Number("same next token in the exported checkpoint", agreement, note)
 
 
 def _longest(rows: Sequence[EvalRow], name: str) -> EvalRow | None:
