@@ -57,3 +57,10 @@ def test_differences_are_those_of_the_same_texts(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| no scaling", "| YaRN", "| longrope, gradient"]
     assert lines[3].endswith("| – |")
     assert lines[4].endswith("| 32.14 ± 1.00 | 87.36 ± 8.74 | −0.0300 ± 0.0100 |")
+
+
+def test_the_page_has_the_tables_of_the_results() -> None:
+    root = Path(smollm2.__file__).parents[1]
+    page = (root / "docs/smollm2.md").read_text("utf-8")
+    for table in (root / "benchmarks/results/smollm2.md").read_text("utf-8").strip().split("\n\n"):
+        assert table in page
