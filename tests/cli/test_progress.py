@@ -144,6 +144,19 @@ def test_a_line_a_minute_with_rate_value_and_time_left(capsys):
     ]
 
 
+def test_a_stage_without_steps_is_not_told_by_the_one_before(capsys):
+    """`extend` went on with "evaluate: 28 of 28 samples" while it proved the checkpoint for minutes."""
+    clock = [100.0]
+    lines = lines_of(clock)
+    display = Display(job_bar(Console(file=io.StringIO())), lines=lines)
+    display.on_stage("compare", 2, 5)
+    display.on_eval_start(1)
+    display.on_eval_step()
+    display.on_stage("prove", 4, 5)
+    clock[0] = 400.0
+    assert lines.line() == "prove: 5 min elapsed"
+
+
 def test_replayed_evaluations_do_not_count_for_the_rate(capsys):
     clock = [0.0]
     lines = lines_of(clock)

@@ -71,8 +71,9 @@ class Lines:
         self._begun = self._last = clock()
         self._steps = False
 
-    def begin(self, what: str, unit: str, total: int, done: int = 0) -> None:
-        """A part of the job of `total` steps begins; `done` of them were done before."""
+    def begin(self, what: str, unit: str = "", total: int = 0, done: int = 0) -> None:
+        """A part of the job begins, of `total` steps of which `done` were done before; without `unit`, one without
+        steps."""
         with self._lock:
             self._what, self._unit, self._total, self._note = what, unit, total, ""
             self._done = self._first = done
@@ -108,6 +109,8 @@ class Lines:
     def line(self) -> str:
         """`search: 40 of 138 evaluations, 2.3 a second, best loss 4.1313, 43 s left`."""
         passed, steps = self._clock() - self._begun, self._done - self._first
+        if not self._unit:
+            return f"{self._what}: {format_duration(passed)} elapsed"
         parts = [f"{self._what}: {self._done} of {self._total} {self._unit}"]
         if steps and passed > 0:
             parts.append(format_rate(steps / passed))
@@ -147,6 +150,7 @@ class Display(Callbacks):
         if self._stage_lines:
             messages.print(line)
         log.info("%s", line)
+        self._lines.begin(stage)
         self._restart(stage, None)
 
     def on_note(self, note: str) -> None:
