@@ -30,6 +30,7 @@ from longrope.data.samples import draw_samples
 from longrope.data.sources import read_all
 from longrope.data.tokens import bos_of, tokenize
 from longrope.errors import LongRopeError
+from longrope.evaluation.results import mean_and_stderr
 from longrope.export.config import GGUF, ExportConfig
 from longrope.export.gguf.export import export_gguf
 from longrope.export.gguf.keys import UINT32
@@ -82,7 +83,7 @@ def summary(measured: dict[str, Any]) -> dict[str, Any]:
     texts = [[loss for loss in text if loss is not None] for text in measured["losses"]]
     every = [loss for text in texts for loss in text]
     means = [statistics.fmean(text) for text in texts]
-    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+    _, error = mean_and_stderr(means)
     nll = statistics.fmean(every)
     return measured | {"tokens": len(every), "nll": nll, "nll_stderr": error, "perplexity": math.exp(nll)}
 

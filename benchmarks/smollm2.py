@@ -42,7 +42,6 @@ HERE = Path(__file__).resolve().parent
 FETCH = HERE.parent / "scripts/smollm2.py"
 FIGURE = HERE.parent / "docs/images/smollm2.png"
 LENGTH = "16k"
-SEARCH = f"--target-length {LENGTH} --samples 1 --data book:an-american-tragedy"
 SEARCHES = {
     "gradient": "--method gradient --steps 4 --no-continuation",
     "evolution": "--method longrope --population 16 --iterations 3",
@@ -83,26 +82,27 @@ class Stage:
     started: Path  # what a stopped run has left, from which --resume goes on
 
 
-def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
-    """All commands in order: each search, then its comparison on a text of each book."""
+def searched(model: str, out: Path, name: str, length: str, options: str) -> Stage:
+    """A search on one text of the shipped book."""
+    texts = f"--target-length {length} --samples 1 --data book:an-american-tragedy"
+    words = ["search", model, *shlex.split(f"{texts} {options} {LOAD}"), "-o", str(out / name)]
+    return Stage(out / name / "scaling.json", words, out / name)
+
+
+def compared(model: str, books: Path, out: Path, name: str, length: str, *options: str) -> Stage:
+    """Perplexity at `length` and inside the trained window, on a text of each book."""
+    end = out / f"perplexity-{name}.json"
     texts = ["--samples", str(len(list(books.glob("*.txt")))), "--data", str(books)]
+    words = ["eval", model, "--lengths", f"{length},8k", *texts, *options, *LOAD.split(), "-o", str(end)]
+    return Stage(end, words, end.with_suffix(".cells.jsonl"))
+
+
+def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
+    """All commands in order: each search, then its comparison on a text of each book; needles last."""
     for name, options in SEARCHES.items():
-        folder = out / name
-        words = ["search", model, *shlex.split(f"{SEARCH} {options} {LOAD}"), "-o", str(folder)]
-        yield Stage(folder / "scaling.json", words, folder)
+        yield searched(model, out, name, LENGTH, options)
         against = ["--against", CLOSED_FORMS] if name == "gradient" else []
-        end = out / f"perplexity-{name}.json"
-        words = [
-            "eval",
-            model,
-            "--lengths",
-            f"{LENGTH},8k",
-            *texts,
-            "--scaling",
-            str(folder / "scaling.json"),
-            *against,
-        ]
-        yield Stage(end, [*words, *LOAD.split(), "-o", str(end)], end.with_suffix(".cells.jsonl"))
+        yield compared(model, books, out, name, LENGTH, "--scaling", str(out / name / "scaling.json"), *against)
     end = out / "needles.json"
     words = ["eval", model, *f"--suite needle --trials 2 --depths 5 --needles 5 --lengths {LENGTH},8k".split()]
     words += ["--data", str(books), "--scaling", str(out / "gradient/scaling.json")]
@@ -111,37 +111,17 @@ def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
 
 
 def more_stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
-    """What needs a faster machine or a night: a search by needles, a short fine-tuning, four times the window."""
-    measure = ["--samples", str(len(list(books.glob("*.txt")))), "--data", str(books)]
-
-    def compared(name: str, subject: str, length: str, *options: str) -> Stage:
-        end = out / f"perplexity-{name}.json"
-        words = ["eval", subject, "--lengths", f"{length},8k", *measure, *options, *LOAD.split(), "-o", str(end)]
-        return Stage(end, words, end.with_suffix(".cells.jsonl"))
-
-    def searched(name: str, length: str, options: str) -> Stage:
-        data = f"--target-length {length} --samples 1 --data book:an-american-tragedy"
-        words = ["search", model, *shlex.split(f"{data} {options} {LOAD}"), "-o", str(out / name)]
-        return Stage(out / name / "scaling.json", words, out / name)
-
-    gradient = SEARCHES["gradient"]
-    yield searched("gradient-needle", LENGTH, f"--objective needle {gradient}")
-    yield compared("gradient-needle", model, LENGTH, "--scaling", str(out / "gradient-needle/scaling.json"))
-    trained = out / "trained"
-    words = [
-        "finetune",
-        model,
-        "--scaling",
-        str(out / "gradient/scaling.json"),
-        "-o",
-        str(trained),
-        *FINETUNING.split(),
-    ]
-    yield Stage(trained / "checkpoint/config.json", words, trained)
-    yield compared("trained", str(trained), LENGTH)
-    yield searched("gradient-32k", "32k", gradient)
+    """The stages for a faster machine or a night: a search by needles, a short fine-tuning, four times the window."""
+    gradient, trained = SEARCHES["gradient"], out / "trained"
+    yield searched(model, out, "gradient-needle", LENGTH, f"--objective needle {gradient}")
+    scaling = ["--scaling", str(out / "gradient-needle/scaling.json")]
+    yield compared(model, books, out, "gradient-needle", LENGTH, *scaling)
+    words = ["finetune", model, "--scaling", str(out / "gradient/scaling.json"), *FINETUNING.split()]
+    yield Stage(trained / "checkpoint/config.json", [*words, "-o", str(trained)], trained)
+    yield compared(str(trained), books, out, "trained", LENGTH)
+    yield searched(model, out, "gradient-32k", "32k", gradient)
     scaling = ["--scaling", str(out / "gradient-32k/scaling.json"), "--against", CLOSED_FORMS]
-    yield compared("gradient-32k", model, "32k", *scaling)
+    yield compared(model, books, out, "gradient-32k", "32k", *scaling)
 
 
 def run(model: str, books: Path, out: Path, *, more: bool = False) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from longrope.written import temporary
 
 CLONED, LINKED, COPIED, ABSENT = "cloned", "hard-linked", "copied", "not in this folder"
-"""How a file came to its place; ABSENT where it did not."""
+"""The ways that a file comes to its place; ABSENT where it did not."""
 _FICLONE = 0x40049409  # ioctl_ficlone(2), Linux
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Errors of link(2) that say that these two places cannot have a link: other file systems, other owners, no support."""

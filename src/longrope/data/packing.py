@@ -143,8 +143,8 @@ class PackedRows:
         return self.filled(index) - (1 if row.part == CHUNKS else len(row.spans))
 
     def rounds(self, shares: Mapping[str, float], rows: int) -> dict[str, float]:
-        """How often `rows` rows of these `shares` (part -> share of the tokens) read the documents of each part, at
-        most: padding is counted as text."""
+        """The number of times that `rows` rows of these `shares` (part -> share of the tokens) read the documents of
+        each part, at most: padding is counted as text."""
         return {part: share * rows * self.length / self.round_tokens[part] for part, share in shares.items()}
 
     @property

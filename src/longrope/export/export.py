@@ -52,7 +52,7 @@ class ExportResult:
     proof: str = ""
     """The proof of a GGUF file in words; that of a folder is its `verification`."""
     weights: str = ""
-    """How the weight files of a folder came there: cloned, hard-linked, copied, rewritten, or not at all."""
+    """The way that the weight files of a folder came there: cloned, hard-linked, copied, rewritten, or not at all."""
     pushed: str = ""
     """The address of the commit or pull request on the hub, where the export was pushed."""
 

@@ -88,14 +88,12 @@ def verify_hf(
     Raises LongRopeError (`differs`) when a frequency, an attention factor or a logit differs.
     """
     weights = str(path) if any(path.glob("*.safetensors")) else source
-    of_source, of_path = (
-        None,
-        None if weights != source else load_config(str(path), trust_remote_code=trust_remote_code),
-    )
-    layers, share = None, 1.0
+    of_source, of_path, layers, share = None, None, None, 1.0
+    if first_layers_only or weights == source:
+        of_path = load_config(str(path), trust_remote_code=trust_remote_code)
     if first_layers_only:
-        whole, stated = (load_config(name, trust_remote_code=trust_remote_code) for name in (source, str(path)))
-        (of_source, count), (of_path, _) = first_layers(whole), first_layers(stated)
+        whole = load_config(source, trust_remote_code=trust_remote_code)
+        (of_source, count), (of_path, _) = first_layers(whole), first_layers(of_path)
         layers = (count, int(text_config(whole).num_hidden_layers))
         share = layers[0] / layers[1]
     options: dict[str, Any] = {

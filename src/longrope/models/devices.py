@@ -79,7 +79,7 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def says_where(model: PreTrainedModel) -> str:
-    """Where `model` is computed and in which dtype, in one line; of a spread model with the cost of that."""
+    """The device or devices that `model` is computed on and its dtype, in one line; of a spread model with the cost."""
     dtype = str(model.dtype).removeprefix("torch.")
     device = device_of(model)
     if not is_spread(model):
@@ -145,10 +145,17 @@ def too_large(config: PreTrainedConfig, dtype: Any, device: torch.device, *, tru
     return free is not None and weight_bytes(config, dtype, trust_remote_code=trust_remote_code) > FOR_WEIGHTS * free
 
 
+def weightless_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of `config` on the meta device: every module and parameter, without the numbers. What transformers
+    raises is not caught."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
 def weight_bytes(config: PreTrainedConfig, dtype: Any, *, trust_remote_code: bool = False) -> int:
     """The bytes of the weights of the model of `config` in `dtype` (None: the one in the config)."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model = weightless_model(config, trust_remote_code=trust_remote_code)
     wanted = dtype or getattr(config, "dtype", None) or torch.float32
     sizes: dict[str, int] = compute_module_sizes(model, dtype=wanted)
     return sizes[""]

@@ -1,4 +1,4 @@
-"""What a family must be able to do, looked at on a model without weights: refused there, it is refused by every verb.
+"""The abilities that a family must have, looked at on a model without weights: refused there, every verb refuses it.
 
 Each check is of what the classes of the family are, not of their names: rotary modules that a scaling can replace, a
 config that can state a scaling, rotary modules that compute the scaling from it, a cache that can be continued.
@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.apply import require_one_base, rotary_modules
 from longrope.models.cache_argument import cache_fault
 from longrope.models.chunked import base_of
+from longrope.models.devices import weightless_model
 from longrope.models.rotary import LongRopeRotary, probe_output
 from longrope.models.twin import stated_config
 from longrope.rope.geometry import RopeGeometry, scaled_layer_type, text_config
@@ -25,14 +26,6 @@ _WINDOW = 64  # tokens, where a config states no window: the user will have to
 _COMPARED = 8  # positions, the first ones: far out, transformers' float32 angles are coarse
 _CHECKED: set[tuple[type, str]] = set()
 """The configs that were checked: a job opens the same model several times."""
-
-
-def weightless_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of `config` on the meta device: every module and parameter, without the numbers. What transformers
-    raises is not caught."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return model
 
 
 def require_scalable_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:

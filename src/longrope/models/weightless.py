@@ -8,8 +8,9 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError, one_line
+from longrope.models.devices import weightless_model
 from longrope.models.loading import load_config
-from longrope.models.scalable import require_scalable, weightless_model
+from longrope.models.scalable import require_scalable
 from longrope.rope.geometry import RopeGeometry
 
 _ANY_LENGTH = 2  # the window is not looked at here

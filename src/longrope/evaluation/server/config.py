@@ -19,7 +19,7 @@ class ServerOptions(Settings):
     timeout: float = Field(600.0, gt=0, le=86_400)
     """Seconds until a request is given up."""
     retries: int = Field(3, ge=0, le=100)
-    """How often a request is sent again after a timeout, a lost connection or a busy server."""
+    """The number of times that a request is sent again after a timeout, a lost connection or a busy server."""
 
 
 def is_server(name: object) -> bool:
