@@ -17,9 +17,10 @@ from ledger import Ledger, NotAvailableError, free, require_number, synchronize,
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 import longrope as lr
-from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops, scoring_bytes
-from longrope.costs.model_dims import shape_of
+from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
 from longrope.data.samples import SampleOrigin, Samples
+from longrope.models.model_dims import shape_of
+from longrope.models.peak_bytes import scoring_bytes
 from longrope.search.objective import PerplexityObjective
 
 SHAPE = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}

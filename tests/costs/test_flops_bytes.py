@@ -17,22 +17,20 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from longrope.costs import flops_bytes
 from longrope.costs.flops_bytes import (
-    Bytes,
     Flops,
     forward_flops,
-    gradient_bytes,
     gradient_flops,
     reading_bytes,
-    scoring_bytes,
     training_bytes,
     training_flops,
 )
-from longrope.costs.model_dims import ModelShape, shape_of
 from longrope.data.samples import SampleOrigin, Samples
 from longrope.models import chunked
 from longrope.models.apply import apply_scaling, geometry_of
 from longrope.models.generation.cache import prefill
 from longrope.models.loading import load_model
+from longrope.models.model_dims import ModelShape, shape_of
+from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import token_nll
 from longrope.rope.scaling import RopeScaling, Window
@@ -201,7 +199,6 @@ def _pieces(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, mlp = PEAKS[at]
     monkeypatch.setattr(chunked, "LOGITS_BUDGET", logits)
     monkeypatch.setattr(chunked, "MLP_CHUNK", mlp)
-    monkeypatch.setattr(flops_bytes, "MLP_CHUNK", mlp)
 
 
 def grouped() -> PreTrainedModel:

@@ -11,11 +11,11 @@ from transformers import DeepseekV3Config, Gemma3TextConfig, LlamaConfig, Mistra
 
 from longrope.costs.devices import USABLE, Devices, gpu_table
 from longrope.costs.flops_bytes import Flops, forward_flops
-from longrope.costs.model_dims import shape_of
 from longrope.costs.plan import CostPlan, CostRow, plan
 from longrope.costs.search_cost import search_work, sized_objectives
 from longrope.errors import LongRopeError
 from longrope.models.loading import load_model, open_model
+from longrope.models.model_dims import shape_of
 from longrope.models.weightless import weightless
 from longrope.search.config import METHODS, SearchConfig
 from longrope.search.run import search

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from longrope.costs.devices import CPU, USABLE, Devices, gpu_table
-from longrope.costs.flops_bytes import Bytes
-from longrope.costs.model_dims import ModelShape
 from longrope.models.devices import FOR_WEIGHTS
+from longrope.models.model_dims import ModelShape
+from longrope.models.peak_bytes import Bytes
 from longrope.units import format_length
 
 _MOST_GPUS = 4096

@@ -1,31 +1,29 @@
-"""FLOPs and peak bytes of scoring, gradients, training and reading, from a model's shape. Pure arithmetic.
+"""FLOPs of scoring, gradients, training and reading, and peak bytes of the last two, from a model's shape.
+
+Pure arithmetic; the peak bytes of scoring and of gradients are in `models/peak_bytes.py`.
 
 A multiplication and an addition are two FLOPs. Matrices are counted apart from attention, whose rate differs. Norms,
 rotations and the softmax are left out. Attention counts the pairs that are attended to: the causal half, inside the
 window where it slides. torch's `FlopCounterMode` counts the whole square of a flash kernel, twice as much.
 
-Bytes are the peak on one device of one text at a time with a flash or memory-efficient attention kernel, which makes no
-T×T matrix. Notation: T tokens, a bytes a number, H hidden, q, k, v, o numbers of queries, keys, values and attention's
-output of a token, M `mlp_width`, V vocabulary, N layers. The tests compare both with torch.
+Notation as there. The tests compare FLOPs and bytes with torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longrope.costs.model_dims import ModelShape
 from longrope.data.mix import ORIGINAL_WINDOW
-from longrope.models.chunked import MLP_CHUNK, logits_chunk
+from longrope.models.chunked import MLP_CHUNK
 from longrope.models.generation.cache import PREFILL_CHUNK
+from longrope.models.model_dims import ModelShape
+from longrope.models.peak_bytes import Bytes, angle_bytes, layer_bytes, logits_piece
 from longrope.train.config import FinetuneConfig
 
 STATE_BYTES = 16
 """Bytes of a trained weight: itself 4, its gradient 4, AdamW's two moments 8 (float32)."""
 _FLASH_BACKWARD = 2.5
 """FLOPs of a flash attention's backward over those of its forward: 5 products (scores again, dV, dP, dQ, dK) for 2."""
-
-Bytes = dict[str, float]
-"""Bytes by purpose; they add up to the peak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,51 +83,6 @@ def run_flops(shape: ModelShape, config: FinetuneConfig, original_length: int) -
     return flops
 
 
-def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
-    """The bytes of `token_nll`: every loss of one text, without gradients.
-
-    The larger of a layer and of a piece of the head: the hidden states, and 8 bytes a number of a piece of logits.
-    """
-    head = length * shape.hidden * itemsize + 8 * _piece(shape, length)
-    return {
-        "weights": shape.parameters * itemsize,
-        "activations": max(_layer_bytes(shape, length, itemsize), head) + _angle_bytes(shape, length, itemsize),
-    }
-
-
-def _layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
-    """The bytes of a layer without gradients, its norms and its MLP in pieces.
-
-    At its rotation it holds a·T·(3H + q + k + v) numbers (inputs of the model, of the layer, normed) and
-    a·T·max(3q, q + 3k) of the rotation; at a norm in float32 a·T·3H and a piece of 8·2048·H, in its MLP a·T·4H and a
-    piece of a·2048·M.
-    """
-    hidden, piece = length * shape.hidden * itemsize, min(length, MLP_CHUNK)
-    attention = shape.queries + shape.keys + shape.values + max(3 * shape.queries, shape.queries + 3 * shape.keys)
-    return max(
-        3 * hidden + itemsize * length * attention,
-        3 * hidden + 8 * piece * shape.hidden,
-        4 * hidden + itemsize * piece * (shape.mlp_width + shape.hidden),
-    )
-
-
-def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
-    """The bytes of an objective's `loss_and_gradient`: weights get no gradient, layers are computed again.
-
-    a·T·(N + 3)·H of layer inputs and gradients, and the larger of a layer and of the head. A layer computed again holds
-    a·T·(3q + o + 3k + v), and a piece of its MLP with its gradients, a·2048·2·M, or of a norm in float32, 28·2048·H;
-    the head 12 bytes for each number of a piece of logits.
-    """
-    per_token = 3 * (shape.queries + shape.keys) + shape.heads_output + shape.values
-    piece = min(length, MLP_CHUNK) * max(2 * itemsize * shape.mlp_width, 28 * shape.hidden)
-    return {
-        "weights": shape.parameters * itemsize,
-        "inputs of the layers": (shape.layers + 3) * length * shape.hidden * itemsize,
-        "activations": max(itemsize * length * per_token + piece, 12 * _piece(shape, length))
-        + 2 * _angle_bytes(shape, length, itemsize),
-    }
-
-
 def reading_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
     """The bytes of `prefill`: keys and values of all layers, and a layer at work on the whole text.
 
@@ -140,7 +93,7 @@ def reading_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
     per_token = itemsize * (shape.keys + shape.values)
     kept = per_token * sum(length if reach is None else min(length, reach) for reach in shape.reaches)
     if all(reach is None for reach in shape.reaches):
-        activations = _layer_bytes(shape, length, itemsize) + _angle_bytes(shape, length, itemsize)
+        activations = layer_bytes(shape, length, itemsize) + angle_bytes(shape, length, itemsize)
     else:
         repeated = shape.heads // shape.key_value_heads if shape.heads != shape.key_value_heads else 0
         chunk = min(length, PREFILL_CHUNK)
@@ -171,15 +124,5 @@ def training_bytes(
         "states": STATE_BYTES * shape.parameters / gpus,
         "gathered weights": gathered,
         "inputs of the layers": (2 if offload else shape.layers) * hidden,
-        "activations": max(itemsize * tokens * per_token + upcast, 2 * hidden + 12 * _piece(shape, int(tokens))),
+        "activations": max(itemsize * tokens * per_token + upcast, 2 * hidden + 12 * logits_piece(shape, int(tokens))),
     }
-
-
-def _piece(shape: ModelShape, length: int) -> int:
-    """Numbers in one piece of the logits of a text."""
-    return min(length, logits_chunk(shape.vocabulary)) * shape.vocabulary
-
-
-def _angle_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
-    """The bytes of cosines and sines of every position, of token ids and positions."""
-    return length * (2 * shape.rotary_dim * itemsize + 16)

@@ -17,22 +17,20 @@ from transformers import PreTrainedModel
 from longrope.costs.advice import assumptions, search_advice, training_advice
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import (
-    Bytes,
     Flops,
     forward_flops,
-    gradient_bytes,
     reading_bytes,
     run_flops,
-    scoring_bytes,
     training_bytes,
 )
-from longrope.costs.model_dims import ModelShape, shape_of
 from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.models.apply import geometry_of
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, find_checkpoint_scaling, require_longer
+from longrope.models.model_dims import ModelShape, shape_of
+from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
 from longrope.models.weightless import weightless
 from longrope.quantities import format_bytes, format_count, format_duration, format_gpu_hours
 from longrope.search.config import METHODS, SearchConfig

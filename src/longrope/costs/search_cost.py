@@ -17,8 +17,8 @@ from torch import Tensor
 
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
-from longrope.costs.model_dims import ModelShape
 from longrope.models.loading import LoadedModel
+from longrope.models.model_dims import ModelShape
 from longrope.search.config import SearchConfig
 from longrope.search.evaluator import OTHER, SEARCH, VALIDATION, EvalRequest, EvalResult, SerialEvaluator, distinct
 from longrope.search.initial import baselines

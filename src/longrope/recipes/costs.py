@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from longrope.costs.flops_bytes import Flops, forward_flops, run_flops
-from longrope.costs.model_dims import ModelShape, shape_of
 from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext
@@ -18,6 +17,7 @@ from longrope.evaluation.perplexity import PerplexitySuite
 from longrope.evaluation.run import SUITES
 from longrope.models.devices import device_of
 from longrope.models.loading import LoadedModel, as_if_trained
+from longrope.models.model_dims import ModelShape, shape_of
 from longrope.models.scoring import token_nll
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, FinetuneStage, RecoverStage, SearchStage

@@ -1,0 +1,69 @@
+"""Peak bytes of scoring a text and of its gradient by the factors, from a model's shape. Pure arithmetic.
+
+Bytes are the peak on one device of one text at a time with a flash or memory-efficient attention kernel, which makes no
+T×T matrix. Notation: T tokens, a bytes a number, H hidden, q, k, v, o numbers of queries, keys, values and attention's
+output of a token, M `mlp_width`, V vocabulary, N layers. The tests compare with the storages that live.
+"""
+
+from __future__ import annotations
+
+from longrope.models import chunked
+from longrope.models.model_dims import ModelShape
+
+Bytes = dict[str, float]
+"""Bytes by purpose; they add up to the peak."""
+
+
+def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
+    """The bytes of `token_nll`: every loss of one text, without gradients.
+
+    The larger of a layer and of a piece of the head: the hidden states, and 8 bytes a number of a piece of logits.
+    """
+    head = length * shape.hidden * itemsize + 8 * logits_piece(shape, length)
+    return {
+        "weights": shape.parameters * itemsize,
+        "activations": max(layer_bytes(shape, length, itemsize), head) + angle_bytes(shape, length, itemsize),
+    }
+
+
+def layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
+    """The bytes of a layer without gradients, its norms and its MLP in pieces.
+
+    At its rotation it holds a·T·(3H + q + k + v) numbers (inputs of the model, of the layer, normed) and
+    a·T·max(3q, q + 3k) of the rotation; at a norm in float32 a·T·3H and a piece of 8·2048·H, in its MLP a·T·4H and a
+    piece of a·2048·M.
+    """
+    hidden, piece = length * shape.hidden * itemsize, min(length, chunked.MLP_CHUNK)
+    attention = shape.queries + shape.keys + shape.values + max(3 * shape.queries, shape.queries + 3 * shape.keys)
+    return max(
+        3 * hidden + itemsize * length * attention,
+        3 * hidden + 8 * piece * shape.hidden,
+        4 * hidden + itemsize * piece * (shape.mlp_width + shape.hidden),
+    )
+
+
+def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
+    """The bytes of an objective's `loss_and_gradient`: weights get no gradient, layers are computed again.
+
+    a·T·(N + 3)·H of layer inputs and gradients, and the larger of a layer and of the head. A layer computed again holds
+    a·T·(3q + o + 3k + v), and a piece of its MLP with its gradients, a·2048·2·M, or of a norm in float32, 28·2048·H;
+    the head 12 bytes for each number of a piece of logits.
+    """
+    per_token = 3 * (shape.queries + shape.keys) + shape.heads_output + shape.values
+    piece = min(length, chunked.MLP_CHUNK) * max(2 * itemsize * shape.mlp_width, 28 * shape.hidden)
+    return {
+        "weights": shape.parameters * itemsize,
+        "inputs of the layers": (shape.layers + 3) * length * shape.hidden * itemsize,
+        "activations": max(itemsize * length * per_token + piece, 12 * logits_piece(shape, length))
+        + 2 * angle_bytes(shape, length, itemsize),
+    }
+
+
+def logits_piece(shape: ModelShape, length: int) -> int:
+    """Numbers in one piece of the logits of a text."""
+    return min(length, chunked.logits_chunk(shape.vocabulary)) * shape.vocabulary
+
+
+def angle_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
+    """The bytes of cosines and sines of every position, of token ids and positions."""
+    return length * (2 * shape.rotary_dim * itemsize + 16)
