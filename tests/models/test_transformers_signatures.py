@@ -170,7 +170,7 @@ def test_models_below_their_heads() -> None:
     assert model.get_output_embeddings() is model.lm_head
 
 
-# train/context_parallel.py
+# models/context_parallel.py
 
 
 def test_attention_interfaces() -> None:

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longrope.errors import LongRopeError
-from longrope.train import context_parallel as shared_attention
-from longrope.train.context_parallel import SharedRows, context_parallel, share
+from longrope.models import context_parallel as shared_attention
+from longrope.models.context_parallel import SharedRows, context_parallel, share
 from longrope.train.loss import ChunkedLoss, chunked_loss
 from tests.models.families import tiny_model, tokens
 from tests.train.test_loss import row

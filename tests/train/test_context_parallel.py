@@ -11,8 +11,8 @@ import torch
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 from longrope.errors import LongRopeError
+from longrope.models.context_parallel import RowLayout, RowMask, context_parallel, segments, share
 from longrope.train.config import FinetuneConfig
-from longrope.train.context_parallel import RowLayout, RowMask, context_parallel, segments, share
 from longrope.train.finetune import packed_rows, training_windows
 from longrope.train.memory import least_bytes
 from longrope.train.trainer import StepRows, training_arguments

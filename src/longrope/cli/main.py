@@ -91,10 +91,10 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(arguments or ["--help"])
     except Stopped as stopped:
-        print(f"longrope: stopped by {stopped}", file=sys.stderr)
+        _say(f"longrope: stopped by {stopped}")
         return EXIT_CODE
     except KeyboardInterrupt:
-        print("longrope: interrupted", file=sys.stderr)
+        _say("longrope: interrupted")
         return _INTERRUPTED
     except CycloptsError as error:
         return _fail(usage_error(error))
@@ -118,15 +118,20 @@ def _unexpected(error: Exception, arguments: list[str]) -> int:
     """Report a fault of the program itself; its traceback with --verbose."""
     if {"-v", "--verbose"} & set(arguments):
         traceback.print_exception(error)
-    print(
-        shortened(f"longrope: unexpected error: {one_line(error)}; --verbose shows where it happened"), file=sys.stderr
-    )
+    _say(shortened(f"longrope: unexpected error: {one_line(error)}; --verbose shows where it happened"))
     return _UNEXPECTED
 
 
 def _fail(message: str) -> int:
-    print(shortened(f"longrope: error: {' '.join(message.split())}"), file=sys.stderr)
+    _say(shortened(f"longrope: error: {' '.join(message.split())}"))
     return 2
+
+
+def _say(message: str) -> None:
+    """A line on standard error; of several processes that share a job, the first one alone says it."""
+    processes: Any = sys.modules.get("longrope.models.processes")  # imported by jobs that know several
+    if processes is None or not processes.is_silent():
+        print(message, file=sys.stderr)
 
 
 def main() -> None:

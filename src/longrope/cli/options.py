@@ -100,6 +100,15 @@ ProofLoad = Annotated[
 # search
 
 Workers = Annotated[PositiveInt | None, option("Search in this many Ray processes, one model replica each.")]
+ShareTexts = Annotated[
+    PositiveInt,
+    option(
+        """Processes that share every text, for texts longer than one device's memory; started by torchrun
+        --nproc-per-node P -m longrope …""",
+        "--context-parallel",
+        metavar="P",
+    ),
+]
 RayAddress = Annotated[str | None, option("The Ray cluster to search on: auto, or HOST:PORT.")]
 
 # eval

@@ -28,6 +28,7 @@ def command(
     load: given.Load,
     workers: given.Workers = None,
     ray_address: given.RayAddress = None,
+    context_parallel: given.ShareTexts = 1,
     resume: given.Resume = False,
     log_dir: given.LogDir = None,
     report_to: given.ReportTo = "",
@@ -35,18 +36,24 @@ def command(
 ) -> None:
     """Search rescale factors for a longer window, without training."""
     length = parse_length(target_length)
-    if not resume:
+    if not resume and context_parallel == 1:  # with several processes, the first one makes it
         check_output_folder(output_dir)
     from longrope.models.loading import open_model
+    from longrope.models.processes import sharing
     from longrope.models.texts import require_texts
+    from longrope.search.replicas import refuse_ray
     from longrope.search.run import search
 
     quiet_libraries()
-    texts = given.sources(data, field)
-    require_texts(model, texts, "search", load)
-    loaded = open_model(model, options=load)
-    with progress(lambda shown: shown.after_search(output_dir), log_dir, report_to) as shown:
-        job: dict[str, Any] = {"resume": resume, "workers": workers, "ray_address": ray_address}
-        result = search(loaded, length, texts, output_dir, config, callbacks=shown, **job)
+    ray: Any = {"workers": workers, "ray_address": ray_address}
+    with sharing(context_parallel, load.device) as processes:
+        if not processes.leads:
+            processes.help(lambda: open_model(model, options=load))
+            return
+        refuse_ray(context_parallel, **ray)
+        require_texts(model, texts := given.sources(data, field), "search", load)
+        loaded = processes.open(lambda: open_model(model, options=load))
+        with progress(lambda shown: shown.after_search(output_dir), log_dir, report_to) as shown:
+            result = search(loaded, length, texts, output_dir, config, callbacks=shown, resume=resume, **ray)
     warn([f"{result.method}: {result.verdict}"] if result.verdict.worse else [])
     print_json(result.to_json() | result.verdict.to_json()) if as_json else show_search(result)

@@ -1,21 +1,37 @@
 """Memory-bounded scoring: the loss of every token, with logits, MLPs and norms of a piece of the text at a time.
 
 Peak memory is O(T·hidden) for the hidden states and the attention's keys and values, not O(T·vocabulary): with
-131,072 tokens and a vocabulary of 128,256 the logits alone would be 67 GB in float32.
+131,072 tokens and a vocabulary of 128,256 the logits alone would be 67 GB in float32. A text that several processes
+share (`shared_texts.py`) is scored by all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.cache_argument import with_cache
-from longrope.models.chunked import base_of, checkpointed, chunked_modules, head_logits, logits_chunk
+from longrope.models.chunked import (
+    base_of,
+    checkpointed,
+    checkpointed_layers,
+    chunked_modules,
+    head_logits,
+    logits_chunk,
+)
+from longrope.models.devices import device_of
+from longrope.models.scaled import ScaledModel
+from longrope.rope.scaling import Window
+
+SHARED = "_longrope_shared_texts"
+"""The attribute of a model whose texts several processes share."""
 
 
 def token_nll(
@@ -35,16 +51,25 @@ def token_nll(
 
     Raises LongRopeError when there is no next token to score.
     """
-    batch, length = input_ids.shape
+    length = input_ids.shape[1]
     if start < 0:
         raise LongRopeError(f"expected a `start` of 0 or more, found {start}", code="invalid-setting")
     if start >= length - 1:
         raise LongRopeError(f"expected at least {start + 2} tokens to score, found {length}", code="too-short-text")
-    base, output = base_of(model), run_base(model, input_ids, position_ids)
-    hidden_BTH = output.last_hidden_state[:, start:-1]
-    targets = input_ids[:, start + 1 :]
+    if (shared := shared_texts(model)) is not None:
+        losses: Tensor = shared.losses(input_ids, start, chunk_size)
+        return losses
+    output = run_base(model, input_ids, position_ids)
+    return head_nll(model, output, output.last_hidden_state[:, start:-1], input_ids[:, start + 1 :], chunk_size)
+
+
+def head_nll(
+    model: PreTrainedModel, output: Any, hidden_BTH: Tensor, targets: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """Negative log-likelihood of `targets` (B, T) after hidden states (B, T, H), which `run_base` gave in `output`."""
+    base = base_of(model)
     if chunk_size is None:
-        chunk_size = logits_chunk(model.config.get_text_config().vocab_size, batch)
+        chunk_size = logits_chunk(model.config.get_text_config().vocab_size, hidden_BTH.shape[0])
 
     def piece(hidden: Tensor, target: Tensor) -> Tensor:
         logits = head_logits(model, base, output, hidden)
@@ -58,6 +83,70 @@ def token_nll(
     return torch.cat(
         [scored(hidden_BTH[:, at : at + chunk_size], targets[:, at : at + chunk_size]) for at in starts], dim=1
     )
+
+
+def loss_and_gradient(
+    scaled: ScaledModel, window: Window, input_ids: Tensor, *, start: int = 0, divisor: float = 1.0
+) -> tuple[float, Tensor]:
+    """Σ NLL / `divisor` of the tokens of `input_ids` (1, T) after `start`, and its derivatives by λ_0 … λ_{D−1} and the
+    attention factor, float64 (D + 1,).
+
+    Weights get no gradients; the activations of a layer are computed again in the backward pass, so memory stays near
+    that of scoring, beside the input of every layer.
+    """
+    if (shared := shared_texts(scaled.model)) is not None:
+        found: tuple[float, Tensor] = shared.loss_and_gradient(window, input_ids, start, divisor)
+        return found
+    with differentiable(scaled, window) as variables:
+        nll = token_nll(scaled.model, input_ids, start=start)[0]
+        loss = nll.sum(dtype=torch.float64) / divisor
+        loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach()), gradient_of(variables)
+
+
+@contextmanager
+def differentiable(scaled: ScaledModel, window: Window) -> Iterator[tuple[Tensor, Tensor]]:
+    """In the block, losses under `window` have gradients in its factors (D,) and its attention factor, which it yields;
+    a backward pass belongs into the block, where layers are computed again."""
+    model = scaled.model
+    model.eval()
+    device = device_of(model)
+    factors = torch.tensor(window.factors, dtype=torch.float64, device=device, requires_grad=True)
+    attention_factor = torch.tensor(window.attention_factor, dtype=torch.float64, device=device, requires_grad=True)
+    with (
+        _frozen(model),
+        checkpointed_layers(model),
+        torch.enable_grad(),
+        scaled.using(window, factors, attention_factor),
+    ):
+        yield factors, attention_factor
+
+
+def gradient_of(variables: tuple[Tensor, Tensor]) -> Tensor:
+    """The gradients that a backward pass left in factors and attention factor, as (D + 1,)."""
+    factors, attention_factor = variables
+    assert factors.grad is not None
+    assert attention_factor.grad is not None
+    return torch.cat((factors.grad, attention_factor.grad[None]))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of `model` takes a gradient in the block."""
+    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in before:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in before:
+            parameter.requires_grad_(True)
+
+
+def shared_texts(model: PreTrainedModel) -> Any:
+    """What shares the texts of `model` among several processes (`shared_texts.LeadingShare`); None where nothing
+    does."""
+    return vars(model).get(SHARED)
 
 
 def top_tokens(model: PreTrainedModel, input_ids: Tensor, *, chunk_size: int | None = None) -> Tensor:

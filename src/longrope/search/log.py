@@ -63,9 +63,13 @@ class SearchLog(LineLog):
         differing = sorted(key for key in header if key != "record" and found.get(key) != header[key])
         if differing:
             key = differing[0]
+            log, now = found.get(key), header[key]
+            if isinstance(log, dict) and isinstance(now, dict):
+                inner = next(name for name in sorted(log.keys() | now.keys()) if log.get(name) != now.get(name))
+                key, log, now = f"{key}.{inner}", log.get(inner), now.get(inner)
             raise LongRopeError(
                 f"{self.path} is the log of another search: {', '.join(differing)} differ "
-                f"(log: {key} = {shown(found.get(key))}, now: {shown(header[key])})",
+                f"(log: {key} = {shown(log)}, now: {shown(now)})",
                 code="other-run",
                 hint="use the same settings or another `output_dir`",
             )

@@ -10,8 +10,7 @@ Texts run one at a time, so memory does not grow with their number.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +18,9 @@ from torch import Tensor
 
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import Samples
-from longrope.models.chunked import checkpointed_layers
 from longrope.models.devices import device_of
 from longrope.models.scaled import ScaledModel
-from longrope.models.scoring import token_nll
+from longrope.models.scoring import loss_and_gradient, token_nll
 from longrope.rope.scaling import Window
 
 
@@ -65,26 +63,15 @@ class SampledObjective(ABC):
     def loss_and_gradient(self, window: Window, rows: Sequence[int] | None = None) -> tuple[float, tuple[float, ...]]:
         """`loss`, and its derivatives by λ_0 … λ_{D−1} and the attention factor (D + 1 numbers).
 
-        Weights get no gradients; the activations of a layer are computed again in the backward pass, so memory stays
-        near that of scoring, beside the input of every layer.
+        Memory stays near that of scoring, beside the input of every layer (`models/scoring.py`).
         """
-        model, tokens = self.scaled.model, self._tokens(rows)
-        model.eval()
-        factors = torch.tensor(window.factors, dtype=torch.float64, device=device_of(model), requires_grad=True)
-        attention_factor = torch.tensor(
-            window.attention_factor, dtype=torch.float64, device=device_of(model), requires_grad=True
-        )
-        total = 0.0
-        with _frozen(model), checkpointed_layers(model), torch.enable_grad():
-            for row in self._rows(rows):
-                with self.scaled.using(window, factors, attention_factor):
-                    nll = token_nll(model, self._row(row), start=self._start(row))[0]
-                    loss = nll.sum(dtype=torch.float64) / tokens
-                    loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
-        assert factors.grad is not None
-        assert attention_factor.grad is not None
-        return total, (*factors.grad.tolist(), float(attention_factor.grad))
+        tokens, total = self._tokens(rows), 0.0
+        gradient = torch.zeros(len(window.factors) + 1, dtype=torch.float64, device=device_of(self.scaled.model))
+        for row in self._rows(rows):
+            ids, start = self._row(row), self._start(row)
+            loss, by_factors = loss_and_gradient(self.scaled, window, ids, start=start, divisor=tokens)
+            total, gradient = total + loss, gradient + by_factors
+        return total, tuple(gradient.tolist())
 
     def _row(self, row: int) -> Tensor:
         """The ids (1, T) of a row."""
@@ -99,19 +86,6 @@ class SampledObjective(ABC):
 
     def _tokens(self, rows: Sequence[int] | None) -> int:
         return sum(self.scored(row) for row in self._rows(rows))
-
-
-@contextmanager
-def _frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No parameter of `model` takes a gradient in the block."""
-    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in before:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in before:
-            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from longrope.models.config import LoadOptions
 from longrope.models.devices import device_of, is_spread, moved_to_cpu
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
+from longrope.models.shared_texts import sharing_processes
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling
 from longrope.search.evaluator import EvaluateEach, SerialEvaluator
@@ -79,6 +80,7 @@ def ray_evaluator(
     Raises LongRopeError when Ray is missing, the cluster cannot be joined or is too small, or a worker's model,
     versions or hardware are not those here.
     """
+    refuse_ray(sharing_processes(loaded.model), workers, address)
     if is_spread(loaded.model):
         raise LongRopeError(
             "Ray gives every worker one GPU, for a model that fits it; this one is spread over several devices",
@@ -103,11 +105,24 @@ def ray_evaluator(
         yield evaluate_each
 
 
+def refuse_ray(context_parallel: int, workers: int | None, ray_address: str | None) -> None:
+    """Raise LongRopeError where texts that processes share would be computed in Ray workers."""
+    if context_parallel > 1 and (workers is not None or ray_address is not None):
+        given = "`workers`" if workers is not None else "`ray_address`"
+        raise LongRopeError(
+            f"{given} gives every Ray worker whole texts, and `context_parallel` {context_parallel} shares each text "
+            "among processes: expected one of them, found both",
+            code="not-together",
+            hint="leave one of them out",
+        )
+
+
 def numerics(loaded: LoadedModel) -> dict[str, Any]:
-    """The dtype, hardware and versions that decide the last bits of a loss."""
+    """The dtype, hardware, versions and processes sharing a text that decide the last bits of a loss."""
     model = loaded.model
     device = device_of(model)
     cuda = device.type == "cuda"
+    processes = sharing_processes(model)
     return {
         "dtype": str(model.dtype),
         "device": device.type,
@@ -115,6 +130,7 @@ def numerics(loaded: LoadedModel) -> dict[str, Any]:
         "attn_implementation": model.config._attn_implementation,
         "threads": torch.get_num_threads(),
         "versions": versions(),
+        **({} if processes == 1 else {"context_parallel": processes}),
     }
 
 

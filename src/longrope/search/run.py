@@ -30,6 +30,8 @@ from longrope.models.devices import says_where
 from longrope.models.fingerprint import fingerprint
 from longrope.models.finite import not_finite
 from longrope.models.loading import LoadedModel, open_model, require_longer
+from longrope.models.processes import device_kind, sharing
+from longrope.models.shared_texts import says_sharing
 from longrope.models.texts import require_texts, sources_or_books
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.rope.scaling import RopeScaling, Window
@@ -48,7 +50,7 @@ from longrope.search.evaluator import (
 from longrope.search.initial import NONE, baselines
 from longrope.search.log import SearchLog
 from longrope.search.methods import build, identity
-from longrope.search.replicas import numerics, ray_evaluator
+from longrope.search.replicas import numerics, ray_evaluator, refuse_ray
 from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
 from longrope.search.verdict import SearchVerdict, search_verdict
 from longrope.search.windows import extended_by, kept_windows, notes_before
@@ -128,6 +130,7 @@ def search_scaling(
     resume: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
+    context_parallel: int = 1,
     load: LoadOptions | None = None,
     callbacks: Callbacks | None = None,
 ) -> RopeScaling:
@@ -142,18 +145,31 @@ def search_scaling(
     `output_dir` is a new folder for the scaling, the log and the summary (by default a temporary one); with `resume`,
     a search that was interrupted in it goes on to the end that it would have had, and begins where there is none.
     `workers` computes in that many Ray processes, of the cluster at `ray_address` if given, with the same result bit
-    for bit on the same hardware.
+    for bit on the same hardware. `context_parallel` shares every text among that many processes, which torchrun has
+    started and which all make this call: for texts longer than one device's memory. All of them get the result; the
+    first one alone runs the search and writes files.
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
     if resume and output_dir is None:
         raise LongRopeError("expected the `output_dir` of the search to resume, found none", code="not-resumable")
-    with kept_modes(model), tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary:
+
+    def opened() -> LoadedModel:
+        return open_model(model, tokenizer, load)
+
+    with (
+        kept_modes(model),
+        sharing(context_parallel, device_kind(model, load)) as processes,
+        tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary,
+    ):
+        if not processes.leads:
+            return RopeScaling.from_json(processes.help(opened))
+        refuse_ray(context_parallel, workers, ray_address)
         folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
         begun, sources = has_lines(folder / SEARCH_LOG), as_sources(data, field)
         require_texts(model, sources, "search", load)
-        return search(
-            open_model(model, tokenizer, load),
+        found = search(
+            processes.open(opened),
             parse_length(target_length),
             sources,
             folder,
@@ -163,6 +179,8 @@ def search_scaling(
             ray_address=ray_address,
             callbacks=callbacks,
         ).scaling
+        processes.give(found.to_json())
+        return found
 
 
 def search(
@@ -218,7 +236,7 @@ def search(
             if not any(map(math.isfinite, losses.values())):  # the search would come to nothing, hours later
                 raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
             begun()
-            callbacks.on_device(says_where(loaded.model))
+            callbacks.on_device(says_where(loaded.model) + says_sharing(loaded.model))
             callbacks.on_search_start(prepared.max_requests, losses)
             with evaluate.search(callbacks, target_length) as requests, _told_in_full(loaded, target_length):
                 outcome = prepared.run(evaluate, on_best=evaluate.report_best)

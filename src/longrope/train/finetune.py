@@ -28,6 +28,7 @@ from longrope.errors import LongRopeError
 from longrope.models.apply import scaled
 from longrope.models.checkpoint_files import RECORD, refuse_folded
 from longrope.models.config import LoadOptions
+from longrope.models.context_parallel import SharedRows, context_parallel
 from longrope.models.dequantised import model_folder
 from longrope.models.devices import AUTO, best_device, device_of, require_one_kind, says_where, usable_device
 from longrope.models.fingerprint import fingerprint
@@ -42,7 +43,6 @@ from longrope.run_files import TRAINER
 from longrope.storage import read_json
 from longrope.trackers import check_trackers
 from longrope.train.config import FinetuneConfig
-from longrope.train.context_parallel import SharedRows, context_parallel
 from longrope.train.lora import require_low_rank, with_lora
 from longrope.train.loss import FusedLoss, chunked_loss, fused_loss, require_documents_apart
 from longrope.train.memory import require_room

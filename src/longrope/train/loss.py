@@ -24,8 +24,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.packing import IGNORED
 from longrope.errors import LongRopeError, one_line
-from longrope.models.apply import kept_modes
 from longrope.models.chunked import base_of, checkpointed, head_logits, logits_chunk, replaced_forward
+from longrope.models.context_parallel import hidden_states
 from longrope.models.devices import device_of
 
 
@@ -89,14 +89,6 @@ def chunked_loss(
     loss = ChunkedLoss(model, chunk_size, fused)
     with replaced_forward(model, loss):
         yield loss
-
-
-def hidden_states(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
-    """Last hidden states (B, T, H) in eval mode without gradients; the modules' modes are put back."""
-    with kept_modes(model), torch.no_grad():
-        model.eval()
-        hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-    return hidden
 
 
 def require_documents_apart(model: PreTrainedModel, batch: int) -> None:

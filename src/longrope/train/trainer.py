@@ -23,11 +23,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from longrope.callbacks import Callbacks, TrainProgress
 from longrope.data.packing import PackedRows
 from longrope.errors import LongRopeError, one_line
+from longrope.models.context_parallel import SharedRows, share
 from longrope.models.finite import remedy
 from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import Window
 from longrope.train.config import SCHEDULES, FinetuneConfig
-from longrope.train.context_parallel import SharedRows, share
 from longrope.train.resume import begin_checkpoint, rotate, saving, seal
 from longrope.written import discard
 

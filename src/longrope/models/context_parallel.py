@@ -6,20 +6,23 @@ context parallelism, arXiv:2407.21783 §3.3.2, which gathers keys and values as 
 
 Hidden states, activations and logits are O(N/P) on each process, and so is the time of everything but attention. O(N)
 on every process: token ids, positions, and the gathered keys and values of one layer (2·N·heads·head size; of all
-layers without activation checkpointing). Masks that are more than causal exist for 1,024 queries at a time, but are
-kept for a layer's backward pass: N²/P bytes.
+layers without activation checkpointing). Masks that are more than causal exist for 1,024 queries at a time, but on a
+GPU are kept for a layer's backward pass: N²/P bytes. A CPU, where a causal mask is a tensor too, makes them again.
 
-Positions stay those of the row, so RoPE is right; the mask is the family's own function of positions. Gradients of
-weights add up over all processes as in data parallelism, whose averaging `trainer.py` undoes. torch 2.13's own
-`context_parallel` has no CPU kernels and takes no packed documents; accelerate's, with FSDP2 on GPUs, is reached
-through the trainer's arguments.
+Positions stay those of the row, so RoPE is right; the mask is the family's own function of positions. Fine-tuning
+shares its rows by this file (gradients of weights add up over all processes as in data parallelism, whose averaging
+`train/trainer.py` undoes), scoring and searching their texts (`shared_texts.py`). torch 2.13's own `context_parallel`
+has no CPU kernels and takes no packed documents; accelerate's, with FSDP2 on GPUs, is reached through the trainer's
+arguments.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -31,8 +34,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
 from longrope.errors import LongRopeError, one_line
+from longrope.models.apply import kept_modes
+from longrope.models.chunked import checkpointed
 from longrope.models.devices import device_of
-from longrope.train.loss import hidden_states
 
 NAME = "longrope_context_parallel"
 QUERY_BLOCK = 1024  # queries whose mask exists at once
@@ -131,27 +135,31 @@ def attend(
             code="not-shareable",
             hint="leave `context_parallel` out",
         )
-    row = attention_mask.row
+    row, plain = attention_mask.row, attention_mask.plain
     both = gather_row(torch.cat((key, value), dim=-1), row)
     keys, values = torch.split(both, [key.shape[-1], value.shape[-1]], dim=-1)
-    shared_heads = attention_mask.plain and query.dtype in (torch.bfloat16, torch.float16)  # by flash attention
+    # Flash attention, and a CPU's, take keys that query heads share; the other kernels do not.
+    shared_heads = not query.is_cuda or (plain and query.dtype in (torch.bfloat16, torch.float16))
     groups = query.shape[1] // keys.shape[1]
     if groups > 1 and not shared_heads:
         keys, values = (tensor.repeat_interleave(groups, dim=1) for tensor in (keys, values))
-    pieces, at = [], 0
-    for first, last in _blocks(row, whole=attention_mask.plain and query.is_cuda):
-        first_key = 0 if attention_mask.plain else attention_mask.first_key(first)
-        pieces.append(
-            F.scaled_dot_product_attention(
-                query[:, :, at : at + last - first],
-                keys[:, :, first_key:last],
-                values[:, :, first_key:last],
-                attn_mask=attention_mask.block(first, last, first_key),
-                dropout_p=dropout,
-                scale=scaling,
-                enable_gqa=groups > 1 and shared_heads,
-            )
+
+    def attended(queries: Tensor, keys: Tensor, values: Tensor, first: int, last: int) -> Tensor:
+        first_key = 0 if plain else attention_mask.first_key(first)
+        return F.scaled_dot_product_attention(
+            queries,
+            keys[:, :, first_key:last],
+            values[:, :, first_key:last],
+            attn_mask=attention_mask.block(first, last, first_key),
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=groups > 1 and shared_heads,
         )
+
+    block = attended if query.is_cuda or not torch.is_grad_enabled() else checkpointed(attended)
+    pieces, at = [], 0
+    for first, last in _blocks(row, whole=plain and query.is_cuda):
+        pieces.append(block(query[:, :, at : at + last - first], keys, values, first, last))
         at += last - first
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
@@ -165,28 +173,40 @@ def _blocks(row: RowLayout, *, whole: bool) -> Iterator[tuple[int, int]]:
 
 def gather_row(local: Tensor, row: RowLayout) -> Tensor:
     """(B, H, N/P, D) of this process -> (B, H, N, D) of all, in the row's order."""
-    gathered: Tensor = _Gather.apply(local, row.group, row.processes)  # type: ignore[no-untyped-call]
-    pieces = gathered.reshape(*gathered.shape[:-2], 2, -1, gathered.shape[-1])  # (P, B, H, 2, c, D)
-    ordered = torch.cat((pieces[..., 0, :, :], pieces[..., 1, :, :].flip(0)))  # (2P, B, H, c, D)
-    return ordered.permute(1, 2, 0, 3, 4).flatten(2, 3)
+    gathered: Tensor = _Gather.apply(local.permute(2, 0, 1, 3), row)  # type: ignore[no-untyped-call]
+    return gathered.permute(1, 2, 0, 3)
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather, (…) -> (P, …); its gradient is the reduce-scatter: a sum over what all processes did with it."""
+    """All-gather of a share, (N/P, …) -> (N, …) in the row's order; its gradient is the reduce-scatter: a sum over
+    what all processes did with it.
+
+    Every piece is received at its place, so that no second copy of the row exists.
+    """
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor, group: Any, processes: int) -> Tensor:
-        ctx.group = group
-        gathered = local.new_empty((processes, *local.shape))
-        dist.all_gather(list(gathered), local.contiguous(), group=group)
-        return gathered
+    def forward(ctx: Any, local: Tensor, row: RowLayout) -> Tensor:
+        ctx.row = row
+        early, late = local.contiguous().chunk(2)
+        whole = local.new_empty((2 * row.processes, *early.shape))
+        for own, places in zip((early, late), _places(whole, row), strict=True):
+            dist.all_gather(places, own, group=row.group)
+        return whole.flatten(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        own = torch.empty_like(gradient[0])
-        dist.reduce_scatter(own, list(gradient.contiguous()), group=ctx.group)
-        return own, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        row: RowLayout = ctx.row
+        pieces = 2 * row.processes
+        whole = gradients[0].contiguous().view(pieces, -1, *gradients[0].shape[1:])
+        own = whole.new_empty(2, *whole.shape[1:])
+        for piece, places in zip(own, _places(whole, row), strict=True):
+            dist.reduce_scatter(piece, places, group=row.group)
+        return own.flatten(0, 1), None
+
+
+def _places(whole: Tensor, row: RowLayout) -> tuple[list[Tensor], list[Tensor]]:
+    """The early and the late piece of every process in `whole` (2P, c, …)."""
+    return list(whole[: row.processes]), [whole[2 * row.processes - 1 - index] for index in range(row.processes)]
 
 
 @dataclass
@@ -197,6 +217,21 @@ class SharedRows:
     processes: int
     index: int
     row: RowLayout | None = field(default=None, init=False)
+
+    @contextmanager
+    def in_shares(self, model: PreTrainedModel) -> Iterator[None]:
+        """Make `model` compute shares of the announced rows in the block."""
+        own = model.config._attn_implementation
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, self.mask)
+        model.set_attn_implementation(NAME)
+        hook = model.base_model.register_forward_pre_hook(self.whole_row, with_kwargs=True)
+        try:
+            yield
+        finally:
+            self.row = None
+            hook.remove()
+            model.set_attn_implementation(own)
 
     def begin(self, positions: Tensor) -> None:
         """Announce a forward, and its backward pass, over a share of rows with these `positions` (B, N)."""
@@ -228,13 +263,25 @@ class SharedRows:
 def context_parallel(model: PreTrainedModel, processes: int, *, packed: bool) -> Iterator[SharedRows | None]:
     """Make `model` compute shares of rows in the block, `processes` for each row; with one, nothing changes.
 
-    Neighbouring ranks share a row; every process of the run enters alike. Raises LongRopeError, on all of them, where
-    attention is not sdpa, or where the shares differ from the model's output for a whole row (of several documents, if
-    `packed`).
+    Neighbouring ranks share a row; every process of the run enters alike. Raises LongRopeError as `shared_rows` does.
     """
     if processes == 1:
         yield None
         return
+    shared = shared_rows(model, processes, packed=packed)
+    with shared.in_shares(model):
+        yield shared
+
+
+def shared_rows(
+    model: PreTrainedModel, processes: int, *, packed: bool, timeout: timedelta | None = None
+) -> SharedRows:
+    """This process's part of the rows that `processes` neighbouring ranks share, each with a whole `model`.
+
+    Every process of the run calls this alike. `timeout`: how long a process waits for the others in one exchange (None:
+    torch's default). Raises LongRopeError, on all of them, where attention is not sdpa, or where the shares differ from
+    the model's output for a whole row (of several documents, if `packed`).
+    """
     own = model.config._attn_implementation
     if own != "sdpa":
         raise LongRopeError(
@@ -242,51 +289,49 @@ def context_parallel(model: PreTrainedModel, processes: int, *, packed: bool) ->
             code="not-shareable",
             hint="use `attn_implementation` sdpa where the model has it, or leave `context_parallel` out",
         )
-    shared = SharedRows(_group(processes), processes, dist.get_rank() % processes)
+    shared = SharedRows(_group(processes, timeout), processes, dist.get_rank() % processes)
     length = 2 * processes * _PROBE_PIECE
     positions = torch.arange(length, device=device_of(model))[None] % (length // 2 if packed else length)
     ids = torch.arange(length, device=device_of(model))[None] % model.config.get_text_config().vocab_size
     whole = hidden_states(model, ids, positions)
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, shared.mask)
-    model.set_attn_implementation(NAME)
-    hook = model.base_model.register_forward_pre_hook(shared.whole_row, with_kwargs=True)
-    try:
+    with shared.in_shares(model):
         _require_same(model, shared, ids, positions, whole)
-        yield shared
-    finally:
-        hook.remove()
-        model.set_attn_implementation(own)
+    return shared
 
 
-def _group(processes: int) -> Any:
+def hidden_states(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
+    """Last hidden states (B, T, H) in eval mode without gradients; the modules' modes are put back."""
+    with kept_modes(model), torch.no_grad():
+        model.eval()
+        hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _group(processes: int, timeout: timedelta | None) -> Any:
     """The group of this rank and its neighbours, for tensors on the CPU and on GPUs; of its own, so that collectives
     of data parallelism never stand between those of a row."""
     backend = "gloo" if dist.get_backend() == "gloo" else "cpu:gloo,cuda:nccl"
     ranks = range(dist.get_world_size())
-    groups = [dist.new_group(list(ranks[at : at + processes]), backend=backend) for at in ranks[::processes]]
+    groups = [dist.new_group(list(ranks[at : at + processes]), timeout, backend=backend) for at in ranks[::processes]]
     return groups[dist.get_rank() // processes]
 
 
 def _require_same(model: PreTrainedModel, shared: SharedRows, ids: Tensor, positions: Tensor, whole: Tensor) -> None:
     """Prove on a short row that the shares are the model's output for the whole row."""
     shared.begin(positions)
-    found, why = torch.tensor(True), ""
+    error, why = math.inf, ""
     try:
         own = hidden_states(model, *(share(tensor, shared.processes, shared.index) for tensor in (ids, positions)))
         expected = share(whole, shared.processes, shared.index, dim=1)
-        error = (own - expected).double().norm() / expected.double().norm()
-        found = (error < torch.finfo(whole.dtype).eps ** 0.5).cpu()
-        why = f"hidden states differ by {float(error):.1g}"
+        error = float((own - expected).double().norm() / expected.double().norm())
     except (LongRopeError, RuntimeError, TypeError, AttributeError, IndexError) as failure:  # a family's own code
-        found, why = torch.tensor(False), one_line(failure)
-    finally:
-        shared.row = None
-    agreed = found.to(torch.int32)
-    dist.all_reduce(agreed, dist.ReduceOp.MIN, group=shared.group)
-    if not agreed:
+        why = one_line(failure)
+    worst = torch.tensor(error if math.isfinite(error) else math.inf, dtype=torch.float64)
+    dist.all_reduce(worst, dist.ReduceOp.MAX, group=shared.group)
+    if not float(worst) < torch.finfo(whole.dtype).eps ** 0.5:
         raise LongRopeError(
-            f"{type(model).__name__} cannot be computed in shares of a row: {why}",
+            f"{type(model).__name__} cannot be computed in shares of a row: "
+            f"{why or f'hidden states differ by {float(worst):.1g}'}",
             code="not-shareable",
             hint="leave `context_parallel` out",
         )

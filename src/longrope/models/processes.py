@@ -1,0 +1,302 @@
+"""The processes of one job that share its texts, started by torchrun: the first leads, the others help.
+
+The first process runs the job: it alone draws texts, decides, writes files and prints, so that rounding never makes two
+processes go different ways. The others load the same model, wait, and compute their share of every text that the first
+one scores (`shared_texts.py`), until it is done. An error in any process ends all of them with the same error.
+
+Messages are JSON in the key-value store that torch.distributed has for its processes; tensors go through collectives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch.distributed import distributed_c10d
+from transformers import PreTrainedModel
+
+from longrope.callbacks import Stopped
+from longrope.checks import count_in
+from longrope.errors import LongRopeError, one_line
+from longrope.models.apply import scaled
+from longrope.models.config import LoadOptions
+from longrope.models.context_parallel import SharedRows, shared_rows
+from longrope.models.devices import AUTO, best_device, device_of, is_spread
+from longrope.models.fingerprint import fingerprint
+from longrope.models.loading import LoadedModel
+from longrope.models.shared_texts import LeadingShare, compute_told
+from longrope.provenance import versions
+from longrope.rope.scaling import RopeScaling
+
+_FOREVER = timedelta(days=30)
+"""How long a process waits for the next message: the first one may be drawing texts or measuring something alone."""
+_EXCHANGE = timedelta(hours=6)
+"""How long a process waits for the others in one exchange, a layer of a text at most."""
+_GRACE = 20.0  # seconds in which the others take note of an end
+_jobs = itertools.count()  # every process counts its jobs alike
+
+
+class _Speaker:
+    """`silent`: another process prints the errors of this one."""
+
+    silent = False
+
+
+def is_silent() -> bool:
+    """True in a process whose errors the first one prints."""
+    return _Speaker.silent
+
+
+class Processes:
+    """The `count` processes of a job; this one has number `rank`. `store`: for messages, None with one process."""
+
+    def __init__(self, count: int = 1, rank: int = 0, store: Any = None) -> None:
+        self.count, self.rank, self._store = count, rank, store
+        self._messages = itertools.count()
+        self._shared: SharedRows | None = None
+        self._open = ExitStack()
+        self._result = ""
+
+    @property
+    def leads(self) -> bool:
+        """True in the process that runs the job."""
+        return self.rank == 0
+
+    def open(self, make: Callable[[], LoadedModel]) -> LoadedModel:
+        """The model that `make` loads, in the first process; from here on all processes compute its losses.
+
+        Raises LongRopeError, in all of them, where one of them cannot load it, has another model or other versions, or
+        where the family cannot be computed in shares.
+        """
+        if self.count == 1:
+            return make()
+        self._tell({"op": "open"})
+        loaded, shared = self._joined(make)
+        self._open.enter_context(LeadingShare(loaded.model, shared, self._tell).in_force())
+        return loaded
+
+    def give(self, result: str) -> None:
+        """The result that `help` returns in the other processes."""
+        self._result = result
+
+    def help(self, make: Callable[[], LoadedModel]) -> str:
+        """Compute what the first process asks for, on the model that `make` loads; returns the result of its job.
+
+        Raises LongRopeError with the error of the first process, or of any other, and `Stopped` where it was stopped.
+        """
+        with self._open:
+            while True:
+                message = self._hear()
+                if message["op"] == "end":
+                    return _ended(message)
+                try:
+                    if message["op"] == "open":
+                        loaded, shared = self._joined(make)
+                        original = RopeScaling.original(loaded.geometry)
+                        handle = self._open.enter_context(scaled(loaded.model, original))
+                    else:
+                        compute_told(handle, shared, message)
+                except Exception as error:
+                    return self._failed(error)
+
+    def _joined(self, make: Callable[[], LoadedModel]) -> tuple[LoadedModel, SharedRows]:
+        """The model of this process, equal to that of the others, and its part of the rows that they share."""
+        loaded: LoadedModel | None = None
+        report: dict[str, Any] = {}
+        try:
+            loaded = make()
+            _require_whole(loaded)
+            report = {"model": fingerprint(loaded.model), "versions": versions(), "dtype": str(loaded.model.dtype)}
+        except Exception as error:
+            report = {"error": _error_json(error)}
+        for rank, other in enumerate(self._reports(report)):
+            if "error" in other:
+                raise LongRopeError(**other["error"])
+            if other != report:
+                differing = [key for key in report if other.get(key) != report[key]]
+                raise LongRopeError(
+                    f"process {rank} has another model than process {self.rank}: {', '.join(differing)} differ",
+                    code="other-model",
+                    hint="give all processes the same files and versions",
+                )
+        assert loaded is not None
+        original = RopeScaling.original(loaded.geometry)
+        with scaled(loaded.model, original) as handle, handle.using(original.windows[0]):
+            self._shared = shared_rows(loaded.model, self.count, packed=False, timeout=_EXCHANGE)
+        return loaded, self._shared
+
+    def _reports(self, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The report of every process, in their order."""
+        self._store.set(f"report/{self.rank}", json.dumps(own))
+        names = [f"report/{rank}" for rank in range(self.count)]
+        self._store.wait(names, _FOREVER)
+        return [json.loads(self._store.get(name)) for name in names]
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        number = next(self._messages)
+        self._store.set(f"message/{number}", json.dumps(message))
+        if number > 1:  # all have read it: they have computed the one after it with this process
+            self._store.delete_key(f"message/{number - 2}")
+
+    def _hear(self) -> dict[str, Any]:
+        name = f"message/{next(self._messages)}"
+        self._store.wait([name], _FOREVER)
+        found: dict[str, Any] = json.loads(self._store.get(name))
+        return found
+
+    def finish(self) -> None:
+        """The job is done: the other processes return its result."""
+        self._end({"result": self._result})
+
+    def fail(self, error: BaseException) -> BaseException:
+        """End the other processes, because of `error` in this one; returns the error to raise here: where another
+        process has failed, that one's."""
+        if isinstance(error, RuntimeError) and (first := self._waited("failed", _GRACE / 4)) is not None:
+            error = LongRopeError(**first)
+        end: dict[str, Any] = {"error": _error_json(error)}
+        if isinstance(error, KeyboardInterrupt):
+            end = {"stopped": str(error), "interrupted": not isinstance(error, Stopped)}
+        self._end(end)
+        return error
+
+    def _end(self, end: Mapping[str, Any]) -> None:
+        """Tell the others the end, and leave once all have heard it: the store may be this process's."""
+        self._open.close()
+        self._tell({"op": "end", **end})
+        self._leave_group()
+        for rank in range(1, self.count):
+            self._waited(f"heard/{rank}", _GRACE)
+
+    def _failed(self, error: Exception) -> str:
+        """A share could not be computed: because the first process has ended, or by an error of this one, which the
+        first one is told."""
+        broken = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        name = f"message/{next(self._messages)}"
+        end = self._waited(name, _GRACE / 4 if broken else 0.0)
+        if end is None:
+            self._store.compare_set("failed", "", json.dumps(_error_json(error)))
+            self._leave_group()  # wakes those that wait for this one
+            end = self._waited(name, _GRACE)
+        if end is not None:
+            return _ended(end)
+        _Speaker.silent = False  # nobody else can say it
+        raise error
+
+    def heard(self) -> None:
+        """Tell the first process that this one has come to its end."""
+        self._store.set(f"heard/{self.rank}", "1")
+
+    def _leave_group(self) -> None:
+        if self._shared is not None:
+            dist.destroy_process_group(self._shared.group)
+            self._shared = None
+
+    def _waited(self, name: str, seconds: float) -> Any:
+        """The value of the store's key `name` once it is there, at most `seconds` from now; else None."""
+        until = time.monotonic() + seconds
+        while not self._store.check([name]):
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.05)
+        return json.loads(self._store.get(name))
+
+
+@contextmanager
+def sharing(count: int, device: str = AUTO) -> Iterator[Processes]:
+    """The `count` processes that share the texts of the job in the block, which all of them enter; with one, nothing
+    is started.
+
+    `device`: where they compute, a kind of device. Raises LongRopeError (`wrong-processes`) where this process was not
+    started as one of `count`.
+    """
+    count_in("`context_parallel`", count, 1)
+    if count == 1:
+        yield Processes()
+        return
+    processes = _started(count, device)
+    if not processes.leads:
+        try:
+            yield processes
+        finally:
+            processes.heard()
+        return
+    try:
+        yield processes
+    except BaseException as error:
+        found = processes.fail(error)
+        if found is error:
+            raise
+        raise found from error
+    processes.finish()
+
+
+def device_kind(model: object, options: LoadOptions | None) -> str:
+    """The kind of device that a job on `model` computes on: that of a loaded model, else the one in `options`."""
+    model = getattr(model, "model", model)
+    if isinstance(model, PreTrainedModel):
+        return device_of(model).type
+    return (options or LoadOptions()).device
+
+
+def _started(count: int, device: str) -> Processes:
+    """This process as one of `count`, which torchrun, srun or mpirun has started."""
+    kind = best_device() if device == AUTO else device
+    if kind not in ("cpu", "cuda"):
+        raise LongRopeError(
+            f"processes that share texts compute on cpu or cuda, each on a GPU of its own; found the device {device!r}",
+            code="invalid-setting",
+            hint="give `device` cuda, or leave it out",
+        )
+    try:
+        state = PartialState(cpu=kind == "cpu")
+        world = int(state.num_processes)
+    except (RuntimeError, ValueError) as error:
+        raise LongRopeError(
+            f"the processes cannot find one another: {one_line(error)}", code="wrong-processes"
+        ) from error
+    if world > 1:
+        _Speaker.silent = dist.get_rank() > 0
+    if world != count:
+        raise LongRopeError(
+            f"`context_parallel` {count} shares every text among {count} processes, found {world}",
+            code="wrong-processes",
+            hint=f"start them: torchrun --nproc-per-node {count} -m longrope … (of {count} GPUs on a machine; a script "
+            "of yours in place of -m longrope)",
+        )
+    store = distributed_c10d.PrefixStore(f"longrope/{next(_jobs)}", distributed_c10d._get_default_store())
+    return Processes(count, dist.get_rank(), store)
+
+
+def _require_whole(loaded: LoadedModel) -> None:
+    if is_spread(loaded.model):
+        raise LongRopeError(
+            f"every process that shares texts has a whole model on its device, found one that is too large: "
+            f"{loaded.name} is spread over several devices",
+            code="invalid-setting",
+            hint="give a shorter `dtype` or a quantised model, or leave `context_parallel` out",
+        )
+
+
+def _error_json(error: BaseException) -> dict[str, str]:
+    """The arguments of the LongRopeError that says `error` in another process."""
+    if isinstance(error, LongRopeError):
+        return {"message": error.message, "code": error.code, "hint": error.hint}
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return {"message": one_line(error), "code": "out-of-memory" if memory else "process-failed", "hint": ""}
+
+
+def _ended(message: Mapping[str, Any]) -> str:
+    """The result in the last message; raises the error that is in it."""
+    if "stopped" in message:
+        raise KeyboardInterrupt if message["interrupted"] else Stopped(message["stopped"])
+    if "error" in message:
+        raise LongRopeError(**message["error"])
+    return str(message["result"])

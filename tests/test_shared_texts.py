@@ -1,0 +1,169 @@
+"""Texts that processes share: losses, gradients, searches and evaluations are those of one process.
+
+All processes of the tests of every commit are started once. Float32, as a search computes on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from longrope.search.log import read_log
+from tests.conftest import Ran
+from tests.models.families import ALL_FAMILIES
+from tests.models.shared import Found, together
+
+SLIDING = {"mistral sliding": {"sliding_window": 24}, "phi3 sliding": {"sliding_window": 40}}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "cohere": {},
+    "olmo2": {},
+    "olmo3": {},
+    "gemma3_text": {},
+    **SLIDING,
+}
+"""Grouped heads, biases, interleaved cosines, norms of queries and keys, sliding windows in some layers or in all."""
+EAGER = ("gemma2", "gpt_oss")
+"""Families whose attention is more than a mask: soft caps and sinks."""
+GRADIENT = ("--method", "gradient", "--steps", 3, "--no-continuation", "--samples", 2)
+NEEDLE = ("--objective", "needle", *GRADIENT[:-1], 1)
+EVOLUTION = ("--method", "longrope", "--population", 4, "--iterations", 1, "--samples", 1)
+SEARCHES = {"gradient": (128, GRADIENT), "needle": (510, NEEDLE), "evolution": (130, EVOLUTION)}
+"""Lengths that 4 pieces divide, and ones that they do not."""
+
+
+def search(checkpoint: Path, texts: Path, length: int, out: Path, *options: object) -> list[object]:
+    return [
+        "search", checkpoint, "--target-length", length, "--data", texts / "search.txt", "-o", out, *options
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def found(
+    checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, Found]:
+    """The folder of the runs, and the results of 2 processes; made once, whichever test process comes first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "shared-texts"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "all.json").exists():
+            folder.mkdir()
+            shared = ("--context-parallel", 2)
+            commands = {
+                name: search(checkpoint, texts, length, folder / name, *options, *shared)
+                for name, (length, options) in SEARCHES.items()
+            }
+            again = search(checkpoint, texts, 128, folder / "gradient", *GRADIENT, *shared)
+            commands |= {
+                "there already": again,
+                "resumed": [*again, "--resume"],
+                "too few": [*search(checkpoint, texts, 128, folder / "none", *GRADIENT), "--context-parallel", 3],
+                "ray": search(checkpoint, texts, 128, folder / "none", *GRADIENT, *shared, "--workers", 2),
+                "no model": search(folder / "nowhere", texts, 128, folder / "none", *GRADIENT, *shared),
+            }
+            results = together(2, folder, FAMILIES | {name: {} for name in EAGER}, commands)
+            (folder / "all.json").write_text(json.dumps(results), "utf-8")
+    return folder, json.loads((folder / "all.json").read_text("utf-8"))
+
+
+def assert_same(found: dict[str, Any]) -> None:
+    assert found.pop("attention") == "sdpa"  # put back
+    assert len(found) == 4
+    for name, errors in found.items():
+        assert errors["alike"], name  # in every process, bit for bit
+        assert errors["losses"] < 1e-5, name
+        assert errors["loss"] < 1e-5, name
+        assert errors["gradient"] < 1e-4, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients_are_those_of_one_process(family: str, found: tuple[Path, Found]) -> None:
+    for process in found[1]:
+        assert_same(process[family])
+
+
+@pytest.mark.parametrize("family", EAGER)
+def test_an_attention_that_is_more_than_a_mask_is_refused(family: str, found: tuple[Path, Found]) -> None:
+    for process in found[1]:
+        assert "computes attention by sdpa, found eager" in process[family]["refused"]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_is_that_of_one_process(
+    name: str,
+    found: tuple[Path, Found],
+    cli: Callable[..., Ran],
+    checkpoint: Path,
+    texts: Path,
+    tmp_path: Path,
+) -> None:
+    folder, (first, other) = found
+    assert first[name]["code"] == 0, first[name]
+    assert "every text shared by 2 processes" in first[name]["err"]
+    assert "scaling: " in first[name]["out"]
+    assert other[name] == {"code": 0, "out": "", "err": ""}
+    length, options = SEARCHES[name]
+    alone = cli(*search(checkpoint, texts, length, tmp_path / "alone", *options))
+    assert alone.code == 0, alone.err
+    assert first[name]["out"].splitlines()[:-1] == alone.out.splitlines()[:-1]  # but for the folder's name
+    (header, rows), (shared_header, shared_rows) = (
+        read_log(place / "search.jsonl") for place in (tmp_path / "alone", folder / name)
+    )
+    assert shared_header.pop("numerics") == {**header.pop("numerics"), "context_parallel": 2}
+    assert {**shared_header, "record": None} == {**header, "record": None}
+    assert len(shared_rows) == len(rows)
+    for mine, theirs in zip(shared_rows, rows, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert mine.gradient == (theirs.gradient and pytest.approx(theirs.gradient, rel=1e-3, abs=1e-6))
+        assert mine.request.keys() == theirs.request.keys()
+    assert sorted(path.name for path in (folder / name).iterdir()) == sorted(
+        path.name for path in (tmp_path / "alone").iterdir()
+    )
+
+
+def test_a_finished_search_is_resumed_by_as_many_processes_only(
+    found: tuple[Path, Found], cli: Callable[..., Ran], checkpoint: Path, texts: Path
+) -> None:
+    folder, (first, _) = found
+    assert first["resumed"]["code"] == 0
+    assert first["resumed"]["out"] == first["gradient"]["out"]
+    ran = cli(*search(checkpoint, texts, 128, folder / "gradient", *GRADIENT), "--resume")
+    assert "numerics differ (log: numerics.context_parallel = 2, now: None)" in ran.refusal
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("there already", "is not empty; nothing is overwritten"),
+        ("too few", "among 3 processes, found 2; start them: torchrun --nproc-per-node 3 -m longrope"),
+        ("ray", "--workers gives every Ray worker whole texts"),
+        ("no model", "there is no model folder"),
+    ],
+)
+def test_an_error_comes_out_once(name: str, message: str, found: tuple[Path, Found]) -> None:
+    folder, (first, other) = found
+    assert first[name]["code"] == 2
+    assert first[name]["err"].startswith("longrope: error: ")
+    assert first[name]["err"].count("\n") == 1
+    assert message in first[name]["err"]
+    assert other[name] == {"code": 2, "out": "", "err": ""}
+    assert not (folder / "none").exists()
+
+
+def test_without_torchrun_the_command_is_said(cli: Callable[..., Ran], checkpoint: Path, texts: Path) -> None:
+    ran = cli(*search(checkpoint, texts, 128, Path("none"), "--context-parallel", 2))
+    assert "found 1; start them: torchrun --nproc-per-node 2 -m longrope" in ran.refusal
+
+
+@pytest.mark.slow
+def test_four_processes_and_every_family(tmp_path: Path) -> None:
+    families = {name: {} for name in ALL_FAMILIES} | SLIDING
+    first, *_ = together(4, tmp_path, families, {})
+    for family in families.keys() - set(EAGER):
+        assert_same(first[family])
