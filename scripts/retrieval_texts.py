@@ -4,10 +4,14 @@ Books alone do not keep retrieval alive in so small a model, so `recipes/tiny-51
 
     python scripts/retrieval_texts.py --books BOOKS --out texts/8k --length 8192 --documents 640
     python scripts/retrieval_texts.py --books BOOKS --out texts/16k --length 16384 --documents 320
+    python scripts/retrieval_texts.py --books BOOKS --out texts/32k --length 32768 --documents 240 --named 0.8
 
 `OUT/long.jsonl` has documents of a little more than `--length` tokens, `OUT/short.jsonl` (`--short`, for mixed windows)
 of at most 250. Keys and numbers are drawn anew everywhere, so only looking back to where one was stated can answer.
 Statements and questions are those the model was trained with (`train_tiny.NEEDLES`) and those of the passkey suite.
+
+A passkey that is asked for again can be read from the answer before. `--named` is the share of the passkey documents
+that hold many pass keys of different names instead, each asked for once, and one without a name.
 """
 
 from __future__ import annotations
@@ -31,6 +35,12 @@ TOKENS_PER_NEEDLE = 270  # of a long document
 PASSKEYS = 0.4  # of documents hold a passkey, half of them in NOISE, as the prompts of the suite do
 QUESTIONS = 30  # for the passkey of a long document
 PASSKEY = (passkey.PASSKEY.replace("{key}", "{number}"), passkey.QUESTION, " {number}.\n")
+NAMED_PASSKEY = (
+    "\nThe pass key of {key} is {number}. Remember it. {number} is the pass key of {key}.\n",
+    "\nWhat is the pass key of {key}? The pass key of {key} is",
+    " {number}.\n",
+)
+UNNAMED_QUESTIONS = 3  # for the passkey without a name among named ones
 LEAST_TEXT = 32  # tokens of a document that are neither statement nor question
 FEW_DIGITS = 0.3  # of numbers have two to four different digits, which a copy of the last token alone gets wrong
 
@@ -38,7 +48,10 @@ FEW_DIGITS = 0.3  # of numbers have two to four different digits, which a copy o
 class Texts:
     """Draws documents from `books` (token arrays), by seed."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, books: list[np.ndarray], words: list[str], seed: int):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, books: list[np.ndarray], words: list[str], seed: int, named: float
+    ):
+        self.named = named
         self.tokenizer, self.books, self.words = tokenizer, books, words
         self.sizes = np.array([len(book) for book in books], dtype=np.float64)
         self.noise = np.array(tokenizer.encode(passkey.NOISE, add_special_tokens=False))
@@ -70,6 +83,10 @@ class Texts:
         kind = self.rng.random()
         if kind < PASSKEYS:
             statement, question = self.pair(PASSKEY if kind < PASSKEYS / 2 else NEEDLES[2])
+            if length > SHORT and self.named and self.rng.random() < self.named:
+                facts = [(said, [asked]) for said, asked in (self.pair(NAMED_PASSKEY) for _ in range(needles))]
+                facts.insert(0, (statement, [question] * UNNAMED_QUESTIONS))
+                return self.assembled(length, facts, noise=kind < PASSKEYS / 2)
             asked = QUESTIONS if length > SHORT else 1
             return self.assembled(length, [(statement, [question] * asked)], noise=kind < PASSKEYS / 2)
         forms = self.rng.choice(2, needles, p=(0.7, 0.3)).tolist()
@@ -107,13 +124,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16384)
     parser.add_argument("--documents", type=int, default=320)
     parser.add_argument("--short", type=int, default=0, help="documents of at most 250 tokens")
+    parser.add_argument("--named", type=float, default=0.0, help="share of passkey documents with many of them")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     tokenizer = load_tokenizer("tiny")
     books = [document.ids for document in tokenize(read_documents(args.books), tokenizer)]
     words = frequent_words(sorted(args.books.glob("*.txt")))
-    texts = Texts(tokenizer, books, words, args.seed)
+    texts = Texts(tokenizer, books, words, args.seed, args.named)
     args.out.mkdir(parents=True, exist_ok=True)
 
     def long(_: int) -> str:
