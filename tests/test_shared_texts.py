@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from longrope.evaluation.results import EvalResults
 from longrope.search.log import read_log
 from tests.conftest import Ran
 from tests.models.families import ALL_FAMILIES
@@ -44,6 +46,13 @@ def search(checkpoint: Path, texts: Path, length: int, out: Path, *options: obje
     ]  # fmt: skip
 
 
+def evaluation(texts: Path, out: Path, *options: object) -> list[object]:
+    """Of the embedded model, which retrieves."""
+    suites = ("--suite", "perplexity,needle,passkey,retention", "--samples", 1, "--trials", 1)
+    lengths = ("--lengths", "250,331", "--depths", 3)
+    return ["eval", "tiny", "--data", texts / "search.txt", *suites, *lengths, "-o", out, *options]
+
+
 @pytest.fixture(scope="session")
 def found(
     checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
@@ -67,6 +76,14 @@ def found(
                 "ray": search(checkpoint, texts, 128, folder / "none", *GRADIENT, *shared, "--workers", 2),
                 "no model": search(folder / "nowhere", texts, 128, folder / "none", *GRADIENT, *shared),
             }
+            evaluated = evaluation(texts, folder / "eval.json", *shared)
+            commands |= {
+                "evaluation": evaluated,
+                "evaluation resumed": [*evaluated, "--resume"],
+                "ruler": [*evaluation(texts, folder / "none", *shared), "--suite", "perplexity,ruler"],
+                "server": ["eval", "http://127.0.0.1:9/v1", "--lengths", 256, *shared],
+                "two models": [*evaluation(texts, folder / "none", *shared), "--original", "tiny"],
+            }
             results = together(2, folder, FAMILIES | {name: {} for name in EAGER}, commands)
             (folder / "all.json").write_text(json.dumps(results), "utf-8")
     return folder, json.loads((folder / "all.json").read_text("utf-8"))
@@ -77,6 +94,7 @@ def assert_same(found: dict[str, Any]) -> None:
     assert len(found) == 4
     for name, errors in found.items():
         assert errors["alike"], name  # in every process, bit for bit
+        assert errors["tops"] > 0.98, name  # rounding may turn the order of two tokens
         assert errors["losses"] < 1e-5, name
         assert errors["loss"] < 1e-5, name
         assert errors["gradient"] < 1e-4, name
@@ -137,9 +155,35 @@ def test_a_finished_search_is_resumed_by_as_many_processes_only(
     assert "numerics differ (log: numerics.context_parallel = 2, now: None)" in ran.refusal
 
 
+def test_an_evaluation_is_that_of_one_process(
+    found: tuple[Path, Found], cli: Callable[..., Ran], texts: Path, tmp_path: Path
+) -> None:
+    folder, (first, other) = found
+    for name in ("evaluation", "evaluation resumed"):
+        assert first[name]["code"] == 0, first[name]
+        assert other[name] == {"code": 0, "out": "", "err": ""}
+    ran = cli(*evaluation(texts, tmp_path / "eval.json"))
+    assert ran.code == 0, ran.err
+    shared, alone = EvalResults.load(folder / "eval.json"), EvalResults.load(tmp_path / "eval.json")
+    assert shared.settings.pop("context_parallel") == 2
+    assert shared.settings == alone.settings
+    assert {row.suite for row in shared.rows} == {"perplexity", "needle", "passkey", "retention"}
+    assert sum(row.value for row in alone.rows if row.metric == "accuracy") > 0  # something is found
+    for mine, theirs in zip(shared.rows, alone.rows, strict=True):
+        assert replace(mine, value=0.0, stderr=None, losses=None) == replace(
+            theirs, value=0.0, stderr=None, losses=None
+        )
+        assert mine.value == pytest.approx(theirs.value, rel=1e-5, abs=1e-6)
+        assert mine.losses == (theirs.losses and pytest.approx(theirs.losses, rel=1e-5))
+    assert cli(*evaluation(texts, folder / "eval.json"), "--resume").code == 2  # by one process
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("ruler", "found ruler, in which the model generates its answers"),
+        ("server", "a server is measured as it is"),
+        ("two models", "processes share the texts of one model"),
         ("there already", "is not empty; nothing is overwritten"),
         ("too few", "among 3 processes, found 2; start them: torchrun --nproc-per-node 3 -m longrope"),
         ("ray", "--workers gives every Ray worker whole texts"),

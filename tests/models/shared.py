@@ -24,7 +24,7 @@ from longrope.errors import LongRopeError
 from longrope.models import context_parallel
 from longrope.models.apply import geometry_of, scaled
 from longrope.models.context_parallel import shared_rows
-from longrope.models.scoring import loss_and_gradient, token_nll
+from longrope.models.scoring import answer_scores, loss_and_gradient, token_nll, top_tokens
 from longrope.models.shared_texts import Share
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
@@ -62,10 +62,12 @@ def compare(family: str, overrides: dict[str, Any], processes: int) -> dict[str,
             ids, start = tokens(length), length - ANSWER - 1 if name == "answer" else 0
             window = Window(length, tuple(yarn(geometry, 256)), 4, 1.1)
             with handle.using(window), torch.no_grad():
-                alone = token_nll(model, ids, start=start)
+                alone, top = answer_scores(model, ids, start)
+                assert torch.equal(alone, token_nll(model, ids, start=start))
+                assert torch.equal(top, top_tokens(model, ids, start=start))
             loss, gradient = loss_and_gradient(handle, window, ids, start=start, divisor=alone.numel())
             share = Share(handle, shared)
-            losses = share.losses(window, ids, start)
+            losses, tops = share.scores(window, ids, start)
             shared_loss, by_factors = share.loss_and_gradient(window, ids, start, alone.numel())
             everywhere = [torch.zeros_like(by_factors) for _ in range(processes)]
             dist.all_gather(everywhere, by_factors)
@@ -74,6 +76,7 @@ def compare(family: str, overrides: dict[str, Any], processes: int) -> dict[str,
                 "loss": abs(shared_loss - loss) / loss,
                 "gradient": float((by_factors - gradient).norm() / gradient.norm()),
                 "alike": all(torch.equal(one, by_factors) for one in everywhere),
+                "tops": float((tops == top).double().mean()),
             }
     found["attention"] = model.config._attn_implementation
     return found

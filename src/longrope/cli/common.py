@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -51,6 +52,12 @@ def quiet_libraries() -> None:
     if log.level != logging.INFO:
         transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def speaks() -> bool:
+    """True unless this is one of several processes that share a job, and not the first, which alone prints."""
+    processes: Any = sys.modules.get("longrope.models.processes")  # imported by jobs that know several
+    return processes is None or not processes.is_silent()
 
 
 def warn(warnings: Iterable[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from longrope.cli import options as given
-from longrope.cli.common import print_json, quiet_libraries, warn
+from longrope.cli.common import print_json, quiet_libraries, speaks, warn
 from longrope.cli.progress import progress
 from longrope.cli.tables.evaluation import show_evaluation
 from longrope.cli.verb import split_names, verb
@@ -29,12 +31,15 @@ def command(
     load: given.Load,
     output: given.Results = None,
     resume: given.ResumeCells = False,
+    context_parallel: given.ShareTexts = 1,
     as_json: given.Json = False,
 ) -> None:
     """Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts."""
     from longrope.evaluation.run import evaluate, log_path
 
     quiet_libraries()
+    job: Any = {"seed": seed, "output": output, "resume": resume, "load": load, "server": server}
+    job |= {"original": original, "allow_seen": allow_seen, "context_parallel": context_parallel}
     with progress(lambda shown: shown.after_evaluation(output and log_path(output))) as shown:
         result = evaluate(
             model,
@@ -45,14 +50,9 @@ def command(
             baselines=split_names(baselines, "baselines"),
             config=config,
             target_length=target_length,
-            original=original,
-            seed=seed,
-            allow_seen=allow_seen,
-            output=output,
-            resume=resume,
-            load=load,
-            server=server,
             callbacks=shown,
+            **job,
         )
-    warn(result.settings.get("warnings", []))
-    print_json(result.to_json()) if as_json else show_evaluation(result.rows)
+    if speaks():
+        warn(result.settings.get("warnings", []))
+        print_json(result.to_json()) if as_json else show_evaluation(result.rows)

@@ -15,6 +15,7 @@ from typing import Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 
 from longrope.callbacks import Stopped
+from longrope.cli.common import speaks
 from longrope.cli.errors import in_options, options_by_name, shortened, usage_error
 from longrope.cli.stopping import EXIT_CODE
 from longrope.errors import LongRopeError, one_line
@@ -129,8 +130,7 @@ def _fail(message: str) -> int:
 
 def _say(message: str) -> None:
     """A line on standard error; of several processes that share a job, the first one alone says it."""
-    processes: Any = sys.modules.get("longrope.models.processes")  # imported by jobs that know several
-    if processes is None or not processes.is_silent():
+    if speaks():
         print(message, file=sys.stderr)
 
 

@@ -23,11 +23,21 @@ from longrope.data.tokens import Ids, TokenizedDocument, encode_continuation
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
 from longrope.evaluation.results import EvalRow, mean_and_stderr
-from longrope.evaluation.retrieval import greedy_reply, ids_sha256, joined, leading_number, number_room, row_tensor
+from longrope.evaluation.retrieval import (
+    forced_reply,
+    greedy_reply,
+    ids_sha256,
+    joined,
+    leading_number,
+    number_room,
+    row_tensor,
+)
 from longrope.models.devices import device_of
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
+from longrope.models.shared_texts import sharing_processes
 from longrope.rope.baselines import Method
+from longrope.rope.scaling import Window
 
 SUITE = "needle"
 DIGITS = 7
@@ -172,22 +182,39 @@ def measure_needles(
     """Two rows per depth: `accuracy`, the share of numbers said exactly, and `answer_logprob`, in nats per token.
 
     The log-probability is Σ over answer tokens / their number, given the question; its standard error is over needles.
+    Where processes share texts, every question costs a forward of its document, and replies are `forced_reply`.
     """
     callbacks = callbacks or Callbacks()
     scaled.model.eval()
     window = method.window(grid.length)
-    device = device_of(scaled.model)
     replies, losses = [], []
     with torch.inference_mode():
         for document in grid.documents:
-            text = prefill(scaled, row_tensor(document.context, device), window)
-            for asked in document.needles:
-                nll = text.score(row_tensor(asked.question + asked.answer, device))[-len(asked.answer) :]
-                losses.append(nll.tolist())
-                # One token more than the room shows whether the number goes on; it is never fed.
-                replies.append(greedy_reply(text, tokenizer, asked.question, grid.room + 1))
+            for reply, nlls in _replies(scaled, tokenizer, document, window, grid.room + 1):
+                replies.append(reply)
+                losses.append(nlls)
             callbacks.on_eval_step()
     return needle_rows(grid, replies, losses, method.name)
+
+
+def _replies(
+    scaled: ScaledModel, tokenizer: PreTrainedTokenizerBase, document: NeedleDocument, window: Window, room: int
+) -> Iterator[tuple[str, list[float]]]:
+    """For every needle the reply, and the loss of each token of its answer in nats.
+
+    `room`: tokens of a reply. One more than the answer's shows whether the number goes on; it is never fed.
+    """
+    if sharing_processes(scaled.model) > 1:
+        with scaled.using(window):
+            for asked in document.needles:
+                text = joined(document.context, asked.question)
+                yield forced_reply(scaled, tokenizer, text, asked.answer)
+        return
+    device = device_of(scaled.model)
+    read = prefill(scaled, row_tensor(document.context, device), window)
+    for asked in document.needles:
+        nll = read.score(row_tensor(asked.question + asked.answer, device))[-len(asked.answer) :]
+        yield greedy_reply(read, tokenizer, asked.question, room), nll.tolist()
 
 
 def needle_rows(

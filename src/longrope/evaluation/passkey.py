@@ -21,10 +21,19 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalTask, PreparedTask, ScaledMethod, Suite
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.results import EvalRow, mean_and_stderr
-from longrope.evaluation.retrieval import greedy_reply, ids_sha256, joined, leading_number, number_room, row_tensor
+from longrope.evaluation.retrieval import (
+    forced_reply,
+    greedy_reply,
+    ids_sha256,
+    joined,
+    leading_number,
+    number_room,
+    row_tensor,
+)
 from longrope.models.devices import device_of
 from longrope.models.generation.cache import prefill
 from longrope.models.scaled import ScaledModel
+from longrope.models.shared_texts import sharing_processes
 from longrope.rope.baselines import Method
 
 SUITE = "passkey"
@@ -92,16 +101,24 @@ def measure_passkeys(
     *,
     callbacks: Callbacks | None = None,
 ) -> list[EvalRow]:
-    """One row: the share of prompts whose greedy continuation begins with the key and no further digit."""
+    """One row: the share of prompts whose greedy continuation begins with the key and no further digit.
+
+    Where processes share texts, continuations are `forced_reply`.
+    """
     callbacks = callbacks or Callbacks()
     scaled.model.eval()
     window = method.window(samples.length)
     replies = []
     with torch.inference_mode():
-        for ids in samples.prompts:
-            text = prefill(scaled, row_tensor(ids, device_of(scaled.model)), window)
-            # One token more than the room shows whether the number goes on; it is never fed, so nothing is longer.
-            replies.append(greedy_reply(text, tokenizer, [], samples.room + 1))
+        for ids, key in zip(samples.prompts, samples.keys, strict=True):
+            if sharing_processes(scaled.model) > 1:
+                with scaled.using(window):
+                    reply, _ = forced_reply(scaled, tokenizer, ids, encode_continuation(tokenizer, f" {key}"))
+            else:
+                text = prefill(scaled, row_tensor(ids, device_of(scaled.model)), window)
+                # One token more than the room shows whether the number goes on; it is never fed: nothing is longer.
+                reply = greedy_reply(text, tokenizer, [], samples.room + 1)
+            replies.append(reply)
             callbacks.on_eval_step()
     return passkey_rows(samples, replies, method.name)
 

@@ -93,7 +93,11 @@ class EvalResults:
         Raises LongRopeError, with the path, for a file that is not of this schema, lacks the settings it was measured
         with (a number that cannot be repeated is no result), or has values that are not finite.
         """
-        document = read_json(Path(path))
+        return cls.from_json(read_json(Path(path)), str(path))
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], path: str) -> EvalResults:
+        """The results in `document`, as `to_json` gives them. Raises LongRopeError as `load` does, naming `path`."""
         schema = document.get("schema")
         if schema != SCHEMA:
             raise LongRopeError(
@@ -111,7 +115,7 @@ class EvalResults:
             found = cls(tuple(map(row_from_json, results)), settings, document)
             found.require_finite()
         except LongRopeError as error:
-            raise error.within(str(path)) from error
+            raise error.within(path) from error
         return found
 
     def to_frame(self) -> Any:

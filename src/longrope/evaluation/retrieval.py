@@ -14,6 +14,7 @@ from longrope.data.tokens import Ids, encode_continuation
 from longrope.models.devices import device_of
 from longrope.models.generation.cache import Prefilled
 from longrope.models.scaled import ScaledModel
+from longrope.models.scoring import answer_scores
 from longrope.storage import sha256_bytes
 
 
@@ -25,6 +26,22 @@ def greedy_reply(
     tokens = text.greedy(row_tensor(question, device_of(scaled.model)), max_new_tokens, stop_tokens(scaled, tokenizer))
     reply: str = tokenizer.decode(tokens, skip_special_tokens=True)
     return reply
+
+
+def forced_reply(
+    scaled: ScaledModel, tokenizer: PreTrainedTokenizerBase, text: Ids, answer: Sequence[int]
+) -> tuple[str, list[float]]:
+    """The greedy reply to `text` as far as it goes along with `answer`, and the loss of each token of that, in nats.
+
+    One forward of text and answer, under the pinned window: the most likely token after each of them is the greedy one
+    as long as those before it are the answer's. A reply that spells the answer in other tokens ends at the first one.
+    """
+    ids = row_tensor(joined(text, answer), device_of(scaled.model))
+    nll, tops = answer_scores(scaled.model, ids, start=len(text) - 1)
+    said: list[int] = tops[0].tolist()
+    along = next((place for place, token in enumerate(answer) if said[place] != token), len(answer))
+    reply: str = tokenizer.decode(said[: along + 1], skip_special_tokens=True)
+    return reply, nll[0].tolist()
 
 
 def stop_tokens(scaled: ScaledModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from longrope.models.config import LoadOptions
 from longrope.models.devices import device_of
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
+from longrope.models.processes import device_kind, sharing
+from longrope.models.shared_texts import sharing_processes
 from longrope.models.texts import require_texts
 from longrope.provenance import CIRCUMSTANCES, finished, record, versions
 from longrope.rope.baselines import ORIGINAL, STRETCHING
@@ -72,6 +75,7 @@ def evaluate(
     resume: bool = False,
     load: LoadOptions | None = None,
     server: ServerOptions | None = None,
+    context_parallel: int = 1,
     callbacks: Callbacks | None = None,
 ) -> EvalResults:
     """Measure a model under a scaling and under baselines, all on the same samples.
@@ -106,108 +110,150 @@ def evaluate(
             finished one are kept.
         load: The options of loading a model by name or folder.
         server: The options of a server that is measured.
+        context_parallel: Processes that share every text, for texts longer than one device's memory: torchrun has
+            started that many, which all make this call and get the results. The first one alone measures, as far as
+            nothing is shared, and writes files. A needle and a passkey then count as found where each token of the
+            answer is the most likely one; RULER is refused.
         callbacks: Gets `on_eval_start` and `on_eval_step`.
 
     Raises LongRopeError, before anything is measured, for anything that cannot be measured as asked.
     """
+
+    def opened() -> LoadedModel:
+        return open_model(model, tokenizer, load)
+
     started = time.perf_counter()
-    path, config, callbacks = None if output is None else Path(output), config or EvalConfig(), callbacks or Callbacks()
-    if path is not None and not (resume and has_lines(log_path(path)) and path.is_file()):
-        check_output_file(path)
-    elif path is None and resume:
-        raise LongRopeError(
-            "only an evaluation with an output can be resumed", code="not-resumable", hint="give its `output`"
+    if context_parallel > 1:
+        _refuse_sharing(model, original)
+    with sharing(context_parallel, device_kind(model, load)) as processes:
+        if not processes.leads:
+            return EvalResults.from_json(json.loads(processes.help(opened)), "the results")
+        path, config, callbacks = (
+            None if output is None else Path(output),
+            config or EvalConfig(),
+            callbacks or Callbacks(),
         )
-    count_in("`seed`", seed, 0, LARGEST_SEED)
-    windows = list(dict.fromkeys(parse_lengths(lengths)))
-    chosen = _suites([suites] if isinstance(suites, str) else suites, windows, config)
-    if is_server(model):
-        given = {"scaling": scaling, "baselines": baselines, "original": original, "target_length": target_length}
-        if wrong := [name for name, value in given.items() if value]:
+        if path is not None and not (resume and has_lines(log_path(path)) and path.is_file()):
+            check_output_file(path)
+        elif path is None and resume:
             raise LongRopeError(
-                f"a server is measured as it is: `{wrong[0]}` has no effect on it",
-                code="invalid-setting",
-                hint=f"leave `{wrong[0]}` out",
+                "only an evaluation with an output can be resumed", code="not-resumable", hint="give its `output`"
             )
+        count_in("`seed`", seed, 0, LARGEST_SEED)
+        windows = list(dict.fromkeys(parse_lengths(lengths)))
+        chosen = _suites([suites] if isinstance(suites, str) else suites, windows, config)
+        if context_parallel > 1 and (alone := [suite.name for suite in chosen if not suite.shareable]):
+            shareable = ", ".join(suite.name for suite in SUITES.values() if suite.shareable)
+            raise LongRopeError(
+                f"`context_parallel` shares texts that are scored: expected suites of {shareable}; found "
+                f"{', '.join(alone)}, in which the model generates its answers, on one device",
+                code="not-together",
+                hint="measure it without `context_parallel`",
+            )
+        if is_server(model):
+            given = {"scaling": scaling, "baselines": baselines, "original": original, "target_length": target_length}
+            if wrong := [name for name, value in given.items() if value]:
+                raise LongRopeError(
+                    f"a server is measured as it is: `{wrong[0]}` has no effect on it",
+                    code="invalid-setting",
+                    hint=f"leave `{wrong[0]}` out",
+                )
+            if not windows and any(suite.by_length for suite in chosen):
+                raise LongRopeError(
+                    "expected `lengths` to measure a server at, found none",
+                    code="invalid-setting",
+                    hint="give context lengths up to the one that it was started for, such as 8k,32k",
+                )
+            results = evaluate_server(
+                str(model),
+                tokenizer or (server and server.tokenizer),
+                chosen,
+                windows,
+                sources=as_sources(data, field),
+                config=config,
+                seed=seed,
+                allow_seen=allow_seen,
+                log_file=path and log_path(path),
+                resume=resume,
+                options=server,
+                callbacks=callbacks,
+            )
+            if path is not None:
+                results.save(path)
+            return results
+        if server not in (None, ServerOptions()):
+            raise LongRopeError(
+                "expected the address of a server, http://…, found a model",
+                code="invalid-setting",
+                hint="leave `server` out, or give the address",
+            )
+        aimed = None if target_length is None else parse_length(target_length)
+        against = named_baselines(baselines)
+        _refuse_unused(chosen, against, config, target_length if windows else None)
+        if any(suite.needs_text(config) for suite in chosen):
+            require_texts(model, as_sources(data, field), "evaluation", load)
+        loaded = processes.open(opened)
+        before = None if original is None else open_model(original, options=load)
+        if before is not None and tokenizer_hash(before.tokenizer) != tokenizer_hash(loaded.tokenizer):
+            raise LongRopeError(
+                f"expected {before.name} to have the tokenizer of {loaded.name}; found another", code="other-tokenizer"
+            )
+        if before is not None and ORIGINAL not in against and not any(suite.with_original for suite in chosen):
+            raise LongRopeError(
+                f"nothing compares with the model `original`: it is for the baseline {ORIGINAL} and the suites "
+                f"{' and '.join(suite.name for suite in SUITES.values() if suite.with_original)}",
+                code="invalid-setting",
+                hint="leave it out",
+            )
+        wanted, name = scaling_to_measure(loaded, scaling, scaling_name)
         if not windows and any(suite.by_length for suite in chosen):
-            raise LongRopeError(
-                "expected `lengths` to measure a server at, found none",
-                code="invalid-setting",
-                hint="give context lengths up to the one that it was started for, such as 8k,32k",
-            )
-        results = evaluate_server(
-            str(model),
-            tokenizer or (server and server.tokenizer),
-            chosen,
-            windows,
-            sources=as_sources(data, field),
-            config=config,
-            seed=seed,
-            allow_seen=allow_seen,
-            log_file=path and log_path(path),
-            resume=resume,
-            options=server,
-            callbacks=callbacks,
+            windows = _default_lengths(loaded, wanted, aimed)
+        longest = max(windows, default=loaded.geometry.original_length)
+        target = aimed or (longest if wanted is None else wanted.target_length)
+        comparison = Comparison.of(loaded, wanted, name, against, target, before)
+        for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
+            method.window(longest)
+        documents = read_texts(loaded, data, field) if any(suite.needs_text(config) for suite in chosen) else []
+        seen = check_unseen(loaded.name, documents, comparison.scalings.values(), allow_seen)
+        context = EvalContext.of(loaded, windows, documents, seed, config)
+        prepared = [suite(context) for suite in chosen]
+        for suite in prepared:
+            suite.check()
+        settings = _settings(context, prepared, comparison, wanted, list(against), target, before) | seen
+        with task_log(path and log_path(path), settings | {"versions": versions()}, resume) as log:
+            if path is not None:
+                sweep(path.parent, path.name, log_path(path).name)
+            measured = run_tasks(prepared, loaded, comparison, before, log, callbacks)
+        rows = [row for result in measured for row in result.rows]
+        ruler = [row for row in rows if row.suite == RulerSuite.name]
+        if ruler:
+            rows += summary_rows(ruler, loaded.geometry.original_length, config)
+        results = EvalResults(
+            tuple(rows),
+            _with_remarks(settings, loaded, list(against), target) | samples_of(measured),
+            record() | finished(started),
         )
+        results.require_finite()
         if path is not None:
-            results.save(path)
+            keep_or_write_json(path, results.to_json(), but=_NAMED)
+        processes.give(json.dumps(results.to_json()))
         return results
-    if server not in (None, ServerOptions()):
+
+
+def _refuse_sharing(model: object, original: object) -> None:
+    """Raise LongRopeError for what processes cannot share texts of: a server, and two models at once."""
+    if is_server(model):
         raise LongRopeError(
-            "expected the address of a server, http://…, found a model",
+            "a server is measured as it is: `context_parallel` has no effect on it",
             code="invalid-setting",
-            hint="leave `server` out, or give the address",
+            hint="leave `context_parallel` out",
         )
-    aimed = None if target_length is None else parse_length(target_length)
-    against = named_baselines(baselines)
-    _refuse_unused(chosen, against, config, target_length if windows else None)
-    if any(suite.needs_text(config) for suite in chosen):
-        require_texts(model, as_sources(data, field), "evaluation", load)
-    loaded = open_model(model, tokenizer, load)
-    before = None if original is None else open_model(original, options=load)
-    if before is not None and tokenizer_hash(before.tokenizer) != tokenizer_hash(loaded.tokenizer):
+    if original is not None:
         raise LongRopeError(
-            f"expected {before.name} to have the tokenizer of {loaded.name}; found another", code="other-tokenizer"
+            "processes share the texts of one model: expected `context_parallel` or another `original`, found both",
+            code="not-together",
+            hint="measure the original model in a run of its own",
         )
-    if before is not None and ORIGINAL not in against and not any(suite.with_original for suite in chosen):
-        raise LongRopeError(
-            f"nothing compares with the model `original`: it is for the baseline {ORIGINAL} and the suites "
-            f"{' and '.join(suite.name for suite in SUITES.values() if suite.with_original)}",
-            code="invalid-setting",
-            hint="leave it out",
-        )
-    wanted, name = scaling_to_measure(loaded, scaling, scaling_name)
-    if not windows and any(suite.by_length for suite in chosen):
-        windows = _default_lengths(loaded, wanted, aimed)
-    longest = max(windows, default=loaded.geometry.original_length)
-    target = aimed or (longest if wanted is None else wanted.target_length)
-    comparison = Comparison.of(loaded, wanted, name, against, target, before)
-    for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
-        method.window(longest)
-    documents = read_texts(loaded, data, field) if any(suite.needs_text(config) for suite in chosen) else []
-    seen = check_unseen(loaded.name, documents, comparison.scalings.values(), allow_seen)
-    context = EvalContext.of(loaded, windows, documents, seed, config)
-    prepared = [suite(context) for suite in chosen]
-    for suite in prepared:
-        suite.check()
-    settings = _settings(context, prepared, comparison, wanted, list(against), target, before) | seen
-    with task_log(path and log_path(path), settings | {"versions": versions()}, resume) as log:
-        if path is not None:
-            sweep(path.parent, path.name, log_path(path).name)
-        measured = run_tasks(prepared, loaded, comparison, before, log, callbacks)
-    rows = [row for result in measured for row in result.rows]
-    ruler = [row for row in rows if row.suite == RulerSuite.name]
-    if ruler:
-        rows += summary_rows(ruler, loaded.geometry.original_length, config)
-    results = EvalResults(
-        tuple(rows),
-        _with_remarks(settings, loaded, list(against), target) | samples_of(measured),
-        record() | finished(started),
-    )
-    results.require_finite()
-    if path is not None:
-        keep_or_write_json(path, results.to_json(), but=_NAMED)
-    return results
 
 
 def log_path(output: Path) -> Path:
@@ -308,6 +354,8 @@ def _settings(
     }
     if loaded.checkpoint_scaling is not None:
         settings["carried_sha256"] = sha256_text(loaded.checkpoint_scaling.to_json())
+    if (processes := sharing_processes(loaded.model)) > 1:
+        settings["context_parallel"] = processes
     if original is not None:
         settings |= {"original": original.name, "original_fingerprint": fingerprint(original.model)}
     return settings

@@ -149,15 +149,35 @@ def shared_texts(model: PreTrainedModel) -> Any:
     return vars(model).get(SHARED)
 
 
-def top_tokens(model: PreTrainedModel, input_ids: Tensor, *, chunk_size: int | None = None) -> Tensor:
-    """The most likely next token after every position: `input_ids` (B, T) -> int64 (B, T).
+def top_tokens(model: PreTrainedModel, input_ids: Tensor, *, start: int = 0, chunk_size: int | None = None) -> Tensor:
+    """The most likely next token after every position from `start` on: `input_ids` (B, T) -> int64 (B, T − start).
 
     `chunk_size` is the number of positions whose logits exist at once (by default what fits 128 MiB).
     """
-    base, output = base_of(model), run_base(model, input_ids)
+    if (shared := shared_texts(model)) is not None:
+        tops: Tensor = shared.top_tokens(input_ids, start, chunk_size)
+        return tops
+    output = run_base(model, input_ids)
+    return head_top(model, output, output.last_hidden_state[:, start:], chunk_size)
+
+
+def answer_scores(model: PreTrainedModel, input_ids: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """`token_nll` (B, T − 1 − start) and `top_tokens` (B, T − start) from one forward of `input_ids` (B, T)."""
+    if (shared := shared_texts(model)) is not None:
+        both: tuple[Tensor, Tensor] = shared.answer_scores(input_ids, start)
+        return both
+    output = run_base(model, input_ids)
+    hidden_BTH = output.last_hidden_state[:, start:]
+    nll = head_nll(model, output, hidden_BTH[:, :-1], input_ids[:, start + 1 :])
+    return nll, head_top(model, output, hidden_BTH)
+
+
+def head_top(model: PreTrainedModel, output: Any, hidden_BTH: Tensor, chunk_size: int | None = None) -> Tensor:
+    """The most likely token after hidden states (B, T, H), which `run_base` gave in `output`: int64 (B, T)."""
+    base = base_of(model)
     if chunk_size is None:
-        chunk_size = logits_chunk(model.config.get_text_config().vocab_size, input_ids.shape[0])
-    pieces = torch.split(output.last_hidden_state, chunk_size, dim=1)
+        chunk_size = logits_chunk(model.config.get_text_config().vocab_size, hidden_BTH.shape[0])
+    pieces = torch.split(hidden_BTH, chunk_size, dim=1)
     return torch.cat([head_logits(model, base, output, piece).argmax(-1) for piece in pieces], dim=1)
 
 

@@ -25,7 +25,7 @@ from longrope.errors import LongRopeError
 from longrope.models.context_parallel import SharedRows, segments, share
 from longrope.models.devices import device_of
 from longrope.models.scaled import ScaledModel, handle_of
-from longrope.models.scoring import SHARED, differentiable, gradient_of, head_nll, run_base, shared_texts
+from longrope.models.scoring import SHARED, differentiable, gradient_of, head_nll, head_top, run_base, shared_texts
 from longrope.rope.scaling import Window
 
 
@@ -36,52 +36,61 @@ class Share:
     scaled: ScaledModel
     shared: SharedRows
 
-    def losses(self, window: Window, ids: Tensor, start: int, chunk_size: int | None = None) -> Tensor:
-        """`token_nll` of `ids` (1, T) under `window`, whole, on every process: (1, T − 1 − start)."""
-        model = self.scaled.model
+    def scores(
+        self, window: Window, ids: Tensor, start: int, chunk_size: int | None = None, *, top: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """`answer_scores` of `ids` (1, T) under `window`, whole, on every process: losses (1, T − 1 − start) and, with
+        `top`, the most likely tokens (1, T − start)."""
+        model, length = self.scaled.model, ids.shape[1]
         model.eval()
         with self.scaled.using(window), torch.no_grad(), self.shared.in_shares(model):
-            hidden, pieces = self._own(ids, start, chunk_size)
-            dtype = torch.promote_types(hidden.dtype, torch.float32)
-            whole = torch.zeros(1, ids.shape[1] - 1 - start, dtype=dtype, device=hidden.device)
-            for at, nll in pieces:
-                whole[:, at : at + nll.shape[1]] = nll
-            dist.all_reduce(whole, group=self.shared.group)
-        return whole
+            output, parts = self._own(ids, start)
+            device, dtype = parts[0][1].device, torch.promote_types(parts[0][1].dtype, torch.float32)
+            losses = torch.zeros(1, length - 1 - start, dtype=dtype, device=device)
+            tops = torch.zeros(1, length - start if top else 0, dtype=torch.int64, device=device)
+            for first, hidden in parts:
+                at, scored = first - start, min(hidden.shape[1], length - 1 - first)
+                if scored > 0:
+                    targets = ids[:, first + 1 : first + 1 + scored]
+                    losses[:, at : at + scored] = head_nll(model, output, hidden[:, :scored], targets, chunk_size)
+                if top and hidden.shape[1]:
+                    tops[:, at : at + hidden.shape[1]] = head_top(model, output, hidden, chunk_size)
+            for whole in (losses, tops) if top else (losses,):
+                dist.all_reduce(whole, group=self.shared.group)
+        return losses, tops
 
     def loss_and_gradient(self, window: Window, ids: Tensor, start: int, divisor: float) -> tuple[float, Tensor]:
         """`scoring.loss_and_gradient` of `ids` (1, T), the same on every process."""
         model = self.scaled.model
         with differentiable(self.scaled, window) as variables, self.shared.in_shares(model):
-            hidden, pieces = self._own(ids, start)
+            output, parts = self._own(ids, start)
             # A process without scored tokens takes part in the backward pass: others attend to its keys.
-            loss = hidden[:, :0].sum(dtype=torch.float64)
-            for _, nll in pieces:
-                loss = loss + nll.sum(dtype=torch.float64).to(loss.device) / divisor
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = output.last_hidden_state[:, :0].sum(dtype=torch.float64)
+            for first, hidden in parts:
+                targets = ids[:, first + 1 : first + 1 + hidden.shape[1]]
+                if targets.shape[1]:
+                    nll = head_nll(model, output, hidden[:, : targets.shape[1]], targets)
+                    loss = loss + nll.sum(dtype=torch.float64).to(loss.device) / divisor
+            loss.backward()
         found = torch.cat((loss.detach()[None], gradient_of(variables).to(loss.device)))
         dist.all_reduce(found, group=self.shared.group)
         return float(found[0]), found[1:]
 
-    def _own(self, ids: Tensor, start: int, chunk_size: int | None = None) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-        """The hidden states of this process's share, and the losses (1, n) of its scored tokens, each run of them with
-        its place after `start`."""
+    def _own(self, ids: Tensor, start: int) -> tuple[Any, list[tuple[int, Tensor]]]:
+        """The model's output for this process's share, and its two pieces' hidden states (1, n, H) at positions of the
+        text from `start` on, each with its first position; n may be 0."""
         model, shared, length = self.scaled.model, self.shared, ids.shape[1]
         padded = F.pad(ids, (0, -length % (2 * shared.processes)))
         positions = torch.arange(padded.shape[1], device=ids.device)[None]
         shared.begin(positions)
         own_ids, own_positions = (share(row, shared.processes, shared.index) for row in (padded, positions))
         output = run_base(model, own_ids, own_positions)
-        hidden: Tensor = output.last_hidden_state
-        losses, at = [], 0
+        parts, at = [], 0
         for first, last in segments(padded.shape[1], shared.processes, shared.index):
-            begin, end = max(first, start), min(last, length - 1)  # positions whose next token is scored
-            if begin < end:
-                states = hidden[:, at + begin - first : at + end - first]
-                nll = head_nll(model, output, states, ids[:, begin + 1 : end + 1], chunk_size)
-                losses.append((begin - start, nll))
+            begin, end = max(first, start), min(last, length)
+            parts.append((begin, output.last_hidden_state[:, at + begin - first : at + max(begin, end) - first]))
             at += last - first
-        return hidden, losses
+        return output, parts
 
 
 class LeadingShare:
@@ -110,17 +119,29 @@ class LeadingShare:
 
     def losses(self, ids: Tensor, start: int, chunk_size: int | None = None) -> Tensor:
         """`token_nll` of `ids` (B, T) under the window that is pinned. Raises LongRopeError where none is."""
+        return self._scores("losses", ids, start, chunk_size)[0]
+
+    def top_tokens(self, ids: Tensor, start: int, chunk_size: int | None = None) -> Tensor:
+        """`scoring.top_tokens` of `ids` (B, T), likewise."""
+        return self._scores("answers", ids, start, chunk_size)[1]
+
+    def answer_scores(self, ids: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """`scoring.answer_scores` of `ids` (B, T), likewise."""
+        return self._scores("answers", ids, start)
+
+    def _scores(self, what: str, ids: Tensor, start: int, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
         scaled = handle_of(self.model)
         window = scaled.pinned
         if window is None or scaled.rotaries[0].factors is not None:
             raise LongRopeError(
                 "a text that processes share is scored under a pinned window, without gradients", code="not-shareable"
             )
-        rows = []
+        share, rows = Share(scaled, self.shared), []
         for row in torch.split(ids, 1):
-            self._send("losses", window, row, start)
-            rows.append(Share(scaled, self.shared).losses(window, row, start, chunk_size))
-        return torch.cat(rows)
+            self._send(what, window, row, start)
+            rows.append(share.scores(window, row, start, chunk_size, top=what == "answers"))
+        losses, tops = zip(*rows, strict=True)
+        return torch.cat(losses), torch.cat(tops)
 
     def loss_and_gradient(self, window: Window, ids: Tensor, start: int, divisor: float) -> tuple[float, Tensor]:
         """`scoring.loss_and_gradient` of `ids` (1, T)."""
@@ -141,7 +162,7 @@ def compute_told(scaled: ScaledModel, shared: SharedRows, message: Mapping[str, 
     if message["op"] == "gradient":
         own.loss_and_gradient(window, ids, start, float(message["divisor"]))
     else:
-        own.losses(window, ids, start)
+        own.scores(window, ids, start, top=message["op"] == "answers")
 
 
 def _exchange(ids: Tensor, shared: SharedRows) -> Tensor:

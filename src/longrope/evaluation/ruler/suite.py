@@ -140,6 +140,7 @@ class RulerSuite(Suite):
     """RULER's tasks by length."""
 
     name = SUITE
+    shareable = False
 
     @classmethod
     def needs_text(cls, config: EvalConfig) -> bool:
