@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from longrope.doctor.diagnose import diagnose
-from longrope.doctor.table import runtimes
+from longrope.doctor.table import known_families, runtimes
 from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.geometry import RopeGeometry
@@ -375,13 +375,14 @@ def test_exact_is_not_said_of_stale_keys(family, tmp_path):
 
 
 def test_the_table_is_complete():
-    for row in runtimes().values():
+    families = known_families() | {name for row in runtimes().values() for one in row.groups for name in one.families}
+    for row in (row.of(family) for row in runtimes().values() for family in families):
         assert row.source
         assert row.version
-        crossings = (row.crossing, *row.crossing_families.values())
         advice = (row.advice, row.advice_always_long, row.repair)
-        for text in (row.switch_says, *crossings, *advice, *row.notes, row.otherwise_says):
-            text.format(path="", switch=0, target=0, engine=0, inside=0, family="", repair="")
+        reasons = (row.otherwise_says, row.lacks, row.stops, row.plain, row.as_yarn, row.unlooked)
+        for text in (row.switch_says, row.crossing, *advice, *row.notes, *reasons):
+            text.format(path="", switch=0, target=0, engine=0, inside=0, family="", repair="", type="")
         assert bool(row.advice_always_long) == (row.switch == "context")
     assert sum(row.counted for row in runtimes().values()) == 5
     assert SIZES["max_position_embeddings"] == 256

@@ -8,7 +8,20 @@ import pytest
 
 from longrope.doctor.checkpoint_config import read_checkpoint_config
 from longrope.doctor.lints import lint_config
-from tests.doctor.doctor_cases import ENTRY, LAYERS, LONG, NESTED, OWN, SIZES, THREE, superset, without, write_case
+from tests.doctor.doctor_cases import (
+    ENTRY,
+    LAYERS,
+    LLAMA3,
+    LONG,
+    NESTED,
+    OWN,
+    SIZES,
+    THREE,
+    YARN,
+    superset,
+    without,
+    write_case,
+)
 
 WIDE = {"max_position_embeddings": 1024}
 
@@ -35,6 +48,7 @@ LINTS = {
     "nested-dictionary": {"model_type": "llama", "rope_parameters": NESTED, "rope_theta": 5e4},
     "flat-dictionary": {"model_type": "olmo3", "rope_parameters": ENTRY, **LAYERS},
     "window-at-original-length": at_256(ENTRY) | {"max_position_embeddings": 256},
+    "llama-4-scaling": at_256(ENTRY | {"llama_4_scaling_beta": 0.1}),
     "no-head-dim": without(at_256(ENTRY), "head_dim") | {"model_type": "mixtral"},
 }
 
@@ -55,6 +69,14 @@ def test_nothing_on_a_clean_config(tmp_path):
     gemma = {"model_type": "gemma3_text", "rope_parameters": NESTED, "rope_scaling": ENTRY, "rope_theta": 5e4, **LAYERS}
     assert names(write_case(tmp_path / "gemma", gemma | OWN)) == {"original-length-multiple"}
     assert names(write_case(tmp_path / "plain", {"model_type": "llama"})) == set()
+
+
+@pytest.mark.parametrize("entry", [YARN, LLAMA3, ENTRY | {"short_factor": LONG}])
+def test_llama_cpp_rounds_nothing_where_there_is_one_window(tmp_path, entry):
+    """L = 64 is no multiple of 256, which matters to no checkpoint that turns alike at every length."""
+    assert "original-length-multiple" not in names(
+        write_case(tmp_path / "model", {"model_type": "llama", **superset(entry)})
+    )
 
 
 def test_a_tokenizer_that_stops_short(tmp_path):

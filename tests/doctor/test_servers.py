@@ -88,7 +88,8 @@ def test_the_class_turns_as_the_doctor_says(server, stated, tmp_path):
     folder = write_case(tmp_path / "model", STATED[stated])
     rows = {"sglang": ["sglang"], "vllm": ["vllm", "vllm-default"]}[server[0]]
     for row in rows:
-        says = behaviour(read_checkpoint_config(folder), runtimes()[row], L, TARGET)
+        config = read_checkpoint_config(folder)
+        says = behaviour(config, runtimes()[row].of(config.family), L, TARGET)
         for length in (30, L, L + 1, L + 2, 200):
             rotation = says.at(length)
             if rotation is None:

@@ -26,7 +26,8 @@ from tests.doctor.doctor_cases import CASES, LENGTHS, SIZES, TARGET, L, write_ca
 
 def assert_same(folder, runtime, found):
     """`found`, what transformers computed for `folder`, is what the doctor says of it."""
-    row, config = runtimes()[runtime], read_checkpoint_config(folder)
+    config = read_checkpoint_config(folder)
+    row = runtimes()[runtime].of(config.family)
     if "error" in found:
         with pytest.raises(RefusedError):
             behaviour(config, row, L, TARGET)

@@ -120,6 +120,7 @@ def test_the_window_under_another_name(tmp_path):
         (LINEAR | ORIGINAL, None, ""),
         ({"rope_type": "yarn", "factor": 4.0}, None, "transformers takes for the original length of YaRN"),
         ({"rope_type": "yarn", "factor": 4.0} | ORIGINAL, None, ""),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16384}, None, ""),  # Qwen2.5's card
         (None, None, ""),
     ],
 )

@@ -19,14 +19,17 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from longrope.doctor.checkpoint_config import ORIGINAL
 from longrope.doctor.compare import RuntimeAtLength
 from longrope.doctor.diagnose import diagnose
 from longrope.export.config import ExportConfig
 from longrope.export.export import export_checkpoint
 from longrope.models.apply import apply_scaling, remove_scaling
+from longrope.models.checkpoint_files import RECORD
 from longrope.rope.closed_forms import su_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.run_files import SCALING
 from tests.checkpoints import save_checkpoint, tokenizer
 
 L, TARGET = 256, 1024
@@ -122,12 +125,17 @@ def make_case(folder: Path, config_class: str = "LlamaConfig", *, length: int = 
 
 
 def without_scaling(case: Case) -> Case:
-    """The control: the same weights without the scaling, for as many tokens, the base where older readers look too."""
-    folder = case.source.with_name("control")
+    """The control: the export itself without its scaling, as plain RoPE for as many tokens.
+
+    Older readers look for the base at the top level, and ONNX's builder takes a Phi-3 of two lengths for LongRoPE.
+    """
+    folder = case.folder.with_name(f"{case.folder.name}-control")
     if not folder.exists():
-        shutil.copytree(case.source, folder)
-        longer = {"rope_theta": case.scaling.geometry.base, "max_position_embeddings": case.scaling.target_length}
-        config = json.loads((folder / "config.json").read_text("utf-8")) | longer
+        shutil.copytree(case.folder, folder, ignore=shutil.ignore_patterns(SCALING))
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        for name in ("rope_scaling", "rope_parameters", RECORD):
+            config.pop(name, None)
+        config |= {"rope_theta": case.scaling.geometry.base, ORIGINAL: config["max_position_embeddings"]}
         (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return Case(case.source, folder, case.scaling)
 

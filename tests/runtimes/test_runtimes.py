@@ -68,12 +68,12 @@ def assert_version(runtime: str, version: str) -> None:
 
 
 def assert_control(python: Path, reader: str, case: Case, ask: Callable[..., Any], **more: Any) -> None:
-    """Without the scaling the same weights are plain RoPE at every length: the method sees what is not there."""
+    """The same checkpoint without its scaling is told as plain RoPE at every length: the reader sees the difference."""
     control = without_scaling(case)
     answer = ask(python, reader, control, **more)
     assert not answer.get("refused")
-    short = {length: ids for length, ids in answer["prompts"].items() if int(length) < L}
-    assert {control.name(seen, prompt(int(length))) for length, seen in short.items()} == {"plain 1"}
+    seen = {int(length): control.name(found, prompt(int(length))) for length, found in answer["prompts"].items()}
+    assert seen == dict.fromkeys(LENGTHS, "plain 1")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_mistral_rs(cases, ask) -> None:
     assert_as_the_doctor_says("mistral.rs", case, answer["prompts"])
     assert case.name(answer["prompts"][str(L)], prompt(L)) == "long formula"
     assert grown(case, answer) == "none"
-    assert_control(python, "mistralrs", cases("hf"), ask)
+    assert_control(python, "mistralrs", case, ask)
 
 
 def test_onnx_genai(cases, ask) -> None:
@@ -134,6 +134,7 @@ def test_onnx_genai(cases, ask) -> None:
     answer = ask(python, "genai", case)
     assert_as_the_doctor_says("onnxruntime-genai", case, answer["prompts"])
     assert grown(case, answer) == "none"
+    assert_control(python, "genai", case, ask)
     mistral = cases("hf", config_class="MistralConfig")
     assert "not currently supported" in ask(python, "genai", mistral)["refused"]
     assert verdict(mistral, "onnxruntime-genai") == "refused"
@@ -182,6 +183,7 @@ def test_vllm_with_a_length(vllm, cases, ask) -> None:
     assert answer["serves"] == TARGET
     assert_as_the_doctor_says("vllm", case, answer["prompts"])
     assert grown(case, answer) == "long stated"
+    assert_control(vllm, "vllm", case, ask, options={"max_model_len": TARGET})
 
 
 def test_vllm_without_a_length(vllm, cases, ask) -> None:

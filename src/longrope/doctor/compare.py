@@ -152,12 +152,14 @@ def compare(runtime: Runtime, found: Behaviour, expected: Expected, checkpoint: 
         and verdict == "differs"
     ):
         advice = [_ATTENTION_REPAIR[runtime.attention]]
+    if verdict == "differs" and found.capped and not wrong_factors:
+        advice = [f"set max_position_embeddings to {expected.scaling.target_length}"]
     notes, crossing = [], ""
     if found.windowed and verdict not in FAILURES:
         if _apart(found.short, found.long) and found.switch in ("forward", "at", "past"):
-            crossing = runtime.crossing_families.get(checkpoint.family, runtime.crossing)
+            crossing = runtime.crossing
         notes = [crossing, *runtime.notes]
-    grown = bool(crossing) and checkpoint.family not in runtime.recomputes_keys
+    grown = bool(crossing) and not runtime.recomputes_keys
     reasons = [text.format(**values) for text in _reasons(by_length, runtime, found, expected)]
     switch_says = runtime.switch_says.format(**values)
     return Finding(

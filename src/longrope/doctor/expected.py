@@ -13,6 +13,7 @@ from typing import Any
 
 from longrope.checks import whole_number
 from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
+from longrope.doctor.readings import LONGROPE, PHI3_KEYS
 from longrope.errors import LongRopeError
 from longrope.export.config import UNIFIED
 from longrope.models.gguf.rope import GgufRope
@@ -151,6 +152,8 @@ def _merged(config: CheckpointConfig) -> SimpleNamespace:
         inner = value.get(FULL_ATTENTION)
         value = dict(inner) if isinstance(inner, dict) else value
         rope_type = value.pop("rope_type", value.pop("type", "default"))
+        if rope_type == "yarn" and config.model_class.keys_4 == PHI3_KEYS:
+            rope_type = LONGROPE
         given |= value | ({} if rope_type == "default" else {"rope_type": rope_type})
     given.pop("type", None)
     given.setdefault("rope_theta", config.base if config.base is not None else config.model_class.base)

@@ -43,7 +43,9 @@ def lint_config(config: CheckpointConfig) -> list[Lint]:
         # llama3's factor stretches frequencies and is not the ratio of the lengths: 8 for 16 in Llama 3.1. Of yarn,
         # the factor says the window, and max_position_embeddings may say less, as in Qwen3's model cards.
         factor = None if _type(entry) in ("llama3", "yarn") else entry.get("factor")
-        found += _lengths(original, config.length, factor, fix)
+        found += _ratio(original, config.length, factor, fix)
+        if _type(entry) in (LONGROPE, "su") and entry.get("short_factor") != entry.get("long_factor"):
+            found += _multiple(original)
         if _type(entry) == "yarn":
             found += _yarn_window(original, config.length, entry.get("factor"))
         if _type(entry) in (LONGROPE, "su") and config.length <= original:
@@ -52,6 +54,11 @@ def lint_config(config: CheckpointConfig) -> list[Lint]:
             advice = "raise max_position_embeddings to the length that the long factors were made for"
             found.append(Lint("window-at-original-length", says, advice))
     found += _attention(entry.get("attention_factor"), "attention_factor")
+    if entry.get("llama_4_scaling_beta"):
+        says = "llama_4_scaling_beta, by which queries grow with their position, is read by transformers, SGLang and"
+        says += " MLX-LM; vLLM looks for a top-level llama_4_scaling and leaves queries as they are"
+        advice = f"write llama_4_scaling with beta and {ORIGINAL} for vLLM"
+        found.append(Lint("llama-4-scaling", says, advice))
     if config.tokenizer_length is not None and config.tokenizer_length < config.length:
         says = f"model_max_length of tokenizer_config.json is {config.tokenizer_length}, L' is {config.length}"
         found.append(Lint("tokenizer-length", says, f"set model_max_length to {config.length}: vLLM serves no more"))
@@ -63,7 +70,8 @@ def lint_gguf(rope: GgufRope, target: int) -> list[Lint]:
     again = "longrope export --to gguf writes these keys"
     found: list[Lint] = []
     if rope.original_context_length is not None:
-        found += _lengths(rope.original_context_length, target, None, again)
+        if rope.long_factors != rope.short_factors:
+            found += _multiple(rope.original_context_length)
     elif rope.long_factors is not None:
         says = "rope.scaling.original_context_length is absent, so context_length is the switch"
         found.append(Lint("original-length", says, again))
@@ -164,11 +172,15 @@ def _shape(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], f
         yield Lint("no-head-dim", says, f"write head_dim {config.rotary_dim({})}, or {fix}")
 
 
-def _lengths(original: int, target: int, factor: Any, fix: str) -> Iterator[Lint]:
+def _ratio(original: int, target: int, factor: Any, fix: str) -> Iterator[Lint]:
     ratio = target / original
     if isinstance(factor, int | float) and abs(factor / ratio - 1.0) > 1e-9:
         says = f"factor is {factor:g}, L'/L is {target}/{original} = {ratio:g}; some runtimes take one, some the other"
         yield Lint("factor", says, fix)
+
+
+def _multiple(original: int) -> Iterator[Lint]:
+    """Where llama.cpp leaves the short factors, which it does in steps."""
     if original % CONTEXT_STEP:
         says = f"L = {original} is no multiple of {CONTEXT_STEP}, to which llama.cpp rounds a context up"
         inside = short_context(original)

@@ -12,12 +12,18 @@ from typing import Any
 
 from longrope.checks import positive_number, shown, whole_number
 from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
-from longrope.doctor.table import FilesRule, Runtime
+from longrope.doctor.table import FilesRule, Runtime, known_families, types_4
 from longrope.rope.geometry import FULL_ATTENTION
 
 LONGROPE = "longrope"
 _WITH_ORIGINAL_LENGTH = (LONGROPE, "yarn", "llama3")  # types for which transformers 5 looks for it
-_DEFAULT_BASE = 10_000.0
+_REQUIRED = {
+    LONGROPE: ("short_factor", "long_factor"),
+    "yarn": ("factor",),
+    "linear": ("factor",),
+    "llama3": ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"),
+}
+"""Keys of a RoPE dictionary without which transformers stops (KeyError); it fills in YaRN's original length."""
 PHI3_KEYS = 3
 """Phi-3's classes of 4.57 insist on three keys; they know `su` and take `yarn` for longrope."""
 
@@ -51,7 +57,9 @@ def read(config: CheckpointConfig, runtime: Runtime) -> RopeReading:
         return _read_transformers_5(config, renames_su=runtime.renames_su, nested_elsewhere=runtime.nested_elsewhere)
     if runtime.reads == "transformers-4":
         return _read_transformers_4(config)
-    return _read_files(config, runtime.files_rule(config.family))
+    if runtime.files is None:
+        raise ValueError(f"the table says nothing about where {runtime.name} looks in config.json")
+    return _read_files(config, runtime.files)
 
 
 def _read_transformers_5(
@@ -133,10 +141,11 @@ def _checked(
     config: CheckpointConfig, rope_type: str, given: Mapping[str, Any], base: Any, original: Any, remarks: list[str]
 ) -> RopeReading:
     """The reading, after the checks that transformers 5 makes when it builds the config and the rotary module."""
-    if rope_type == LONGROPE:
-        require(given, ("short_factor", "long_factor"))
+    if rope_type == "mrope" and config.family not in known_families():
+        raise UnknownRuleError(f"the table has no rule for the class {config.family}, which may have axes of its own")
     if rope_type in ("su", "mrope"):
         raise RefusedError(f"{rope_type!r} is no rope_type of {config.family} (KeyError)")
+    require(given, _REQUIRED.get(rope_type, ()))
     _require_head_dim(config, rope_type, config.model_class.head_dim)
     return RopeReading(
         rope_type=rope_type,
@@ -157,7 +166,9 @@ def _require_head_dim(config: CheckpointConfig, rope_type: str, default: int | s
 def _read_transformers_4(config: CheckpointConfig) -> RopeReading:
     """Read `config` as transformers 4.57: rope_scaling, with rope_theta and the original length at the top level."""
     scaling, facts = config.dictionary("rope_scaling"), config.model_class
-    if facts.only_5:
+    if config.family not in types_4():
+        if "auto_map" in config.values:
+            raise UnknownRuleError(f"the class of {config.family} comes with the checkpoint's own code")
         raise RefusedError(f"has no class {config.family}")
     remarks = []
     if not scaling and config.dictionary("rope_parameters"):
@@ -177,8 +188,7 @@ def _read_transformers_4(config: CheckpointConfig) -> RopeReading:
         base = facts.base if facts.base_4 is None else facts.base_4
         if any("rope_theta" in config.dictionary(name) for name in DICTIONARIES):
             remarks.append(f"rope_theta is read at the top level only: the base is {base:g}")
-    if rope_type == LONGROPE:
-        require(scaling, ("short_factor", "long_factor"))
+    require(scaling, _REQUIRED.get(str(rope_type), ()))
     _require_head_dim(config, rope_type, facts.head_dim_4)
     original = scaling.get(ORIGINAL)
     if rope_type == LONGROPE and not facts.mscale:  # phimoe alone reads it inside
@@ -227,7 +237,7 @@ def _read_files(config: CheckpointConfig, rule: FilesRule) -> RopeReading:
     return RopeReading(
         rope_type=rope_type,
         parameters=given,
-        base=_DEFAULT_BASE if base is None else base,
+        base=rule.default_base if base is None else base,
         original_length=config.length if original is None else whole_number(ORIGINAL, original, 2),
         rotary_dim=config.rotary_dim(given),
         remarks=tuple(remarks),

@@ -51,11 +51,15 @@ class Behaviour:
     """Tokens that the engine or context is started for; it serves no more."""
     windowed: bool
     """True if it has two windows, which may hold the same numbers."""
+    limited: bool = False
+    """True if it serves no more than the engine's tokens."""
+    capped: bool = False
+    """True if max_position_embeddings keeps the engine from the tokens that it should serve."""
     remarks: tuple[str, ...] = ()
 
     def window(self, length: int) -> str | None:
         """`short` or `long` for a text of `length` tokens alone in its batch; None where it is not served."""
-        if self.switch in ("engine", "context") and length > self.engine:
+        if (self.limited or self.switch in ("engine", "context")) and length > self.engine:
             return None
         is_long = {
             "forward": length > self.original_length,
@@ -78,34 +82,48 @@ def behaviour(config: CheckpointConfig, runtime: Runtime, switch: int, target: i
 
     Raises RefusedError where the runtime stops with an error, UnknownRuleError where the table has no rule.
     """
-    reading, family = read(config, runtime), config.family
-    stated = config.stated_type
-    own = runtime.types_families.get(family, [])
-    if reading.rope_type == "default" and stated not in ("default", *runtime.types_of(family)):
+    family, says = config.family, {"family": config.family}
+    if runtime.lacks:
+        raise RefusedError(runtime.lacks.format(**says))
+    if runtime.unlooked and config.stated_type != "default":
+        raise UnknownRuleError(runtime.unlooked)
+    if not runtime.knows(family):
+        raise UnknownRuleError(f"the table has no rule of {runtime.label} for the class {family}")
+    reading, stated = read(config, runtime), config.stated_type
+    if reading.rope_type == "default" and stated not in ("default", *runtime.known_types):
         # Plain RoPE because it looks for the type elsewhere, or because nobody has looked how it reads this type.
         raise UnknownRuleError(f"the table has no rule of {runtime.label} for the type {stated!r} of {family}")
     if reading.rope_type == "default" and stated == LONGROPE and reading.parameters and family in (runtime.only or ()):
-        require(reading.parameters, runtime.needs_of(family))
-    if reading.rope_type != "default":
-        if family in runtime.drops and reading.rope_type not in own:
-            says = runtime.drops[family].format(type=reading.rope_type)
-            reading = replace(reading, rope_type="default", remarks=(*reading.remarks, says))
-            return _behaviour(config, runtime, reading, switch, target)
-        if family in runtime.unknown:
-            raise UnknownRuleError(runtime.unknown[family])
-        if reading.rope_type not in runtime.types_of(family):
-            raise UnknownRuleError(f"the table has no rule of {runtime.label} for the type {reading.rope_type!r}")
-        if reading.rope_type not in own:
-            if family in runtime.refuses:
-                raise RefusedError(runtime.refuses[family])
-            if runtime.only is not None and family not in runtime.only:
-                says = runtime.otherwise_says.format(family=family)
-                if runtime.otherwise == "refused":
-                    raise RefusedError(says)
-                plain = replace(reading, rope_type="default", remarks=(*reading.remarks, says))
-                return _behaviour(config, runtime, plain, switch, target)
-            require(reading.parameters, runtime.needs_of(family))
+        require(reading.parameters, runtime.needed)
+    if reading.rope_type != "default" and reading.rope_type not in runtime.own_types:
+        reading = _of_family(runtime, reading, says)
     return _behaviour(config, runtime, reading, switch, target)
+
+
+def _of_family(runtime: Runtime, reading: RopeReading, says: Mapping[str, str]) -> RopeReading:
+    """The reading of a RoPE type as the runtime's code for the family takes it.
+
+    Raises RefusedError where that code stops, UnknownRuleError where nobody has looked at it.
+    """
+    if runtime.plain:
+        return _taken_for(reading, "default", runtime.plain.format(type=reading.rope_type, **says))
+    if runtime.as_yarn and reading.rope_type != "yarn":
+        return _taken_for(reading, "yarn", runtime.as_yarn.format(**says))
+    if reading.rope_type not in runtime.known_types:
+        raise UnknownRuleError(f"the table has no rule of {runtime.label} for the type {reading.rope_type!r}")
+    if runtime.stops:
+        raise RefusedError(runtime.stops.format(**says))
+    if runtime.only is not None and says["family"] not in runtime.only:
+        other = runtime.otherwise_says.format(**says)
+        if runtime.otherwise == "refused":
+            raise RefusedError(other)
+        return _taken_for(reading, "default", other)
+    require(reading.parameters, runtime.needed)
+    return reading
+
+
+def _taken_for(reading: RopeReading, rope_type: str, why: str) -> RopeReading:
+    return replace(reading, rope_type=rope_type, remarks=(*reading.remarks, why))
 
 
 def _behaviour(config: CheckpointConfig, runtime: Runtime, reading: RopeReading, switch: int, target: int) -> Behaviour:
@@ -119,6 +137,8 @@ def _behaviour(config: CheckpointConfig, runtime: Runtime, reading: RopeReading,
         original_length=reading.original_length,
         engine=engine,
         windowed=reading.rope_type == LONGROPE,
+        limited=runtime.limited,
+        capped=any("max_position_embeddings" in remark for remark in capped),
         remarks=(*reading.remarks, *remarks, *capped),
     )
 

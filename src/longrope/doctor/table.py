@@ -7,8 +7,8 @@ functions in `readings.py`, `rules.py` and `llamacpp.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -30,9 +30,19 @@ class FilesRule:
     needs: list[str] = field(default_factory=list)
     """Keys without which the dictionary is an error."""
     base_required: bool = False
+    default_base: float = 10_000.0
     default_original_length: int | None = None
     su: bool = False
     """True if `su`, the old name of `longrope`, is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Families for which a runtime differs from its row of the table."""
+
+    families: Sequence[str]
+    changes: Mapping[str, Any]
+    """The fields of the row that differ, and their values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +72,8 @@ class Runtime:
     """Advice where it drops, changes or refuses the scaling."""
     types: list[str] = field(default_factory=list)
     """The RoPE types whose rules are known; the verdict on others is unknown."""
-    types_families: Mapping[str, list[str]] = field(default_factory=dict)
-    """Further RoPE types whose rules are known for single families."""
+    own_types: list[str] = field(default_factory=list)
+    """Further RoPE types whose rules are known for a family, whatever `stops` or `plain` says of the rest."""
     attention: Literal["stated", "stated-4", "mscale", "lengths", "none"] = "stated"
     yarn_reads: list[str] = field(default_factory=lambda: ["attention_factor", "mscale", "truncate"])
     """The optional keys of `yarn` that it reads: attention_factor (m), attn_factor (times m), mscale (with
@@ -73,46 +83,65 @@ class Runtime:
     yarn_factor: Literal["stated", "lengths"] = "stated"
     engine: Literal["target", "original", "default"] = "target"
     """The length that an engine or context is started with."""
+    limited: bool = False
+    """True if it serves no longer texts than its engine is started for, whatever chooses the window."""
     limits: list[Literal["config", "derived", "tokenizer"]] = field(default_factory=list)
     """The caps of the length it serves: max_position_embeddings, the tokenizer's model_max_length."""
     files: FilesRule | None = None
-    files_families: Mapping[str, FilesRule] = field(default_factory=dict)
     needs: list[str] = field(default_factory=list)
     only: list[str] | None = None
     """Families it has LongRoPE for; None for all."""
     otherwise: Literal["dropped", "refused"] = "dropped"
     otherwise_says: str = ""
-    refuses: Mapping[str, str] = field(default_factory=dict)
-    """Families that it stops at when they have LongRoPE, and why."""
-    drops: Mapping[str, str] = field(default_factory=dict)
-    """Families for which it computes plain RoPE whatever RoPE type is stated, but those of `types_families`."""
-    unknown: Mapping[str, str] = field(default_factory=dict)
-    """Families whose rule is not known, and why."""
+    lacks: str = ""
+    """The reason why it refuses every checkpoint of a family."""
+    stops: str = ""
+    """The reason why it refuses a checkpoint of a family that has a RoPE type, but for `own_types`."""
+    plain: str = ""
+    """The reason why it computes plain RoPE for a family whatever RoPE type is stated, but for `own_types`."""
+    as_yarn: str = ""
+    """The reason why it computes YaRN for a family whatever RoPE type is stated."""
+    unlooked: str = ""
+    """The reason why the rule of a family is not known."""
+    by_family: bool = False
+    """True if every family has code of its own that reads config.json, so that nothing is known of one that is not in
+    the table."""
+    groups: Sequence[Group] = ()
+    """Families that differ from the row."""
     nested_elsewhere: Literal["error", "default", "refused"] = "error"
     """The outcome of one dictionary per layer type in a class that has one RoPE for all."""
     renames_su: bool = False
     multiplies: bool = False
     crossing: str = ""
     """The fate of cached keys when a text grows past the switch."""
-    crossing_families: Mapping[str, str] = field(default_factory=dict)
-    recomputes_keys: list[str] = field(default_factory=list)
-    """Families whose `generate` computes cached keys again when a text grows past the switch."""
+    recomputes_keys: bool = False
+    """True if `generate` computes cached keys again when a text grows past the switch."""
     notes: list[str] = field(default_factory=list)
 
-    def types_of(self, family: str) -> list[str]:
-        """The RoPE types whose rules are known for `family`."""
-        return [*self.types, *self.types_families.get(family, [])]
+    def of(self, family: str) -> Runtime:
+        """This row as it holds for `family`."""
+        changes: dict[str, Any] = {}
+        for group in self.groups:
+            if family in group.families:
+                changes |= group.changes
+        if "files" in changes and self.files is not None:
+            changes["files"] = replace(self.files, **changes["files"])
+        return replace(self, **changes)
 
-    def needs_of(self, family: str) -> list[str]:
-        """The keys without which the RoPE dictionary of `family` is an error."""
-        return self.needs if self.files is None else self.files_rule(family).needs
+    def knows(self, family: str) -> bool:
+        """True if the rule of `family` is known."""
+        grouped = any(family in group.families for group in self.groups)
+        return not self.by_family or grouped or family in known_families()
 
-    def files_rule(self, family: str) -> FilesRule:
-        """The places where this runtime looks for the RoPE of `family`."""
-        rule = self.files_families.get(family, self.files)
-        if rule is None:
-            raise ValueError(f"the table says nothing about where {self.name} looks in config.json")
-        return rule
+    @property
+    def known_types(self) -> list[str]:
+        """The RoPE types whose rules are known."""
+        return [*self.types, *self.own_types]
+
+    @property
+    def needed(self) -> list[str]:
+        """The keys without which the RoPE dictionary is an error."""
+        return self.needs if self.files is None else self.files.needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +164,6 @@ class ModelClass:
     """`declared`: a class with layer types and one RoPE for all; `nested`: one RoPE per layer type."""
     keys_4: int | None = None
     """The number of keys that it insists on in rope_scaling."""
-    only_5: bool = False
-    """True if transformers 4.57 has no such class."""
     mscale: bool = False
     """True if it reads short_mscale and long_mscale."""
     short_only_5: bool = False
@@ -164,10 +191,19 @@ def known_families() -> frozenset[str]:
     return frozenset(_file()["classes"])
 
 
+@cache
+def types_4() -> frozenset[str]:
+    """The model types that transformers 4.57 has a config class for."""
+    return frozenset(_file()["types_4"])
+
+
 def _runtime(row: dict[str, Any]) -> Runtime:
     files = row.get("files")
-    families = {family: FilesRule(**files | changes) for family, changes in row.get("files_families", {}).items()}
-    return Runtime(**row | {"files": FilesRule(**files) if files else None, "files_families": families})
+    groups = tuple(
+        Group(group["families"], {name: value for name, value in group.items() if name != "families"})
+        for group in row.get("groups", ())
+    )
+    return Runtime(**row | {"files": FilesRule(**files) if files else None, "groups": groups})
 
 
 @cache

@@ -33,6 +33,22 @@ _REPREFILLS = ("phi3", "phimoe", "phi4_multimodal")
 """Families whose `generate` drops the cache in transformers where a text outgrows the short factors."""
 
 
+_DEEPSEEK = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
+UNSERVED = {
+    "vLLM": (*_DEEPSEEK, "axk1", "glm_moe_dsa", "gpt_oss", "mimo_v2_flash"),
+    "SGLang": (
+        *(*_DEEPSEEK, "dbrx", "gemma", "gemma2", "granitemoe", "mixtral", "olmo", "persimmon", "phi", "stablelm"),
+        *("starcoder2", "zaya"),
+    ),
+}
+"""Families whose class in a runtime computes no LongRoPE; the doctor's table says what each computes."""
+BY_TRANSFORMERS = (
+    *("arcee", "cwm", "flex_olmo", "glm", "gpt_neox", "hunyuan_v1_dense", "hunyuan_v1_moe", "jais2", "mellum", "olmo"),
+    *("olmo2", "olmo3", "phi", "seed_oss", "smollm3", "starcoder2", "vaultgemma"),
+)
+"""Families for which vLLM has no class of its own, and computes with that of transformers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """The commands by which one runtime serves the checkpoint; where there is none, the notes say why."""
@@ -61,10 +77,17 @@ def serving(path: str, model_name: str, family: str, expressed: ExpressedScaling
     server = f"python -m sglang.launch_server --model-path {place} --context-length {target}"
     return [
         Serving("transformers", (f"transformers serve {place}",), tuple(_transformers(exported, expressed))),
-        Serving("vLLM", (f"vllm serve {place} --max-model-len {target}",), tuple(_vllm(expressed))),
-        Serving("SGLang", (server,), tuple(_sglang(expressed))),
+        _server("vLLM", exported, f"vllm serve {place} --max-model-len {target}", _vllm(exported, expressed)),
+        _server("SGLang", exported, server, _sglang(expressed)),
         _llama_cpp(place, model_name, family, expressed),
     ]
+
+
+def _server(runtime: str, family: str, command: str, notes: Sequence[str]) -> Serving:
+    """The command of a server, where its class of the family computes LongRoPE."""
+    if family in UNSERVED[runtime]:
+        return Serving(runtime, (), (f"not possible: its class of {plain(family)} computes no LongRoPE",))
+    return Serving(runtime, (command,), tuple(notes))
 
 
 def thing_to_know(family: str, expressed: ExpressedScaling) -> str:
@@ -110,10 +133,15 @@ def _transformers(family: str, expressed: ExpressedScaling) -> list[str]:
     return notes
 
 
-def _vllm(expressed: ExpressedScaling) -> list[str]:
+def _vllm(family: str, expressed: ExpressedScaling) -> list[str]:
     switch = expressed.switch
     notes = [f"without --max-model-len it stops at {switch} tokens; --hf-overrides is not needed"]
-    if not expressed.one_regime:
+    if not expressed.one_regime and family in BY_TRANSFORMERS:
+        notes.append(
+            "it computes with the class of transformers: the longest text of a batch decides, and keys cached under "
+            f"the short factors stay: prefer --to {UNIFIED}"
+        )
+    elif not expressed.one_regime:
         notes.append(
             f"one set of factors for the engine: the long ones, for short texts too; with --max-model-len {switch} "
             "the short ones"

@@ -200,6 +200,24 @@ def config_folder(model_name: str) -> Path:
         raise LongRopeError(f"cannot download {model_name}: {one_line(error)}", code="no-such-model") from error
 
 
+def states_original_length(model_name: str) -> bool:
+    """True if the config.json of a model states an original length; False for a model that is not on disk.
+
+    transformers fills in the window as YaRN's where the file states none, and then a config does not tell.
+    """
+    try:
+        whole = read_json(config_folder(model_name) / "config.json")
+    except LongRopeError:
+        return False
+    inner = whole.get("text_config")
+    values = inner if isinstance(inner, dict) else whole
+    dictionaries = [
+        entry for name in ("rope_scaling", "rope_parameters") if isinstance(entry := values.get(name), dict)
+    ]
+    nested = [entry for outer in dictionaries for entry in outer.values() if isinstance(entry, dict)]
+    return any(entry.get("original_max_position_embeddings") for entry in (values, *dictionaries, *nested))
+
+
 def weight_files(source: Path) -> list[str]:
     """Names of the safetensors files that make the model: those that the index names, or the only one.
 

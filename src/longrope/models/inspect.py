@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from longrope.models.checkpoint_files import states_original_length
 from longrope.models.loading import config_and_scaling, name_of
 from longrope.models.weightless import weightless
 from longrope.rope.geometry import (
@@ -114,6 +115,9 @@ def inspect_model(
         }
         for window in (checkpoint_scaling.windows if checkpoint_scaling else ())
     ]
+    guess = original_length_guess(config) if length is None else ""
+    if guess and not isinstance(model, PreTrainedModel) and states_original_length(str(model)):
+        guess = ""
     uses_sliding = getattr(text, "use_sliding_window", True)
     return Inspection(
         model=name_of(model) if isinstance(model, PreTrainedModel) else str(model),
@@ -122,7 +126,7 @@ def inspect_model(
         pairs=geometry.pairs,
         base=geometry.base,
         original_length=geometry.original_length,
-        original_length_guess=original_length_guess(config) if length is None else "",
+        original_length_guess=guess,
         context_window=stated if checkpoint_scaling is None else max(stated, checkpoint_scaling.target_length),
         rope_type=rope_parameters_of(config)["rope_type"],
         layer_types=rope_layer_types(config),

@@ -35,6 +35,7 @@ from longrope.models.checkpoint_files import (
     refuse_folded,
     refuse_kernels,
     resolve,
+    states_original_length,
     why_unreachable,
 )
 from longrope.models.config import LoadOptions
@@ -223,7 +224,8 @@ class LoadedModel:
     @property
     def original_length_guess(self) -> str:
         """The way L was guessed, in words; empty where the config states it, or it was given."""
-        return "" if self.options.original_length is not None else original_length_guess(self.model.config)
+        guess = "" if self.options.original_length is not None else original_length_guess(self.model.config)
+        return "" if guess and states_original_length(self.name) else guess
 
     def checkpoint_window(self, length: int) -> Window | None:
         """The window of the checkpoint's scaling for `length` tokens, beyond all windows the last; None without one."""

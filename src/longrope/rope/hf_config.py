@@ -361,7 +361,7 @@ def _entry(config: Any, scaling: RopeScaling, read: Collection[str]) -> dict[str
                 f" own, and it is also where runtimes leave the first window, which ends at {short.max_length} tokens"
                 " here",
                 code="not-expressible",
-                hint=f"give a scaling whose first window ends at {stated} tokens, or use the `target` hf-unified",
+                hint=f"give a scaling whose first window ends at {stated} tokens, or `target=hf-unified`",
             )
         entry[_ORIGINAL] = stated  # both windows turn alike: the switch means nothing
     return entry
