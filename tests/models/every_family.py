@@ -39,9 +39,15 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"^hidden_size_per_layer_input$", 16),
 )
 _LATENT = {"num_key_value_heads": 4}
+_HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 _OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 16},
     "blt": {"encoder_hash_byte_group_vocab": VOCABULARY},
+    "cohere_compass_text": {  # the default config states no RoPE, without which its class cannot be built
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+        },
+    },
     "dbrx": {
         "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_top_k": 2},
@@ -52,6 +58,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.0] * LAYERS,
         "pad_token_id": VOCABULARY - 1,  # no token of the texts: its embedding is 0, where the gradient is NaN
     },
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 8},
     "qwen4_exp_text": {
@@ -73,10 +80,20 @@ _OWN: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": {"qk_head_dim": 32, "head_dim": 16, "zero_expert_num": 2, "moe_topk": 2, "num_layers": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
     "mimo_v2_flash": {"head_dim": 48, "swa_head_dim": 48},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+    "plbart": _HEADS,
     "recurrent_gemma": {"max_position_embeddings": WINDOW, "lru_width": 64},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "whisper": _HEADS,
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "n_mamba_heads": 2,
+    },
     "zamba2": {
         "attention_hidden_size": 128,
         "attention_head_dim": 32,

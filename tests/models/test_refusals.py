@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import DynamicCache, EncodecConfig, GPT2Config, GPT2LMHeadModel, PreTrainedModel, T5Config
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from longrope.costs.plan import plan
 from longrope.errors import LongRopeError
@@ -42,6 +43,17 @@ def assert_refused(model: PreTrainedModel, scaling: RopeScaling, match: str, cod
     assert dict(model.named_modules()) == before
     assert torch.equal(logits(model, ids), then)
     assert not model.training
+
+
+@pytest.mark.parametrize("family", ["musicgen", "musicgen_melody"])
+def test_two_models_of_text_in_one(family, tmp_path) -> None:
+    parts = (T5Config(num_layers=1), EncodecConfig(), CONFIG_MAPPING[f"{family}_decoder"](num_hidden_layers=1))
+    config = CONFIG_MAPPING[family](**dict(zip(("text_encoder", "audio_encoder", "decoder"), parts, strict=True)))
+    config.save_pretrained(tmp_path)
+    for job in (inspect_model, lambda folder: plan(folder, target_length=256)):
+        with pytest.raises(LongRopeError, match=f"expected one text model in {family}, found several") as refusal:
+            job(str(tmp_path))
+        assert refusal.value.code == "not-rope"
 
 
 def with_rotary(rotary: nn.Module) -> PreTrainedModel:

@@ -114,9 +114,18 @@ RENAMED_TYPES = {"su": "longrope", "mrope": "default"}
 
 
 def text_config(config: Any) -> Any:
-    """The configuration of the text model inside a multimodal one; any other configuration unchanged."""
+    """The configuration of the text model inside a multimodal one; any other configuration unchanged.
+
+    Raises LongRopeError (`not-rope`) where there are several, as in a model that reads text and makes sound (musicgen).
+    """
     inner = getattr(config, "get_text_config", None)
-    return inner() if callable(inner) else config
+    try:
+        return inner() if callable(inner) else config
+    except ValueError as error:
+        raise LongRopeError(
+            f"expected one text model in {_described(config)}, found several; this model cannot be scaled",
+            code="not-rope",
+        ) from error
 
 
 def head_dim_of(config: Any) -> int:
