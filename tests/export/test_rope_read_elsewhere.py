@@ -89,10 +89,9 @@ def test_the_softmax_scale_of_deepseek(family, mscale, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["youtu", "deepseek_v3"])
-def test_float32_angles_are_all_that_differs(family, tmp_path):
+def test_float32_angles_are_all_that_differs(tmp_path):
     """In float64 the export and the source differ as much as in float32, and not at all once both have exact angles."""
-    source = save(tmp_path / "source", family, rope_parameters=YARN | ALL_DIM[2], max_position_embeddings=256)
+    source = save(tmp_path / "source", "youtu", rope_parameters=YARN | ALL_DIM[2], max_position_embeddings=256)
     scaling = longer(source, 256)
     export_checkpoint(source, scaling, tmp_path / "out")
     exported, model = load(tmp_path / "out").double(), load(source).double()
