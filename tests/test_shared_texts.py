@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from longrope.costs.context_parallel import shared_bytes
 from longrope.evaluation.results import EvalResults
+from longrope.models import chunked
+from longrope.models.model_dims import shape_of
 from longrope.search.log import read_log
 from tests.conftest import Ran
+from tests.costs.test_flops_bytes import grouped
 from tests.models.families import ALL_FAMILIES
-from tests.models.shared import Found, together
+from tests.models.shared import LONG, Found, together
 
 SLIDING = {"mistral sliding": {"sliding_window": 24}, "phi3 sliding": {"sliding_window": 40}}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -104,6 +108,19 @@ def assert_same(found: dict[str, Any]) -> None:
 def test_losses_and_gradients_are_those_of_one_process(family: str, found: tuple[Path, Found]) -> None:
     for process in found[1]:
         assert_same(process[family])
+
+
+def test_the_plan_has_the_bytes_of_a_process(found: tuple[Path, Found], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Living tensors; the planned half of a row in the exchange itself lies in no tensor."""
+    monkeypatch.setattr(chunked, "LOGITS_BUDGET", 2**18)
+    monkeypatch.setattr(chunked, "MLP_CHUNK", 128)
+    shape = shape_of("grouped", grouped())
+    for process in found[1]:
+        for name, measured in process["bytes"].items():
+            planned = shared_bytes(shape, LONG, 4, gradient=name == "gradient", processes=2)
+            assert measured == pytest.approx(sum(planned.values()), rel=0.1), name
+            whole = shared_bytes(shape, LONG, 4, gradient=name == "gradient", processes=1)
+            assert measured - planned["weights"] < 0.65 * (sum(whole.values()) - planned["weights"])
 
 
 @pytest.mark.parametrize("family", EAGER)

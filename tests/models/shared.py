@@ -21,19 +21,21 @@ from accelerate import PartialState
 from longrope.cli import common
 from longrope.cli.main import run
 from longrope.errors import LongRopeError
-from longrope.models import context_parallel
+from longrope.models import chunked, context_parallel
 from longrope.models.apply import geometry_of, scaled
 from longrope.models.context_parallel import shared_rows
 from longrope.models.scoring import answer_scores, loss_and_gradient, token_nll, top_tokens
 from longrope.models.shared_texts import Share
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
+from tests.costs.test_flops_bytes import grouped, peak
 from tests.models.families import tiny_model, tokens
 from tests.train.runs import torchrun
 
 Found = list[dict[str, Any]]
 """Of every process: its results by family and by command."""
 LENGTHS = {"whole": 192, "odd": 181, "answer": 192, "shorter than the pieces": 3}
+LONG = 2048  # tokens of the text whose bytes are counted
 ANSWER = 7  # tokens at the end of a text that alone are scored, by one process
 
 
@@ -82,6 +84,22 @@ def compare(family: str, overrides: dict[str, Any], processes: int) -> dict[str,
     return found
 
 
+def live_bytes(processes: int) -> dict[str, int]:
+    """Peaks of one process, scoring a shared text and taking its gradient, in bytes of living tensors."""
+    chunked.LOGITS_BUDGET, chunked.MLP_CHUNK = 2**18, 128
+    context_parallel.QUERY_BLOCK = 64
+    model = grouped()
+    with scaled(model, RopeScaling.original(geometry_of(model))) as handle:
+        window = handle.scaling.windows[0]
+        with handle.using(window):
+            share = Share(handle, shared_rows(model, processes, packed=False))
+        ids = tokens(LONG)
+        return {
+            "scoring": peak(model, lambda: share.scores(window, ids, 0, top=False)),
+            "gradient": peak(model, lambda: share.loss_and_gradient(window, ids, 0, LONG)),
+        }
+
+
 def command(arguments: list[str]) -> dict[str, Any]:
     """`longrope ARGUMENTS` in this process."""
     printed, said = io.StringIO(), io.StringIO()
@@ -99,6 +117,7 @@ def main(out: str, families: str, commands: str) -> None:
     found = {name: compare(name, given, state.num_processes) for name, given in json.loads(families).items()}
     context_parallel.QUERY_BLOCK = own
     found |= {name: command(arguments) for name, arguments in json.loads(commands).items()}
+    found["bytes"] = live_bytes(state.num_processes)
     Path(f"{out}.{state.process_index}.json").write_text(json.dumps(found), "utf-8")
     dist.destroy_process_group()
 

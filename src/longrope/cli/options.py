@@ -218,7 +218,7 @@ Methods = Annotated[
 ]
 Objective = Annotated[str | None, option("perplexity or needle.", group=_SEARCHES)]
 Samples = Annotated[PositiveInt | None, option("Texts that are scored.", group=_SEARCHES)]
-ContextParallel = Annotated[PositiveInt, option("Devices that share a training row.", group=TRAINING)]
+ContextParallel = Annotated[PositiveInt, option("Devices that share every text, and every row of training.")]
 
 
 def sources(data: list[str] | None, field: list[str] | None) -> list[TextSource]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from longrope.costs.devices import CPU, USABLE, Devices, gpu_table
+from longrope.costs.context_parallel import LINK_SHARE
+from longrope.costs.devices import CPU, USABLE, Devices, gpu_table, links
 from longrope.models.devices import FOR_WEIGHTS
 from longrope.models.model_dims import ModelShape
 from longrope.models.peak_bytes import Bytes
@@ -17,12 +18,17 @@ _OF_LAYERS = ("weights", "inputs of the layers", "keys and values")
 """The purposes of bytes that lie on the device of their layer."""
 
 
-def search_advice(size: Callable[[int, int], Bytes], length: int, devices: Devices) -> str:
-    """Advice for a search or evaluation that does not fit one device.
+def search_advice(
+    size: Callable[[int, int], Bytes], length: int, devices: Devices, found: Bytes, sharing: int | None = None
+) -> str:
+    """Advice for a search or evaluation that does not fit, with `found` on a device.
 
-    `size`: bytes by length and itemsize.
+    `size`: bytes by length and itemsize, of a text that is not shared. `sharing`: devices that share the text with
+    which it fits.
     """
     ways = []
+    if sharing is not None:
+        ways.append(f"every text shared by {sharing} {devices.noun}s (`context_parallel` {sharing})")
     if devices.itemsize > 2 and devices.holds(sum(size(length, 2).values())):
         ways.append("`dtype` bfloat16")
     if larger := devices.larger(sum(size(length, devices.itemsize).values())):
@@ -38,7 +44,7 @@ def search_advice(size: Callable[[int, int], Bytes], length: int, devices: Devic
         large = parts["weights"] > FOR_WEIGHTS * devices.memory_bytes
         how = "--device auto" if large else 'in Python: a model loaded with device_map="balanced"'
         ways.append(f"the layers spread over {gpus} GPUs of a machine ({how}), of which one works at a time")
-    return f"{_needs(size(length, devices.itemsize), devices)}; what fits: {', '.join(ways) or 'nothing here'}"
+    return f"{_needs(found, devices)}; what fits: {', '.join(ways) or 'nothing here'}"
 
 
 def _spread(parts: Bytes, devices: Devices) -> int | None:
@@ -106,7 +112,7 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f}" if size >= 1e8 else f"{size / 1e9:.2g}"
 
 
-def assumptions(shape: ModelShape, devices: Devices, config: Any) -> tuple[str, ...]:
+def assumptions(shape: ModelShape, devices: Devices, config: Any, context_parallel: int = 1) -> tuple[str, ...]:
     """The assumptions behind the numbers of a plan, one line each."""
     gpu = gpu_table()[devices.gpu]
     source = "given" if devices.tflops else gpu["source"]
@@ -124,6 +130,14 @@ def assumptions(shape: ModelShape, devices: Devices, config: Any) -> tuple[str, 
         "hidden behind compute; documents of the original window are taken as L tokens, others as the whole row",
         "evaluation: one method on one device; answers of a few tokens are left out",
     ]
+    if context_parallel > 1:
+        inside, network = devices.link, links()[devices.network]
+        over = inside.label if context_parallel <= devices.per_machine else f"{inside.label} and {network.label}"
+        lines.append(
+            f"every text and every row of training is shared by {context_parallel} {devices.noun}s, each with a whole "
+            f"model in searches and evaluations, over {over} at {LINK_SHARE:.0%} of the rate; computing waits for the "
+            "exchange of keys and values"
+        )
     if any(reach is not None for reach in shape.reaches):
         lines.append("layers that slide: with sdpa attention they cost as much as full ones, and a mask of T×T bytes")
     if shape.experts:

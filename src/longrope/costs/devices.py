@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -30,6 +31,46 @@ def gpu_table() -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in json.loads(text)["gpus"]}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A connection of GPUs inside a machine, or of machines.
+
+    `rate`: bytes that a GPU sends in a second in one direction; with `shared`, all GPUs of a machine together.
+    `latency`: seconds of a hop.
+    """
+
+    name: str
+    label: str
+    rate: float
+    latency: float
+    shared: bool
+    gpus: tuple[str, ...]
+    source: str
+
+
+@cache
+def links() -> dict[str, Link]:
+    """The links of the table by name."""
+    text = resources.files("longrope").joinpath("assets", "links.json").read_text(encoding="utf-8")
+    return {
+        entry["name"]: Link(
+            name=entry["name"],
+            label=entry["label"],
+            rate=1e9 * entry["gigabytes_per_second"],
+            latency=1e-6 * entry["microseconds"],
+            shared=entry.get("shared", False),
+            gpus=tuple(entry["gpus"]),
+            source=entry["source"],
+        )
+        for entry in json.loads(text)["links"]
+    }
+
+
+def networks() -> list[str]:
+    """The names of the links between machines."""
+    return [name for name, link in links().items() if not link.gpus or link.shared]
+
+
 class Devices(Settings):
     """The devices of a plan, and the rates that are assumed on them."""
 
@@ -45,6 +86,11 @@ class Devices(Settings):
     """The share of the peak rate that attention reaches. Default: 4/5 of that of matrices."""
     tflops: float | None = Field(None, gt=0, le=MOST)
     """Peak TFLOP/s of one device, in place of the table's."""
+    network: str = "infiniband"
+    """The network between machines: infiniband (400 Gbit/s for each GPU), infiniband-hdr, ethernet (100 Gbit/s for each
+    machine), ethernet-25."""
+    per_machine: int = Field(8, ge=1, le=MOST)
+    """GPUs in a machine, which share texts over its own links."""
     memory: float | None = Field(None, gt=0, le=MOST)
     """GB (10^9 bytes) of one device, in place of the table's."""
 
@@ -55,6 +101,10 @@ class Devices(Settings):
                 f"expected a GPU of {', '.join(gpu_table())}; found {self.gpu!r}",
                 code="invalid-setting",
                 hint="choose one; for another GPU give its `tflops` and `memory` beside the nearest one",
+            )
+        if self.network not in networks():
+            raise LongRopeError(
+                f"expected a network of {', '.join(networks())}; found {self.network!r}", code="invalid-setting"
             )
         return self
 
@@ -68,6 +118,11 @@ class Devices(Settings):
         elif "gpu" not in self.model_fields_set:
             remark = " (the default; choose yours with `gpu`)"
         return f"{self.count} × {name}{remark}, {self.dtype}"
+
+    @property
+    def link(self) -> Link:
+        """The link between the GPUs of a machine."""
+        return next(link for link in links().values() if self.gpu in link.gpus)
 
     @property
     def noun(self) -> str:

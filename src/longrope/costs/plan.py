@@ -15,6 +15,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from longrope.costs.advice import assumptions, search_advice, training_advice
+from longrope.costs.context_parallel import fewest_sharing, shared_bytes, shared_seconds
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import (
     Flops,
@@ -72,6 +73,8 @@ class CostRow:
     """The number of devices that work on it."""
     hours: float
     """Wall time on these devices."""
+    exchange_hours: float = 0.0
+    """The part of `hours` in which devices that share texts wait for keys and values of one another."""
     advice: str
     """The changes with which the job would fit, where it does not; else empty."""
 
@@ -168,8 +171,8 @@ def plan(
 
     `model`: a loaded model, a folder, a hub name or the name of an embedded model; of the last three only the config is
     read. `searches`: by default every method with its own defaults. `trainings`: by default LongRoPE's 400 and 600
-    steps and LongRoPE2's 10B tokens; `context_parallel` devices share a row of them. `evaluation`: of lengths L, 2L, …
-    L'.
+    steps and LongRoPE2's 10B tokens. `evaluation`: of lengths L, 2L, … L'. `context_parallel`: devices that share every
+    text and every row of training.
 
     Raises LongRopeError for a model without RoPE or without a config, a target that is not longer than its window, and
     devices that cannot be.
@@ -191,12 +194,13 @@ def plan(
     shape, original_length = shape_of(loaded.name, loaded.model), loaded.geometry.original_length
     if searches is None:
         searches = [SearchConfig(method=method) for method in METHODS]
-    rows = [_search(loaded, shape, target_length, config, devices) for config in searches]
+    rows = [_search(loaded, shape, target_length, config, devices, context_parallel) for config in searches]
     runs = _papers_trainings(original_length, target_length)
     if trainings is not None:
         runs = [("given", [config]) for config in trainings]
     rows += [_training(name, stages, original_length, shape, devices, context_parallel) for name, stages in runs]
-    rows += _evaluation(doubling_lengths(original_length, target_length), evaluation or EvalConfig(), shape, devices)
+    lengths = doubling_lengths(original_length, target_length)
+    rows += _evaluation(lengths, evaluation or EvalConfig(), shape, devices, context_parallel)
     return CostPlan(
         model=loaded.name,
         original_length=original_length,
@@ -204,7 +208,7 @@ def plan(
         shape=shape,
         devices=devices,
         rows=tuple(rows),
-        assumptions=assumptions(shape, devices, loaded.model.config),
+        assumptions=assumptions(shape, devices, loaded.model.config, context_parallel),
     )
 
 
@@ -225,25 +229,44 @@ def _without_weights(
 
 
 def _search(
-    loaded: LoadedModel, shape: ModelShape, target_length: int, config: SearchConfig, devices: Devices
+    loaded: LoadedModel,
+    shape: ModelShape,
+    target_length: int,
+    config: SearchConfig,
+    devices: Devices,
+    context_parallel: int,
 ) -> CostRow:
-    """A search with a replica of the model on each device; they share the evaluations requested at once."""
+    """A search with a replica of the model on each device; they share the evaluations requested at once.
+
+    With context parallelism so many devices share every text instead, and the others are not used.
+    """
     work = search_work(loaded, target_length, config)
-    size = gradient_bytes if work.by_gradient else scoring_bytes
-    memory = size(shape, target_length, devices.itemsize)
+    gradient = work.by_gradient
+    time = work.shared_time(shape, devices, context_parallel)
+    hours = (work.seconds(shape, devices) if context_parallel == 1 else time.total) / 3600
     return _row(
         work.flops(shape),
-        memory,
+        shared_bytes(shape, target_length, devices.itemsize, gradient=gradient, processes=context_parallel),
         devices,
-        search_advice(partial(size, shape), target_length, devices),
+        _advice(shape, target_length, devices, gradient, context_parallel),
         stage="search",
         name=config.method,
         detail=f"{work.evaluations:,} evaluations, objective {config.chosen_objective}",
         length=target_length,
         tokens=work.tokens,
-        devices_used=devices.count,
-        hours=work.seconds(shape, devices) / 3600,
+        devices_used=devices.count if context_parallel == 1 else context_parallel,
+        hours=hours,
+        exchange_hours=time.exchange / 3600,
     )
+
+
+def _advice(shape: ModelShape, length: int, devices: Devices, gradient: bool, context_parallel: int) -> str:
+    """Advice for a search or an evaluation that does not fit."""
+    size = gradient_bytes if gradient else scoring_bytes
+    sharing = fewest_sharing(shape, length, devices, gradient=gradient)
+    wanted = sharing if sharing is not None and sharing > context_parallel else None
+    found = shared_bytes(shape, length, devices.itemsize, gradient=gradient, processes=context_parallel)
+    return search_advice(partial(size, shape), length, devices, found, wanted)
 
 
 def _papers_trainings(original_length: int, target_length: int) -> list[tuple[str, list[FinetuneConfig]]]:
@@ -303,33 +326,53 @@ def _training(
     )
 
 
-def _evaluation(lengths: Sequence[int], config: EvalConfig, shape: ModelShape, devices: Devices) -> list[CostRow]:
-    """An evaluation of one method on one device, a row for each suite."""
-    longest = max(lengths)
+def _evaluation(
+    lengths: Sequence[int], config: EvalConfig, shape: ModelShape, devices: Devices, context_parallel: int
+) -> list[CostRow]:
+    """An evaluation of one method on one device, or on those that share every text; a row for each suite.
+
+    Shared texts are scored, in needles every question with its document; RULER is then not measured.
+    """
+    longest, shared = max(lengths), context_parallel > 1
     tasks = config.chosen_ruler_tasks
+    needles = config.trials * (config.depths if shared else 1)
     suites = {
-        "perplexity": (config.samples, f"{config.samples} texts", scoring_bytes),
-        "passkey": (config.trials, f"{config.trials} texts", reading_bytes),
-        "needle": (config.trials, f"{config.trials} documents with needles at all depths", reading_bytes),
-        "ruler": (config.trials * len(tasks), f"{len(tasks)} tasks × {config.trials} texts", reading_bytes),
+        "perplexity": (config.samples, f"{config.samples} texts", True),
+        "passkey": (config.trials, f"{config.trials} texts", shared),
+        "needle": (needles, f"{config.trials} documents with needles at all depths", shared),
+        "ruler": (config.trials * len(tasks), f"{len(tasks)} tasks × {config.trials} texts", False),
     }
     rows = []
-    for name, (count, texts, size) in suites.items():
-        scored = None if size is scoring_bytes else 0
+    for name, (count, texts, scores) in suites.items():
+        if shared and not scores:
+            continue
+        scored = None if name == "perplexity" else 0
         flops = sum((forward_flops(shape, length, scored) * count for length in lengths), Flops())
+        times = [
+            shared_seconds(shape, length, devices, gradient=False, processes=context_parallel, scored=scored)
+            for length in lengths
+        ]
+        memory = reading_bytes(shape, longest, devices.itemsize)
+        if scores:
+            memory = shared_bytes(shape, longest, devices.itemsize, gradient=False, processes=context_parallel)
+            advice = _advice(shape, longest, devices, False, context_parallel)
+        else:
+            sharing = None if name == "ruler" else fewest_sharing(shape, longest, devices, gradient=False)
+            advice = search_advice(partial(reading_bytes, shape), longest, devices, memory, sharing)
         rows.append(
             _row(
                 flops,
-                size(shape, longest, devices.itemsize),
+                memory,
                 devices,
-                search_advice(partial(size, shape), longest, devices),
+                advice,
                 stage="evaluate",
                 name=name,
                 detail=f"{texts}, at {len(lengths)} lengths",
                 length=longest,
                 tokens=count * sum(lengths),
-                devices_used=1,
-                hours=devices.seconds(flops) / 3600,
+                devices_used=context_parallel,
+                hours=count * sum(time.total for time in times) / 3600,
+                exchange_hours=count * sum(time.exchange for time in times) / 3600,
             )
         )
     return rows

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from longrope.costs.context_parallel import SharedTime, shared_seconds
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
 from longrope.models.loading import LoadedModel
@@ -62,6 +63,15 @@ class SearchWork:
     def flops(self, shape: ModelShape) -> Flops:
         """FLOPs of all evaluations, `extra` included."""
         return sum(map(_flops_of(shape), itertools.chain(*self.rounds, *self.extra)), Flops())
+
+    def shared_time(self, shape: ModelShape, devices: Devices, processes: int) -> SharedTime:
+        """The time where `processes` devices share every text, one text after the other."""
+        compute = exchange = 0.0
+        for work in itertools.chain(*self.rounds, *self.extra):
+            gradient = work.gradient
+            one = shared_seconds(shape, work.length, devices, gradient=gradient, processes=processes)
+            compute, exchange = compute + work.rows * one.compute, exchange + work.rows * one.exchange
+        return SharedTime(compute, exchange)
 
     def seconds(self, shape: ModelShape, devices: Devices) -> float:
         """The time with a replica on each device: the evaluations of a round are shared, rounds follow each other."""

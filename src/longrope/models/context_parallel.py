@@ -102,10 +102,13 @@ class RowMask:
         return document if self.local_size is None else max(document, query - self.local_size + 1)
 
     def block(self, first: int, last: int, first_key: int) -> Any:
-        """The mask of queries `first` to `last` over keys from `first_key`: (B, 1, Q, K), or torch's causal one."""
-        if self.plain:
-            return causal_lower_right(last - first, last)
+        """The mask of queries `first` to `last` over keys from `first_key`: (B, 1, Q, K); of a plain one torch's causal
+        mask, which kernels on GPUs make by themselves, or (Q, K) on a CPU."""
         positions, documents = self.row.positions, self.row.documents
+        if self.plain:
+            if positions.is_cuda:
+                return causal_lower_right(last - first, last)
+            return torch.ones(last - first, last, dtype=torch.bool, device=positions.device).tril(first)
         queries, keys = positions[:, None, first:last, None], positions[:, None, None, first_key:last]
         rows = torch.arange(positions.shape[0], device=positions.device)[:, None, None, None]
         mask = self.allowed(rows, torch.zeros_like(rows), queries, keys)
@@ -141,15 +144,15 @@ def attend(
     # Flash attention, and a CPU's, take keys that query heads share; the other kernels do not.
     shared_heads = not query.is_cuda or (plain and query.dtype in (torch.bfloat16, torch.float16))
     groups = query.shape[1] // keys.shape[1]
-    if groups > 1 and not shared_heads:
-        keys, values = (tensor.repeat_interleave(groups, dim=1) for tensor in (keys, values))
 
     def attended(queries: Tensor, keys: Tensor, values: Tensor, first: int, last: int) -> Tensor:
         first_key = 0 if plain else attention_mask.first_key(first)
+        near = (keys[:, :, first_key:last], values[:, :, first_key:last])
+        if groups > 1 and not shared_heads:
+            near = (near[0].repeat_interleave(groups, dim=1), near[1].repeat_interleave(groups, dim=1))
         return F.scaled_dot_product_attention(
             queries,
-            keys[:, :, first_key:last],
-            values[:, :, first_key:last],
+            *near,
             attn_mask=attention_mask.block(first, last, first_key),
             dropout_p=dropout,
             scale=scaling,

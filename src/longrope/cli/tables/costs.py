@@ -34,6 +34,7 @@ def show_costs(planned: CostPlan) -> None:
     columns = ["", "tokens", "memory", "fits", "time", f"{devices.noun}-hours"]
     best = next((place for place, row in enumerate(planned.rows) if row is planned.recommended), -1)
     show_table(columns, [_cells(row) for row in planned.rows], best=best)
+    _show_exchange(planned)
     _show_misfits(planned)
     if is_verbose():
         _show_details(planned)
@@ -61,6 +62,16 @@ def _cells(row: CostRow) -> list[str]:
     ]
 
 
+def _show_exchange(planned: CostPlan) -> None:
+    """Print which share of the time devices that share texts wait for one another."""
+    shares = {f"{row.stage} {row.name}": row.exchange_hours / row.hours for row in planned.rows if row.exchange_hours}
+    if shares:
+        low, high = (f"{100 * share:.1f}" for share in (min(shares.values()), max(shares.values())))
+        which = f"{low}%" if low == high else f"{low} to {high}%"
+        noun = planned.devices.noun
+        say(f"Every text is shared: {which} of the time of searches and evaluations, {noun}s exchange keys and values.")
+
+
 def _show_misfits(planned: CostPlan) -> None:
     """Print once what is missing for the rows that do not fit."""
     misfits: dict[str, list[str]] = {}
@@ -73,7 +84,7 @@ def _show_misfits(planned: CostPlan) -> None:
 
 def _with_options(text: str) -> str:
     """`text` with the options of the command line in the place of Python arguments."""
-    return re.sub(r"`(\w+)`", r"--\1", text)
+    return re.sub(r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}", text)
 
 
 def _show_details(planned: CostPlan) -> None:

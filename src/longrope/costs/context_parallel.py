@@ -1,0 +1,96 @@
+"""The costs of texts that P devices share (`models/context_parallel.py`): bytes on each, and time with its exchange.
+
+Every layer gathers the keys and values of the whole text on every device, S = a·T·(k + v) bytes, in a forward once; a
+gradient gathers them twice (its layers are computed again) and scatters their gradient back. Nothing of the exchange is
+hidden behind compute: a layer waits for it. An all-gather is NCCL's ring: a device sends S·(P − 1)/P bytes over the
+link of its machine; where there are several machines, as many rings as a machine has GPUs cross the network, and each
+brings its share of S. Every one of the P − 1 steps costs the latency of a hop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from longrope.costs.devices import CPU, Devices, links
+from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
+from longrope.models.model_dims import ModelShape
+from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
+
+LINK_SHARE = 0.8
+"""The share of a link's rate that is reached: NCCL's own numbers for NVLink, 360 of 450 GB/s on Hopper and 720 of 900
+on Blackwell (`nvlinkBws` in its src)."""
+GATHERED = "gathered keys and values"
+
+
+def shared_bytes(shape: ModelShape, length: int, itemsize: int, *, gradient: bool, processes: int) -> Bytes:
+    """The bytes on each of `processes` devices that share a text, in scoring it or in its gradient.
+
+    Those of a text of T/P tokens, beside the keys and values of the whole text for one layer: S and half of it in the
+    exchange; of a gradient S, its gradient and a copy of that in the exchange.
+    """
+    size = gradient_bytes if gradient else scoring_bytes
+    if processes == 1:
+        return size(shape, length, itemsize)
+    gathered = (3.0 if gradient else 1.5) * _row_bytes(shape, length, itemsize)
+    return {**size(shape, math.ceil(length / processes), itemsize), GATHERED: gathered + 24 * length}
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTime:
+    """Seconds for one text on the devices that share it: computing, and waiting for the exchange."""
+
+    compute: float
+    exchange: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exchange
+
+
+def shared_seconds(
+    shape: ModelShape, length: int, devices: Devices, *, gradient: bool, processes: int, scored: int | None = None
+) -> SharedTime:
+    """The time of scoring one text of `length` tokens, or of its gradient, on `processes` devices that share it.
+
+    `scored`: tokens whose loss is taken (default: all).
+    """
+    flops: Flops = (gradient_flops if gradient else forward_flops)(shape, length, scored)
+    exchanges = len(shape.reaches) * (3 if gradient else 1)
+    each = exchange_seconds(_row_bytes(shape, length, devices.itemsize), devices, processes)
+    return SharedTime(devices.seconds(flops) / processes, exchanges * each)
+
+
+def exchange_seconds(size: float, devices: Devices, processes: int) -> float:
+    """The time in which `processes` devices gather `size` bytes, of which each has its share, on all of them."""
+    if processes == 1:
+        return 0.0
+    inside, network = devices.link, links()[devices.network]
+    if devices.gpu == CPU:
+        inside, together = network, 1
+    else:
+        together = min(processes, devices.per_machine)
+    machines = math.ceil(processes / together)
+    seconds = size * (processes - 1) / processes / (LINK_SHARE * inside.rate)
+    if machines > 1:
+        rate = network.rate * (1 if network.shared else together)
+        seconds = max(seconds if together > 1 else 0.0, size * (machines - 1) / machines / (LINK_SHARE * rate))
+    crossing = machines if machines > 1 else 0
+    # The early and the late pieces of all processes are gathered one after the other.
+    return seconds + 2 * ((processes - 1 - crossing) * inside.latency + crossing * network.latency)
+
+
+def _row_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
+    """The bytes of the keys and values of a text in one layer."""
+    return float(itemsize * length * (shape.keys + shape.values))
+
+
+def fewest_sharing(shape: ModelShape, length: int, devices: Devices, *, gradient: bool, most: int = 4096) -> int | None:
+    """The fewest devices, a power of 2, that share a text so that it fits each of them; None where no number does."""
+    count = 1
+    while count <= min(most, max(1, length // 2)):
+        found = shared_bytes(shape, length, devices.itemsize, gradient=gradient, processes=count)
+        if devices.holds(sum(found.values())):
+            return count
+        count *= 2
+    return None
