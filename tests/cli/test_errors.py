@@ -123,6 +123,8 @@ def test_a_long_message_keeps_its_beginning_and_its_end(monkeypatch):
     assert " … " in cut
     assert cut.endswith("word199; do this")
     assert shortened("a short one") == "a short one"
+    command = f" python -c 'print({words!r})'"
+    assert shortened(f"expected {words}; do this:{command}").endswith(f"word199; do this:{command}")
 
 
 def test_missing_texts_are_named_by_their_option(cli, checkpoint, texts, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_pickled_weights_are_not_opened(refused, model, scaling, tmp_path):
     message = refused(*arguments)
     assert "pickled ones (pytorch_model.bin)" in message
     # The conversion that it names is one that works.
-    command = message.partition('python -c "')[2].rpartition('"')[0].replace("CONVERTED", str(tmp_path / "converted"))
+    command = shlex.split(message[message.index("python -c") :])[2].replace("CONVERTED", str(tmp_path / "converted"))
     exec(command)
     assert (tmp_path / "converted" / "model.safetensors").is_file()
     assert (tmp_path / "converted" / "tokenizer.json").is_file()

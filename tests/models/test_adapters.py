@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,11 +38,7 @@ def test_the_hint_merges_it(adapter: Path, checkpoint: Path, tmp_path: Path) -> 
         open_model(str(adapter))
     assert caught.value.code == "adapter"
     assert f"{adapter} is an adapter (adapter_config.json) for the model {checkpoint}, not a model" in str(caught.value)
-    command = shlex.split(caught.value.hint.partition(": ")[2])
-    assert command[0] == "python"
-    quiet = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, env=quiet, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run(shlex.split(caught.value.hint.partition(": ")[2]), tmp_path)
     merged = open_model(str(tmp_path / "merged"))
     wrapped = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(checkpoint), adapter).eval()
     ids = torch.arange(5, 37)[None]
@@ -51,12 +48,41 @@ def test_the_hint_merges_it(adapter: Path, checkpoint: Path, tmp_path: Path) -> 
     assert not torch.allclose(expected, plain, atol=1e-2)
 
 
+def test_the_hint_names_what_is_missing(adapter: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """An adapter that was trained on another machine: its base is a path that is not here. The tokenizer is its own."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    open_model(str(checkpoint)).tokenizer.save_pretrained(folder)
+    stated = json.loads((folder / "adapter_config.json").read_text())
+    commands = set()
+    for base in ("/gone/and away/model", "./model", "model", "", None):
+        (folder / "adapter_config.json").write_text(json.dumps(stated | {"base_model_name_or_path": base}))
+        with pytest.raises(LongRopeError) as caught:
+            open_model(str(folder))
+        words, _, command = caught.value.hint.partition(": ")
+        assert words == "merge it into the weights first, with the folder or hub name of its base model for BASE"
+        commands.add(command)
+    (command,) = commands
+    run(shlex.split(command.replace("BASE", str(checkpoint))), tmp_path)
+    open_model(str(tmp_path / "merged"))
+
+
+def run(command: list[str], folder: Path) -> None:
+    assert command[:2] == ["python", "-c"]
+    quiet = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *command[1:]], cwd=folder, env=quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_verb_says_so(
     cli: Callable[..., Ran], adapter: Path, texts: Path, tmp_path: Path, checkpoint: Path
 ) -> None:
     scaling, out = tmp_path / "scaling.json", ("-o", tmp_path / "out")
     lr.yarn(open_model(str(checkpoint)).model, 128).save(scaling)
     data = ("--data", texts / "search.txt")
+    with pytest.raises(LongRopeError) as caught:
+        open_model(str(adapter))
+    command = caught.value.hint.partition(": ")[2]
     for ran in (
         cli("inspect", adapter),
         cli("plan", adapter, "--target-length", "128"),
@@ -71,7 +97,7 @@ def test_every_verb_says_so(
         cli("fix-config", adapter, "--scaling", scaling),
     ):
         assert "is an adapter (adapter_config.json) for the model" in ran.refusal
-        assert "merge_and_unload" in ran.refusal
+        assert ran.refusal.endswith(f"first: {command}\n")  # whole, however narrow the terminal
     assert not (tmp_path / "out").exists()
 
 
@@ -106,7 +132,7 @@ def test_other_adapters(tmp_path: Path, stated: Any, files: list[str], said: str
 
 def test_names_from_a_file_stay_text(tmp_path: Path) -> None:
     """The command of the hint runs nothing that the adapter's config states."""
-    evil = "x'); import os; os.system('touch pwned'); ('\"$(touch pwned)`touch pwned`"
+    evil = "owner/x'); import os; os.system('touch pwned'); ('\"$(touch pwned)`touch pwned`"
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": evil}))
     with pytest.raises(LongRopeError) as caught:
         load_config(str(tmp_path))

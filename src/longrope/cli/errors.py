@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from cyclopts import Argument, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 _LINES = 3
+_COMMAND = " python -c "
 SYNONYMS = (
     ("output_dir", "output"),
     ("model", "checkpoint", "folder"),
@@ -37,8 +38,11 @@ def usage_error(error: CycloptsError) -> str:
 def shortened(message: str) -> str:
     """`message` in at most three lines of the terminal, or of 80 columns: words in its middle give way to `…`.
 
-    The beginning says what is wrong, the end what to do.
+    The beginning says what is wrong, the end what to do. A command at the end is whole, so that it can be run.
     """
+    words, command, code = message.partition(_COMMAND)
+    if command:
+        return f"{shortened(words)}{command}{code}"
     room = _LINES * shutil.get_terminal_size().columns
     if len(message) <= room:
         return message

@@ -55,20 +55,38 @@ def adapter_error(config: Path, name: str) -> LongRopeError:
     elif {path.suffix for path in config.parent.glob("adapter_model.*")} == {".bin"}:
         hint = "its weights are pickled, which can run code: get them as safetensors, then merge them into the model"
     else:
-        hint = f"merge it into the weights first: {_command(name, base)}"
+        own_tokenizer = config.with_name("tokenizer_config.json").is_file()
+        with_base = "" if _is_there(base) else ", with the folder or hub name of its base model for BASE"
+        hint = f"merge it into the weights first{with_base}: {_command(name, base, own_tokenizer)}"
         if config.with_name(SCALING).is_file():
             hint += f" (and copy its {SCALING} there)"
     return LongRopeError(message, code="adapter", hint=hint)
 
 
-def _command(name: str, base: str) -> str:
-    """The command that merges an adapter with peft into the folder `merged`, with the tokenizer of its base."""
+def _command(name: str, base: str, own_tokenizer: bool) -> str:
+    """The command that merges an adapter with peft into the folder `merged`, with its tokenizer or that of its base.
+
+    peft itself loads a base that is there, with a vocabulary as large as the adapter's own tokenizer.
+    """
+    if _is_there(base):
+        imports, merged = "AutoPeftModelForCausalLM as M", f"M.from_pretrained({name!r})"
+        of_base = ""
+    else:
+        base = "BASE"
+        imports, of_base = "PeftModel as P", "AutoModelForCausalLM as M, "
+        merged = f"P.from_pretrained(M.from_pretrained('BASE'), {name!r})"
     code = (
-        "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
-        f"M.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged'); "
-        f"T.from_pretrained({(base or name)!r}).save_pretrained('merged')"
+        f"from peft import {imports}; from transformers import {of_base}AutoTokenizer as T; "
+        f"{merged}.merge_and_unload().save_pretrained('merged'); "
+        f"T.from_pretrained({(name if own_tokenizer else base)!r}).save_pretrained('merged')"
     )
     return f"python -c {shlex.quote(code)}"
+
+
+def _is_there(base: str) -> bool:
+    """True if transformers can look for `base`: a folder that exists, or a name of the form of the hub's."""
+    of_the_hub = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    return of_the_hub or (bool(base) and Path(base).expanduser().is_dir())
 
 
 def _text(stated: dict[str, Any], key: str) -> str:

@@ -7,6 +7,7 @@ Before anything of a folder is loaded or copied, its files are checked: each is 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -235,13 +236,15 @@ def weight_files(source: Path) -> list[str]:
         )
     pickles = sorted(path.name for pattern in _PICKLES for path in source.glob(pattern))
     if pickles:
+        code = (
+            "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+            f"[one.from_pretrained({str(source)!r}).save_pretrained('CONVERTED') for one in (M, T)]"
+        )
         raise LongRopeError(
             f"expected safetensors weights in {source}, found pickled ones ({pickles[0]}), which can run code and are "
             "not opened",
             code="pickled-weights",
-            hint="if you trust them: "
-            'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-            f"[one.from_pretrained('{source}').save_pretrained('CONVERTED') for one in (M, T)]\"",
+            hint=f"if you trust them: python -c {shlex.quote(code)}",
         )
     raise LongRopeError(
         f"expected safetensors weights in {source}, found none",
