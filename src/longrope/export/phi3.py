@@ -43,7 +43,7 @@ def require_eligible(config: Any, geometry: RopeGeometry) -> None:
     """Raise LongRopeError (`unsupported-model`), with the reason, when Phi-3 does not compute the model of `config`."""
     family = getattr(config, "model_type", None)
     if family == "phi3":
-        raise LongRopeError("the model is Phi-3 already", code="unsupported-model", hint="use the `target` hf")
+        raise LongRopeError("the model is Phi-3 already", code="unsupported-model", hint="use `target=hf`")
     head_dim = head_dim_of(config)
     reasons = {
         f"its architecture is {family}, not {' or '.join(_FAMILIES)}": family not in _FAMILIES,
@@ -91,5 +91,7 @@ def phi3_config(raw: Mapping[str, Any], config: Any) -> dict[str, Any]:
 
 def _refusal(reason: str) -> LongRopeError:
     return LongRopeError(
-        f"the model cannot become Phi-3: {reason}", code="unsupported-model", hint="use the `target` hf or hf-unified"
+        f"the model cannot become Phi-3: {reason}",
+        code="unsupported-model",
+        hint="use `target=hf` or `target=hf-unified`",
     )

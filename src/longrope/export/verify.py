@@ -147,7 +147,7 @@ def verify_tokenizer(path: Path, source: str) -> None:
         raise LongRopeError(
             f"as {load_config(str(path)).model_type} the tokenizer of {source} gives other tokens",
             code="differs",
-            hint="use the `target` hf",
+            hint="use `target=hf`",
         )
 
 

@@ -72,7 +72,9 @@ def notes_before(
     if str(start) not in ("0", "(0,)"):
         unsupported.append("start tokens, if the search finds any")
     if unsupported:
-        notes.append(f"an export to transformers will lose {', and '.join(unsupported)} (allow_lossy leaves them out)")
+        notes.append(
+            f"an export to transformers will lose {', and '.join(unsupported)} (its --allow-lossy leaves them out)"
+        )
     if can_be_tried(scaled_model.model):
         notes += _refused_forms(scaled_model, preview)
     return notes

@@ -53,7 +53,7 @@ def check_architecture(architecture: str) -> None:
             f"llama.cpp cannot apply LongRoPE to the architecture {architecture!r}: {reason}; it can to "
             f"{', '.join(GRAPHS)}",
             code="unsupported-model",
-            hint="use the `target` hf and serve the folder with another runtime",
+            hint="use `target=hf` and serve the folder with another runtime",
         )
 
 
