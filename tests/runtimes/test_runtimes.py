@@ -9,6 +9,7 @@ prompts below, at and above L, and after a text that grows across L. Slow: it do
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 from longrope.doctor.diagnose import diagnose
-from longrope.doctor.table import runtimes
+from longrope.doctor.table import known_families, runtimes, types_4
+from longrope.rope.geometry import RopeGeometry
+from tests.models.every_family import families, small_config
 from tests.runtimes.environments import environment
 from tests.runtimes.hypotheses import (
     LENGTHS,
@@ -92,6 +95,8 @@ def test_transformers(wanted: str, row: str, cases, ask) -> None:
         assert_as_the_doctor_says(row, case, answer["prompts"])
         assert grown(case, answer) == crosses
     assert_control(python, "stock_transformers", cases("hf"), ask)
+    if row == "transformers-4.57":
+        assert set(answer["model_types"]) == types_4()
 
 
 def test_mlx(cases, ask) -> None:
@@ -104,6 +109,43 @@ def test_mlx(cases, ask) -> None:
         assert_as_the_doctor_says("mlx-lm", case, answer["prompts"])
         assert grown(case, answer) == "long formula"
     assert_control(python, "mlx", cases("hf"), ask)
+
+
+def test_families_of_mlx(cases, ask) -> None:
+    """Each family's class takes longrope, passes it over, stops at it or is not there, as the doctor's row says."""
+    python = environment("mlx-lm==0.32.2", "mlx[cpu]==0.32.4")
+    row = runtimes()["mlx-lm"]
+    listed = known_families() | {family for group in row.groups for family in group.families}
+    configs = {family: with_longrope(family) for family in sorted(listed & set(families()))}
+    answer = ask(python, "mlx_families", cases("hf"), configs=configs)
+    assert_version("mlx-lm", answer["version"])
+    found = {family: says.partition(":")[0] for family, says in answer["families"].items()}
+    print({family: says for family, says in answer["families"].items() if "not built" in says})
+    for family, says in found.items():
+        at = row.of(family)
+        expected = "no class" if at.lacks else "plain" if at.plain else "refused" if at.stops else "read"
+        assert says in (expected, "not built") or at.unlooked, (family, answer["families"][family])
+    assert sum(says == "plain" for says in found.values()) > 10
+    assert sum(says == "read" for says in found.values()) > 15
+
+
+def with_longrope(family: str) -> dict[str, Any]:
+    """The config of a tiny model of `family` with longrope in all places where its factors may stand."""
+    config = small_config(family).get_text_config()
+    geometry = RopeGeometry.from_config(config)
+    lists = {"short_factor": [1.0] * geometry.pairs, "long_factor": [4.0] * geometry.pairs}
+    entry = {"type": "longrope", "rope_type": "longrope", "factor": 4.0, "rope_theta": 1e4, **lists}
+    entry |= {"original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1}
+    entry |= {"short_mscale": 1.0, "long_mscale": 1.0}
+    values = json.loads(config.to_json_string(use_diff=False))
+    head = config.hidden_size // 4
+    places = {
+        "rope_scaling": entry,
+        "rope_parameters": entry,
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+    }
+    return values | places | {"head_dim": head, "partial_rotary_factor": geometry.rotary_dim / head}
 
 
 def test_mistral_rs(cases, ask) -> None:

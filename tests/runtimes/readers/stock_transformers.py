@@ -1,6 +1,7 @@
 """Runs in an environment with some transformers: log-probabilities by its own classes, without longrope."""
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -17,6 +18,13 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model = transformers.AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
 answer = {"version": transformers.__version__, "prompts": {}, "warned": warned + [str(one.message) for one in caught]}
+sources = "\n".join(
+    file.read_text() for file in Path(transformers.__file__).parent.glob("models/**/configuration_*.py")
+)
+answer["model_types"] = [
+    *transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES,
+    *re.findall(r"^\s+model_type\s*=\s*\"([^\"]+)\"", sources, re.MULTILINE),
+]
 
 
 def logprobs(logits):
