@@ -1,7 +1,7 @@
 """Compare a scaling of your own with the closed forms: perplexity by context length.
 
 python examples/compare_baselines.py                       # the embedded model, about a minute on a CPU
-python examples/compare_baselines.py Qwen/Qwen2.5-7B 4 held-out/
+python examples/compare_baselines.py Qwen/Qwen2.5-7B-Instruct 4 held-out/
 """
 
 import sys

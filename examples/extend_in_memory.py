@@ -1,7 +1,7 @@
 """Extend a model in memory: search a scaling, measure it, apply it, generate, export.
 
 python examples/extend_in_memory.py                        # the embedded model, about a minute on a CPU
-python examples/extend_in_memory.py Qwen/Qwen2.5-7B 128k books/ held-out/ qwen-128k/
+python examples/extend_in_memory.py Qwen/Qwen2.5-7B-Instruct 128k books/ held-out/ qwen-128k/
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Export a model with a longer window, reload it with plain transformers, and print the commands that serve it.
 
 python examples/serve_export.py                            # the embedded model with YaRN, some seconds on a CPU
-python examples/serve_export.py Qwen/Qwen2.5-7B run/ qwen-128k/
+python examples/serve_export.py Qwen/Qwen2.5-7B-Instruct run/ qwen-128k/
 """
 
 import sys

@@ -10,7 +10,7 @@ from tests.checkpoints import words
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
-    "Qwen/Qwen2.5-7B": str(Path(longrope.__file__).parent / "assets/tiny"),
+    "Qwen/Qwen2.5-7B-Instruct": str(Path(longrope.__file__).parent / "assets/tiny"),
     '"128k"': '"512"',
     '"32k"': '"256"',
     'method="gradient"': 'method="gradient", steps=1, samples=1, knots=4',

@@ -106,7 +106,7 @@ def test_a_closed_form_is_a_scaling(name: str, formula: object) -> None:
 
 def test_a_closed_form_of_a_name_says_what_to_give() -> None:
     with pytest.raises(LongRopeError) as error:
-        longrope.yarn("Qwen/Qwen2.5-7B", "128k")
+        longrope.yarn("Qwen/Qwen2.5-7B-Instruct", "128k")
     assert error.value.code == "not-loaded"
 
 

@@ -3,8 +3,8 @@
     import longrope as lr
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-7B", dtype="bfloat16", device_map="auto")
-    tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-7B")
+    model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-7B-Instruct", dtype="bfloat16", device_map="auto")
+    tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-7B-Instruct")
     scaling = lr.search_scaling(model, tokenizer, target_length="128k", data="books/", output_dir="run")
     lr.apply_scaling(model, scaling)
 

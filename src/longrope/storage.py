@@ -173,7 +173,7 @@ def check_output_folder(path: Path) -> None:
     if full:
         begun = any((path / state).exists() for state in (SEARCH_LOG, FINETUNE_IDENTITY))
         raise LongRopeError(
-            f"the output folder {path} is not empty; nothing is overwritten",
+            f"the output folder '{path}' is not empty; nothing is overwritten",
             code="output-exists",
             hint=f"go on with the run in it by `resume`, or {ANOTHER_FOLDER}" if begun else ANOTHER_FOLDER,
         )

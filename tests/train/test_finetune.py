@@ -18,7 +18,7 @@ from longrope.callbacks import Callbacks, TrainProgress
 from longrope.data.sources import read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.held_out import seen_documents
-from longrope.export.export import find_source
+from longrope.export.source import find_source
 from longrope.locked import FolderLock
 from longrope.models.apply import applied_scaling, apply_scaling
 from longrope.models.loading import load_model, open_model

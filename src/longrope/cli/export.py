@@ -12,6 +12,8 @@ from longrope.cli.verb import Options, verb
 from longrope.export.config import ExportConfig
 
 MODEL = "The folder of a search, finetune or extend run, or a model (folder, GGUF file or name) with --scaling."
+SCALING = "The scaling.json to apply, or a formula: yarn, ntk, ntk-critical, pi. Default: that of the run folder."
+TARGET_LENGTH = "With a formula: the window, such as 128k. Default: the run's."
 PUSH = """Upload the proved export to this repository of the hub: a new private one, or a pull request where it has
 files. The token is huggingface_hub's: hf auth login."""
 
@@ -22,7 +24,8 @@ def command(
     /,
     *,
     output_dir: Annotated[Path, out("A new folder for the checkpoint; for gguf a new file.")],
-    scaling: Annotated[Path | None, option("The scaling.json to apply; a run folder brings its own.")] = None,
+    scaling: Annotated[str | None, option(SCALING, metavar="PATH|NAME")] = None,
+    target_length: Annotated[str | None, option(TARGET_LENGTH, metavar="TOKENS")] = None,
     push: Annotated[str | None, option(PUSH, metavar="OWNER/NAME")] = None,
     config: Annotated[ExportConfig, Options("Checkpoint", names={"target": "--to", "copy_weights": "--copy"})],
     load: ProofLoad,
@@ -40,6 +43,7 @@ def command(
         original_length=load.original_length,
         device=load.device if "device" in load.model_fields_set else None,
         push=push,
+        target_length=target_length,
         trust_remote_code=load.trust_remote_code,
     )
     if as_json:

@@ -29,9 +29,10 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.models.apply import geometry_of
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, find_checkpoint_scaling, require_longer
+from longrope.models.loading import LoadedModel, find_checkpoint_scaling
 from longrope.models.model_dims import ModelShape, shape_of
 from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
+from longrope.models.targets import require_longer
 from longrope.models.weightless import weightless
 from longrope.quantities import format_bytes, format_count, format_duration, format_gpu_hours
 from longrope.search.config import METHODS, SearchConfig
@@ -47,6 +48,10 @@ RECOMMENDED = "gradient"
 MIXED_TOKENS = 10_000_000_000
 MIXED_SHARES = "short:0.3,medium:0.3,long:0.4"
 """LongRoPE2's mixed training (§3.3): 3B tokens of at most L, 3B and 4B of longer documents."""
+
+
+_SEARCH_ALONE, _SHOWN = 8, 512
+"""Ratios to the original window: up to the first a search may do without training, up to the second LongRoPE went."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +123,10 @@ class CostPlan:
         if row is None:
             return "Recommended: nothing as planned, because no search fits on a device; below is what would."
         hours = f"{format_gpu_hours(row.gpu_hours)} {self.devices.noun}-hours"
+        ratio = self.target_length / self.original_length
         return (
             f"Recommended: search --method {row.name}, without training: {format_duration(3600 * row.hours)} "
-            f"({hours}), {format_bytes(row.peak_bytes)} on each device."
+            f"({hours}), {format_bytes(row.peak_bytes)} on each device." + _beyond_searching(ratio)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -388,4 +394,18 @@ def _row(flops: Flops, memory: Bytes, devices: Devices, advice: str, devices_use
         advice="" if fits else advice,
         devices=devices_used,
         **given,
+    )
+
+
+def _beyond_searching(ratio: float) -> str:
+    """What to know at ratios for which a search alone is not enough; empty below them."""
+    if ratio <= _SEARCH_ALONE:
+        return ""
+    if ratio <= _SHOWN:
+        return (
+            f" At {ratio:.3g} times the window a search alone is a beginning: above {_SEARCH_ALONE} times the papers "
+            "train too (extend --recipe longrope2 or longrope)."
+        )
+    return (
+        f" At {ratio:.3g} times the window nobody has shown that it works: the papers reach {_SHOWN} times, and train."
     )

@@ -5,25 +5,22 @@ longrope export run/ --to hf -o extended/
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longrope.errors import LongRopeError, one_line
-from longrope.evaluation.results import EvalResults, EvalRow
+from longrope.errors import LongRopeError
 from longrope.export.card import Serving
 from longrope.export.config import GGUF, NONE, ExportConfig
 from longrope.export.hf import export_hf
 from longrope.export.push import find_destination
 from longrope.export.push import push as upload
+from longrope.export.source import ExportSource, find_source
 from longrope.export.verify import Verification
-from longrope.models.adapters import adapter_config_of, adapter_error
-from longrope.models.checkpoint_files import RECORD, refuse_folded, resolve
+from longrope.models.checkpoint_files import RECORD, refuse_folded
 from longrope.models.devices import AUTO
 from longrope.models.loading import load_config
 from longrope.rope.scaling import RopeScaling
-from longrope.run_files import EVALUATION, SCALING, SEARCH_LOG
 from longrope.storage import check_output_file, check_output_folder
 from longrope.units import parse_length
 from longrope.written import sweep
@@ -80,15 +77,17 @@ def export_checkpoint(
     device: str | None = None,
     push: str | None = None,
     trust_remote_code: bool = False,
+    target_length: int | str | None = None,
 ) -> ExportResult:
     """Write `model` with the longer window of `scaling` to `output_dir`, reload it and compare its logits.
 
     `model` is a model folder, a hub name, an embedded model, or the folder of a run, which brings its model, its
-    scaling and its measurements. `scaling` is a `RopeScaling` or the path of a scaling.json; without it, the run's own
-    or the scaling.json of the model folder is taken, and it is saved with the checkpoint. `output_dir` is a new folder;
-    for the target gguf, a new file. `target` is short for `config=ExportConfig(target=…)`: hf (the default),
-    hf-unified, phi3 or gguf. `original_length`, such as 4096 or "4k" tokens, goes before the window that the model's
-    config states. The proof of a folder runs on `device`, by default `auto`. `push` is a repository on the hub,
+    scaling and its measurements. `scaling` is a `RopeScaling`, the path of a scaling.json, or the name of a formula
+    (pi, ntk, ntk-critical, yarn) for `target_length` tokens, such as "128k", by default those of the run; without it,
+    the run's own or the scaling.json of the model folder is taken. It is saved with the checkpoint. `output_dir` is a
+    new folder; for the target gguf, a new file. `target` is short for `config=ExportConfig(target=…)`: hf (the
+    default), hf-unified, phi3 or gguf. `original_length`, such as 4096 or "4k" tokens, goes before the window that the
+    model's config states. The proof of a folder runs on `device`, by default `auto`. `push` is a repository on the hub,
     owner/name, to which the proved export is uploaded with huggingface_hub's own token: a new private one, or one that
     has files already, which gets a pull request.
 
@@ -120,22 +119,18 @@ def export_checkpoint(
             code="setting-of-another-target",
         )
     destination = None if push is None else find_destination(push, config_only=config.config_only)
-    done = _exported(model, scaling, output, config, original_length, device or AUTO, trust_remote_code)
+    target_tokens = None if target_length is None else parse_length(target_length)
+    stated = None if original_length is None else parse_length(original_length)
+    source = find_source(model, scaling, stated, target_tokens, trust_remote_code=trust_remote_code)
+    done = _exported(source, output, config, device or AUTO, trust_remote_code)
     if destination is None:
         return done
     return replace(done, pushed=upload(output, destination, f"Longer context window, by longrope, as {done.target}"))
 
 
 def _exported(
-    model: str | Path,
-    scaling: RopeScaling | str | Path | None,
-    output: Path,
-    config: ExportConfig,
-    original_length: int | str | None,
-    device: str,
-    trust_remote_code: bool,
+    source: ExportSource, output: Path, config: ExportConfig, device: str, trust_remote_code: bool
 ) -> ExportResult:
-    source = find_source(model, scaling, None if original_length is None else parse_length(original_length))
     if config.target == GGUF:
         from longrope.export.gguf.export import export_gguf  # needs the gguf package
 
@@ -174,84 +169,3 @@ def _exported(
         folder.to_know,
         weights=folder.weights,
     )
-
-
-@dataclass(frozen=True)
-class ExportSource:
-    """The model and the scaling to export, and the measurements of the run that they come from."""
-
-    model: str
-    scaling: RopeScaling
-    scaling_path: Path | None
-    original_length: int | None = None
-    """The original window where it is not the one that the model's config states."""
-    evidence: list[EvalRow] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """The parts of the run that cannot be used."""
-
-
-def find_source(
-    model: str | Path, scaling: RopeScaling | str | Path | None = None, original_length: int | None = None
-) -> ExportSource:
-    """Find the model and the scaling to export; the arguments are those of `export_checkpoint`.
-
-    Raises LongRopeError, with the place, when the model or the scaling is not found.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir() and not os.path.lexists(folder / "config.json"):
-        return _source_of_run(folder, scaling, original_length)
-    if scaling is None:
-        scaling = Path(resolve(str(model))) / SCALING
-        if not scaling.is_file():
-            raise LongRopeError(
-                f"expected a `scaling` for the model {model}; only a run folder or an exported checkpoint has its own",
-                code="missing-scaling",
-            )
-    return ExportSource(str(model), *_read(scaling), original_length)
-
-
-def _source_of_run(folder: Path, given: RopeScaling | str | Path | None, original_length: int | None) -> ExportSource:
-    """The model, scaling and evaluation of the run in `folder`; a `given` scaling goes before the run's own."""
-    path = folder / SCALING
-    if (adapter := adapter_config_of(folder)) is not None:  # its training is in no weights yet
-        raise adapter_error(adapter, str(adapter.parent))
-    if not path.is_file():
-        if (folder / SEARCH_LOG).is_file():
-            raise LongRopeError(
-                f"the run in {folder} has no {SCALING} yet", code="unfinished-run", hint="resume it, then export"
-            )
-        raise LongRopeError(
-            f"expected a model folder with a config.json, or a run folder with a {SCALING}; found neither in {folder}",
-            code="no-such-model",
-        )
-    own = RopeScaling.load(path)
-    model = own.provenance.get("model")
-    hint = f"give the model itself, and {path} as `scaling`"
-    if not isinstance(model, str):
-        raise LongRopeError(f"{path} does not say which model it is for", code="no-such-model", hint=hint)
-    try:
-        resolve(model)
-    except LongRopeError as error:
-        raise LongRopeError(
-            f"{path} is for the model {model}, which is not found from here ({error.message})",
-            code="no-such-model",
-            hint=hint,
-        ) from error
-    scaling, scaling_path = _read(path if given is None else given)
-    evidence: list[EvalRow] = []
-    notes = []
-    if given is None and (folder / EVALUATION).is_file():
-        try:
-            evidence = list(EvalResults.load(folder / EVALUATION).rows)
-        except LongRopeError as error:
-            notes.append(f"the run's measurements are left out of the model card: {one_line(error)}")
-    # The run was made with this original length, stated or given.
-    original_length = original_length or own.geometry.original_length
-    return ExportSource(model, scaling, scaling_path, original_length, evidence, notes)
-
-
-def _read(scaling: RopeScaling | str | Path) -> tuple[RopeScaling, Path | None]:
-    """A scaling and the path that it was read from; None for one that was given as an object."""
-    if isinstance(scaling, RopeScaling):
-        return scaling, None
-    return RopeScaling.load(scaling), Path(scaling)

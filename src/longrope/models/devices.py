@@ -30,11 +30,17 @@ def usable_device(name: str) -> torch.device:
         accelerator = best_device()
         count = torch.accelerator.device_count() if accelerator != "cpu" else 0
         raise LongRopeError(
-            f"the device {name!r} cannot be used here: {one_line(error)}",
+            f"the device {name!r} cannot be used here: {_why_not(name, error)}",
             code="invalid-setting",
             hint=f"there are {', '.join(['cpu', *(f'{accelerator}:{index}' for index in range(count))])}",
         ) from error
     return device
+
+
+def _why_not(name: str, error: Exception) -> str:
+    if name.partition(":")[0] == "cuda" and not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    return one_line(error)
 
 
 def best_device() -> str:

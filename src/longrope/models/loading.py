@@ -5,7 +5,7 @@ Weights come from safetensors or GGUF only; a checkpoint's own code runs only wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +46,6 @@ from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.tokenizer import load_gguf_tokenizer
 from longrope.models.gguf.weights import load_gguf_weights, stored_dtype
 from longrope.models.scalable import require_scalable, require_scalable_config
-from longrope.rope.closed_forms import CLOSED_FORMS
 from longrope.rope.geometry import (
     RENAMED_TYPES,
     RopeGeometry,
@@ -58,6 +57,7 @@ from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import SCALING
 from longrope.storage import read_json
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -197,6 +197,12 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
     except Exception as error:  # transformers raises many kinds of error
         not_here = unreachable and isinstance(error, OSError)
         reason = f"the hub cannot be reached: {unreachable}" if not_here else one_line(error)
+        if what == "tokenizer" and local and not any((Path(place) / file).exists() for file in _TOKENIZER_FILES):
+            raise LongRopeError(
+                f"expected a tokenizer in {name}, found none of {', '.join(_TOKENIZER_FILES)}",
+                code="no-such-model",
+                hint="copy these files from the model that it was made of",
+            ) from error
         raise LongRopeError(f"cannot load the {what} of {name}: {reason}", code="no-such-model") from error
 
 
@@ -368,31 +374,3 @@ def is_export(config: Any, recorded: RopeScaling) -> bool:
     """True if `longrope export` wrote `config` to express `recorded`."""
     record = getattr(config, RECORD, None)
     return isinstance(record, dict) and record.get("scaling_sha256") == numbers_sha256(recorded)
-
-
-def as_if_trained(loaded: LoadedModel, length: int) -> LoadedModel:
-    """The model as if it supported `length` tokens already, with YaRN's factors in place of those not yet found.
-
-    For planning a later search: its shapes and texts, not its numbers.
-    """
-    if length <= loaded.context_length:
-        return loaded
-    factors, attention_factor = CLOSED_FORMS["yarn"](loaded.geometry, length)
-    return replace(loaded, checkpoint_scaling=RopeScaling.single(loaded.geometry, length, factors, 0, attention_factor))
-
-
-def require_longer(loaded: LoadedModel, target_length: int) -> None:
-    """Raise LongRopeError unless `target_length` is above the window that the checkpoint has."""
-    if target_length <= loaded.context_length:
-        raise LongRopeError(
-            f"expected a target length above the model's window of {loaded.context_length} tokens, found "
-            f"{target_length}",
-            code="invalid-setting",
-            hint=_guess_hint(loaded),
-        )
-
-
-def _guess_hint(loaded: LoadedModel) -> str:
-    guess = loaded.original_length_guess
-    length = loaded.geometry.original_length
-    return f"its original window L of {length} is a guess ({guess}): give `original_length`" if guess else ""

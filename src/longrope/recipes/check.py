@@ -21,7 +21,8 @@ from longrope.models.checkpoint_files import gguf_path
 from longrope.models.devices import device_of, require_one_kind
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.rope import check_architecture, rope_of
-from longrope.models.loading import LoadedModel, as_if_trained
+from longrope.models.loading import LoadedModel
+from longrope.models.targets import as_if_trained
 from longrope.models.texts import sources_or_books
 from longrope.models.weightless import weightless
 from longrope.recipes.graph import Step

@@ -16,9 +16,10 @@ from longrope.evaluation.base import EvalContext
 from longrope.evaluation.perplexity import PerplexitySuite
 from longrope.evaluation.run import SUITES
 from longrope.models.devices import device_of
-from longrope.models.loading import LoadedModel, as_if_trained
+from longrope.models.loading import LoadedModel
 from longrope.models.model_dims import ModelShape, shape_of
 from longrope.models.scoring import token_nll
+from longrope.models.targets import as_if_trained
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import EvaluateStage, FinetuneStage, RecoverStage, SearchStage
 from longrope.rope.baselines import ORIGINAL

@@ -31,8 +31,9 @@ from longrope.locked import has_lines
 from longrope.models.apply import scaled
 from longrope.models.config import LoadOptions
 from longrope.models.devices import AUTO, device_of, is_spread, moved_to_cpu
-from longrope.models.loading import LoadedModel, load_model, require_longer
+from longrope.models.loading import LoadedModel, load_model
 from longrope.models.scoring import last_logits
+from longrope.models.targets import require_longer
 from longrope.models.texts import prepare_samples, require_texts, sources_or_books
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.recipes.costs import StepCost, extension_costs, measure_rates
@@ -236,7 +237,7 @@ def prepare_extension(
     if (output_dir / REPORT).exists():  # written last
         sweep_links(output_dir)
         raise LongRopeError(
-            f"the run in {output_dir} is finished; nothing is overwritten",
+            f"the run in '{output_dir}' is finished, its report is {output_dir / REPORT}; nothing is overwritten",
             code="output-exists",
             hint="choose another `output_dir`",
         )

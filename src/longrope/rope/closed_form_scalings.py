@@ -6,6 +6,7 @@ the target, as runtimes apply them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -109,3 +110,7 @@ def _scaling(
 ) -> RopeScaling:
     provenance = {"origin": "closed form", "method": name}
     return RopeScaling.single(geometry, target_length, factors, 0, attention_factor, provenance)
+
+
+FORMULAS: dict[str, Callable[..., RopeScaling]] = {"pi": pi, "ntk": ntk, "ntk-critical": ntk_critical, "yarn": yarn}
+"""The scalings that a name and a length are enough for, as baselines are called."""

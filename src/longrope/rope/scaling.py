@@ -280,7 +280,11 @@ class RopeScaling:
         try:
             text = Path(path).read_bytes().decode("utf-8")
         except OSError as error:
-            raise LongRopeError(f"cannot read the scaling {path}: {error.strerror}", code="missing-scaling") from error
+            raise LongRopeError(
+                f"cannot read the scaling '{path}': {error.strerror}",
+                code="missing-scaling",
+                hint="longrope search leaves one in its output folder",
+            ) from error
         except UnicodeDecodeError as error:
             raise LongRopeError(
                 f"{path} is not a scaling: expected JSON, found a file that is not UTF-8 text", code="damaged-file"

@@ -29,9 +29,10 @@ from longrope.models.config import LoadOptions
 from longrope.models.devices import says_where
 from longrope.models.fingerprint import fingerprint
 from longrope.models.finite import not_finite
-from longrope.models.loading import LoadedModel, open_model, require_longer
+from longrope.models.loading import LoadedModel, open_model
 from longrope.models.processes import device_kind, sharing
 from longrope.models.shared_texts import says_sharing
+from longrope.models.targets import require_longer
 from longrope.models.texts import require_texts, sources_or_books
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.rope.scaling import RopeScaling, Window

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from longrope.rope.closed_form_scalings import FORMULAS
+
 ALIKE = 0.0005
 """Nats per token: a smaller difference between two losses counts as none."""
 _LABELS = {
@@ -42,6 +44,12 @@ class SearchVerdict:
     def winner(self) -> str | None:
         """The name of the baseline where it is better than the result; None where the result wins or is as good."""
         return self.baseline if self.worse else None
+
+    @property
+    def formula(self) -> str | None:
+        """The name of the baseline where it is a formula that is at least as good as the result."""
+        level = self.gain is None or self.gain <= ALIKE
+        return self.baseline if level and self.baseline in FORMULAS else None
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `longrope search --json`."""

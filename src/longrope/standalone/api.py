@@ -36,7 +36,8 @@ from longrope.errors import LongRopeError
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
 from longrope.models.config import LoadOptions
-from longrope.models.loading import LoadedModel, load_model, require_longer
+from longrope.models.loading import LoadedModel, load_model
+from longrope.models.targets import require_longer
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from longrope.search.config import SearchConfig

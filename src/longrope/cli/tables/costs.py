@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from longrope.recipes.run import PreparedRecipe
 
 
-_MEASURED = "on one device at the rate that short texts were scored with just now; tokens count a backward pass twice"
+_MEASURED = "estimated from short texts scored on this machine just now; a backward pass counts as two tokens"
 
 
 def show_costs(planned: CostPlan) -> None:
@@ -105,7 +105,7 @@ def show_extension_costs(costs: list[StepCost]) -> None:
     """The stages of `longrope extend` that take long, before they begin."""
     lines = [[cost.title, format_count(cost.tokens), format_duration(cost.seconds), cost.detail] for cost in costs]
     show_table(["stage", "tokens", "time", "what"], lines, texts=(3,))
-    say(f"at most {format_duration(sum(cost.seconds for cost in costs))} here: {_MEASURED}")
+    say(f"about {format_duration(sum(cost.seconds for cost in costs))} here: {_MEASURED}")
     output.print()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ def show_search(result: SearchResult) -> None:
     from longrope.search.verdict import ALIKE
 
     say(f"{result.method}: {result.verdict}", "  ")
+    if result.verdict.formula is not None:
+        command = f"longrope export {shlex.quote(str(result.path.parent))} --scaling {result.verdict.formula} -o FOLDER"
+        say(f"the checkpoint with {result.verdict.formula} instead: {command}", "  ")
     losses = {**result.baselines, result.method: result.best_loss}
     order = sorted(losses, key=lambda name: (not math.isfinite(losses[name]), losses[name], name != result.method))
     rows = [
