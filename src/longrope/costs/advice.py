@@ -16,6 +16,22 @@ _MOST_GPUS = 4096
 _IN_A_MACHINE = (2, 4, 8)
 _OF_LAYERS = ("weights", "inputs of the layers", "keys and values")
 """The purposes of bytes that lie on the device of their layer."""
+_SEARCH_ALONE, _SHOWN = 8, 512
+"""Ratios to the original window: up to the first a search may do without training, up to the second LongRoPE went."""
+
+
+def beyond_searching(ratio: float) -> str:
+    """What to know at ratios for which a search alone is not enough; empty below them."""
+    if ratio <= _SEARCH_ALONE:
+        return ""
+    if ratio <= _SHOWN:
+        return (
+            f" At {ratio:.3g} times the window a search alone is a beginning: above {_SEARCH_ALONE} times the papers "
+            "train too (extend --recipe longrope2 or longrope)."
+        )
+    return (
+        f" At {ratio:.3g} times the window nobody has shown that it works: the papers reach {_SHOWN} times, and train."
+    )
 
 
 def search_advice(

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from longrope.costs.advice import assumptions, search_advice, training_advice
+from longrope.costs.advice import assumptions, beyond_searching, search_advice, training_advice
 from longrope.costs.context_parallel import fewest_sharing, shared_bytes, shared_seconds
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import (
@@ -48,10 +48,6 @@ RECOMMENDED = "gradient"
 MIXED_TOKENS = 10_000_000_000
 MIXED_SHARES = "short:0.3,medium:0.3,long:0.4"
 """LongRoPE2's mixed training (§3.3): 3B tokens of at most L, 3B and 4B of longer documents."""
-
-
-_SEARCH_ALONE, _SHOWN = 8, 512
-"""Ratios to the original window: up to the first a search may do without training, up to the second LongRoPE went."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +122,7 @@ class CostPlan:
         ratio = self.target_length / self.original_length
         return (
             f"Recommended: search --method {row.name}, without training: {format_duration(3600 * row.hours)} "
-            f"({hours}), {format_bytes(row.peak_bytes)} on each device." + _beyond_searching(ratio)
+            f"({hours}), {format_bytes(row.peak_bytes)} on each device." + beyond_searching(ratio)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -394,18 +390,4 @@ def _row(flops: Flops, memory: Bytes, devices: Devices, advice: str, devices_use
         advice="" if fits else advice,
         devices=devices_used,
         **given,
-    )
-
-
-def _beyond_searching(ratio: float) -> str:
-    """What to know at ratios for which a search alone is not enough; empty below them."""
-    if ratio <= _SEARCH_ALONE:
-        return ""
-    if ratio <= _SHOWN:
-        return (
-            f" At {ratio:.3g} times the window a search alone is a beginning: above {_SEARCH_ALONE} times the papers "
-            "train too (extend --recipe longrope2 or longrope)."
-        )
-    return (
-        f" At {ratio:.3g} times the window nobody has shown that it works: the papers reach {_SHOWN} times, and train."
     )
