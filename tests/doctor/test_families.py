@@ -128,6 +128,12 @@ def test_axes_of_a_class_that_nobody_looked_at(tmp_path) -> None:
     assert {one.verdict for one in found if one.runtime.name in ("transformers-5", "vllm", "sglang")} == {"unknown"}
 
 
+@pytest.mark.parametrize("entry", [LINEAR, LLAMA3])
+def test_a_phi_3_knows_longrope_alone(tmp_path, entry: dict[str, Any]) -> None:
+    found = verdicts(tmp_path, "phi3", entry)
+    assert {found[name] for name in ("transformers-5", "transformers-4.57", "vllm", "sglang")} == {"refused"}
+
+
 def test_yarn_in_a_phi_3_is_longrope(tmp_path) -> None:
     entry = without(ENTRY, "rope_type", "factor", "rope_theta") | {"type": "yarn"}
     case = {"model_type": "phi3", "rope_scaling": entry, "rope_theta": BASE, **OWN}
@@ -141,6 +147,17 @@ def test_a_length_that_keeps_an_engine_short(tmp_path) -> None:
     for name in ("vllm", "sglang"):
         assert found[name].verdict == "differs"
         assert found[name].advice == [f"set max_position_embeddings to {4 * L}"]
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("name", ["candle", "ctranslate2"])
+def test_no_advice_that_cannot_work(tmp_path, name: str, family: str) -> None:
+    """No form of export has candle right, which multiplies by the factors, or goes through CTranslate2's converter."""
+    entry = ENTRY if family == "llama" else without(ENTRY, "factor", "rope_theta", "rope_type")
+    found = findings(tmp_path, family, entry)[name]
+    assert found.verdict == ("unknown" if (name, family) == ("ctranslate2", "phi3") else found.verdict)
+    assert found.verdict in ("refused", "differs", "unknown")
+    assert list(found.advice) == ([] if found.verdict == "unknown" else ["serve with another runtime"])
 
 
 def test_the_card_names_the_same_families() -> None:

@@ -62,6 +62,13 @@ def test_lint(name, tmp_path):
     assert name in names(write_case(tmp_path / "model", LINTS[name]))
 
 
+@pytest.mark.parametrize("name", LINTS)
+def test_advice_says_what_to_write(name, tmp_path):
+    """Without a scaling.json beside it there is no command for a config.json, and "edit it" is no advice."""
+    for lint in lint_config(read_checkpoint_config(write_case(tmp_path / "model", LINTS[name]))):
+        assert "edit config.json" not in lint.advice or lint.name == "no-head-dim"
+
+
 def test_nothing_on_a_clean_config(tmp_path):
     assert names(write_case(tmp_path / "clean", at_256(ENTRY))) == set()
     phi3 = {"model_type": "phi3", **superset(ENTRY | {"original_max_position_embeddings": 256}), "rope_scaling": THREE}
@@ -69,6 +76,13 @@ def test_nothing_on_a_clean_config(tmp_path):
     gemma = {"model_type": "gemma3_text", "rope_parameters": NESTED, "rope_scaling": ENTRY, "rope_theta": 5e4, **LAYERS}
     assert names(write_case(tmp_path / "gemma", gemma | OWN)) == {"original-length-multiple"}
     assert names(write_case(tmp_path / "plain", {"model_type": "llama"})) == set()
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 256}
+    assert (
+        names(
+            write_case(tmp_path / "dynamic", {"model_type": "llama", "rope_scaling": dynamic, "rope_theta": 1e4} | WIDE)
+        )
+        == set()
+    )
 
 
 @pytest.mark.parametrize("entry", [YARN, LLAMA3, ENTRY | {"short_factor": LONG}])
@@ -91,7 +105,7 @@ def test_a_lint_says_what_and_what_to_do(tmp_path):
     folder = write_case(tmp_path / "model", LINTS["factor"])
     (lint,) = lint_config(read_checkpoint_config(folder))
     assert "factor is 8, L'/L is 1024/256 = 4" in lint.says
-    assert lint.advice == "edit config.json"
+    assert lint.advice == "write factor 4, or the lengths that it is the ratio of"
     (folder / "scaling.json").write_text("{}")
     assert lint_config(read_checkpoint_config(folder))[0].advice == f"longrope fix-config {folder}"
     assert SIZES["num_attention_heads"] == 2

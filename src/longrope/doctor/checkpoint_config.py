@@ -20,6 +20,7 @@ from longrope.run_files import SCALING
 from longrope.storage import read_json
 
 DICTIONARIES = ("rope_scaling", "rope_parameters")
+BY_HAND = "edit config.json"
 _LARGEST_HEAD = 2**16  # a larger number comes from a damaged file, and would take the memory
 ORIGINAL = "original_max_position_embeddings"
 
@@ -54,7 +55,7 @@ class CheckpointConfig:
     def repair(self) -> str:
         """The advice to repair this config.json: the command, where there is a scaling.json to write it from."""
         command = f"longrope fix-config {self.path}"
-        return command if (self.path / SCALING).is_file() else "edit config.json"
+        return command if (self.path / SCALING).is_file() else BY_HAND
 
     def dictionary(self, name: str) -> dict[str, Any]:
         """A copy of `rope_scaling` or `rope_parameters`; empty where the file has none."""

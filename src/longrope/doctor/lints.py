@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrope.checks import shown
-from longrope.doctor.checkpoint_config import DICTIONARIES, ORIGINAL, CheckpointConfig
+from longrope.doctor.checkpoint_config import BY_HAND, DICTIONARIES, ORIGINAL, CheckpointConfig
 from longrope.doctor.readings import LONGROPE, PHI3_KEYS
 from longrope.doctor.table import runtimes
 from longrope.models.gguf.rope import CONTEXT_STEP, GgufRope, short_context
+from longrope.rope.geometry import FULL_ATTENTION
 
 _ATTENTION_BOUNDS = (0.5, 2.0)  # published configs had 32, the ratio, in its place
 
@@ -40,9 +41,9 @@ def lint_config(config: CheckpointConfig) -> list[Lint]:
     found = [*_places(config, dictionaries, fix), *_shape(config, scaled, fix)]
     original = config.original_length or entry.get(ORIGINAL) or config.model_class.original_length
     if isinstance(original, int) and original > 0:
-        # llama3's factor stretches frequencies and is not the ratio of the lengths: 8 for 16 in Llama 3.1. Of yarn,
-        # the factor says the window, and max_position_embeddings may say less, as in Qwen3's model cards.
-        factor = None if _type(entry) in ("llama3", "yarn") else entry.get("factor")
+        # The factors of llama3 and dynamic stretch frequencies and are no ratio of the lengths: 8 for 16 in Llama 3.1.
+        # Of yarn, the factor says the window, and max_position_embeddings may say less, as in Qwen3's model cards.
+        factor = None if _type(entry) in ("llama3", "dynamic", "yarn") else entry.get("factor")
         found += _ratio(original, config.length, factor, fix)
         if _type(entry) in (LONGROPE, "su") and entry.get("short_factor") != entry.get("long_factor"):
             found += _multiple(original)
@@ -85,6 +86,11 @@ def lint_gguf(rope: GgufRope, target: int) -> list[Lint]:
     return found
 
 
+def _written(fix: str, own: str) -> str:
+    """The command that writes the whole config again, where there is one, else what to write by hand."""
+    return own if fix == BY_HAND else fix
+
+
 def _entry(config: CheckpointConfig, name: str) -> dict[str, Any]:
     """The dictionary `name`; where it has one per layer type, that of the scaled type."""
     value = config.dictionary(name)
@@ -104,10 +110,10 @@ def _places(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], 
         if nested and layers != "nested":
             outcome = "an error in" if layers == "declared" else "passed over by"
             says = f"{name} has one dictionary per layer type: {outcome} {config.family}, which has one RoPE for all"
-            yield Lint("nested-dictionary", says, fix)
+            yield Lint("nested-dictionary", says, _written(fix, "write one dictionary without layer types"))
         if not nested and layers == "nested" and name == "rope_parameters":
             says = f"{name} is flat: passed over by {config.family}, which has one RoPE per layer type"
-            yield Lint("flat-dictionary", says, fix)
+            yield Lint("flat-dictionary", says, _written(fix, f"write it as {FULL_ATTENTION} inside {name}"))
     if not any(is_nested.values()):
         yield from _legacy_places(config, entries, fix)
     if len(entries) == 2:
@@ -115,13 +121,16 @@ def _places(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], 
         differing = sorted(key for key in first.keys() & second.keys() if first[key] != second[key])
         if differing or _type(first) != _type(second):
             says = f"rope_scaling and rope_parameters disagree in {', '.join(differing) or 'their type'}"
-            yield Lint("dictionaries-disagree", says, f"transformers 5 takes rope_scaling; {fix}")
+            yield Lint(
+                "dictionaries-disagree", says, f"transformers 5 takes rope_scaling; {_written(fix, 'make them alike')}"
+            )
 
 
 def _legacy_places(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
     if "rope_scaling" not in entries:
         says = "rope_parameters alone: transformers 4, MLX-LM, Ollama and others read rope_scaling and see plain RoPE"
-        yield Lint("no-rope-scaling", says, fix)
+        own = "write the same dictionary as rope_scaling too, and rope_theta at the top level"
+        yield Lint("no-rope-scaling", says, _written(fix, own))
     if "linear" not in map(_type, entries.values()):
         inside = next((entry[ORIGINAL] for entry in entries.values() if ORIGINAL in entry), None)
         top = config.original_length
@@ -132,14 +141,14 @@ def _legacy_places(config: CheckpointConfig, entries: Mapping[str, Mapping[str, 
         if once and not (needs_top and inside is None):
             place = "inside the dictionary" if top is None else "at the top level"
             says = f"{ORIGINAL} stands {place} only; runtimes look in one place or the other"
-            yield Lint("original-length-once", says, fix)
+            yield Lint("original-length-once", says, _written(fix, "write it in both places"))
         if inside is not None and top is not None and inside != top:
             says = f"{ORIGINAL} is {inside} inside the dictionary and {top} at the top level"
-            yield Lint("original-length-differs", says, fix)
+            yield Lint("original-length-differs", says, _written(fix, "write the same number in both places"))
     without = [name for name, value in entries.items() if "rope_theta" not in value]
     if config.base is None and without:
         says = f"{' and '.join(without)} without rope_theta, and none at the top level: a default base is taken"
-        yield Lint("no-rope-theta", says, fix)
+        yield Lint("no-rope-theta", says, _written(fix, "write rope_theta at the top level and in the dictionary"))
 
 
 def _shape(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], fix: str) -> Iterator[Lint]:
@@ -147,12 +156,12 @@ def _shape(config: CheckpointConfig, entries: Mapping[str, Mapping[str, Any]], f
     types = {_type(entry) for entry in entries.values()} | {str(entry.get("type", "")) for entry in entries.values()}
     if "su" in types:
         says = "the type is 'su', the old name of longrope, which many runtimes no longer know"
-        yield Lint("legacy-su", says, fix)
+        yield Lint("legacy-su", says, _written(fix, "write longrope in place of su"))
     for name, entry in entries.items():
         both = (entry.get("type"), entry.get("rope_type"))
         if None not in both and both[0] != both[1] and both != ("su", LONGROPE):
             says = f"{name} has type {both[0]!r} and rope_type {both[1]!r}: an error in vLLM"
-            yield Lint("type-differs", says, fix)
+            yield Lint("type-differs", says, _written(fix, "write the same name under both"))
         pairs = config.rotary_dim(entry) // 2
         for key in ("short_factor", "long_factor"):
             values = entry.get(key)
@@ -176,7 +185,7 @@ def _ratio(original: int, target: int, factor: Any, fix: str) -> Iterator[Lint]:
     ratio = target / original
     if isinstance(factor, int | float) and abs(factor / ratio - 1.0) > 1e-9:
         says = f"factor is {factor:g}, L'/L is {target}/{original} = {ratio:g}; some runtimes take one, some the other"
-        yield Lint("factor", says, fix)
+        yield Lint("factor", says, _written(fix, f"write factor {ratio:g}, or the lengths that it is the ratio of"))
 
 
 def _multiple(original: int) -> Iterator[Lint]:

@@ -91,6 +91,10 @@ def _read_transformers_5(
         if rope_type == "su" and ORIGINAL not in given:
             raise RefusedError(f"'su' becomes longrope, and {ORIGINAL} is then missed inside the dictionary (KeyError)")
         rope_type = LONGROPE
+    if config.model_class.keys_4 == PHI3_KEYS and rope_type not in ("default", LONGROPE):
+        raise RefusedError(
+            f"its {config.family} config knows the RoPE type longrope alone, not {rope_type!r} (ValueError)"
+        )
     if rope_type == "su" and renames_su:
         rope_type = LONGROPE
     original = None
@@ -181,6 +185,8 @@ def _read_transformers_4(config: CheckpointConfig) -> RopeReading:
     rope_type = scaling.get("rope_type", scaling.get("type", None if scaling else "default"))
     if facts.keys_4 == PHI3_KEYS and rope_type in ("su", "yarn"):
         rope_type = LONGROPE
+    if facts.keys_4 == PHI3_KEYS and scaling and rope_type != LONGROPE:
+        raise RefusedError(f"its {config.family} config knows the RoPE type longrope alone (ValueError)")
     if rope_type in (None, "su", "mrope"):
         raise RefusedError(f"{shown(rope_type)} is no rope_type of {config.family} (KeyError)")
     base = config.base
