@@ -27,10 +27,11 @@ from longrope.costs.flops_bytes import (
 from longrope.data.samples import SampleOrigin, Samples
 from longrope.models import chunked
 from longrope.models.apply import apply_scaling, geometry_of
+from longrope.models.config import LayerInputs
 from longrope.models.generation.cache import prefill
 from longrope.models.loading import load_model
 from longrope.models.model_dims import ModelShape, shape_of
-from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
+from longrope.models.peak_bytes import Bytes, gradient_bytes, host_bytes, scoring_bytes
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import token_nll
 from longrope.rope.scaling import RopeScaling, Window
@@ -94,7 +95,6 @@ def test_forward_of_the_embedded_model_is_exact() -> None:
 def test_gradient_of_the_embedded_model(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first layer's input takes no gradient, and recomputing stops at the last number needed: a little less."""
     monkeypatch.setattr(chunked, "MLP_CHUNK", chunk)
-    monkeypatch.setattr(flops_bytes, "MLP_CHUNK", chunk)
     scaled = installed_tiny()
     with counter() as measured:
         objective(scaled, LENGTH).loss_and_gradient(window(scaled, LENGTH))
@@ -201,12 +201,12 @@ def _pieces(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "MLP_CHUNK", mlp)
 
 
-def grouped() -> PreTrainedModel:
+def grouped(layers: int = 4) -> PreTrainedModel:
     """A model whose heads share keys and values."""
     config = LlamaConfig(
         hidden_size=192,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=6,
         num_key_value_heads=2,
         vocab_size=1024,
@@ -272,6 +272,31 @@ def test_memory_of_the_gradient(at: str, name: str, precision: str) -> None:
     scaled, shape, under = measure(name, dtype, 1024)
     measured = peak(scaled.model, lambda: objective(scaled, 1024).loss_and_gradient(under))
     close(gradient_bytes(shape, 1024, dtype.itemsize), measured, rel=0.1)
+
+
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("at", ["layers"])
+@pytest.mark.parametrize("how", ["keep", "offload", "recompute"])
+@pytest.mark.parametrize("layers", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_memory_and_work_of_the_ways_to_have_layer_inputs(at: str, how: LayerInputs, layers: int) -> None:
+    """On a CPU host memory counts as live, too: a device holds what is left without the inputs in it."""
+    model = grouped(layers)
+    scaled = apply_scaling(model, RopeScaling.original(geometry_of(model)))
+    shape, under = shape_of("grouped", model), window(scaled, 1024)
+    asked = PerplexityObjective(scaled, Samples(ids(1024), (ORIGIN,), False), how)
+    measured = peak(model, lambda: asked.loss_and_gradient(under))
+    in_host = layers * 1024 * shape.hidden * 4 if how == "offload" else 0
+    close(gradient_bytes(shape, 1024, 4, how), measured - in_host, rel=0.05)
+    with counter() as done:
+        asked.loss_and_gradient(under)
+    planned = gradient_flops(shape, 1024, 1023, how)
+    assert counted(done).attention == planned.attention
+    assert planned.matrices * 0.85 <= counted(done).matrices <= planned.matrices
+
+
+def test_host_memory_in_powers_of_two() -> None:
+    shape = shape_of("grouped", grouped())
+    assert host_bytes(shape, 1024, 4) == 4 * 2**20  # 4 layers of 768 KiB
 
 
 @pytest.mark.parametrize(

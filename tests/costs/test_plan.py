@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import DeepseekV3Config, Gemma3TextConfig, LlamaConfig, MistralConfig, MixtralConfig
+from transformers import DeepseekV3Config, Gemma3TextConfig, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config
 
-from longrope.costs.devices import USABLE, Devices, gpu_table
+from longrope.costs.devices import Devices, gpu_table
 from longrope.costs.flops_bytes import Flops, forward_flops
 from longrope.costs.plan import CostPlan, CostRow, plan
 from longrope.costs.search_cost import search_work, sized_objectives
 from longrope.errors import LongRopeError
 from longrope.models.loading import load_model, open_model
 from longrope.models.model_dims import shape_of
+from longrope.models.peak_bytes import USABLE
 from longrope.models.weightless import weightless
 from longrope.search.config import METHODS, SearchConfig
 from longrope.search.run import search
@@ -67,6 +68,47 @@ def test_published_sizes(tmp_path: Path, llama3: str) -> None:
     deepseek = shape_in(tmp_path / "c", DeepseekV3Config())
     assert (deepseek.queries, deepseek.values, deepseek.heads_output) == (128 * 192, 128 * 128, 128 * 128)
     assert 36e9 < deepseek.active_weights + deepseek.head_weights < 37.5e9
+
+
+QWEN25_7B = Qwen2Config(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    max_position_embeddings=32768,
+    tie_word_embeddings=False,
+)
+
+
+def by_gradient(folder: Path, how: Any, **devices: Any) -> CostRow:
+    settings = SearchConfig(method="gradient", layer_inputs=how)
+    return only(plan(str(folder), "256k", Devices(**devices), searches=[settings]), "search", "gradient")
+
+
+def test_qwen25_7b_at_256k_fits_a_card_of_80_gb(tmp_path: Path) -> None:
+    QWEN25_7B.save_pretrained(tmp_path)
+    kept, chosen = by_gradient(tmp_path, "keep", gpu="h100"), by_gradient(tmp_path, "auto", gpu="h100")
+    offloaded, again = by_gradient(tmp_path, "offload", gpu="h100"), by_gradient(tmp_path, "recompute", gpu="h100")
+    assert not kept.fits
+    assert kept.peak_bytes == pytest.approx(82.8e9, rel=0.001)
+    assert chosen == offloaded
+    assert (chosen.fits, again.fits) == (True, True)
+    assert chosen.peak_bytes == pytest.approx(34.0e9, rel=0.01)
+    assert again.peak_bytes == pytest.approx(49.0e9, rel=0.01)
+    assert "inputs of layers in 60 GB of host memory" in chosen.detail
+    assert "inputs of layers made again, 10 of 28 held at once" in again.detail
+    assert (kept.matrix_flops, kept.hours) == (offloaded.matrix_flops, offloaded.hours)
+    assert 1.1 < again.hours / kept.hours < 1.34  # a forward more, of three and four and a half
+    assert by_gradient(tmp_path, "auto", gpu="h200").detail == kept.detail  # it fits as it is
+
+
+def test_a_machine_without_a_gpu_has_no_other_memory(tmp_path: Path) -> None:
+    QWEN25_7B.save_pretrained(tmp_path)
+    assert "made again" in by_gradient(tmp_path, "auto", gpu="cpu", memory=60).detail
+    with pytest.raises(LongRopeError, match="`layer_inputs` offload is for GPUs"):
+        by_gradient(tmp_path, "offload", gpu="cpu")
 
 
 def test_layers_that_slide_attend_less(tmp_path: Path) -> None:
@@ -235,12 +277,18 @@ def test_what_does_not_fit_says_what_would(llama3: str, tmp_path: Path) -> None:
     assert alone.memory["states"] == 8 * row.memory["states"] == 16 * 8_030_261_248
     assert "GPUs" in alone.advice
 
-    def searched(length: int, model: str = llama3) -> CostRow:
-        return plan(model, length, Devices(), searches=[SearchConfig(method="gradient")], trainings=[]).rows[0]
+    def searched(length: int, model: str = llama3, how: Any = "keep") -> CostRow:
+        settings = SearchConfig(method="gradient", layer_inputs=how)
+        return plan(model, length, Devices(), searches=[settings], trainings=[]).rows[0]
 
     assert searched(131072).fits
     gradient = searched(262144)
     assert not gradient.fits
+    assert "`layer_inputs` offload" in gradient.advice
+    assert searched(262144, how="auto").fits
+    far = searched(2**21, how="auto")
+    assert not far.fits
+    assert "`layer_inputs`" not in far.advice
     assert 'spread over 2 GPUs of a machine (in Python: a model loaded with device_map="balanced")' in gradient.advice
     large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
     LlamaConfig(**{**LLAMA3.to_dict(), "head_dim": None, **large}).save_pretrained(tmp_path / "70b")

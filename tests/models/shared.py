@@ -21,8 +21,9 @@ from accelerate import PartialState
 from longrope.cli import common
 from longrope.cli.main import run
 from longrope.errors import LongRopeError
-from longrope.models import chunked, context_parallel
+from longrope.models import chunked, context_parallel, layer_inputs
 from longrope.models.apply import geometry_of, scaled
+from longrope.models.config import LayerInputs
 from longrope.models.context_parallel import shared_rows
 from longrope.models.scoring import answer_scores, loss_and_gradient, token_nll, top_tokens
 from longrope.models.shared_texts import Share
@@ -37,6 +38,7 @@ Found = list[dict[str, Any]]
 LENGTHS = {"whole": 192, "odd": 181, "answer": 192, "shorter than the pieces": 3}
 LONG = 2048  # tokens of the text whose bytes are counted
 ANSWER = 7  # tokens at the end of a text that alone are scored, by one process
+WAYS: tuple[LayerInputs, ...] = ("offload", "recompute")
 
 
 def together(
@@ -73,11 +75,12 @@ def compare(family: str, overrides: dict[str, Any], processes: int) -> dict[str,
             shared_loss, by_factors = share.loss_and_gradient(window, ids, start, alone.numel())
             everywhere = [torch.zeros_like(by_factors) for _ in range(processes)]
             dist.all_gather(everywhere, by_factors)
+            ways = [share.loss_and_gradient(window, ids, start, alone.numel(), how)[1] for how in WAYS]
             found[name] = {
                 "losses": float(((losses - alone).abs() / alone).max()),
                 "loss": abs(shared_loss - loss) / loss,
                 "gradient": float((by_factors - gradient).norm() / gradient.norm()),
-                "alike": all(torch.equal(one, by_factors) for one in everywhere),
+                "alike": all(torch.equal(one, by_factors) for one in [*everywhere, *ways]),
                 "tops": float((tops == top).double().mean()),
             }
     found["attention"] = model.config._attn_implementation
@@ -113,6 +116,7 @@ def main(out: str, families: str, commands: str) -> None:
     torch.set_num_threads(1)
     common.output.width = 1000
     state = PartialState(cpu=True)
+    layer_inputs.block_size = lambda _: 2  # both layers of the models
     own, context_parallel.QUERY_BLOCK = context_parallel.QUERY_BLOCK, 16  # of pieces of 24 or 48: whole and cut blocks
     found = {name: compare(name, given, state.num_processes) for name, given in json.loads(families).items()}
     context_parallel.QUERY_BLOCK = own

@@ -217,6 +217,10 @@ Methods = Annotated[
     list[str] | None, option("Only this method. May be repeated. Default: all.", metavar="METHOD", group=_SEARCHES)
 ]
 Objective = Annotated[str | None, option("perplexity or needle.", group=_SEARCHES)]
+LayerInputsOfPlan = Annotated[
+    str,
+    option("Inputs of layers in gradients: keep, offload, recompute; auto: the first that fits.", group=_SEARCHES),
+]
 Samples = Annotated[PositiveInt | None, option("Texts that are scored.", group=_SEARCHES)]
 ContextParallel = Annotated[PositiveInt, option("Devices that share every text, and every row of training.")]
 

@@ -9,7 +9,7 @@ from longrope.cli.common import print_json, quiet_libraries
 from longrope.cli.tables.costs import show_costs
 from longrope.cli.verb import Options, verb
 from longrope.costs.devices import Devices
-from longrope.search.config import METHODS, SearchConfig
+from longrope.search.config import GRADIENT, METHODS, SearchConfig
 from longrope.train.config import FinetuneConfig
 
 DEVICES = Options("Devices", names={"count": "--gpus", "memory": "--gpu-memory"})
@@ -34,6 +34,7 @@ def command(
     method: given.Methods = None,
     objective: given.Objective = None,
     samples: given.Samples = None,
+    layer_inputs: given.LayerInputsOfPlan = "auto",
     training: Annotated[dict[str, Any], TRAINING],
     context_parallel: given.ContextParallel = 1,
     load: given.ConfigOnly,
@@ -44,11 +45,15 @@ def command(
 
     quiet_libraries()
     settings: dict[str, Any] = {"objective": objective, "samples": samples}
+    gradients = {"layer_inputs": layer_inputs}
     planned = plan(
         model,
         target_length,
         devices,
-        searches=[SearchConfig(**settings | {"method": name}) for name in (method or METHODS)],
+        searches=[
+            SearchConfig(**settings | {"method": name} | (gradients if name in GRADIENT else {}))
+            for name in (method or METHODS)
+        ],
         trainings=[FinetuneConfig(**{"length": target_length} | training)] if training else None,
         context_parallel=context_parallel,
         original_length=load.original_length,

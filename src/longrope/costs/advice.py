@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from longrope.costs.context_parallel import LINK_SHARE
-from longrope.costs.devices import CPU, USABLE, Devices, gpu_table, links
+from longrope.costs.devices import CPU, Devices, gpu_table, links
 from longrope.models.devices import FOR_WEIGHTS
 from longrope.models.model_dims import ModelShape
-from longrope.models.peak_bytes import Bytes
+from longrope.models.peak_bytes import USABLE, Bytes
 from longrope.units import format_length
 
 _MOST_GPUS = 4096
@@ -35,14 +35,19 @@ def beyond_searching(ratio: float) -> str:
 
 
 def search_advice(
-    size: Callable[[int, int], Bytes], length: int, devices: Devices, found: Bytes, sharing: int | None = None
+    size: Callable[[int, int], Bytes],
+    length: int,
+    devices: Devices,
+    found: Bytes,
+    sharing: int | None = None,
+    setting: str = "",
 ) -> str:
     """Advice for a search or evaluation that does not fit, with `found` on a device.
 
     `size`: bytes by length and itemsize, of a text that is not shared. `sharing`: devices that share the text with
-    which it fits.
+    which it fits. `setting`: one of the job with which it fits.
     """
-    ways = []
+    ways = [setting] if setting else []
     if sharing is not None:
         ways.append(f"every text shared by {sharing} {devices.noun}s (`context_parallel` {sharing})")
     if devices.itemsize > 2 and devices.holds(sum(size(length, 2).values())):
@@ -119,7 +124,7 @@ def training_advice(
 def _needs(size: Bytes, devices: Devices) -> str:
     total = sum(size.values())
     parts = ", ".join(f"{name} {gigabytes(taken)}" for name, taken in size.items() if taken >= 0.005 * total)
-    there = gigabytes(USABLE * devices.memory_bytes)
+    there = gigabytes(devices.usable_bytes)
     return f"needs {gigabytes(total)} GB on a device ({parts}), {there} GB are there"
 
 
@@ -140,7 +145,8 @@ def assumptions(shape: ModelShape, devices: Devices, config: Any, context_parall
         "attention counts the causal half and, where it slides, its window; its kernel makes no T×T matrix "
         "(flash or memory-efficient)",
         "search: one replica of the model on each device; evaluations at most, without patience or racing; a gradient "
-        "counts 3 forwards of matrices and 4.5 of attention; baselines included",
+        "counts 3 forwards of matrices and 4.5 of attention, almost one more of both where inputs of layers are made "
+        "again; copies to host memory are hidden behind computing; baselines included",
         "fine-tuning: AdamW, 16 bytes of float32 states for each weight, sharded over all devices (FSDP2), bfloat16 "
         "compute, layers computed again, loss in chunks; 4 forwards of matrices and 4.5 of attention; communication "
         "hidden behind compute; documents of the original window are taken as L tokens, others as the whole row",

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from longrope.costs.devices import CPU, Devices, links
-from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
+from longrope.costs.flops_bytes import forward_flops, gradient_flops
+from longrope.models.config import LayerInputs
+from longrope.models.layer_inputs import layers_run_again
 from longrope.models.model_dims import ModelShape
 from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
 
@@ -23,13 +27,21 @@ on Blackwell (`nvlinkBws` in its src)."""
 GATHERED = "gathered keys and values"
 
 
-def shared_bytes(shape: ModelShape, length: int, itemsize: int, *, gradient: bool, processes: int) -> Bytes:
+def shared_bytes(
+    shape: ModelShape,
+    length: int,
+    itemsize: int,
+    *,
+    gradient: bool,
+    processes: int,
+    layer_inputs: LayerInputs = "keep",
+) -> Bytes:
     """The bytes on each of `processes` devices that share a text, in scoring it or in its gradient.
 
     Those of a text of T/P tokens, beside the keys and values of the whole text for one layer: S and half of it in the
     exchange; of a gradient S, its gradient and a copy of that in the exchange.
     """
-    size = gradient_bytes if gradient else scoring_bytes
+    size = partial(gradient_bytes, layer_inputs=layer_inputs) if gradient else scoring_bytes
     if processes == 1:
         return size(shape, length, itemsize)
     gathered = (3.0 if gradient else 1.5) * _row_bytes(shape, length, itemsize)
@@ -49,14 +61,23 @@ class SharedTime:
 
 
 def shared_seconds(
-    shape: ModelShape, length: int, devices: Devices, *, gradient: bool, processes: int, scored: int | None = None
+    shape: ModelShape,
+    length: int,
+    devices: Devices,
+    *,
+    gradient: bool,
+    processes: int,
+    scored: int | None = None,
+    layer_inputs: LayerInputs = "keep",
 ) -> SharedTime:
     """The time of scoring one text of `length` tokens, or of its gradient, on `processes` devices that share it.
 
     `scored`: tokens whose loss is taken (default: all).
     """
-    flops: Flops = (gradient_flops if gradient else forward_flops)(shape, length, scored)
-    exchanges = len(shape.reaches) * (3 if gradient else 1)
+    flops, exchanges = forward_flops(shape, length, scored), float(len(shape.reaches))
+    if gradient:  # layers that run once more gather once more
+        again = layers_run_again(shape.layers, layer_inputs) / shape.layers
+        flops, exchanges = gradient_flops(shape, length, scored, layer_inputs), (3 + again) * exchanges
     each = exchange_seconds(_row_bytes(shape, length, devices.itemsize), devices, processes)
     return SharedTime(devices.seconds(flops) / processes, exchanges * each)
 
@@ -85,11 +106,20 @@ def _row_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
     return float(itemsize * length * (shape.keys + shape.values))
 
 
-def fewest_sharing(shape: ModelShape, length: int, devices: Devices, *, gradient: bool, most: int = 4096) -> int | None:
+def fewest_sharing(
+    shape: ModelShape,
+    length: int,
+    devices: Devices,
+    *,
+    gradient: bool,
+    most: int = 4096,
+    layer_inputs: LayerInputs = "keep",
+) -> int | None:
     """The fewest devices, a power of 2, that share a text so that it fits each of them; None where no number does."""
     count = 1
     while count <= min(most, max(1, length // 2)):
-        found = shared_bytes(shape, length, devices.itemsize, gradient=gradient, processes=count)
+        way: dict[str, Any] = {"gradient": gradient, "layer_inputs": layer_inputs}
+        found = shared_bytes(shape, length, devices.itemsize, processes=count, **way)
         if devices.holds(sum(found.values())):
             return count
         count *= 2

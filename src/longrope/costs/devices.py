@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from longrope.errors import LongRopeError
+from longrope.models.peak_bytes import USABLE
 from longrope.settings import MOST, Settings
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ CPU = "cpu"
 """The entry of the table for a machine without a GPU."""
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a number by dtype."""
-USABLE = 0.9
-"""The share of a device's memory that is planned with; the rest is the driver's, the kernels' and fragmentation."""
 
 
 @cache
@@ -157,9 +156,14 @@ class Devices(Settings):
             "memory_bytes": self.memory_bytes,
         }
 
+    @property
+    def usable_bytes(self) -> float:
+        """The memory of one device that is planned with."""
+        return USABLE * self.memory_bytes
+
     def holds(self, size: float) -> bool:
         """True if `size` bytes fit on one device."""
-        return size <= USABLE * self.memory_bytes
+        return size <= self.usable_bytes
 
     def seconds(self, flops: Flops) -> float:
         """The time of `flops` on one device."""

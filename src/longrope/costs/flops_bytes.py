@@ -14,8 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longrope.data.mix import ORIGINAL_WINDOW
-from longrope.models.chunked import MLP_CHUNK
+from longrope.models import chunked
+from longrope.models.config import LayerInputs
 from longrope.models.generation.cache import PREFILL_CHUNK
+from longrope.models.layer_inputs import layers_run_again
 from longrope.models.model_dims import ModelShape
 from longrope.models.peak_bytes import Bytes, angle_bytes, layer_bytes, logits_piece
 from longrope.train.config import FinetuneConfig
@@ -52,15 +54,19 @@ def forward_flops(shape: ModelShape, length: int, scored: int | None = None) -> 
     return Flops(matrices, per_pair * shape.attended_pairs(length))
 
 
-def gradient_flops(shape: ModelShape, length: int, scored: int | None = None) -> Flops:
+def gradient_flops(
+    shape: ModelShape, length: int, scored: int | None = None, layer_inputs: LayerInputs = "keep"
+) -> Flops:
     """Loss and gradient by the factors: forward, forward again (checkpoints), and gradients of inputs, not of weights.
 
     3 forwards of matrices; of attention 2 and a backward, 4.5. In a text of several pieces of 2,048 tokens, an MLP is
-    computed once more for its backward pass, without its last matrix: 2/3 of it where it is gated, else less.
+    computed once more for its backward pass, without its last matrix: 2/3 of it where it is gated, else less. With
+    `layer_inputs` recompute all layers but the last of each block run forward once more.
     """
     once = forward_flops(shape, length, scored)
-    again = 2 / 3 * 2 * length * shape.layers * shape.mlp_weights if length > MLP_CHUNK else 0.0
-    return Flops(3 * once.matrices + again, (2 + _FLASH_BACKWARD) * once.attention)
+    again = 2 / 3 * 2 * length * shape.layers * shape.mlp_weights if length > chunked.MLP_CHUNK else 0.0
+    blocks = forward_flops(shape, length, 0) * (layers_run_again(shape.layers, layer_inputs) / shape.layers)
+    return Flops(3 * once.matrices + again, (2 + _FLASH_BACKWARD) * once.attention) + blocks
 
 
 def training_flops(shape: ModelShape, length: int, document: int | None = None) -> Flops:

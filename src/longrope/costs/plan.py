@@ -24,6 +24,7 @@ from longrope.costs.flops_bytes import (
     run_flops,
     training_bytes,
 )
+from longrope.costs.layer_inputs import LayerInputsPlan, plan_layer_inputs
 from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
@@ -243,17 +244,26 @@ def _search(
     With context parallelism so many devices share every text instead, and the others are not used.
     """
     work = search_work(loaded, target_length, config)
-    gradient = work.by_gradient
-    time = work.shared_time(shape, devices, context_parallel)
-    hours = (work.seconds(shape, devices) if context_parallel == 1 else time.total) / 3600
+    inputs = LayerInputsPlan()
+    if work.by_gradient:
+        inputs = plan_layer_inputs(shape, target_length, config, devices, context_parallel)
+    time = work.shared_time(shape, devices, context_parallel, inputs.how)
+    hours = (work.seconds(shape, devices, inputs.how) if context_parallel == 1 else time.total) / 3600
     return _row(
-        work.flops(shape),
-        shared_bytes(shape, target_length, devices.itemsize, gradient=gradient, processes=context_parallel),
+        work.flops(shape, inputs.how),
+        shared_bytes(
+            shape,
+            target_length,
+            devices.itemsize,
+            gradient=work.by_gradient,
+            processes=context_parallel,
+            layer_inputs=inputs.how,
+        ),
         devices,
-        _advice(shape, target_length, devices, gradient, context_parallel),
+        _advice(shape, target_length, devices, work.by_gradient, context_parallel, inputs),
         stage="search",
         name=config.method,
-        detail=f"{work.evaluations:,} evaluations, objective {config.chosen_objective}",
+        detail=f"{work.evaluations:,} evaluations, objective {config.chosen_objective}{inputs.remark}",
         length=target_length,
         tokens=work.tokens,
         devices_used=devices.count if context_parallel == 1 else context_parallel,
@@ -262,13 +272,21 @@ def _search(
     )
 
 
-def _advice(shape: ModelShape, length: int, devices: Devices, gradient: bool, context_parallel: int) -> str:
+def _advice(
+    shape: ModelShape,
+    length: int,
+    devices: Devices,
+    gradient: bool,
+    context_parallel: int,
+    inputs: LayerInputsPlan = LayerInputsPlan(),
+) -> str:
     """Advice for a search or an evaluation that does not fit."""
-    size = gradient_bytes if gradient else scoring_bytes
-    sharing = fewest_sharing(shape, length, devices, gradient=gradient)
+    size = partial(gradient_bytes, layer_inputs=inputs.how) if gradient else scoring_bytes
+    way: dict[str, Any] = {"gradient": gradient, "layer_inputs": inputs.how}
+    sharing = fewest_sharing(shape, length, devices, **way)
     wanted = sharing if sharing is not None and sharing > context_parallel else None
-    found = shared_bytes(shape, length, devices.itemsize, gradient=gradient, processes=context_parallel)
-    return search_advice(partial(size, shape), length, devices, found, wanted)
+    found = shared_bytes(shape, length, devices.itemsize, processes=context_parallel, **way)
+    return search_advice(partial(size, shape), length, devices, found, wanted, inputs.setting)
 
 
 def _papers_trainings(original_length: int, target_length: int) -> list[tuple[str, list[FinetuneConfig]]]:

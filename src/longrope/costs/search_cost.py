@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from longrope.costs.context_parallel import SharedTime, shared_seconds
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import Flops, forward_flops, gradient_flops
+from longrope.models.config import LayerInputs
 from longrope.models.loading import LoadedModel
 from longrope.models.model_dims import ModelShape
 from longrope.search.config import SearchConfig
@@ -60,22 +61,24 @@ class SearchWork:
         every = itertools.chain(*self.rounds, *self.extra)
         return sum(work.rows * work.length * (3 if work.gradient else 1) for work in every)
 
-    def flops(self, shape: ModelShape) -> Flops:
-        """FLOPs of all evaluations, `extra` included."""
-        return sum(map(_flops_of(shape), itertools.chain(*self.rounds, *self.extra)), Flops())
+    def flops(self, shape: ModelShape, layer_inputs: LayerInputs = "keep") -> Flops:
+        """FLOPs of all evaluations, `extra` included, where gradients have the inputs of layers so."""
+        return sum(map(_flops_of(shape, layer_inputs), itertools.chain(*self.rounds, *self.extra)), Flops())
 
-    def shared_time(self, shape: ModelShape, devices: Devices, processes: int) -> SharedTime:
+    def shared_time(
+        self, shape: ModelShape, devices: Devices, processes: int, layer_inputs: LayerInputs = "keep"
+    ) -> SharedTime:
         """The time where `processes` devices share every text, one text after the other."""
         compute = exchange = 0.0
         for work in itertools.chain(*self.rounds, *self.extra):
-            gradient = work.gradient
-            one = shared_seconds(shape, work.length, devices, gradient=gradient, processes=processes)
+            way: dict[str, Any] = {"gradient": work.gradient, "layer_inputs": layer_inputs}
+            one = shared_seconds(shape, work.length, devices, processes=processes, **way)
             compute, exchange = compute + work.rows * one.compute, exchange + work.rows * one.exchange
         return SharedTime(compute, exchange)
 
-    def seconds(self, shape: ModelShape, devices: Devices) -> float:
+    def seconds(self, shape: ModelShape, devices: Devices, layer_inputs: LayerInputs = "keep") -> float:
         """The time with a replica on each device: the evaluations of a round are shared, rounds follow each other."""
-        flops, total = _flops_of(shape), 0.0
+        flops, total = _flops_of(shape, layer_inputs), 0.0
         for batch in (*self.rounds, *self.extra):
             free = [0.0] * devices.count
             for work in batch:
@@ -84,12 +87,12 @@ class SearchWork:
         return total
 
 
-def _flops_of(shape: ModelShape) -> Callable[[Work], Flops]:
+def _flops_of(shape: ModelShape, layer_inputs: LayerInputs) -> Callable[[Work], Flops]:
     """The FLOPs of an evaluation, counted once for each kind: a search makes the same a thousand times."""
 
     @cache
     def of_a_text(length: int, gradient: bool) -> Flops:
-        return (gradient_flops if gradient else forward_flops)(shape, length)
+        return gradient_flops(shape, length, layer_inputs=layer_inputs) if gradient else forward_flops(shape, length)
 
     return lambda work: of_a_text(work.length, work.gradient) * work.rows
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longrope.errors import LongRopeError
+from longrope.models.config import LayerInputs
+from longrope.models.layer_inputs import computed_again, store_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,9 +110,9 @@ def chunked_modules(base: nn.Module, wrap: Callable[[_Forward], _Forward] = lamb
 
 
 @contextmanager
-def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
+def checkpointed_layers(model: PreTrainedModel, layer_inputs: LayerInputs = "keep") -> Iterator[None]:
     """Every decoder layer keeps only its input for the backward pass and computes the rest again, its MLP and norms in
-    chunks.
+    chunks. `layer_inputs`: where the inputs are kept until then, or whether they are made again too.
 
     transformers' own gradient checkpointing works in training mode only, where dropout would be on.
     """
@@ -120,8 +122,11 @@ def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
         # keep the outputs of MLP and norms for all chunks in its backward pass: they are made again, too, chunk by
         # chunk.
         stack.enter_context(chunked_modules(base, checkpointed))
-        for layer in _layers(base):
-            stack.enter_context(replaced_forward(layer, checkpointed(layer.forward)))
+        layers = list(_layers(base))
+        store = store_for(layer_inputs, len(layers))
+        for layer in layers:
+            again = checkpointed(layer.forward) if store is None else computed_again(layer.forward, store)
+            stack.enter_context(replaced_forward(layer, again))
         yield
 
 

@@ -1,11 +1,16 @@
-"""The settings of loading a model."""
+"""The settings of loading a model, and the ways to store the inputs of its layers. Light to import."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
 from longrope.settings import Settings
 from longrope.units import Length
+
+LayerInputs = Literal["keep", "offload", "recompute"]
+"""What becomes of the inputs of layers between forward and backward pass (`layer_inputs.py`)."""
 
 
 class LoadOptions(Settings):

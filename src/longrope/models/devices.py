@@ -173,6 +173,17 @@ def memory_by_device() -> dict[int | str, int]:
     return found
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """The bytes that are free on `device`, those among them that PyTorch keeps for its next tensors; None where nobody
+    says."""
+    if device.type in ("cpu", "mps"):  # whose memory is the host's
+        return memory_by_device().get("cpu")
+    free = memory_by_device().get(torch.accelerator.current_device_index() if device.index is None else device.index)
+    if free is None or device.type != "cuda":
+        return free
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def room_for_weights(needed: int, name: str) -> dict[int | str, int]:
     """The bytes that weights may take on each GPU and in main memory.
 

@@ -7,11 +7,17 @@ output of a token, M `mlp_width`, V vocabulary, N layers. The tests compare with
 
 from __future__ import annotations
 
+import math
+
 from longrope.models import chunked
+from longrope.models.config import LayerInputs
+from longrope.models.layer_inputs import held_inputs
 from longrope.models.model_dims import ModelShape
 
 Bytes = dict[str, float]
 """Bytes by purpose; they add up to the peak."""
+USABLE = 0.9
+"""The share of a memory that is planned with; the rest is the driver's, the kernels' and fragmentation."""
 
 
 def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
@@ -42,21 +48,28 @@ def layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
     )
 
 
-def gradient_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
+def gradient_bytes(shape: ModelShape, length: int, itemsize: int, layer_inputs: LayerInputs = "keep") -> Bytes:
     """The bytes of an objective's `loss_and_gradient`: weights get no gradient, layers are computed again.
 
-    a·T·(N + 3)·H of layer inputs and gradients, and the larger of a layer and of the head. A layer computed again holds
-    a·T·(3q + o + 3k + v), and a piece of its MLP with its gradients, a·2048·2·M, or of a norm in float32, 28·2048·H;
-    the head 12 bytes for each number of a piece of logits.
+    a·T·(n + 3)·H of layer inputs and gradients, where n inputs of N layers are held at once (`held_inputs`), and the
+    larger of a layer and of the head. A layer computed again holds a·T·(3q + o + 3k + v), and a piece of its MLP with
+    its gradients, a·2048·2·M, or of a norm in float32, 28·2048·H; the head 12 bytes for each number of a piece of
+    logits.
     """
     per_token = 3 * (shape.queries + shape.keys) + shape.heads_output + shape.values
     piece = min(length, chunked.MLP_CHUNK) * max(2 * itemsize * shape.mlp_width, 28 * shape.hidden)
     return {
         "weights": shape.parameters * itemsize,
-        "inputs of the layers": (shape.layers + 3) * length * shape.hidden * itemsize,
+        "inputs of the layers": (held_inputs(shape.layers, layer_inputs) + 3) * length * shape.hidden * itemsize,
         "activations": max(itemsize * length * per_token + piece, 12 * logits_piece(shape, length))
         + 2 * angle_bytes(shape, length, itemsize),
     }
+
+
+def host_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
+    """The host memory of `offload`: all layer inputs, each in the next power of two that PyTorch's page-locked memory
+    comes in."""
+    return int(shape.layers * 2 ** math.ceil(math.log2(length * shape.hidden * itemsize)))
 
 
 def logits_piece(shape: ModelShape, length: int) -> int:

@@ -26,6 +26,7 @@ from longrope.models.chunked import (
     head_logits,
     logits_chunk,
 )
+from longrope.models.config import LayerInputs
 from longrope.models.devices import device_of
 from longrope.models.scaled import ScaledModel
 from longrope.rope.scaling import Window
@@ -86,18 +87,24 @@ def head_nll(
 
 
 def loss_and_gradient(
-    scaled: ScaledModel, window: Window, input_ids: Tensor, *, start: int = 0, divisor: float = 1.0
+    scaled: ScaledModel,
+    window: Window,
+    input_ids: Tensor,
+    *,
+    start: int = 0,
+    divisor: float = 1.0,
+    layer_inputs: LayerInputs = "keep",
 ) -> tuple[float, Tensor]:
     """Σ NLL / `divisor` of the tokens of `input_ids` (1, T) after `start`, and its derivatives by λ_0 … λ_{D−1} and the
     attention factor, float64 (D + 1,).
 
     Weights get no gradients; the activations of a layer are computed again in the backward pass, so memory stays near
-    that of scoring, beside the input of every layer.
+    that of scoring, beside the inputs of layers that `layer_inputs` has on the device.
     """
     if (shared := shared_texts(scaled.model)) is not None:
-        found: tuple[float, Tensor] = shared.loss_and_gradient(window, input_ids, start, divisor)
+        found: tuple[float, Tensor] = shared.loss_and_gradient(window, input_ids, start, divisor, layer_inputs)
         return found
-    with differentiable(scaled, window) as variables:
+    with differentiable(scaled, window, layer_inputs) as variables:
         nll = token_nll(scaled.model, input_ids, start=start)[0]
         loss = nll.sum(dtype=torch.float64) / divisor
         loss.backward()  # type: ignore[no-untyped-call]
@@ -105,7 +112,9 @@ def loss_and_gradient(
 
 
 @contextmanager
-def differentiable(scaled: ScaledModel, window: Window) -> Iterator[tuple[Tensor, Tensor]]:
+def differentiable(
+    scaled: ScaledModel, window: Window, layer_inputs: LayerInputs = "keep"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """In the block, losses under `window` have gradients in its factors (D,) and its attention factor, which it yields;
     a backward pass belongs into the block, where layers are computed again."""
     model = scaled.model
@@ -115,7 +124,7 @@ def differentiable(scaled: ScaledModel, window: Window) -> Iterator[tuple[Tensor
     attention_factor = torch.tensor(window.attention_factor, dtype=torch.float64, device=device, requires_grad=True)
     with (
         _frozen(model),
-        checkpointed_layers(model),
+        checkpointed_layers(model, layer_inputs),
         torch.enable_grad(),
         scaled.using(window, factors, attention_factor),
     ):

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.models.config import LayerInputs
 from longrope.models.context_parallel import SharedRows, segments, share
 from longrope.models.devices import device_of
 from longrope.models.scaled import ScaledModel, handle_of
@@ -59,10 +60,12 @@ class Share:
                 dist.all_reduce(whole, group=self.shared.group)
         return losses, tops
 
-    def loss_and_gradient(self, window: Window, ids: Tensor, start: int, divisor: float) -> tuple[float, Tensor]:
+    def loss_and_gradient(
+        self, window: Window, ids: Tensor, start: int, divisor: float, layer_inputs: LayerInputs = "keep"
+    ) -> tuple[float, Tensor]:
         """`scoring.loss_and_gradient` of `ids` (1, T), the same on every process."""
         model = self.scaled.model
-        with differentiable(self.scaled, window) as variables, self.shared.in_shares(model):
+        with differentiable(self.scaled, window, layer_inputs) as variables, self.shared.in_shares(model):
             output, parts = self._own(ids, start)
             # A process without scored tokens takes part in the backward pass: others attend to its keys.
             loss = output.last_hidden_state[:, :0].sum(dtype=torch.float64)
@@ -143,14 +146,15 @@ class LeadingShare:
         losses, tops = zip(*rows, strict=True)
         return torch.cat(losses), torch.cat(tops)
 
-    def loss_and_gradient(self, window: Window, ids: Tensor, start: int, divisor: float) -> tuple[float, Tensor]:
+    def loss_and_gradient(
+        self, window: Window, ids: Tensor, start: int, divisor: float, layer_inputs: LayerInputs = "keep"
+    ) -> tuple[float, Tensor]:
         """`scoring.loss_and_gradient` of `ids` (1, T)."""
-        self._send("gradient", window, ids, start, divisor)
-        return Share(handle_of(self.model), self.shared).loss_and_gradient(window, ids, start, divisor)
+        self._send("gradient", window, ids, start, divisor=divisor, layer_inputs=layer_inputs)
+        return Share(handle_of(self.model), self.shared).loss_and_gradient(window, ids, start, divisor, layer_inputs)
 
-    def _send(self, what: str, window: Window, ids: Tensor, start: int, divisor: float = 1.0) -> None:
-        text = {"op": what, "window": asdict(window), "tokens": ids.shape[1], "start": start, "divisor": divisor}
-        self._tell(text)
+    def _send(self, what: str, window: Window, ids: Tensor, start: int, **more: Any) -> None:
+        self._tell({"op": what, "window": asdict(window), "tokens": ids.shape[1], "start": start} | more)
         _exchange(ids.cpu(), self.shared)
 
 
@@ -160,7 +164,7 @@ def compute_told(scaled: ScaledModel, shared: SharedRows, message: Mapping[str, 
     window, start = Window(**message["window"]), int(message["start"])
     own = Share(scaled, shared)
     if message["op"] == "gradient":
-        own.loss_and_gradient(window, ids, start, float(message["divisor"]))
+        own.loss_and_gradient(window, ids, start, float(message["divisor"]), message["layer_inputs"])
     else:
         own.scores(window, ids, start, top=message["op"] == "answers")
 

@@ -52,7 +52,8 @@ class RunFolder:
             texts = stage_texts(loaded.name, recipe, step.stage)
             field = stage_field(recipe, step.stage)
             reads = {"weights": step.weights, "scaling": step.scaling, "factors": step.factors}
-            stage = step.stage.model_dump(mode="json", exclude={"field"}) | {"data": texts, "reads": reads}
+            decides = step.stage.model_dump(mode="json", exclude={"field": True, "settings": {"layer_inputs"}})
+            stage = decides | {"data": texts, "reads": reads}
             stages[step.folder] = stage if field is None else stage | {"field": field}
         return cls(path, _plain(identity), _plain(stages))
 

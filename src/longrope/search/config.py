@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 from pydantic import BeforeValidator, Field, model_validator
 
 from longrope.errors import LongRopeError
+from longrope.models.config import LayerInputs
 from longrope.settings import LARGEST_SEED, MOST, Settings
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ class SearchConfig(Settings):
     """Optimise the attention factor by gradient too."""
     evaluations: int | None = Field(None, ge=1, le=MOST)
     """Candidates of CMA-ES. Default: 256, hybrid 66."""
+    layer_inputs: Literal["auto"] | LayerInputs = "auto"
+    """Where a gradient has the input of every layer until its backward pass, with the same result: keep, on the device;
+    offload, in host memory; recompute, made again from every √N-th of N; auto, the first of them that fits."""
 
     OF_METHODS: ClassVar[dict[str, tuple[str, ...]]] = {
         "population": EVOLUTION,
@@ -123,6 +127,7 @@ class SearchConfig(Settings):
         "learn_attention_factor": GRADIENT,
         "knots": (*GRADIENT, "cma"),
         "evaluations": ("hybrid", "cma"),
+        "layer_inputs": GRADIENT,
     }
     """Setting -> the methods that use it; with any other method it must keep its default."""
 

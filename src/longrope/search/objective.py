@@ -12,12 +12,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longrope.data.needles import NeedleSamples
 from longrope.data.samples import Samples
+from longrope.models.config import LayerInputs
 from longrope.models.devices import device_of
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import loss_and_gradient, token_nll
@@ -30,6 +32,8 @@ class SampledObjective(ABC):
 
     scaled: ScaledModel
     samples: Samples
+    layer_inputs: LayerInputs = "keep"
+    """Where a gradient keeps the input of every layer; the numbers are the same."""
 
     @property
     def ids(self) -> Tensor:
@@ -63,13 +67,15 @@ class SampledObjective(ABC):
     def loss_and_gradient(self, window: Window, rows: Sequence[int] | None = None) -> tuple[float, tuple[float, ...]]:
         """`loss`, and its derivatives by λ_0 … λ_{D−1} and the attention factor (D + 1 numbers).
 
-        Memory stays near that of scoring, beside the input of every layer (`models/scoring.py`).
+        Memory stays near that of scoring, beside the inputs of layers that `layer_inputs` has on the device
+        (`models/scoring.py`).
         """
         tokens, total = self._tokens(rows), 0.0
         gradient = torch.zeros(len(window.factors) + 1, dtype=torch.float64, device=device_of(self.scaled.model))
         for row in self._rows(rows):
             ids, start = self._row(row), self._start(row)
-            loss, by_factors = loss_and_gradient(self.scaled, window, ids, start=start, divisor=tokens)
+            how: dict[str, Any] = {"start": start, "divisor": tokens, "layer_inputs": self.layer_inputs}
+            loss, by_factors = loss_and_gradient(self.scaled, window, ids, **how)
             total, gradient = total + loss, gradient + by_factors
         return total, tuple(gradient.tolist())
 

@@ -17,7 +17,7 @@ import torch
 
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling
-from longrope.models.config import LoadOptions
+from longrope.models.config import LayerInputs, LoadOptions
 from longrope.models.devices import device_of, is_spread, moved_to_cpu
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
@@ -40,6 +40,7 @@ class Replica:
     texts: Texts
     fingerprint: str
     numerics: dict[str, Any]
+    layer_inputs: LayerInputs = "keep"
 
     def __call__(self) -> SerialEvaluator:
         """Load the model and return its evaluator. Raises LongRopeError where its results would differ from those of
@@ -59,7 +60,7 @@ class Replica:
                 code="other-numerics",
             )
         scaled = apply_scaling(loaded.model, RopeScaling.original(loaded.geometry))
-        return SerialEvaluator(objectives_over(scaled, self.texts))
+        return SerialEvaluator(objectives_over(scaled, self.texts, self.layer_inputs))
 
 
 @contextmanager
@@ -69,13 +70,15 @@ def ray_evaluator(
     *,
     workers: int | None = None,
     address: str | None = None,
+    layer_inputs: LayerInputs = "keep",
     on_note: Callable[[str], None],
 ) -> Iterator[EvaluateEach]:
     """The results of `SerialEvaluator` over `texts`, bit for bit, from Ray workers with a replica each.
 
     `workers`: how many (None: as many as the cluster holds); `address`: a cluster to join, else the Ray session that
-    this process has, else one is started for the length of the `with` block. `on_note` is told where Ray had to be
-    started again. On CUDA every worker has one GPU, and the model here is in main memory meanwhile.
+    this process has, else one is started for the length of the `with` block. `layer_inputs` is where
+    gradients have the inputs of layers; `on_note` is told where Ray had to be started again. On CUDA every worker has
+    one GPU, and the model here is in main memory meanwhile.
 
     Raises LongRopeError when Ray is missing, the cluster cannot be joined or is too small, or a worker's model,
     versions or hardware are not those here.
@@ -94,7 +97,9 @@ def ray_evaluator(
             code="invalid-setting",
         )
     ray = import_ray()
-    replica = Replica(_anywhere(loaded.name), loaded.options, texts, fingerprint(loaded.model), numerics(loaded))
+    replica = Replica(
+        _anywhere(loaded.name), loaded.options, texts, fingerprint(loaded.model), numerics(loaded), layer_inputs
+    )
     gpu = device.type == "cuda"
     computing: AbstractContextManager[EvaluateEach]
     if address is None and ray.is_initialized():

@@ -48,6 +48,7 @@ from longrope.search.evaluator import (
     distinct,
     rank,
 )
+from longrope.search.gradient_memory import choose_layer_inputs
 from longrope.search.initial import NONE, baselines
 from longrope.search.log import SearchLog
 from longrope.search.methods import build, identity
@@ -212,9 +213,10 @@ def search(
     if guess := loaded.original_length_guess:
         callbacks.on_note(f"the original window L = {loaded.geometry.original_length} is a guess: {guess}")
     given = _forms_given(loaded, target_length, config)
+    layer_inputs, how = choose_layer_inputs(loaded, target_length, config, workers or 1)
     texts = prepare_texts(loaded, sources_or_books(loaded.name, data, "search"), target_length, config)
     with scaled(loaded.model, RopeScaling.original(loaded.geometry)) as scaled_model:
-        objectives = objectives_over(scaled_model, texts)
+        objectives = objectives_over(scaled_model, texts, layer_inputs)
         prepared = build(loaded, objectives, target_length, config)
         kept = loaded.checkpoint_scaling if recovery else kept_windows(loaded)
         if not recovery:
@@ -227,7 +229,8 @@ def search(
         serial = SerialEvaluator(objectives)
         computing: AbstractContextManager[EvaluateEach] = nullcontext(serial)
         if workers is not None or ray_address is not None:
-            computing = ray_evaluator(loaded, texts, workers=workers, address=ray_address, on_note=callbacks.on_note)
+            ray: dict[str, Any] = {"workers": workers, "address": ray_address, "layer_inputs": layer_inputs}
+            computing = ray_evaluator(loaded, texts, **ray, on_note=callbacks.on_note)
         with computing as evaluate_each, _log(output_dir, header | {"record": record()}, resume) as (log, begun):
             evaluate = LoggedEvaluator(evaluate_each, log)
             windows = baselines(loaded, target_length)
@@ -237,7 +240,8 @@ def search(
             if not any(map(math.isfinite, losses.values())):  # the search would come to nothing, hours later
                 raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
             begun()
-            callbacks.on_device(says_where(loaded.model) + says_sharing(loaded.model))
+            said = f"; {how}" if config.by_gradient else ""
+            callbacks.on_device(says_where(loaded.model) + says_sharing(loaded.model) + said)
             callbacks.on_search_start(prepared.max_requests, losses)
             with evaluate.search(callbacks, target_length) as requests, _told_in_full(loaded, target_length):
                 outcome = prepared.run(evaluate, on_best=evaluate.report_best)

@@ -11,6 +11,7 @@ from longrope.data.samples import Samples, draw_samples
 from longrope.data.sources import TextSource, read_all
 from longrope.data.tokens import TokenizedDocument, bos_of, tokenize
 from longrope.errors import LongRopeError
+from longrope.models.config import LayerInputs
 from longrope.models.loading import LoadedModel
 from longrope.models.scaled import ScaledModel
 from longrope.models.texts import check_vocabulary
@@ -131,12 +132,14 @@ def stage_lengths(context_length: int, target_length: int, continuation: bool) -
     return doubling_lengths(context_length, target_length)[1:] if continuation else [target_length]
 
 
-def objectives_over(scaled: ScaledModel, texts: Texts) -> dict[tuple[str, int], SampledObjective]:
-    """The objective of every split and length."""
+def objectives_over(
+    scaled: ScaledModel, texts: Texts, layer_inputs: LayerInputs = "keep"
+) -> dict[tuple[str, int], SampledObjective]:
+    """The objective of every split and length; `layer_inputs` is where their gradients keep the inputs of layers."""
     return {
-        key: NeedleObjective(scaled, samples)
+        key: NeedleObjective(scaled, samples, layer_inputs)
         if isinstance(samples, NeedleSamples)
-        else PerplexityObjective(scaled, samples)
+        else PerplexityObjective(scaled, samples, layer_inputs)
         for key, samples in texts.items()
     }
 
