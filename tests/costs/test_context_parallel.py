@@ -85,7 +85,9 @@ def test_bytes_and_seconds_of_a_share(shape: ModelShape, gradient: bool) -> None
 
 
 def searched(model: str, devices: Devices, shared: int, method: str = "gradient") -> CostPlan:
-    config = SearchConfig.model_validate({"method": method})
+    config = SearchConfig.model_validate(
+        {"method": method} | ({"layer_inputs": "keep"} if method == "gradient" else {})
+    )
     return plan(model, 2 * M, devices, searches=[config], trainings=[], context_parallel=shared)
 
 
@@ -98,6 +100,8 @@ def test_what_fits_nowhere_fits_when_it_is_shared(llama3: str, shape: ModelShape
     shared = only(planned, "search", "gradient")
     assert shared.fits
     assert (shared.devices, shared.tokens) == (32, one.tokens)
+    offloaded = plan(llama3, 2 * M, Devices(), searches=[SearchConfig()], trainings=[]).rows[0]
+    assert "`context_parallel` 8)" in offloaded.advice  # with layer inputs in host memory
     assert 0 < shared.exchange_hours < 0.05 * shared.hours
     texts = plan(llama3, 2 * M, Devices(count=1), searches=[SearchConfig()], trainings=[]).rows[0]
     assert shared.hours - shared.exchange_hours == pytest.approx(texts.hours / 32)

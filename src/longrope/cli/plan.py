@@ -45,15 +45,12 @@ def command(
 
     quiet_libraries()
     settings: dict[str, Any] = {"objective": objective, "samples": samples}
-    gradients = {"layer_inputs": layer_inputs}
+    more = {name: {"layer_inputs": layer_inputs} for name in GRADIENT}
     planned = plan(
         model,
         target_length,
         devices,
-        searches=[
-            SearchConfig(**settings | {"method": name} | (gradients if name in GRADIENT else {}))
-            for name in (method or METHODS)
-        ],
+        searches=[SearchConfig(**settings | {"method": name} | more.get(name, {})) for name in (method or METHODS)],
         trainings=[FinetuneConfig(**{"length": target_length} | training)] if training else None,
         context_parallel=context_parallel,
         original_length=load.original_length,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from longrope.costs.context_parallel import LINK_SHARE
+from longrope.costs.context_parallel import LINK_SHARE, fewest_sharing, shared_bytes
 from longrope.costs.devices import CPU, Devices, gpu_table, links
+from longrope.costs.layer_inputs import LayerInputsPlan
 from longrope.models.devices import FOR_WEIGHTS
 from longrope.models.model_dims import ModelShape
-from longrope.models.peak_bytes import USABLE, Bytes
+from longrope.models.peak_bytes import USABLE, Bytes, gradient_bytes, scoring_bytes
 from longrope.units import format_length
 
 _MOST_GPUS = 4096
@@ -32,6 +34,24 @@ def beyond_searching(ratio: float) -> str:
     return (
         f" At {ratio:.3g} times the window nobody has shown that it works: the papers reach {_SHOWN} times, and train."
     )
+
+
+def text_advice(
+    shape: ModelShape,
+    length: int,
+    devices: Devices,
+    gradient: bool,
+    context_parallel: int,
+    inputs: LayerInputsPlan | None = None,
+) -> str:
+    """Advice for texts of `length` tokens that do not fit, each shared by `context_parallel` devices."""
+    inputs = inputs or LayerInputsPlan()
+    size = partial(gradient_bytes, layer_inputs=inputs.how) if gradient else scoring_bytes
+    way: dict[str, Any] = {"gradient": gradient, "layer_inputs": inputs.how}
+    sharing = fewest_sharing(shape, length, devices, **way)
+    wanted = sharing if sharing is not None and sharing > context_parallel else None
+    found = shared_bytes(shape, length, devices.itemsize, processes=context_parallel, **way)
+    return search_advice(partial(size, shape), length, devices, found, wanted, inputs.setting)
 
 
 def search_advice(

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from longrope.costs.advice import assumptions, beyond_searching, search_advice, training_advice
+from longrope.costs.advice import assumptions, beyond_searching, search_advice, text_advice, training_advice
 from longrope.costs.context_parallel import fewest_sharing, shared_bytes, shared_seconds
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import (
@@ -32,7 +32,7 @@ from longrope.models.apply import geometry_of
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, find_checkpoint_scaling
 from longrope.models.model_dims import ModelShape, shape_of
-from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
+from longrope.models.peak_bytes import Bytes
 from longrope.models.targets import require_longer
 from longrope.models.weightless import weightless
 from longrope.quantities import format_bytes, format_count, format_duration, format_gpu_hours
@@ -260,7 +260,7 @@ def _search(
             layer_inputs=inputs.how,
         ),
         devices,
-        _advice(shape, target_length, devices, work.by_gradient, context_parallel, inputs),
+        text_advice(shape, target_length, devices, work.by_gradient, context_parallel, inputs),
         stage="search",
         name=config.method,
         detail=f"{work.evaluations:,} evaluations, objective {config.chosen_objective}{inputs.remark}",
@@ -270,23 +270,6 @@ def _search(
         hours=hours,
         exchange_hours=time.exchange / 3600,
     )
-
-
-def _advice(
-    shape: ModelShape,
-    length: int,
-    devices: Devices,
-    gradient: bool,
-    context_parallel: int,
-    inputs: LayerInputsPlan = LayerInputsPlan(),
-) -> str:
-    """Advice for a search or an evaluation that does not fit."""
-    size = partial(gradient_bytes, layer_inputs=inputs.how) if gradient else scoring_bytes
-    way: dict[str, Any] = {"gradient": gradient, "layer_inputs": inputs.how}
-    sharing = fewest_sharing(shape, length, devices, **way)
-    wanted = sharing if sharing is not None and sharing > context_parallel else None
-    found = shared_bytes(shape, length, devices.itemsize, processes=context_parallel, **way)
-    return search_advice(partial(size, shape), length, devices, found, wanted, inputs.setting)
 
 
 def _papers_trainings(original_length: int, target_length: int) -> list[tuple[str, list[FinetuneConfig]]]:
@@ -375,7 +358,7 @@ def _evaluation(
         memory = reading_bytes(shape, longest, devices.itemsize)
         if scores:
             memory = shared_bytes(shape, longest, devices.itemsize, gradient=False, processes=context_parallel)
-            advice = _advice(shape, longest, devices, False, context_parallel)
+            advice = text_advice(shape, longest, devices, False, context_parallel)
         else:
             sharing = None if name == "ruler" else fewest_sharing(shape, longest, devices, gradient=False)
             advice = search_advice(partial(reading_bytes, shape), longest, devices, memory, sharing)
