@@ -1,6 +1,6 @@
 """Every causal language model of the installed transformers, as a tiny random one: configs are made by code.
 
-The default config of a family is made small by the names of its settings; `_OWN` has what names do not say.
+The default config of a family is made small by the names of its settings; `OWN` has what names do not say.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
 )
 _LATENT = {"num_key_value_heads": 4}
 _HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
-_OWN: dict[str, dict[str, Any]] = {
+OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 16},
     "blt": {"encoder_hash_byte_group_vocab": VOCABULARY},
     "cohere_compass_text": {  # the default config states no RoPE, without which its class cannot be built
@@ -116,10 +116,10 @@ def small_config(family: str, **overrides: Any) -> PreTrainedConfig:
     whole = made()
     inner = whole.get_text_config()
     if inner is whole:
-        return made(**smaller(whole) | _parts(whole) | _OWN.get(family, {}) | overrides)
+        return made(**smaller(whole) | _parts(whole) | OWN.get(family, {}) | overrides)
     name = next(key for key in made.sub_configs if getattr(whole, key, None) is inner)
-    text = smaller(inner) | _OWN.get(inner.model_type, {}) | overrides
-    return made(**smaller(whole) | _parts(whole) | {name: text} | _OWN.get(family, {}))
+    text = smaller(inner) | OWN.get(inner.model_type, {}) | overrides
+    return made(**smaller(whole) | _parts(whole) | {name: text} | OWN.get(family, {}))
 
 
 def _parts(config: PreTrainedConfig) -> dict[str, Any]:

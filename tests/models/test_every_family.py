@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import transformers
 
+from tests.models import every_family
 from tests.models.every_family import families, small_config
 from tests.models.tried import PAGE, VERBS, WORKS, Row, page, try_family
 
 FAST = ("llama", "deepseek_v3", "qwen3_5_text")
 """Those that a commit tries: the usual, an attention that reads the RoPE dictionary, three rows of positions."""
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
 REFUSED = ("minimax", "moshi", "moss_transcribe_diarize", "phimoe", "recurrent_gemma")
 """A cache of its own, one that forgets, none; a RoPE that is not the config's, a config that cannot state one."""
+
+NEEDS_COMPASS = pytest.mark.skipif("cohere_compass_text" not in families(), reason="a family of later releases")
 
 
 def assert_no_fault(row: Row) -> None:
@@ -37,6 +41,26 @@ def test_what_a_later_verb_would_find_is_said_by_the_first(family):
     row = try_family(family)
     assert_no_fault(row)
     assert WORKS not in row.verbs.values()
+
+
+@NEEDS_COMPASS
+@pytest.mark.parametrize("sliding", [None, ROPE])
+def test_layer_types_with_and_without_rope(monkeypatch, sliding):
+    """Layers that see the whole text are scaled; the others keep their RoPE, or stay without any."""
+    own = {"rope_parameters": {"full_attention": ROPE, "sliding_attention": sliding}}
+    own["layer_types"] = ["sliding_attention", "full_attention"] * 2
+    monkeypatch.setitem(every_family.OWN, "cohere_compass_text", own)
+    assert try_family("cohere_compass_text").works
+
+
+@NEEDS_COMPASS
+def test_layer_types_without_rope_where_it_matters(monkeypatch):
+    own = {"rope_parameters": {"full_attention": None, "sliding_attention": ROPE}}
+    own["layer_types"] = ["sliding_attention", "full_attention"] * 2
+    monkeypatch.setitem(every_family.OWN, "cohere_compass_text", own)
+    row = try_family("cohere_compass_text")
+    assert_no_fault(row)
+    assert "none for layers that see the whole text" in row.reason
 
 
 def test_families_are_those_of_transformers():

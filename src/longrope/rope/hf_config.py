@@ -302,7 +302,12 @@ def superset_config(
     layer_types = rope_layer_types(config)
     scaled = scaled_layer_type(config)
     if scaled is not None:
-        others = {name: dict(text.rope_parameters[name]) for name in layer_types if name != scaled}
+        # Layers of a type may have no RoPE at all: None in the place of a dictionary (Cohere Compass).
+        others = {
+            name: deepcopy(value)
+            for name, value in text.rope_parameters.items()
+            if name != scaled and (value is None or name in layer_types)
+        }
         section["rope_parameters"] = {scaled: entry, **others}
         if text.model_type in _FLAT_BESIDE_NESTED:
             section |= _transformers4_keys(text.model_type, entry, has_default_attention_factor(scaling))
