@@ -112,7 +112,7 @@ def test_factors():
     shown = method_styles([OWN, *windows])
     figure = factors_figure(scaling.geometry, windows, shown, {"second": scaling.windows[1]}, 10)
     axes = figure.axes[0]
-    assert labels(figure) == ["longrope", "PI", "NTK-aware", "NTK-critical", "YaRN", "second"]
+    assert labels(figure) == ["this scaling", "PI", "NTK-aware", "NTK-critical", "YaRN", "second"]
     np.testing.assert_allclose(points(figure, light("vermilion"))[1], scaling.windows[-1].factors)
     assert {text.get_text() for text in axes.texts} == {"critical dimension 13", "real critical dimension 10"}
     assert axes.get_yscale() == "log"
@@ -124,7 +124,7 @@ def test_a_search(tmp_path):
     shown = method_styles([OWN, *trace.baselines])
     figure = search_figure({OWN: trace}, shown)
     assert labels(figure) == [
-        "longrope, best so far",
+        "this scaling, best so far",
         "one evaluation",
         "PI",
         "NTK-aware = dynamic NTK",  # the same at the target length

@@ -178,8 +178,8 @@ def test_an_evaluation_alone(tmp_path):
 
 def test_the_verdict_is_the_first_sentence(full, full_page):
     (chapter,) = full.chapters
-    assert chapter.verdict[0].startswith("Best at 2k tokens: longrope, perplexity 131.44")
-    assert chapter.verdict[1].startswith("longrope against the original model (original): ")
+    assert chapter.verdict[0].startswith("Best at 2k tokens: this scaling, perplexity 131.44")
+    assert chapter.verdict[1].startswith("this scaling against the original model (original): ")
     assert "72.5% of the passkeys" in chapter.verdict[2]
     words = Tree(full_page.read_text("utf-8")).text
     assert words.index(chapter.verdict[0]) < words.index(chapter.lede) < words.index("Perplexity by length")
@@ -221,11 +221,11 @@ def test_the_head_says_when_how_long_on_what_and_with_which_code(tmp_path):
 def test_a_browser_shows_the_value_of_a_point(full_page):
     figure = re.search(r'id="perplexity".*?<svg.*?</svg>', full_page.read_text("utf-8"), re.DOTALL)[0]
     titles = re.findall(r"<title>(.*?)</title>", figure)
-    assert "longrope, 2,048 tokens: 131.4 ± 8.8" in titles
+    assert "this scaling, 2,048 tokens: 131.4 ± 8.8" in titles
     assert len(titles) == len(runs.METHODS) * len(runs.LENGTHS)
     for name, says in (
-        ("needle", "longrope, 256 tokens, depth 0 %"),
-        ("factors", "longrope, pair 31: λ "),
+        ("needle", "this scaling, 256 tokens, depth 0 %"),
+        ("factors", "this scaling, pair 31: λ "),
         ("search", "best loss"),
     ):
         part = re.search(rf'<section id="{name}".*?</section>', full_page.read_text("utf-8"), re.DOTALL)[0]
@@ -241,8 +241,8 @@ def test_every_table_is_a_csv_file_in_the_page(full, full_page):
     assert len(set(names)) == len(names)
     table = list(csv.reader(io.StringIO(base64.b64decode(dict(found)["perplexity.csv"]).decode())))
     assert table[0] == ["scaling", "256", "256 error", "512", "512 error", "1k", "1k error", "2k", "2k error"]
-    own = next(line for line in table if line[0] == "longrope")
-    assert [float(value) for value in own[-2:]] == [131.4, 8.8]
+    own = next(line for line in table if line[0] == "this scaling")
+    assert [float(value) for value in own[-2:]] == [131.44, 8.76]
     for exhibit in full.exhibits:
         for text in exhibit.csv_files.values():
             rows = list(csv.reader(io.StringIO(text)))
@@ -252,12 +252,13 @@ def test_every_table_is_a_csv_file_in_the_page(full, full_page):
 
 def test_markdown_says_the_same(full, several):
     text = render_markdown(full, "0", Path("report_figures"))
-    assert text.startswith("# tiny&#58; from 256 to 2,048 tokens")
+    assert text.startswith("# tiny: from 256 to 2,048 tokens")
     assert (
         text.index("**Best at 2k tokens") < text.index("## Before you use it") < text.index("## Perplexity by length")
     )
     assert "![Perplexity by length](report_figures/perplexity.png)" in text
-    assert "| **longrope** | 55.0 ± 3.7 |" in text
+    row = "| **this scaling** | 55.03 ★ ± 3.67 | 55.41 ★ ± 3.69 | 61.46 ★ ± 4.10 | 131.44 ★ ± 8.76 |"
+    assert row in text.splitlines()
     assert text.count("<details>") == text.count("</details>") > 0
     assert "`longrope test`" in text
     both = render_markdown(several, "0", Path("figures"))

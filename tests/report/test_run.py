@@ -68,7 +68,7 @@ def test_nothing_is_overwritten(passkeys, tmp_path):
     figure = next((tmp_path / "page_figures").iterdir())
     drawn = figure.read_bytes()
     figure.write_bytes(drawn + b"\n<!-- mine -->")
-    with pytest.raises(LongRopeError, match="page_figures is not empty"):
+    with pytest.raises(LongRopeError, match="page_figures' is not empty"):
         report([passkeys], tmp_path / "page.html")
     assert figure.read_bytes() == drawn + b"\n<!-- mine -->"
     figure.write_bytes(drawn)

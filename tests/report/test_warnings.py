@@ -141,10 +141,10 @@ def answers(values: dict[str, float], trials: int = 100, suite: str = "needle") 
 
 def test_needles_that_another_method_finds_are_named():
     lost = text(run_of(runs.scaling(), answers({OWN: 0.40, "yarn": 0.80})))
-    assert "At 2,048 tokens longrope finds fewer needles: 40 %, with YaRN 80 %." in lost
+    assert "At 2,048 tokens this scaling finds fewer needles: 40 %, with YaRN 80 %." in lost
     assert "The search was driven by perplexity, which does not ask for answers; --objective needle does." in lost
     passkeys = text(run_of(runs.scaling(), answers({OWN: 0.40, "yarn": 0.80}, suite="passkey")))
-    assert "longrope finds fewer passkeys: 40 %, with YaRN 80 %" in passkeys
+    assert "this scaling finds fewer passkeys: 40 %, with YaRN 80 %" in passkeys
     within = text(run_of(runs.scaling(), answers({OWN: 0.76, "yarn": 0.80})))
     assert "fewer needles" not in within
     assert "driven by perplexity" not in within

@@ -228,7 +228,8 @@ library_name: transformers
 # {plain(title)}{", fine-tuned," if origin.trainings else ""} with a context window of {format_length(target)} tokens
 
 The rotary position embedding of {code_span(title)} ({plain(config_class)}) was rescaled from {original} to
-{target} tokens ({target / original:g}×) with [longrope](https://arxiv.org/abs/2402.13753). {_weights(expressed)}
+{target} tokens ({target / original:g}×) by longrope, after [LongRoPE](https://arxiv.org/abs/2402.13753).
+{_weights(expressed)}
 
 {origin.training_text()}
 
@@ -284,8 +285,8 @@ def _limits(
 
 def _commands(scaling: RopeScaling) -> str:
     """The command of the search, where it is recorded, and that of this export."""
-    search = scaling.provenance.get("command")
-    commands = {"search": search, "export": command_line()}
+    search, export = scaling.provenance.get("command"), command_line()
+    commands = {"search and export": export} if search == export else {"search": search, "export": export}
     return "\n".join(f"- {name}: {code_span(command)}" for name, command in commands.items() if command)
 
 

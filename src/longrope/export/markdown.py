@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-_SPECIAL = re.compile(r"[\\`*_{}\[\]()#+!|~<>&:@$^=-]")
+# A parenthesis acts behind a bracket only, and a colon not before a space: neither need be escaped there.
+_SPECIAL = re.compile(r"[\\`*_{}\[\]#+!|~<>&@$^=-]|:(?! )")
 _LONGEST = 300  # characters of one text
 
 

@@ -11,7 +11,7 @@ from longrope.report.collect import Run
 from longrope.report.figures.by_length import accuracy_figure, perplexity_figure, score_figure
 from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.search import search_figure
-from longrope.report.numbers import NOTHING, Cell, count
+from longrope.report.numbers import BEST_NOTE, NOTHING, Cell, count
 from longrope.report.sections import Exhibit, closed_forms, loss_unit
 from longrope.report.styles import OWN, Shown, is_baseline, method_styles
 from longrope.report.summary import headline, pooled
@@ -111,12 +111,12 @@ def _measures(rows: Sequence[EvalRow], runs: Sequence[Run], shown: Shown) -> lis
             continue
         show = tables.shown_value
         if metric == "perplexity":
-            figure = perplexity_figure(chosen, shown, original)
+            figure, show = perplexity_figure(chosen, shown, original), tables.shown_perplexity
         elif metric == "score":
             figure = score_figure(chosen, shown, original, None)
         else:
             figure, show = accuracy_figure(chosen, shown, original), tables.shown_share
-        table = tables.by_length(chosen, shown, caption, show)
+        table = tables.by_length(chosen, shown, f"{caption} {BEST_NOTE}", show)
         found.append(Exhibit(f"compared-{suite}", title, caption, Drawing(figure), (table,)))
     return found
 

@@ -11,27 +11,33 @@ from dataclasses import dataclass
 FEW_TRIALS = 30
 """A number from fewer trials than this is marked: its standard error is itself poorly known."""
 MARK = "†"
+BEST = "★"
+BEST_NOTE = f"{BEST} best of its column, and those that cannot be told from it."
 _Z95 = 1.959963984540054  # standard normal, 97.5 %
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One number of a table: `text`, its uncertainty, and whether it comes from fewer than FEW_TRIALS trials."""
+    """One number of a table: `text`, its uncertainty, whether it comes from fewer than FEW_TRIALS trials, and whether
+    it is the best of its column or cannot be told from it."""
 
     text: str
     error: str = ""
     few: bool = False
+    best: bool = False
 
     def __str__(self) -> str:
-        return f"{self.text}{MARK * self.few}" + (f" {self.error}" if self.error else "")
+        return f"{self.text}{MARK * self.few}{f' {BEST}' * self.best}" + (f" {self.error}" if self.error else "")
 
 
 NOTHING = Cell("–")
 """Not measured."""
 
 
-def with_error(value: float, stderr: float | None, trials: int | None = None, unit: str = "") -> Cell:
-    """`value ± stderr`, rounded to two digits of the error; four digits where there is no error.
+def with_error(
+    value: float, stderr: float | None, trials: int | None = None, unit: str = "", decimals: int | None = None
+) -> Cell:
+    """`value ± stderr`, rounded to two digits of the error, or to `decimals`; four digits where there is no error.
 
     >>> str(with_error(343.34, 44.71, 100))
     '343 ± 45'
@@ -41,7 +47,7 @@ def with_error(value: float, stderr: float | None, trials: int | None = None, un
         return Cell("not finite", few=few)
     if stderr is None or not math.isfinite(stderr) or stderr <= 0.0:
         return Cell(f"{fixed(value, 3 - _exponent(value)) if value else '0'}{unit}", few=few)
-    digits = 1 - _exponent(stderr)
+    digits = 1 - _exponent(stderr) if decimals is None else decimals
     return Cell(fixed(value, digits) + unit, f"± {fixed(stderr, digits)}", few)
 
 

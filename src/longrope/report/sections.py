@@ -11,7 +11,7 @@ from longrope.report.figures.by_length import accuracy_figure, perplexity_figure
 from longrope.report.figures.factors import factors_figure
 from longrope.report.figures.needles import needle_figure
 from longrope.report.figures.search import outside, search_figure
-from longrope.report.numbers import FEW_TRIALS, MARK, count, listed
+from longrope.report.numbers import BEST_NOTE, FEW_TRIALS, MARK, count, listed
 from longrope.report.styles import OWN, Shown
 from longrope.report.svg import Drawing
 from longrope.report.tables import Table
@@ -134,7 +134,7 @@ def _perplexity(run: Run, shown: Shown) -> Exhibit | None:
         "Perplexity by length",
         caption,
         Drawing(perplexity_figure(rows, shown, run.original_length)),
-        (tables.by_length(rows, shown, "Perplexity ± one standard error."),),
+        (tables.by_length(rows, shown, f"Perplexity ± one standard error. {BEST_NOTE}", tables.shown_perplexity),),
     )
 
 
@@ -170,7 +170,11 @@ def _passkey(run: Run, shown: Shown) -> Exhibit | None:
         "Passkey retrieval",
         caption,
         Drawing(accuracy_figure(rows, shown, run.original_length)),
-        (tables.by_length(rows, shown, "Exact answers with 95 % intervals (per cent).", tables.shown_share),),
+        (
+            tables.by_length(
+                rows, shown, f"Exact answers with 95 % intervals (per cent). {BEST_NOTE}", tables.shown_share
+            ),
+        ),
     )
 
 
@@ -202,7 +206,7 @@ def _ruler(run: Run, shown: Shown) -> Exhibit | None:
         f"Mean score of {count(kinds)} RULER task{'s' * (kinds != 1)} by context length, {_trials(means)} at each "
         "length, bars and ±: one standard error."
     )
-    numbers = [tables.by_length(means, shown, "Mean score ± one standard error.")]
+    numbers = [tables.by_length(means, shown, f"Mean score ± one standard error. {BEST_NOTE}")]
     if effective:
         numbers.append(tables.effective_lengths(effective, shown))
     if tasks:

@@ -30,7 +30,7 @@ TONES = {
 
 OWN = "own scaling"
 """The name of a run's own scaling in its rows, whatever file it came from."""
-OWN_LABEL = "longrope"
+OWN_LABEL = "this scaling"
 
 
 @dataclass(frozen=True, slots=True)

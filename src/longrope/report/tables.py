@@ -6,9 +6,10 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from longrope.evaluation.results import EvalRow
+from longrope.evaluation.verdict import best_by_length, headline_cells
 from longrope.report.numbers import NOTHING, Cell, count, fixed, per_cent, share, with_error
 from longrope.report.styles import MethodStyle, Shown
 from longrope.report.trace import Trace
@@ -76,17 +77,30 @@ def shown_value(row: EvalRow) -> Cell:
     return with_error(row.value, row.stderr, row.trials)
 
 
+def shown_perplexity(row: EvalRow) -> Cell:
+    """± one standard error, with two decimals: methods differ by less than the error, which is between texts."""
+    return with_error(row.value, row.stderr, row.trials, decimals=2 if row.value < 10_000 else None)
+
+
 def shown_share(row: EvalRow) -> Cell:
     """Per cent with the 95 % interval."""
     return share(row.value, row.trials)
 
 
 def by_length(rows: Sequence[EvalRow], shown: Shown, caption: str, show: Show = shown_value) -> Table:
-    """A line per method, a column per length."""
+    """A line per method, a column per length; the best of a column, and those alike, are marked."""
     lengths = sorted({row.length for row in rows})
-    cells = {(row.scaling, row.length): show(row) for row in rows}
+    winners = _winners(rows)
+    cells = {(row.scaling, row.length): replace(show(row), best=(row.scaling, row.length) in winners) for row in rows}
     lines = [_line(one, [cells.get((one.name, length), NOTHING) for length in lengths]) for one in _among(rows, shown)]
     return Table(caption, ("scaling", *map(format_length, lengths)), tuple(lines))
+
+
+def _winners(rows: Sequence[EvalRow]) -> set[tuple[str, int]]:
+    """The best method of every length, and those that cannot be told from it."""
+    suite = rows[0].suite
+    rankings = best_by_length(headline_cells(rows, suite), suite)
+    return {(name, length) for length, ranking in rankings.items() for name in ranking.winners}
 
 
 def factors(

@@ -20,11 +20,13 @@ def show_diagnosis(found: Diagnosis, strict: bool) -> None:
     counted = [finding for finding in found.findings if finding.runtime.name in found.counted]
     failures = [finding.label for finding in found.failures(strict)]
     if failures:
-        say(f"{len(failures)} of {len(counted)} counted runtimes fail: {'; '.join(failures)}", "  ")
+        say(f"{len(failures)} of {len(counted)} runtimes drop or change the scaling: {'; '.join(failures)}", "  ")
     elif len(counted) == 1:
         say(f"{counted[0].label} neither drops nor changes the scaling", "  ")
     else:
-        say(f"none of {len(counted)} counted runtimes drops or changes the scaling")
+        some = sum(bool(finding.advice) for finding in counted)
+        needs = f"; {some} need what is said below" if some else ""
+        say(f"none of {len(counted)} runtimes drops or changes the scaling{needs}")
     if found.expected is not None:
         say(f"expected: {found.expected.source}", "  ")
     if is_verbose():
