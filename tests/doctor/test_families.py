@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,20 @@ def test_a_missing_key_stops_transformers(tmp_path, rope_type: str, missing: str
     for name in ("transformers-5", "transformers-4.57", "vllm", "sglang"):
         assert found[name].verdict == "refused", name
         assert missing in found[name].summary
+
+
+def test_sizes_that_are_left_to_the_class(tmp_path) -> None:
+    """The config of Gemma 3 4B states neither its window nor its heads."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024}
+    linear = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text | linear}))
+    found = diagnose(tmp_path)
+    assert found.expected is not None
+    assert (found.expected.scaling.target_length, found.expected.switch) == (131072, 16384)
+    assert found.expected.scaling.geometry.rotary_dim == 256
+    assert {one.verdict for one in found.findings if one.runtime.name in ("transformers-5", "vllm", "sglang")} == {
+        "exact"
+    }
 
 
 def test_axes_of_a_class_that_nobody_looked_at(tmp_path) -> None:

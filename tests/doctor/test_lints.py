@@ -37,7 +37,7 @@ LINTS = {
     "original-length-multiple": {"model_type": "llama", **superset(ENTRY)},
     "original-length-once": without(at_256(ENTRY), "original_max_position_embeddings"),
     "original-length-differs": at_256(ENTRY) | {"original_max_position_embeddings": 512},
-    "no-rope-theta": without(at_256(without(ENTRY, "rope_theta")), "rope_theta"),
+    "no-rope-theta": without(at_256(ENTRY), "rope_theta") | {"rope_scaling": without(ENTRY, "rope_theta")},
     "no-rope-scaling": without(at_256(ENTRY), "rope_scaling"),
     "attention-factor": at_256(ENTRY | {"attention_factor": 32.0}),
     "list-length": at_256(ENTRY | {"long_factor": LONG[:-1]}),
@@ -76,6 +76,8 @@ def test_nothing_on_a_clean_config(tmp_path):
     gemma = {"model_type": "gemma3_text", "rope_parameters": NESTED, "rope_scaling": ENTRY, "rope_theta": 5e4, **LAYERS}
     assert names(write_case(tmp_path / "gemma", gemma | OWN)) == {"original-length-multiple"}
     assert names(write_case(tmp_path / "plain", {"model_type": "llama"})) == set()
+    vicuna = {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}}  # the base is the class's own
+    assert names(write_case(tmp_path / "vicuna", vicuna)) == set()
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 256}
     assert (
         names(

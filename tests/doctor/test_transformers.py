@@ -79,6 +79,7 @@ def test_the_classes_are_those_of_transformers(family, tmp_path):
         assert parameters["rope_theta"] == facts.base
         assert parameters.get("partial_rotary_factor", 1.0) == facts.partial
     assert getattr(config, "original_max_position_embeddings", None) == facts.original_length
+    assert CONFIG_MAPPING[family]().max_position_embeddings == facts.length
     fields = {field.name: field.default for field in dataclasses.fields(CONFIG_MAPPING[family])}
     if isinstance(facts.head_dim, int):
         assert config.head_dim == facts.head_dim

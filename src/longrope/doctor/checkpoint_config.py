@@ -35,7 +35,7 @@ class CheckpointConfig:
     family: str
     """model_type."""
     length: int
-    """max_position_embeddings: L'."""
+    """max_position_embeddings, or the class's own where the file has none: L'."""
     tokenizer_length: int | None
     """model_max_length of tokenizer_config.json; None where it limits nothing."""
     record: Mapping[str, Any]
@@ -141,12 +141,14 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
                 f"expected {name} of {path} to be an object or null; found {shown(values[name])}", code="damaged-file"
             )
     record = whole.get(RECORD)
-    length = whole_number(f"max_position_embeddings of {path}", values.get("max_position_embeddings"), 2)
+    family = str(values.get("model_type", "unknown"))
+    stated = values.get("max_position_embeddings", model_class(family).length)  # Gemma 3 4B leaves it to the class
+    length = whole_number(f"max_position_embeddings of {path}", stated, 2)
     check_sizes(whole, str(path))
     return CheckpointConfig(
         path=folder,
-        values=values,
-        family=str(values.get("model_type", "unknown")),
+        values=values | {"max_position_embeddings": length},
+        family=family,
         length=length,
         tokenizer_length=_tokenizer_length(folder),
         record=record if isinstance(record, dict) else {},

@@ -17,6 +17,7 @@ from longrope.rope.geometry import FULL_ATTENTION
 
 LONGROPE = "longrope"
 _WITH_ORIGINAL_LENGTH = (LONGROPE, "yarn", "llama3")  # types for which transformers 5 looks for it
+_DEFAULT_BASE = 10_000.0
 _REQUIRED = {
     LONGROPE: ("short_factor", "long_factor"),
     "yarn": ("factor",),
@@ -243,11 +244,22 @@ def _read_files(config: CheckpointConfig, rule: FilesRule) -> RopeReading:
     return RopeReading(
         rope_type=rope_type,
         parameters=given,
-        base=rule.default_base if base is None else base,
+        base=_default_base(config, rule) if base is None else base,
         original_length=config.length if original is None else whole_number(ORIGINAL, original, 2),
         rotary_dim=config.rotary_dim(given),
         remarks=tuple(remarks),
     )
+
+
+def _default_base(config: CheckpointConfig, rule: FilesRule) -> float:
+    """The base that a runtime takes where it finds none. Raises UnknownRuleError where that is not known."""
+    own = config.model_class.base
+    nowhere = not any("rope_theta" in config.dictionary(name) for name in DICTIONARIES)
+    if rule.default_base is None and nowhere and own != _DEFAULT_BASE:
+        raise UnknownRuleError(
+            f"config.json leaves the base to the class, {own:g} in transformers: its own is not known"
+        )
+    return _DEFAULT_BASE if rule.default_base is None else rule.default_base
 
 
 def _base_at(config: CheckpointConfig, place: str) -> float | None:

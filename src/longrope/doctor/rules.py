@@ -89,6 +89,10 @@ def behaviour(config: CheckpointConfig, runtime: Runtime, switch: int, target: i
         raise UnknownRuleError(runtime.unlooked)
     if not runtime.knows(family):
         raise UnknownRuleError(f"the table has no rule of {runtime.label} for the class {family}")
+    if runtime.files is not None and runtime.files.base_required and config.base is None and not runtime.names(family):
+        raise UnknownRuleError(
+            f"it is not known whether {runtime.label} needs rope_theta at the top level for {family}"
+        )
     reading, stated = read(config, runtime), config.stated_type
     if reading.rope_type == "default" and stated not in ("default", *runtime.known_types):
         # Plain RoPE because it looks for the type elsewhere, or because nobody has looked how it reads this type.

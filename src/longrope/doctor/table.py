@@ -30,7 +30,8 @@ class FilesRule:
     needs: list[str] = field(default_factory=list)
     """Keys without which the dictionary is an error."""
     base_required: bool = False
-    default_base: float = 10_000.0
+    default_base: float | None = None
+    """The base where it finds none; None where it is not known, but that of nearly all is 10,000."""
     default_original_length: int | None = None
     su: bool = False
     """True if `su`, the old name of `longrope`, is known."""
@@ -130,8 +131,11 @@ class Runtime:
 
     def knows(self, family: str) -> bool:
         """True if the rule of `family` is known."""
-        grouped = any(family in group.families for group in self.groups)
-        return not self.by_family or grouped or family in known_families()
+        return not self.by_family or self.names(family) or family in known_families()
+
+    def names(self, family: str) -> bool:
+        """True if the row says something of `family` by name."""
+        return family in (self.only or ()) or any(family in group.families for group in self.groups)
 
     @property
     def known_types(self) -> list[str]:
@@ -151,6 +155,8 @@ class ModelClass:
     The suffixes _4 and _5 mark values of transformers 4.57 and 5 alone.
     """
 
+    length: int | None = None
+    """The default of max_position_embeddings."""
     base: float = 10_000.0
     base_4: float | None = None
     partial: float = 1.0
