@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from cyclopts import Argument, CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts import Argument, CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
 _LINES = 3
 _COMMAND = " python -c "
@@ -20,9 +20,13 @@ SYNONYMS = (
 """Arguments of library functions and parameters of verbs that mean the same."""
 
 
-def usage_error(error: CycloptsError) -> str:
-    """The fault in the options themselves, in one line."""
+def usage_error(error: CycloptsError, verbs_with: Callable[[str], Sequence[str]]) -> str:
+    """The fault in the options themselves, in one line. `verbs_with`: the verbs that have an option."""
     error.verbose = False
+    if isinstance(error, UnknownOptionError):
+        option, verb = (error.token.keyword or error.token.value).partition("=")[0], " ".join(error.command_chain or ())
+        if others := verbs_with(option):  # a close name of another meaning would mislead
+            return f"{verb} has no {option}; {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         if error.argument.tokens or error.keyword:
             return f"expected a value after {error.keyword or error.argument.name}"

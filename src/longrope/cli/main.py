@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> int:
         _say("longrope: interrupted")
         return _INTERRUPTED
     except CycloptsError as error:
-        return _fail(usage_error(error))
+        return _fail(usage_error(error, _verbs_with))
     except (LongRopeError, OSError, MemoryError) as error:
         verb = next(iter(app.parse_commands(arguments)[0]))
         return _fail(in_options(one_line(error), options_by_name(options_of(verb))))
@@ -113,6 +113,11 @@ def run(arguments: list[str]) -> int:
 def options_of(verb: str) -> ArgumentCollection:
     """The options of a verb; a whole configuration is one of them too, named `*`."""
     return app[verb].assemble_argument_collection(default_parameter=DEFAULTS)
+
+
+def _verbs_with(option: str) -> list[str]:
+    """The verbs that have an option of this name."""
+    return [verb for verb in VERBS if any(option in argument.names for argument in options_of(verb))]
 
 
 def _unexpected(error: Exception, arguments: list[str]) -> int:

@@ -116,7 +116,8 @@ class Devices(Settings):
             remark = "" if self.tflops else " (nominal; give yours as `tflops`)"
         elif "gpu" not in self.model_fields_set:
             remark = " (the default; choose yours with `gpu`)"
-        return f"{self.count} × {name}{remark}, {self.dtype}"
+        given = "" if self.memory is None else f", taken to have {self.memory:g} GB"
+        return f"{self.count} × {name}{given}{remark}, {self.dtype}"
 
     @property
     def link(self) -> Link:
