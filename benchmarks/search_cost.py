@@ -72,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradient": {"method": "gradient"},
     "gradient, only continued": {"method": "gradient"},  # later stages start from the last one's result alone
     "gradient, one jump": {"method": "gradient", "continuation": False},
+    "gradient, 12 steps": {"method": "gradient", "continuation": False, "steps": 12},  # about 1/50 of `released`
     "hybrid": {"method": "hybrid"},
     "hybrid, one jump": {"method": "hybrid", "continuation": False},
     "cma": {"method": "cma"},
