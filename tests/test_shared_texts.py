@@ -80,6 +80,8 @@ def found(
                 "ray": search(checkpoint, texts, 128, folder / "none", *GRADIENT, *shared, "--workers", 2),
                 "no model": search(folder / "nowhere", texts, 128, folder / "none", *GRADIENT, *shared),
             }
+            failing = search(checkpoint, texts, 128, folder / "none", *GRADIENT, *shared)
+            commands |= {f"failing {rank}": failing for rank in (0, 1)}
             evaluated = evaluation(texts, folder / "eval.json", *shared)
             commands |= {
                 "evaluation": evaluated,
@@ -205,6 +207,8 @@ def test_an_evaluation_is_that_of_one_process(
         ("too few", "among 3 processes, found 2; start them: torchrun --nproc-per-node 3 -m longrope"),
         ("ray", "--workers gives every Ray worker whole texts"),
         ("no model", "there is no model folder"),
+        ("failing 0", "no room for 1 GiB"),
+        ("failing 1", "no room for 1 GiB"),
     ],
 )
 def test_an_error_comes_out_once(name: str, message: str, found: tuple[Path, Found]) -> None:

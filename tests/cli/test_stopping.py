@@ -136,7 +136,9 @@ def test_a_script_for_slurm_can_be_read(script: Path) -> None:
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     text = script.read_text("utf-8").replace("\\\n", " ")
     (line,) = re.findall(r"longrope ((?:search|finetune) .*) \"\$\{resume\[@\]\}\"", text)
-    app.parse_args(shlex.split(line.replace('"$out"', "run").replace('"$address"', "head:6379")))
+    for name, value in {"out": "run", "address": "head:6379", "processes": "32"}.items():
+        line = line.replace(f'"${name}"', value)
+    app.parse_args(shlex.split(line))
 
 
 @pytest.mark.slow

@@ -122,7 +122,14 @@ class Lines:
         return ", ".join(parts)
 
 
-class Display(Callbacks):
+class Stoppable(Callbacks):
+    """For a process that shows nothing: a stop is noted, and the process goes on until the first one stops."""
+
+    def stop_requested(self) -> bool:
+        return stop_after_step()
+
+
+class Display(Stoppable):
     """A progress bar for what runs now, or `lines`. `stage_lines`: every stage is announced by a line of its own.
 
     `best` and `training` say, when the job is interrupted, how far it came.
@@ -202,9 +209,6 @@ class Display(Callbacks):
     def on_recover_length(self, length: int) -> None:
         log.info("recover %d tokens", length)
         self._bar.update(self._task, description=f"recover {length}")
-
-    def stop_requested(self) -> bool:
-        return stop_after_step()
 
     def on_train_start(self, steps: int, first: int) -> None:
         self.training = True

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from longrope.cli import options as given
 from longrope.cli.common import print_json, quiet_libraries, warn
-from longrope.cli.progress import progress
+from longrope.cli.progress import Stoppable, progress
 from longrope.cli.tables.runs import show_search
 from longrope.cli.verb import Options, verb
 from longrope.search.config import SearchConfig
@@ -48,7 +48,7 @@ def command(
     ray: Any = {"workers": workers, "ray_address": ray_address}
     with sharing(context_parallel, load.device) as processes:
         if not processes.leads:
-            processes.help(lambda: open_model(model, options=load))
+            processes.help(lambda: open_model(model, options=load), Stoppable())
             return
         refuse_ray(context_parallel, **ray)
         require_texts(model, texts := given.sources(data, field), "search", load)

@@ -127,7 +127,7 @@ def evaluate(
         _refuse_sharing(model, original)
     with sharing(context_parallel, device_kind(model, load)) as processes:
         if not processes.leads:
-            return EvalResults.from_json(json.loads(processes.help(opened)), "the results")
+            return EvalResults.from_json(json.loads(processes.help(opened, callbacks)), "the results")
         path, config, callbacks = (
             None if output is None else Path(output),
             config or EvalConfig(),

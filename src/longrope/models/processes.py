@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
@@ -23,7 +26,7 @@ from accelerate import PartialState
 from torch.distributed import distributed_c10d
 from transformers import PreTrainedModel
 
-from longrope.callbacks import Stopped
+from longrope.callbacks import Callbacks, Stopped
 from longrope.checks import count_in
 from longrope.errors import LongRopeError, one_line
 from longrope.models.apply import scaled
@@ -87,12 +90,14 @@ class Processes:
         """The result that `help` returns in the other processes."""
         self._result = result
 
-    def help(self, make: Callable[[], LoadedModel]) -> str:
+    def help(self, make: Callable[[], LoadedModel], callbacks: Callbacks | None = None) -> str:
         """Compute what the first process asks for, on the model that `make` loads; returns the result of its job.
 
+        A stop of this process is noted by `callbacks` and waits for that of the first one; Ctrl-C is the first one's.
         Raises LongRopeError with the error of the first process, or of any other, and `Stopped` where it was stopped.
         """
-        with self._open:
+        (callbacks or Callbacks()).stop_requested()
+        with _ctrl_c_ignored(), self._open:
             while True:
                 message = self._hear()
                 if message["op"] == "end":
@@ -159,34 +164,33 @@ class Processes:
     def fail(self, error: BaseException) -> BaseException:
         """End the other processes, because of `error` in this one; returns the error to raise here: where another
         process has failed, that one's."""
-        if isinstance(error, RuntimeError) and (first := self._waited("failed", _GRACE / 4)) is not None:
-            error = LongRopeError(**first)
+        cause = error
+        if isinstance(error, RuntimeError) and self._one_of(["failed"], _GRACE / 4):
+            error = LongRopeError(**json.loads(self._store.get("failed")))
         end: dict[str, Any] = {"error": _error_json(error)}
         if isinstance(error, KeyboardInterrupt):
             end = {"stopped": str(error), "interrupted": not isinstance(error, Stopped)}
-        self._end(end)
+        self._end(end, cause)
         return error
 
-    def _end(self, end: Mapping[str, Any]) -> None:
+    def _end(self, end: Mapping[str, Any], error: BaseException | None = None) -> None:
         """Tell the others the end, and leave once all have heard it: the store may be this process's."""
         self._open.close()
         self._tell({"op": "end", **end})
-        self._leave_group()
+        self._leave_group(error)
         for rank in range(1, self.count):
-            self._waited(f"heard/{rank}", _GRACE)
+            self._one_of([f"heard/{rank}"], _GRACE)
 
     def _failed(self, error: Exception) -> str:
-        """A share could not be computed: because the first process has ended, or by an error of this one, which the
-        first one is told."""
-        broken = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        """A share could not be computed: because another process has failed or left, or by an error of this one, which
+        the first one is told."""
         name = f"message/{next(self._messages)}"
-        end = self._waited(name, _GRACE / 4 if broken else 0.0)
-        if end is None:
+        broken = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        if not broken or not self._one_of([name, "failed"], _GRACE / 4):
             self._store.compare_set("failed", "", json.dumps(_error_json(error)))
-            self._leave_group()  # wakes those that wait for this one
-            end = self._waited(name, _GRACE)
-        if end is not None:
-            return _ended(end)
+        self._leave_group(error)
+        if self._one_of([name], _GRACE):
+            return _ended(json.loads(self._store.get(name)))
         _Speaker.silent = False  # nobody else can say it
         raise error
 
@@ -194,19 +198,27 @@ class Processes:
         """Tell the first process that this one has come to its end."""
         self._store.set(f"heard/{self.rank}", "1")
 
-    def _leave_group(self) -> None:
+    def _leave_group(self, error: BaseException | None = None) -> None:
+        """Close the connections to the others: those that wait for this one in an exchange then end with an error.
+
+        gloo closes them once nothing refers to them any more, so that the frames of `error` are emptied.
+        """
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
         if self._shared is not None:
             dist.destroy_process_group(self._shared.group)
+            self._shared.group = None
             self._shared = None
 
-    def _waited(self, name: str, seconds: float) -> Any:
-        """The value of the store's key `name` once it is there, at most `seconds` from now; else None."""
+    def _one_of(self, names: Sequence[str], seconds: float) -> bool:
+        """True as soon as the store has one of the keys `names`; False where it has none within `seconds`."""
         until = time.monotonic() + seconds
-        while not self._store.check([name]):
+        while not any(self._store.check([name]) for name in names):
             if time.monotonic() > until:
-                return None
+                return False
             time.sleep(0.05)
-        return json.loads(self._store.get(name))
+        return True
 
 
 @contextmanager
@@ -231,11 +243,28 @@ def sharing(count: int, device: str = AUTO) -> Iterator[Processes]:
     try:
         yield processes
     except BaseException as error:
-        found = processes.fail(error)
+        try:
+            found = processes.fail(error)
+        except KeyboardInterrupt as stop:  # while it looked for the others' errors
+            processes.fail(stop)
+            raise
         if found is error:
             raise
         raise found from error
     processes.finish()
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """In the block, an interrupt from the terminal, which all processes get, does nothing to this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def device_kind(model: object, options: LoadOptions | None) -> str:

@@ -165,7 +165,7 @@ def search_scaling(
         tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary,
     ):
         if not processes.leads:
-            return RopeScaling.from_json(processes.help(opened))
+            return RopeScaling.from_json(processes.help(opened, callbacks))
         refuse_ray(context_parallel, workers, ray_address)
         folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
         begun, sources = has_lines(folder / SEARCH_LOG), as_sources(data, field)
