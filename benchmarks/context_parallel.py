@@ -268,8 +268,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def model(out: Path, figure: Path | None) -> None:
     """`context_parallel_model.json` and `.md` in `out`, and the figure."""
     rows = modelled()
-    text = json.dumps({"rows": rows}, indent=1) + "\n"
-    (out / "context_parallel_model.json").write_text(text, "utf-8")
+    listed = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    (out / "context_parallel_model.json").write_text(f'{{\n "rows": [\n{listed}\n ]\n}}\n', "utf-8")
     lines = table(rows)
     (out / "context_parallel_model.md").write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))
