@@ -19,6 +19,7 @@ from longrope.models.cache_argument import cache_fault
 from longrope.models.chunked import base_of
 from longrope.models.generation.cache import prefill
 from longrope.models.inspect import inspect_model
+from longrope.models.loading import open_model
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
 from tests.models.every_family import small_config, small_model
@@ -54,6 +55,18 @@ def test_two_models_of_text_in_one(family, tmp_path) -> None:
         with pytest.raises(LongRopeError, match=f"expected one text model in {family}, found several") as refusal:
             job(str(tmp_path))
         assert refusal.value.code == "not-rope"
+
+
+@pytest.mark.parametrize("family", ["t5", "mistral3", "qwen2_vl"])
+def test_no_causal_language_model(family, tmp_path) -> None:
+    """Models of two sequences, and of images alone: one line that names the family, from every verb."""
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)
+    for job in (inspect_model, lambda folder: plan(folder, target_length="1M"), open_model):
+        with pytest.raises(
+            LongRopeError, match=f"found {family}, which AutoModelForCausalLM of transformers"
+        ) as refusal:
+            job(str(tmp_path))
+        assert refusal.value.code == "unsupported-model"
 
 
 def with_rotary(rotary: nn.Module) -> PreTrainedModel:

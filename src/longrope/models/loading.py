@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from longrope.errors import LongRopeError, one_line
 from longrope.input_files import require_inside
@@ -79,9 +80,21 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
         raise
     if type(config).__module__.startswith("transformers."):  # code of the checkpoint may know other types
         _refuse_unknown_types(name, stated_types(config))
+        _require_causal(config, name)
     if not trust_remote_code:
         refuse_kernels(config, name)
     return config
+
+
+def _require_causal(config: PreTrainedConfig, name: str) -> None:
+    """Raise LongRopeError where transformers has no causal language model for a class of config of its own."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise LongRopeError(
+            f"expected a causal language model in {name}, found {config.model_type}, which AutoModelForCausalLM of"
+            f" transformers {transformers.__version__} does not know",
+            code="unsupported-model",
+            hint="give a model of text that it knows",
+        )
 
 
 def _types_in_file(name: str) -> set[str]:
