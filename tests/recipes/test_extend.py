@@ -99,6 +99,13 @@ def test_stopped_in_any_stage_and_resumed(stage, checkpoint, texts, tmp_path, mo
     assert names[0] == names[1]
 
 
+def test_all_texts_that_are_missing_are_named_at_once(checkpoint):
+    with pytest.raises(LongRopeError, match="as `search_data` and as `evaluation_data` to measure on, found none"):
+        module.check_data(str(checkpoint), [], [], None)
+    with pytest.raises(LongRopeError, match=f"{checkpoint.name} as `evaluation_data` to measure on, found none"):
+        module.check_data(str(checkpoint), ["books/"], [], None)
+
+
 def test_a_finished_run_is_left_alone(checkpoint, texts, tmp_path):
     out = tmp_path / "run"
     run(checkpoint, texts, out)

@@ -38,7 +38,8 @@ def usable_device(name: str) -> torch.device:
 
 
 def _why_not(name: str, error: Exception) -> str:
-    if name.partition(":")[0] == "cuda" and not torch.backends.cuda.is_built():
+    built = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+    if name.partition(":")[0] == "cuda" and not built:
         return f"torch {torch.__version__} is built without CUDA"
     return one_line(error)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,11 +33,7 @@ def sources_or_books(
     if sources:
         return list(sources)
     if name not in EMBEDDED_MODELS:
-        raise LongRopeError(
-            f"expected texts for {name} as `{argument}`{_ROLES.get(role, '')}, found none",
-            code="missing-data",
-            hint="give a text file, folder, .jsonl, .json, .parquet or hf:NAME",
-        )
+        raise _no_texts(name, {role: argument})
     return [f"book:{book.name}" for book in shipped_books() if book.role == role]
 
 
@@ -49,10 +45,28 @@ def require_texts(
     A job calls it before it reads a model of gigabytes. `load`: how the model would be loaded. Of a name that is no
     model, or one without RoPE, the error says that: its config is read first.
     """
-    if isinstance(model, str | Path) and not sources and str(model) not in EMBEDDED_MODELS:
+    require_all_texts(model, {role: (sources, argument)}, load)
+
+
+def require_all_texts(
+    model: object, given: Mapping[str, tuple[Sequence[TextSource], str]], load: LoadOptions | None = None
+) -> None:
+    """`require_texts` for several roles at once: (sources, argument) by role. One error names all that is missing."""
+    missing = {role: argument for role, (sources, argument) in given.items() if not sources}
+    if missing and isinstance(model, str | Path) and str(model) not in EMBEDDED_MODELS:
         load = load or LoadOptions()
         config_and_scaling(model, load.original_length, trust_remote_code=load.trust_remote_code)
-        sources_or_books(str(model), sources, role, argument)
+        raise _no_texts(str(model), missing)
+
+
+def _no_texts(name: str, missing: Mapping[str, str]) -> LongRopeError:
+    """`missing`: role -> the argument that its texts are given by."""
+    wanted = " and ".join(f"as `{argument}`{_ROLES.get(role, '')}" for role, argument in missing.items())
+    return LongRopeError(
+        f"expected texts for {name} {wanted}, found none",
+        code="missing-data",
+        hint="give a text file, folder, .jsonl, .json, .parquet or hf:NAME",
+    )
 
 
 def prepare_samples(

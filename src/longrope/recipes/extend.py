@@ -34,7 +34,7 @@ from longrope.models.devices import AUTO, device_of, is_spread, moved_to_cpu
 from longrope.models.loading import LoadedModel, load_model
 from longrope.models.scoring import last_logits
 from longrope.models.targets import require_longer
-from longrope.models.texts import prepare_samples, require_texts, sources_or_books
+from longrope.models.texts import prepare_samples, require_all_texts, sources_or_books
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.recipes.costs import StepCost, extension_costs, measure_rates
 from longrope.recipes.extend_gguf import check_file, export_file, extended_file, prove_file
@@ -189,8 +189,7 @@ def check_data(
         "search": (as_sources(search_data, own), "search_data"),
         "evaluation": (as_sources(evaluation_data, field if evaluation_data else None), "evaluation_data"),
     }
-    for role, (sources, argument) in given.items():
-        require_texts(model, sources, role, load, argument)
+    require_all_texts(model, given, load)
     of_search, of_evaluation = (sources_or_books(model, sources, role) for role, (sources, _) in given.items())
     return of_search, of_evaluation
 
