@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -12,7 +13,11 @@ import pytest
 
 from longrope import transformers_version
 from longrope.errors import LongRopeError
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.hf_config import superset_config
+from longrope.rope.scaling import RopeScaling
 from longrope.transformers_version import KNOWN, require_known_transformers, requirement
+from tests.models.every_family import small_config
 
 
 def install(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
@@ -68,6 +73,19 @@ def test_python_is_refused_too() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["unknown-transformers", "False"]
+
+
+@pytest.mark.parametrize(("version", "refused"), [("5.20.2", True), ("5.21.0", False), ("5.24.0", False)])
+def test_one_rope_per_layer_type(monkeypatch: pytest.MonkeyPatch, version: str, refused: bool) -> None:
+    """Before 5.21 an UnboundLocalError in transformers, at the first text past L."""
+    config = small_config("gemma3_text")
+    geometry = RopeGeometry.from_config(config)
+    scaling = RopeScaling.extended(geometry, 256, [2.0] * geometry.pairs)
+    install(monkeypatch, version)
+    with pytest.raises(LongRopeError, match=r"one RoPE per layer type; found 5\.20\.2") if refused else nullcontext():
+        superset_config(config.to_dict(), config, scaling)
+    llama = small_config("llama")
+    superset_config(llama.to_dict(), llama, RopeScaling.extended(RopeGeometry.from_config(llama), 256, [2.0] * 8))
 
 
 def test_pip_has_the_same_bounds() -> None:

@@ -4,9 +4,8 @@ Generation, scoring and saving stand in for methods of transformers. A release t
 computes something else without an error, so a release is trusted after the tests have passed with it, not before:
 `make test-transformers TRANSFORMERS=5.25.0`, then the numbers below and the bound in pyproject.toml are raised.
 
-All tests pass with 5.23 and 5.24. With 5.17, 1,290 of 1,306 do: it lacks families (internlm3, beam), cannot load a
-Gemma 3 or OLMo 3 checkpoint with longrope in its config itself, and its own `generate` goes on with stale keys where an
-export for Phi-3 passes L. Of the releases between, 5.20 and 5.22 were tried in generation and training alone.
+All tests pass with 5.23 and 5.24, and all but a few with the releases before: docs/runtimes.md says which, and why.
+What a release cannot compute at all is refused where it is needed (`require_longrope_by_layer`).
 """
 
 from __future__ import annotations
@@ -17,6 +16,22 @@ from longrope.errors import LongRopeError
 
 KNOWN = ("5.17", "5.24")
 """The first and the last minor release, with every patch release of them."""
+
+
+BY_LAYER = "5.21"
+"""The first minor release that computes longrope where layer types have a RoPE of their own (Gemma 3, OLMo 3)."""
+
+
+def require_longrope_by_layer(family: str) -> None:
+    """Raise LongRopeError where the installed transformers cannot compute longrope for one of several layer types."""
+    found = version("transformers")
+    if _minor(found) < _minor(BY_LAYER):
+        raise LongRopeError(
+            f"expected transformers {BY_LAYER} or later for a checkpoint of {family} with longrope, which has one RoPE"
+            f" per layer type; found {found}",
+            code="unknown-transformers",
+            hint=f"pip install 'transformers>={BY_LAYER}'",
+        )
 
 
 def require_known_transformers() -> None:

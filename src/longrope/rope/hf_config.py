@@ -34,6 +34,7 @@ from longrope.rope.geometry import (
     yarn_truncates,
 )
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.transformers_version import require_longrope_by_layer
 
 _Parameters = Mapping[str, Any]
 
@@ -302,6 +303,7 @@ def superset_config(
     layer_types = rope_layer_types(config)
     scaled = scaled_layer_type(config)
     if scaled is not None:
+        require_longrope_by_layer(text.model_type)
         # Layers of a type may have no RoPE at all: None in the place of a dictionary (Cohere Compass).
         others = {
             name: deepcopy(value)
