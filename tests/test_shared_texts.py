@@ -6,6 +6,7 @@ All processes of the tests of every commit are started once. Float32, as a searc
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from longrope.cli.progress import resume_command
 from longrope.costs.context_parallel import shared_bytes
 from longrope.evaluation.results import EvalResults
-from longrope.models import chunked
+from longrope.models import chunked, processes
 from longrope.models.model_dims import shape_of
 from longrope.search.log import read_log
 from tests.conftest import Ran
@@ -224,6 +226,13 @@ def test_an_error_comes_out_once(name: str, message: str, found: tuple[Path, Fou
 def test_without_torchrun_the_command_is_said(cli: Callable[..., Ran], checkpoint: Path, texts: Path) -> None:
     ran = cli(*search(checkpoint, texts, 128, Path("none"), "--context-parallel", 2))
     assert "found 1; start them: torchrun --nproc-per-node 2 -m longrope" in ran.refusal
+
+
+def test_the_command_to_go_on_with_starts_as_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["longrope", "search", "model", "--context-parallel", "4"])
+    assert resume_command() == "longrope search model --context-parallel 4 --resume"
+    monkeypatch.setattr(processes._Speaker, "count", 4)
+    assert resume_command() == ("torchrun --nproc-per-node 4 -m longrope search model --context-parallel 4 --resume")
 
 
 @pytest.mark.slow

@@ -301,4 +301,5 @@ def progress(
 def resume_command() -> str:
     """The command that continues this run."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    return shlex.join(["longrope", *arguments, "--resume"])
+    processes: Any = sys.modules.get("longrope.models.processes")  # imported by jobs that know several
+    return ("" if processes is None else processes.launcher()) + shlex.join(["longrope", *arguments, "--resume"])

@@ -44,18 +44,25 @@ _FOREVER = timedelta(days=30)
 _EXCHANGE = timedelta(hours=6)
 """How long a process waits for the others in one exchange, a layer of a text at most."""
 _GRACE = 20.0  # seconds in which the others take note of an end
+_HEAD_START = 0.5  # seconds of the first process to say an error, before torchrun sees that others have ended
 _jobs = itertools.count()  # every process counts its jobs alike
 
 
 class _Speaker:
-    """`silent`: another process prints the errors of this one."""
+    """`silent`: another process prints the errors of this one. `count`: processes that were started together."""
 
     silent = False
+    count = 1
 
 
 def is_silent() -> bool:
     """True in a process whose errors the first one prints."""
     return _Speaker.silent
+
+
+def launcher() -> str:
+    """The beginning of the command that started these processes; empty for one process."""
+    return "" if _Speaker.count == 1 else f"torchrun --nproc-per-node {_Speaker.count} -m "
 
 
 class Processes:
@@ -237,8 +244,11 @@ def sharing(count: int, device: str = AUTO) -> Iterator[Processes]:
     if not processes.leads:
         try:
             yield processes
-        finally:
+        except BaseException:
             processes.heard()
+            time.sleep(_HEAD_START)
+            raise
+        processes.heard()
         return
     try:
         yield processes
@@ -292,7 +302,7 @@ def _started(count: int, device: str) -> Processes:
             f"the processes cannot find one another: {one_line(error)}", code="wrong-processes"
         ) from error
     if world > 1:
-        _Speaker.silent = dist.get_rank() > 0
+        _Speaker.silent, _Speaker.count = dist.get_rank() > 0, world
     if world != count:
         raise LongRopeError(
             f"`context_parallel` {count} shares every text among {count} processes, found {world}",
