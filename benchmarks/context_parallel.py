@@ -64,6 +64,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
 }
 LENGTHS = {"128k": 2**17, "512k": 2**19, "2M": 2**21}
+WORKS = {"scoring": "keep", "gradient": "keep", "gradient, recompute": "recompute"}
+"""Work by name, with its `layer_inputs`: all on the GPU, or those of some layers made again."""
 COUNTS = tuple(2**power for power in range(11))
 GPUS = {"8B": "h100", "70B": "b200"}
 
@@ -171,18 +173,19 @@ def modelled() -> list[dict[str, Any]]:
     rows = []
     for model, shape in shapes().items():
         for name, length in LENGTHS.items():
-            for gradient in (False, True):
+            for what, kept in WORKS.items():
                 for network in ("infiniband", "ethernet"):
                     for count in COUNTS:
                         devices = Devices(gpu=GPUS[model], count=count, network=network)
-                        time_ = shared_seconds(shape, length, devices, gradient=gradient, processes=count)
-                        size = shared_bytes(shape, length, 2, gradient=gradient, processes=count)
+                        how: dict[str, Any] = {"gradient": what != "scoring", "processes": count, "layer_inputs": kept}
+                        time_ = shared_seconds(shape, length, devices, **how)
+                        size = shared_bytes(shape, length, 2, **how)
                         rows.append(
                             {
                                 "model": model,
                                 "gpu": GPUS[model],
                                 "length": name,
-                                "work": "gradient" if gradient else "scoring",
+                                "work": what,
                                 "network": network,
                                 "gpus": count,
                                 "seconds": time_.total,
@@ -209,7 +212,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     ]
     for model, gpu in GPUS.items():
         for name in LENGTHS:
-            for what in ("scoring", "gradient"):
+            for what in WORKS:
                 same = [row for row in rows if (row["model"], row["length"], row["work"]) == (model, name, what)]
                 fast, slow = ([row for row in same if row["network"] == net] for net in ("infiniband", "ethernet"))
                 first = next((row for row in fast if row["fits"]), None)
@@ -240,7 +243,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             ]
             left.plot(COUNTS, [row["seconds"] for row in same], line, color=colour, linewidth=1.6)
         left.plot(COUNTS, [same[0]["seconds"] / count for count in COUNTS], ":", color=colour, linewidth=0.9)
-        right.plot(COUNTS, [row["gigabytes"] for row in same], "-", color=colour, label=name, linewidth=1.6)
+        for what, line in (("gradient", "-"), ("gradient, recompute", "--")):
+            own = [row for row in rows if (row["model"], row["length"], row["work"]) == ("8B", name, what)]
+            sizes = [row["gigabytes"] for row in own if row["network"] == "infiniband"]
+            right.plot(COUNTS, sizes, line, color=colour, label=name if line == "-" else None, linewidth=1.6)
+    right.plot([], [], "--", color="#555555", label="inputs of layers made again", linewidth=1.2)
     for label, line in (
         ("InfiniBand, 400 Gbit/s a GPU", "-"),
         ("Ethernet, 100 Gbit/s a machine", "--"),
