@@ -20,6 +20,7 @@ from longrope.costs.context_parallel import shared_bytes
 from longrope.evaluation.results import EvalResults
 from longrope.models import chunked, processes
 from longrope.models.model_dims import shape_of
+from longrope.rope.scaling import RopeScaling
 from longrope.search.log import read_log
 from tests.conftest import Ran
 from tests.costs.test_flops_bytes import grouped
@@ -84,6 +85,7 @@ def found(
             }
             failing = search(checkpoint, texts, 128, folder / "none", *GRADIENT, *shared)
             commands |= {f"failing {rank}": failing for rank in (0, 1)}
+            commands["python"] = [checkpoint, texts / "search.txt"]
             evaluated = evaluation(texts, folder / "eval.json", *shared)
             commands |= {
                 "evaluation": evaluated,
@@ -164,6 +166,13 @@ def test_a_search_is_that_of_one_process(
     assert sorted(path.name for path in (folder / name).iterdir()) == sorted(
         path.name for path in (tmp_path / "alone").iterdir()
     )
+
+
+def test_every_process_of_a_script_gets_the_scaling(found: tuple[Path, Found]) -> None:
+    first, other = (RopeScaling.from_json(process["python"]) for process in found[1])
+    assert first == other
+    assert first.target_length == 128
+    assert first.provenance["search"]["numerics"]["context_parallel"] == 2
 
 
 def test_a_finished_search_is_resumed_by_as_many_processes_only(

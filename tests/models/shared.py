@@ -29,6 +29,8 @@ from longrope.models.scoring import answer_scores, loss_and_gradient, token_nll,
 from longrope.models.shared_texts import Share
 from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.search.config import SearchConfig
+from longrope.search.run import search_scaling
 from tests.costs.test_flops_bytes import grouped, peak
 from tests.models.families import tiny_model, tokens
 from tests.train.runs import torchrun
@@ -133,6 +135,13 @@ def main(out: str, families: str, commands: str) -> None:
     found = {name: compare(name, given, state.num_processes) for name, given in json.loads(families).items()}
     context_parallel.QUERY_BLOCK = own
     for name, arguments in json.loads(commands).items():
+        if name == "python":
+            model, data = arguments
+            config = SearchConfig(steps=1, samples=1, continuation=False)
+            found[name] = search_scaling(
+                model, target_length=128, data=data, config=config, context_parallel=state.num_processes
+            ).to_json()
+            continue
         end = failing(int(name[-1])) if name.startswith("failing ") else lambda: None
         found[name] = command(arguments)
         end()
