@@ -191,7 +191,19 @@ def test_the_final_norm_in_pieces() -> None:
     norm = model.model.norm.forward
     model.model.norm.forward = lambda hidden: lengths.append(hidden.shape[1]) or norm(hidden)
     score(model)
-    assert lengths == [11, 11, 11, 11, 6]
+    assert lengths == [44, 6]  # the pieces of four of an MLP
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_of_norms_change_no_bit(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(family).to(dtype)
+    found = []
+    for chunks in (1, 4, 100):
+        monkeypatch.setattr(chunked, "NORM_CHUNKS", chunks)
+        found.append(score(model))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_the_default_chunk_holds_a_bounded_number_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
-MLP_CHUNK = 2048  # positions that an MLP or a norm takes at once
+MLP_CHUNK = 2048  # positions that an MLP takes at once, and a norm that is computed again in the backward pass
+NORM_CHUNKS = 4  # times as many does a norm take without one: fewer would save nothing beside attention's inputs
 _POSITION_WISE = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
 _Forward = Callable[..., Any]
 
@@ -100,12 +101,14 @@ def replaced_forward(module: nn.Module, forward: _Forward) -> Iterator[None]:
 
 
 @contextmanager
-def chunked_modules(base: nn.Module, wrap: Callable[[_Forward], _Forward] = lambda forward: forward) -> Iterator[None]:
+def chunked_modules(base: nn.Module, wrap: Callable[[_Forward], _Forward] | None = None) -> Iterator[None]:
     """Every MLP and norm runs on pieces of the sequence in the block, each piece by `wrap` of its forward."""
     with ExitStack() as stack:
         for module in _position_wise_modules(base):
             if not isinstance(module.forward, _InChunks):  # a block around this one may have done it
-                stack.enter_context(replaced_forward(module, _InChunks(module.forward, MLP_CHUNK, wrap)))
+                size = MLP_CHUNK * (NORM_CHUNKS if wrap is None and _is_norm(module) else 1)
+                chunks = _InChunks(module.forward, size, wrap or (lambda forward: forward))
+                stack.enter_context(replaced_forward(module, chunks))
         yield
 
 
@@ -143,10 +146,13 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 def _position_wise_modules(base: nn.Module) -> list[nn.Module]:
     def alone(name: str, module: nn.Module) -> bool:
-        norm = type(module).__name__.endswith("Norm") and not isinstance(module, nn.GroupNorm)
-        return norm or name.rpartition(".")[2] in _POSITION_WISE
+        return _is_norm(module) or name.rpartition(".")[2] in _POSITION_WISE
 
     return [module for name, module in base.named_modules() if alone(name, module)]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("Norm") and not isinstance(module, nn.GroupNorm)
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,14 @@ def layer_bytes(shape: ModelShape, length: int, itemsize: int) -> int:
     """The bytes of a layer without gradients, its norms and its MLP in pieces.
 
     At its rotation it holds a·T·(3H + q + k + v) numbers (inputs of the model, of the layer, normed) and
-    a·T·max(3q, q + 3k) of the rotation; at a norm in float32 a·T·3H and a piece of 8·2048·H, in its MLP a·T·4H and a
+    a·T·max(3q, q + 3k) of the rotation; at a norm in float32 a·T·3H and a piece of 8·8192·H, in its MLP a·T·4H and a
     piece of a·2048·M.
     """
     hidden, piece = length * shape.hidden * itemsize, min(length, chunked.MLP_CHUNK)
     attention = shape.queries + shape.keys + shape.values + max(3 * shape.queries, shape.queries + 3 * shape.keys)
     return max(
         3 * hidden + itemsize * length * attention,
-        3 * hidden + 8 * piece * shape.hidden,
+        3 * hidden + 8 * min(length, chunked.NORM_CHUNKS * chunked.MLP_CHUNK) * shape.hidden,
         4 * hidden + itemsize * piece * (shape.mlp_width + shape.hidden),
     )
 
