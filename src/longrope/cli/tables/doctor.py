@@ -10,6 +10,7 @@ from longrope.units import format_length
 if TYPE_CHECKING:
     from longrope.doctor.compare import Finding, RuntimeAtLength
     from longrope.doctor.diagnose import Diagnosis
+    from longrope.doctor.server import ServerDiagnosis
 
 
 def show_diagnosis(found: Diagnosis, strict: bool) -> None:
@@ -45,6 +46,28 @@ def show_diagnosis(found: Diagnosis, strict: bool) -> None:
     for lint in found.lints:
         say(f"- {lint.name}: {lint.says}", "  ")
         say(f"  do: {lint.advice}", "    ")
+
+
+def show_served(found: ServerDiagnosis) -> None:
+    """Print the verdict on a server, then a row for every length; with --verbose the distance of every hypothesis."""
+    say(f"{found.model} at {found.server} {found.verdict}", "  ")
+    output.print()
+    lines = []
+    for at in found.lengths:
+        mark = "yes" if at.as_expected else "NO" if at.distances else "–"
+        nearest = f"{min(at.distances.values()):.2g}" if at.distances else ""
+        lines.append([format_length(at.length), mark, nearest, at.found])
+    show_table(["tokens", "right", "nats off", "the server computes"], lines, texts=(1, 3))
+    say(f"compared by log-probabilities of {found.compared_by}, with the model computed here", "  ")
+    for at in found.compared:
+        others = [str(hypothesis) for hypothesis in at.near if hypothesis != at.expected]
+        if at.as_expected and others:
+            say(f"note: at {format_length(at.length)} tokens it cannot be told from {', '.join(others)}", "  ")
+        if is_verbose():
+            listed = ", ".join(f"{name} {nats:.2g}" for name, nats in at.distances.items())
+            say(f"{format_length(at.length)} tokens, nats off: {listed}", "  ")
+    for note in found.notes:
+        say(f"note: {note}", "  ")
 
 
 def _show_sentences(findings: list[Finding]) -> None:

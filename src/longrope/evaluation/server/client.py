@@ -142,6 +142,24 @@ class Server:
             )
         return [-float(value) for value in values if value is not None]
 
+    def next_tokens(self, ids: Sequence[int] | Ids, count: int) -> list[tuple[int | None, float]]:
+        """The `count` most likely tokens after a prompt, as (id, log p); the id is None where the server gives text.
+
+        Empty where the server gives no log-probabilities for this prompt: llama.cpp's does not where its reply is the
+        end of the text.
+        """
+        with self._plain_errors(f"the next token after {len(ids)}"):
+            answer = self._client.completions.create(
+                model=self.model,
+                prompt=[int(token) for token in ids],
+                max_tokens=1,
+                temperature=0.0,
+                logprobs=count,
+                extra_body={"return_tokens_as_token_ids": True},  # vLLM's; others pass over it
+            )
+            found = answer.choices[0].logprobs if answer.choices else None
+            return _most_likely(found)[:count]
+
     def each(self, work: Callable[[Item], Result], items: Iterable[Item], done: Callable[[], None]) -> list[Result]:
         """The results of `work` on every item, in their order, `concurrency` of them at once; `done` after each.
 
@@ -185,6 +203,20 @@ class Server:
             raise LongRopeError(
                 f"{self.address} does not speak OpenAI's completions: {one_line(error)}", code="server-error"
             ) from error
+
+
+def _most_likely(logprobs: Any) -> list[tuple[int | None, float]]:
+    """The most likely tokens in an answer of OpenAI's completions, or of llama.cpp's, which has those of chats."""
+    if logprobs is None:
+        return []
+    content = (getattr(logprobs, "model_extra", None) or {}).get("content")
+    if content:
+        entries = content[0].get("top_logprobs") or []
+        return [(int(entry["id"]) if "id" in entry else None, float(entry["logprob"])) for entry in entries]
+    top = (logprobs.top_logprobs or [None])[0] or {}
+    ids = [name.removeprefix("token_id:") for name in top]
+    named = all(name.startswith("token_id:") for name in top)
+    return [(int(token) if named else None, float(value)) for token, value in zip(ids, top.values(), strict=True)]
 
 
 def _message(body: Any) -> str:

@@ -1,0 +1,336 @@
+"""The RoPE that a running server computes, by its log-probabilities against those of the model here.
+
+longrope doctor checkpoint/ --server http://localhost:8000/v1
+
+The model computes the same texts here under every hypothesis: plain RoPE or the factors of one window of the scaling,
+for all lengths, with the attention factor 1, the stated one, or that of Phi-3's formula. The server computes the
+hypothesis that its numbers are nearest to, if they are much further from all others: its dtype, kernels or quantised
+weights are others, so they are never equal. A server that gives the log-probabilities of a prompt is compared on the
+last tokens of every text, another one on the most likely next tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from longrope.callbacks import Callbacks
+from longrope.data.books import shipped_books
+from longrope.data.samples import draw_samples
+from longrope.data.sources import read_all
+from longrope.data.tokens import bos_of, tokenize
+from longrope.errors import LongRopeError
+from longrope.evaluation.server.client import Server
+from longrope.evaluation.server.config import ServerOptions
+from longrope.models.apply import scaled
+from longrope.models.config import LoadOptions
+from longrope.models.devices import device_of, says_where
+from longrope.models.loading import LoadedModel, open_model
+from longrope.models.scaled import ScaledModel
+from longrope.models.scoring import last_logits, token_nll
+from longrope.rope.closed_forms import su_attention_factor
+from longrope.rope.scaling import RopeScaling, Window
+from longrope.units import format_length
+
+TEXTS = 2
+"""Texts of each length."""
+LAST = 256
+"""Tokens at the end of a text whose log-probabilities are compared."""
+TOP = 5
+"""Most likely next tokens that are asked for; more are refused by some servers."""
+APART = 3.0
+"""How many times as far as the nearest hypothesis the others are that it is told from."""
+EQUAL = 1e-4
+"""Nats: hypotheses that lie closer are not told apart by any server."""
+FAR = 0.5
+"""Nats: a mean distance above which a server computes none of the hypotheses, or another model."""
+PLAIN = "plain RoPE"
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A rotation for all lengths: the factors of a window, and an attention factor."""
+
+    factors: str
+    """`plain RoPE`, `the short factors`, `the long factors`, or those of a window between."""
+    window: Window
+
+    def __str__(self) -> str:
+        m = self.window.attention_factor
+        return self.factors if self.factors == PLAIN and m == 1.0 else f"{self.factors} with attention factor {m:.4g}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedLength:
+    """The comparison at one length; distances are means of |Δ log p| in nats."""
+
+    length: int
+    expected: Hypothesis
+    distances: dict[str, float]
+    """By hypothesis; empty where the server gave nothing."""
+    near: tuple[Hypothesis, ...]
+    """The hypotheses that the server's numbers do not tell apart from the nearest; none where all are far."""
+
+    @property
+    def as_expected(self) -> bool:
+        """True if the expected rotation is among the nearest."""
+        return self.expected in self.near
+
+    @property
+    def found(self) -> str:
+        """The rotation that the server computes, in words."""
+        if not self.distances:
+            return "not compared: the server gave no log-probabilities"
+        if not self.near:
+            return "none of the rotations: another model, another tokenizer, or weights that are far from these"
+        if self.as_expected:
+            return str(self.expected)
+        return " or ".join(map(str, self.near))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "length": self.length,
+            "expected": str(self.expected),
+            "found": self.found,
+            "as_expected": self.as_expected,
+            "near": [str(hypothesis) for hypothesis in self.near],
+            "nats": self.distances,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerDiagnosis:
+    """The verdict on a server, and the comparison at every length."""
+
+    server: str
+    model: str
+    compared_by: str
+    """The numbers that were compared, in words."""
+    lengths: tuple[ServedLength, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def compared(self) -> list[ServedLength]:
+        return [at for at in self.lengths if at.distances]
+
+    @property
+    def right(self) -> bool:
+        """True if every length that was compared is served as expected."""
+        return all(at.as_expected for at in self.compared)
+
+    @property
+    def verdict(self) -> str:
+        """What the server does, in one sentence."""
+        wrong = [at for at in self.compared if not at.as_expected]
+        if not wrong:
+            return "applies the scaling at every length that was compared"
+        if any(not at.near for at in wrong):
+            return "computes none of the rotations that the scaling could mean: see below"
+        names = {hypothesis.factors for at in self.compared for hypothesis in _fewest(at)}
+        where = "at every length"
+        if len(names) == 1 and (name := names.pop()) == PLAIN:
+            return f"applies no scaling: plain RoPE {where}"
+        if all(at.expected.factors in {h.factors for h in at.near} for at in wrong):
+            found = ", ".join(sorted({f"{h.window.attention_factor:.4g}" for at in wrong for h in at.near}))
+            wanted = ", ".join(sorted({f"{at.expected.window.attention_factor:.4g}" for at in wrong}))
+            return f"applies the factors with another attention factor: {found}, not {wanted}"
+        if name := _everywhere(self.compared):
+            return f"applies {name} {where}"
+        listed = "; ".join(f"{format_length(at.length)}: {at.found}, not {at.expected}" for at in wrong)
+        return f"applies something else: {listed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `longrope doctor --server --json` prints."""
+        return {
+            "server": self.server,
+            "model": self.model,
+            "verdict": self.verdict,
+            "right": self.right,
+            "compared_by": self.compared_by,
+            "lengths": [at.to_json() for at in self.lengths],
+            "notes": list(self.notes),
+        }
+
+
+def _fewest(at: ServedLength) -> Sequence[Hypothesis]:
+    """The hypotheses that a length speaks for: plain RoPE alone where it is among them."""
+    plain = [hypothesis for hypothesis in at.near if hypothesis.factors == PLAIN]
+    return plain or at.near
+
+
+def _everywhere(compared: Sequence[ServedLength]) -> str:
+    """The factors that all lengths have among the nearest; empty where none have."""
+    shared = set.intersection(*({hypothesis.factors for hypothesis in at.near} for at in compared))
+    return min(shared, default="")
+
+
+def diagnose_server(
+    checkpoint: str | Path,
+    server: str,
+    *,
+    expect: RopeScaling | str | Path | None = None,
+    lengths: Sequence[int] = (),
+    options: ServerOptions | None = None,
+    load: LoadOptions | None = None,
+    callbacks: Callbacks | None = None,
+) -> ServerDiagnosis:
+    """Compare the model that `server` serves with what `checkpoint` should compute, which is computed here.
+
+    `expect`: the scaling, or the path of one (default: that of the checkpoint). `lengths`: tokens of the texts, from
+    shipped books (default: half of L, L, L + 1 and the target, as far as the server's context goes, one token for its
+    reply). Weights are loaded here by `load`, and run once for each hypothesis and text.
+
+    Raises LongRopeError for a checkpoint without a scaling, another tokenizer, lengths above the server's context, and
+    a server that gives no log-probabilities at all.
+    """
+    loaded, callbacks = open_model(str(checkpoint), options=load), callbacks or Callbacks()
+    scaling = expect if isinstance(expect, RopeScaling) else RopeScaling.load(expect) if expect else None
+    scaling = scaling or loaded.checkpoint_scaling
+    if scaling is None:
+        raise LongRopeError(
+            f"{checkpoint} has no scaling, so there is nothing to tell apart on a server",
+            code="no-scaling",
+            hint="give the scaling.json that the server should apply as `expect`",
+        )
+    asked = Server(server, options or ServerOptions())
+    notes = [] if asked.check_tokenizer(loaded.tokenizer) else ["the server does not tell its tokens: not compared"]
+    chosen = _lengths(scaling, asked, lengths, notes)
+    texts = _texts(loaded, max(chosen))
+    callbacks.on_device(says_where(loaded.model))
+    with scaled(loaded.model, RopeScaling.original(scaling.geometry)) as handle:
+        by_prompt, rows = True, []
+        for length in chosen:
+            ids = texts[:, :length]
+            try:
+                seen = [np.array(asked.losses(row)[-LAST:]) for row in ids.tolist()] if by_prompt else []
+            except LongRopeError as error:
+                if error.code != "not-expressible":
+                    raise
+                by_prompt, seen = False, []
+            rows.append(
+                _by_prompts(handle, scaling, ids, seen) if by_prompt else _by_next_tokens(handle, scaling, ids, asked)
+            )
+    if not any(row.distances for row in rows):
+        raise LongRopeError(
+            f"{asked.address} gives no log-probabilities, of prompts or of next tokens: nothing can be compared",
+            code="not-expressible",
+            hint="measure it: longrope eval URL --suite passkey",
+        )
+    how = f"the last {LAST} tokens of prompts" if by_prompt else f"the {TOP} most likely next tokens"
+    if not by_prompt:
+        notes.append("the server gives no log-probabilities of prompts, so one token a text is compared")
+    return ServerDiagnosis(
+        server=asked.address, model=asked.model, compared_by=how, lengths=tuple(rows), notes=tuple(notes)
+    )
+
+
+def _lengths(scaling: RopeScaling, server: Server, given: Sequence[int], notes: list[str]) -> list[int]:
+    """The lengths to compare at, each with room for a token of reply in the server's context."""
+    room = None if server.context_length is None else server.context_length - 1
+    if given:
+        server.check_lengths([length + 1 for length in given])
+        return sorted(set(given))
+    windows = scaling.windows
+    switches = [window.max_length for window in windows[:-1]] or [scaling.geometry.original_length]
+    wanted = {max(2, switches[0] // 2), scaling.target_length - 1}
+    wanted |= {length for switch in switches for length in (switch, switch + 1)}
+    fitting = sorted(length for length in wanted if room is None or length <= room)
+    if len(fitting) < len(wanted) and room is not None:
+        longest = scaling.target_length
+        notes.append(f"the server takes {room + 1} tokens; longer texts, up to {longest}, are not compared")
+        fitting = sorted({*fitting, room})
+    return fitting
+
+
+def _texts(loaded: LoadedModel, length: int) -> torch.Tensor:
+    """Token ids (TEXTS, length) of shipped books."""
+    sources = [f"book:{book.name}" for book in shipped_books() if book.role == "evaluation"]
+    documents = tokenize(read_all(sources, tokenizer=loaded.tokenizer), loaded.tokenizer)
+    return draw_samples(documents, length=length, count=TEXTS, seed=0, bos_token_id=bos_of(loaded.tokenizer)).ids
+
+
+def hypotheses(scaling: RopeScaling) -> list[Hypothesis]:
+    """Every rotation that the scaling could be taken for, equal ones once."""
+    geometry, windows = scaling.geometry, scaling.windows
+    named = {"the short factors": windows[0], "the long factors": windows[-1]}
+    if len(windows) == 1:
+        named = {"the long factors": windows[0]}
+    for window in windows[1:-1]:
+        named[f"the factors for {format_length(window.max_length)} tokens"] = window
+    factors = {PLAIN: (1.0,) * geometry.pairs} | {name: window.factors for name, window in named.items()}
+    ms = [1.0, *(window.attention_factor for window in windows), su_attention_factor(geometry, scaling.target_length)]
+    starts = {window.factors: window.start_tokens for window in windows}
+    found: list[Hypothesis] = []
+    for name, values in factors.items():
+        for m in ms:
+            window = Window(scaling.target_length, values, starts.get(values, 0), m)
+            if not any(_same(window, other.window) for other in found):
+                found.append(Hypothesis(name, window))
+    return found
+
+
+def _same(first: Window, second: Window) -> bool:
+    return first.start_tokens == second.start_tokens and np.allclose(
+        [*first.factors, first.attention_factor], [*second.factors, second.attention_factor], rtol=1e-6, atol=0
+    )
+
+
+def _expected(scaling: RopeScaling, length: int, among: Sequence[Hypothesis]) -> Hypothesis:
+    """The rotation of the scaling for a text of `length` tokens."""
+    window = scaling.window_for(length)
+    wanted = Window(scaling.target_length, window.factors, window.start_tokens, window.attention_factor)
+    return next(hypothesis for hypothesis in among if _same(hypothesis.window, wanted))
+
+
+def _by_prompts(
+    handle: ScaledModel, scaling: RopeScaling, ids: torch.Tensor, seen: Sequence[np.ndarray]
+) -> ServedLength:
+    """By the losses of the last tokens of texts `ids` (TEXTS, T)."""
+    length = ids.shape[1]
+    among = hypotheses(scaling)
+    distances = {}
+    for hypothesis in among:
+        with handle.using(hypothesis.window), torch.inference_mode():
+            own = [_losses(handle.model, row, len(values)) for row, values in zip(ids, seen, strict=True)]
+        distances[str(hypothesis)] = float(np.mean([np.abs(a - b).mean() for a, b in zip(own, seen, strict=True)]))
+    return _judged(length, _expected(scaling, length, among), among, distances)
+
+
+def _losses(model: PreTrainedModel, row: torch.Tensor, count: int) -> np.ndarray:
+    found = token_nll(model, row[None].to(device_of(model)), start=len(row) - 1 - count)
+    return found[0].double().cpu().numpy()
+
+
+def _by_next_tokens(handle: ScaledModel, scaling: RopeScaling, ids: torch.Tensor, server: Server) -> ServedLength:
+    """By the most likely tokens after texts `ids` (TEXTS, T); where the server does not name ids, by their order."""
+    length, among = ids.shape[1], hypotheses(scaling)
+    answers = [(row, top) for row in ids if (top := server.next_tokens(row.tolist(), TOP))]
+    distances: dict[str, float] = {}
+    for hypothesis in among if answers else []:
+        parts = []
+        for row, top in answers:
+            with handle.using(hypothesis.window), torch.inference_mode():
+                logits = last_logits(handle.model, row[None].to(device_of(handle.model)), 1)[0, -1]
+            own = logits.double().log_softmax(-1).cpu().numpy()
+            values = np.array([value for _, value in top])
+            named = [token for token, _ in top if token is not None]
+            ours = own[named] if len(named) == len(top) else np.sort(own)[::-1][: len(top)]
+            parts.append(np.abs(ours - (values if len(named) == len(top) else np.sort(values)[::-1])).mean())
+        distances[str(hypothesis)] = float(np.mean(parts))
+    return _judged(length, _expected(scaling, length, among), among, distances)
+
+
+def _judged(
+    length: int, expected: Hypothesis, among: Sequence[Hypothesis], distances: dict[str, float]
+) -> ServedLength:
+    if not distances or min(distances.values()) > FAR:
+        return ServedLength(length, expected, distances, ())
+    most = max(APART * min(distances.values()), EQUAL)
+    near = tuple(hypothesis for hypothesis in among if distances[str(hypothesis)] <= most)
+    return ServedLength(length, expected, distances, near)
