@@ -62,7 +62,7 @@ def test_a_list_and_a_renamed_setting() -> None:
         (("search", "tiny", "-o", "run", "--target-length", "4k", "--workers", "x"), "Invalid value for --workers"),
         (("search", "tiny", "-o", "run", "--target-length", "4k", "--workers", 0), "--workers"),
         (("search", "tiny", "-o", "run", "--target-length", "4k", "--racing", "maybe"), '"maybe" for --racing'),
-        (("search", "tiny", "-o", "run", "--target-length", "4k", "--eval-data", "x"), "search has no --eval-data; extend"),
+        (("search", "tiny", "-o", "run", "--target-length", "4k", "--eval-data", "x"), "search has no --eval-data"),
         (("eval", "tiny", "--below=ramp"), "eval has no --below; search and extend have it"),
         (("search", "tiny\udcff"), "expected printable text"),
     ],

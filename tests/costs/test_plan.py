@@ -14,9 +14,9 @@ from longrope.costs.flops_bytes import Flops, forward_flops
 from longrope.costs.plan import CostPlan, CostRow, plan
 from longrope.costs.search_cost import search_work, sized_objectives
 from longrope.errors import LongRopeError
+from longrope.models.config import USABLE
 from longrope.models.loading import load_model, open_model
 from longrope.models.model_dims import shape_of
-from longrope.models.peak_bytes import USABLE
 from longrope.models.weightless import weightless
 from longrope.search.config import METHODS, SearchConfig
 from longrope.search.run import search

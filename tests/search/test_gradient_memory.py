@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from longrope.errors import LongRopeError
+from longrope.models.config import USABLE
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.model_dims import shape_of
-from longrope.models.peak_bytes import USABLE, gradient_bytes
+from longrope.models.peak_bytes import gradient_bytes
 from longrope.search import gradient_memory
 from longrope.search.config import SearchConfig
 from longrope.search.gradient_memory import choose_layer_inputs

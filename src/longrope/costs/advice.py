@@ -9,9 +9,10 @@ from typing import Any
 from longrope.costs.context_parallel import LINK_SHARE, fewest_sharing, shared_bytes
 from longrope.costs.devices import CPU, Devices, gpu_table, links
 from longrope.costs.layer_inputs import LayerInputsPlan
+from longrope.models.config import USABLE
 from longrope.models.devices import FOR_WEIGHTS
 from longrope.models.model_dims import ModelShape
-from longrope.models.peak_bytes import USABLE, Bytes, gradient_bytes, scoring_bytes
+from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
 from longrope.units import format_length
 
 _MOST_GPUS = 4096

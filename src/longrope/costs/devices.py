@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.models.peak_bytes import USABLE
+from longrope.models.config import USABLE
 from longrope.settings import MOST, Settings
 
 if TYPE_CHECKING:

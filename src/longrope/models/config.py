@@ -1,4 +1,4 @@
-"""The settings of loading a model, and the ways to store the inputs of its layers. Light to import."""
+"""The settings of loading a model and of its memory. Light to import."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from longrope.units import Length
 
 LayerInputs = Literal["keep", "offload", "recompute"]
 """What becomes of the inputs of layers between forward and backward pass (`layer_inputs.py`)."""
+USABLE = 0.9
+"""The share of a memory that is planned with; the rest is the driver's, the kernels' and fragmentation."""
 
 
 class LoadOptions(Settings):

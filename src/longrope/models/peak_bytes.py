@@ -16,8 +16,6 @@ from longrope.models.model_dims import ModelShape
 
 Bytes = dict[str, float]
 """Bytes by purpose; they add up to the peak."""
-USABLE = 0.9
-"""The share of a memory that is planned with; the rest is the driver's, the kernels' and fragmentation."""
 
 
 def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:

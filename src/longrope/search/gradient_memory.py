@@ -9,12 +9,12 @@ from functools import partial
 import torch
 
 from longrope.errors import LongRopeError
-from longrope.models.config import LayerInputs
+from longrope.models.config import USABLE, LayerInputs
 from longrope.models.devices import device_of, free_bytes
 from longrope.models.layer_inputs import first_that_fits, held_inputs
 from longrope.models.loading import LoadedModel
 from longrope.models.model_dims import ModelShape, shape_of
-from longrope.models.peak_bytes import USABLE, gradient_bytes, host_bytes
+from longrope.models.peak_bytes import gradient_bytes, host_bytes
 from longrope.models.shared_texts import sharing_processes
 from longrope.quantities import format_bytes
 from longrope.search.config import SearchConfig
