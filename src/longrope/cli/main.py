@@ -40,7 +40,7 @@ VERBS = {
     "Without a recipe, the budget of the search is that of a demonstration.",
     "eval": "Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts.",
     "export": "Write a checkpoint with the longer window, reload it and prove that it is applied.",
-    "doctor": "Show what each runtime computes from a checkpoint.\n\n"
+    "doctor": "Show what each runtime computes from a checkpoint, or what a running server does.\n\n"
     "Exit code 1 when a runtime drops or changes the scaling. Without --runtime, transformers 5 and 4.57, vLLM and "
     "SGLang count, and llama.cpp for a GGUF file.",
     "fix-config": "Write every key that some runtime reads into config.json again; weights are not touched.",
