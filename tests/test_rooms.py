@@ -28,6 +28,7 @@ LEVELS = (
 ROOMS = tuple(room for level in LEVELS for room in level)
 ROOT_MODULES = (
     "callbacks",
+    "progress_log",
     "checks",
     "errors",
     "input_files",

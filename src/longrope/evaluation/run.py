@@ -37,6 +37,7 @@ from longrope.models.loading import LoadedModel, open_model
 from longrope.models.processes import device_kind, sharing
 from longrope.models.shared_texts import sharing_processes
 from longrope.models.texts import require_texts
+from longrope.progress_log import LoggedProgress
 from longrope.provenance import CIRCUMSTANCES, finished, record, versions
 from longrope.rope.baselines import ORIGINAL, STRETCHING
 from longrope.rope.closed_forms import CLOSED_FORMS
@@ -131,7 +132,7 @@ def evaluate(
         path, config, callbacks = (
             None if output is None else Path(output),
             config or EvalConfig(),
-            callbacks or Callbacks(),
+            callbacks or LoggedProgress(),
         )
         if path is not None and not (resume and has_lines(log_path(path)) and path.is_file()):
             check_output_file(path)

@@ -24,6 +24,7 @@ from longrope.models.apply import kept_modes
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.texts import require_texts
+from longrope.progress_log import LoggedProgress
 from longrope.provenance import record
 from longrope.rope.baselines import CHECKPOINT
 from longrope.rope.scaling import RopeScaling, Window
@@ -146,7 +147,7 @@ def recover(
     `resume` goes on with an interrupted recovery in `output_dir`. Raises LongRopeError for everything that the caller
     can mend; nothing that exists is overwritten.
     """
-    config, callbacks = config or SearchConfig(method="longrope"), callbacks or Callbacks()
+    config, callbacks = config or SearchConfig(method="longrope"), callbacks or LoggedProgress()
     if config.method != "longrope":
         raise LongRopeError(
             f"a recovery searches by the method longrope only; found {config.method!r}",

@@ -34,6 +34,7 @@ from longrope.models.processes import device_kind, sharing
 from longrope.models.shared_texts import says_sharing
 from longrope.models.targets import require_longer
 from longrope.models.texts import require_texts, sources_or_books
+from longrope.progress_log import LoggedProgress
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY, WRITTEN
@@ -205,7 +206,7 @@ def search(
     factors found or the original ones (`_outer_choice`).
     """
     started = time.perf_counter()
-    config, callbacks = config or SearchConfig(), callbacks or Callbacks()
+    config, callbacks = config or SearchConfig(), callbacks or LoggedProgress()
     if not recovery:
         require_longer(loaded, target_length)
     if workers is not None:

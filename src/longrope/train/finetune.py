@@ -37,6 +37,7 @@ from longrope.models.loading import LoadedModel, open_model
 from longrope.models.saving import plain_saves
 from longrope.models.scaled import ScaledModel
 from longrope.models.texts import check_vocabulary, require_texts, sources_or_books
+from longrope.progress_log import LoggedProgress
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import TRAINER
@@ -301,7 +302,7 @@ def _run_trainer(
 ) -> None:
     """All steps and the result. The first process alone touches the folder and reports progress."""
     first = PartialState().is_main_process
-    given = callbacks or Callbacks()
+    given = callbacks or LoggedProgress()
     callbacks = given if first else _OtherProcess(given)
     PartialState().wait_for_everyone()  # until all have looked at the folder, nothing appears in it
     with claimed(output_dir, run.identity, resume) if first else nullcontext(("", _nothing)) as (name, begun):
