@@ -131,7 +131,7 @@ def test_a_long_message_keeps_its_beginning_and_its_end(monkeypatch):
 
 def test_missing_texts_are_named_by_their_option(cli, checkpoint, texts, tmp_path):
     search = cli("extend", checkpoint, "-o", tmp_path / "a", "--target-length", 128)
-    assert "as --data, found none" in search.err
+    assert "as --data and as --eval-data to measure on, found none" in search.err
     measure = cli("extend", checkpoint, "-o", tmp_path / "a", "--target-length", 128, "--data", texts / "search.txt")
     assert "as --eval-data to measure on, found none" in measure.err
     assert "as --data to measure on, found none" in cli("eval", checkpoint).refusal

@@ -186,7 +186,7 @@ def test_every_truncation_is_refused() -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"cannot read the scaling .*missing\.json: No such file"):
+    with pytest.raises(LongRopeError, match=r"cannot read the scaling .*missing\.json': No such file"):
         RopeScaling.load(tmp_path / "missing.json")
     with pytest.raises(LongRopeError, match="cannot read the scaling"):
         RopeScaling.load(tmp_path)

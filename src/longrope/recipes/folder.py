@@ -27,6 +27,10 @@ from longrope.storage import check_output_folder, json_ready, read_json, refuse_
 from longrope.written import begin_record, has_record, occupied_by, remove_own, require_own, sweep
 
 
+CHANGE_NO_BIT = {"layer_inputs"}
+"""Settings that decide no number of a stage: it goes on with others."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run at `path`. `identity`: its model, device and versions. `stages`: folder -> all that decides its result.
@@ -52,7 +56,7 @@ class RunFolder:
             texts = stage_texts(loaded.name, recipe, step.stage)
             field = stage_field(recipe, step.stage)
             reads = {"weights": step.weights, "scaling": step.scaling, "factors": step.factors}
-            decides = step.stage.model_dump(mode="json", exclude={"field": True, "settings": {"layer_inputs"}})
+            decides = step.stage.model_dump(mode="json", exclude={"field": True, "settings": CHANGE_NO_BIT})
             stage = decides | {"data": texts, "reads": reads}
             stages[step.folder] = stage if field is None else stage | {"field": field}
         return cls(path, _plain(identity), _plain(stages))
@@ -202,7 +206,7 @@ def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
         defaults = {
             name: field.get_default(call_default_factory=True)
             for name, field in job.model_fields.items()
-            if not field.is_required()
+            if not field.is_required() and name not in CHANGE_NO_BIT
         }
         stage = stage | {"settings": _plain(defaults) | stage["settings"]}
     return stage == wanted
