@@ -26,7 +26,6 @@ from longrope.run_files import FINETUNE_IDENTITY, LOCK, RECIPE, REPORT, RESULT, 
 from longrope.storage import check_output_folder, json_ready, read_json, refuse_links, write_json_atomic
 from longrope.written import begin_record, has_record, occupied_by, remove_own, require_own, sweep
 
-
 CHANGE_NO_BIT = {"layer_inputs"}
 """Settings that decide no number of a stage: it goes on with others."""
 
