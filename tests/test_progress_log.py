@@ -53,3 +53,13 @@ def test_a_job_without_callbacks_logs_and_one_with_them_does_not(checkpoint, tex
     before = len(lines())
     longrope.evaluate(str(checkpoint), **given, callbacks=Callbacks())
     assert len(lines()) == before
+
+
+def test_a_search_ends_with_its_verdict(checkpoint, texts, lines, tmp_path):
+    config = longrope.SearchConfig(steps=1, samples=1, continuation=False)
+    data = str(texts / "search.txt")
+    longrope.search_scaling(str(checkpoint), target_length=128, data=data, config=config, output_dir=tmp_path / "run")
+    said = lines()
+    assert any(line.startswith("computing on cpu in float32") for line in said)
+    assert said[-1].startswith("gradient: ")
+    assert " nats per token" in said[-1]

@@ -34,7 +34,7 @@ class LoggedProgress(Callbacks):
         log.info("%s", note)
 
     def on_device(self, where: str) -> None:
-        log.info("computing on %s", where)
+        log.info("%s", where)
 
     def on_search_start(self, evaluations: int, baselines: Mapping[str, float]) -> None:
         self._begin(evaluations)

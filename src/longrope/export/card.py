@@ -305,6 +305,10 @@ def _section(serving: Serving) -> str:
     return f"**{serving.runtime}**\n{block}" + "\n".join(f"- {note}" for note in serving.notes)
 
 
+_LABELS = {"longrope": "this scaling"}
+"""Names of rows to show otherwise: a search method has that name too."""
+
+
 def evidence_table(rows: Sequence[EvalRow], expressed: ExpressedScaling) -> str:
     groups: dict[tuple[str, str], list[EvalRow]] = {}
     for row in rows:
@@ -318,7 +322,7 @@ def evidence_table(rows: Sequence[EvalRow], expressed: ExpressedScaling) -> str:
             "`longrope eval . --lengths … --data … -o eval.json`, then `longrope report . -o report.md`, and copy its "
             "tables. `longrope export RUN` does it by itself where RUN holds an `eval.json`.\n"
         )
-    said = verdict(headline_cells(rows, "perplexity"), "perplexity", rows[-1].scaling)
+    said = verdict(headline_cells(rows, "perplexity"), "perplexity", rows[-1].scaling, _LABELS)
     text = "".join(f"{plain(line)}\n\n" for line in said)
     text += "".join(_table(", ".join(dict.fromkeys(group)), measured) for group, measured in groups.items())
     if expressed.form == UNIFIED:
@@ -348,7 +352,7 @@ def _table(title: str, rows: Sequence[EvalRow]) -> str:
     text += "| method | " + " | ".join(map(str, lengths)) + " |\n|---|" + "---|" * len(lengths) + "\n"
     for name in names:
         values = [_cell(cells.get((name, length))) for length in lengths]
-        text += f"| {plain(name)} | " + " | ".join(values) + " |\n"
+        text += f"| {plain(_LABELS.get(name, name))} | " + " | ".join(values) + " |\n"
     return text + "\n"
 
 

@@ -35,6 +35,7 @@ from longrope.models.shared_texts import says_sharing
 from longrope.models.targets import require_longer
 from longrope.models.texts import require_texts, sources_or_books
 from longrope.progress_log import LoggedProgress
+from longrope.progress_log import log as logger
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY, WRITTEN
@@ -181,9 +182,11 @@ def search_scaling(
             workers=workers,
             ray_address=ray_address,
             callbacks=callbacks,
-        ).scaling
-        processes.give(found.to_json())
-        return found
+        )
+        if callbacks is None:  # the end of the lines of LoggedProgress
+            logger.info("%s: %s", found.method, found.verdict)
+        processes.give(found.scaling.to_json())
+        return found.scaling
 
 
 def search(
