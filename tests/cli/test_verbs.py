@@ -211,7 +211,7 @@ def test_extend_makes_everything(cli, checkpoint, texts, tmp_path):
     assert all(proof["top1_agreement"] == 1.0 for proof in found["proofs"])
     for name in ("search.jsonl", "scaling.json", "search.json", "eval.json", "extend.json", "report.html"):
         assert (out / name).stat().st_size > 0
-    assert (out / "checkpoint" / "README.md").read_text().count("| longrope |") == 1
+    assert (out / "checkpoint" / "README.md").read_text().count("| this scaling |") == 1
 
 
 @pytest.mark.parametrize(

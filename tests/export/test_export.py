@@ -33,7 +33,7 @@ def test_a_run_brings_everything(run, tmp_path):
     assert found.model == str(tmp_path / "source")
     assert (found.evidence, found.notes, found.original_length) == ([ROW], [], WINDOW)
     done = export(run, None, tmp_path / "out")
-    assert "| longrope | 33.25 ± 0.50 |" in (done.path / "README.md").read_text()
+    assert "| this scaling | 33.25 ± 0.50 |" in (done.path / "README.md").read_text()
 
 
 def test_another_scaling_goes_before_the_runs(run, tmp_path):

@@ -114,8 +114,8 @@ def test_card_has_evidence_limits_and_every_command(tmp_path):
     rows.append(EvalRow("passkey", "longrope", TARGET, "accuracy", 0.875, None, 8, {}))
     export_hf(str(source), scaling_of(source), tmp_path / "out", evidence=rows)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| longrope | 12.25 ± 0.50 | 14.50 ± 0.50 |" in card
-    assert "| longrope | 0.875 |" in card
+    assert "| this scaling | 12.25 ± 0.50 | 14.50 ± 0.50 |" in card
+    assert "| this scaling | 0.875 |" in card
     assert "Passkey, accuracy, by length" in card
     assert "3.00" not in card
     for part in ("## Method", "## Evidence", "## Limits", "## Serve", "vllm serve PATH", "--fold-attention-factor"):
