@@ -30,12 +30,13 @@ import torch.distributed as dist
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from longrope.costs.context_parallel import shared_bytes, shared_seconds
+from longrope.costs.context_parallel import shared_seconds
 from longrope.costs.devices import USABLE, Devices
 from longrope.models.apply import geometry_of, scaled
 from longrope.models.context_parallel import shared_rows
 from longrope.models.devices import weightless_model
 from longrope.models.model_dims import ModelShape, shape_of
+from longrope.models.peak_bytes import shared_bytes
 from longrope.models.scoring import loss_and_gradient, token_nll
 from longrope.models.shared_texts import Share
 from longrope.rope.closed_forms import yarn

@@ -16,10 +16,10 @@ import pytest
 from filelock import FileLock
 
 from longrope.cli.progress import resume_command
-from longrope.costs.context_parallel import shared_bytes
 from longrope.evaluation.results import EvalResults
 from longrope.models import chunked, processes
 from longrope.models.model_dims import shape_of
+from longrope.models.peak_bytes import shared_bytes
 from longrope.rope.scaling import RopeScaling
 from longrope.search.log import read_log
 from tests.conftest import Ran

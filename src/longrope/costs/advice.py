@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from longrope.costs.context_parallel import LINK_SHARE, fewest_sharing, shared_bytes
+from longrope.costs.context_parallel import LINK_SHARE, fewest_sharing
 from longrope.costs.devices import CPU, Devices, gpu_table, links
 from longrope.costs.layer_inputs import LayerInputsPlan
 from longrope.models.config import USABLE
 from longrope.models.devices import FOR_WEIGHTS
 from longrope.models.model_dims import ModelShape
-from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
+from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes, shared_bytes
 from longrope.units import format_length
 
 _MOST_GPUS = 4096
@@ -24,7 +24,7 @@ _SEARCH_ALONE, _SHOWN = 8, 512
 
 
 def beyond_searching(ratio: float) -> str:
-    """What to know at ratios for which a search alone is not enough; empty below them."""
+    """A remark on ratios for which a search alone is not enough; empty below them."""
     if ratio <= _SEARCH_ALONE:
         return ""
     if ratio <= _SHOWN:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from longrope.costs.devices import CPU, Devices, links
@@ -19,33 +18,11 @@ from longrope.costs.flops_bytes import forward_flops, gradient_flops
 from longrope.models.config import LayerInputs
 from longrope.models.layer_inputs import layers_run_again
 from longrope.models.model_dims import ModelShape
-from longrope.models.peak_bytes import Bytes, gradient_bytes, scoring_bytes
+from longrope.models.peak_bytes import row_bytes, shared_bytes
 
 LINK_SHARE = 0.8
 """The share of a link's rate that is reached: NCCL's own numbers for NVLink, 360 of 450 GB/s on Hopper and 720 of 900
 on Blackwell (`nvlinkBws` in its src)."""
-GATHERED = "gathered keys and values"
-
-
-def shared_bytes(
-    shape: ModelShape,
-    length: int,
-    itemsize: int,
-    *,
-    gradient: bool,
-    processes: int,
-    layer_inputs: LayerInputs = "keep",
-) -> Bytes:
-    """The bytes on each of `processes` devices that share a text, in scoring it or in its gradient.
-
-    Those of a text of T/P tokens, beside the keys and values of the whole text for one layer: S and half of it in the
-    exchange; of a gradient S, its gradient and a copy of that in the exchange.
-    """
-    size = partial(gradient_bytes, layer_inputs=layer_inputs) if gradient else scoring_bytes
-    if processes == 1:
-        return size(shape, length, itemsize)
-    gathered = (3.0 if gradient else 1.5) * _row_bytes(shape, length, itemsize)
-    return {**size(shape, math.ceil(length / processes), itemsize), GATHERED: gathered + 24 * length}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +55,7 @@ def shared_seconds(
     if gradient:  # layers that run once more gather once more
         again = layers_run_again(shape.layers, layer_inputs) / shape.layers
         flops, exchanges = gradient_flops(shape, length, scored, layer_inputs), (3 + again) * exchanges
-    each = exchange_seconds(_row_bytes(shape, length, devices.itemsize), devices, processes)
+    each = exchange_seconds(row_bytes(shape, length, devices.itemsize), devices, processes)
     return SharedTime(devices.seconds(flops) / processes, exchanges * each)
 
 
@@ -99,11 +76,6 @@ def exchange_seconds(size: float, devices: Devices, processes: int) -> float:
     crossing = machines if machines > 1 else 0
     # The early and the late pieces of all processes are gathered one after the other.
     return seconds + 2 * ((processes - 1 - crossing) * inside.latency + crossing * network.latency)
-
-
-def _row_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
-    """The bytes of the keys and values of a text in one layer."""
-    return float(itemsize * length * (shape.keys + shape.values))
 
 
 def fewest_sharing(

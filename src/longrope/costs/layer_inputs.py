@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from longrope.costs.context_parallel import shared_bytes
 from longrope.costs.devices import CPU, Devices
 from longrope.errors import LongRopeError
 from longrope.models.config import LayerInputs
 from longrope.models.layer_inputs import first_that_fits, held_inputs
 from longrope.models.model_dims import ModelShape
-from longrope.models.peak_bytes import host_bytes
+from longrope.models.peak_bytes import host_bytes, shared_bytes
 from longrope.quantities import format_bytes
 from longrope.search.config import SearchConfig
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from longrope.costs.advice import assumptions, beyond_searching, search_advice, text_advice, training_advice
-from longrope.costs.context_parallel import fewest_sharing, shared_bytes, shared_seconds
+from longrope.costs.context_parallel import fewest_sharing, shared_seconds
 from longrope.costs.devices import Devices
 from longrope.costs.flops_bytes import (
     Flops,
@@ -32,7 +32,7 @@ from longrope.models.apply import geometry_of
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, find_checkpoint_scaling
 from longrope.models.model_dims import ModelShape, shape_of
-from longrope.models.peak_bytes import Bytes
+from longrope.models.peak_bytes import Bytes, shared_bytes
 from longrope.models.targets import require_longer
 from longrope.models.weightless import weightless
 from longrope.quantities import format_bytes, format_count, format_duration, format_gpu_hours

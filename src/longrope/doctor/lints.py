@@ -189,7 +189,7 @@ def _ratio(original: int, target: int, factor: Any, fix: str) -> Iterator[Lint]:
 
 
 def _multiple(original: int) -> Iterator[Lint]:
-    """Where llama.cpp leaves the short factors, which it does in steps."""
+    """The context at which llama.cpp leaves the short factors, which it does in steps."""
     if original % CONTEXT_STEP:
         says = f"L = {original} is no multiple of {CONTEXT_STEP}, to which llama.cpp rounds a context up"
         inside = short_context(original)

@@ -45,7 +45,7 @@ LAST = 256
 TOP = 5
 """Most likely next tokens that are asked for; more are refused by some servers."""
 APART = 3.0
-"""How many times as far as the nearest hypothesis the others are that it is told from."""
+"""The ratio of distances from which on the nearest hypothesis is told from another."""
 EQUAL = 1e-4
 """Nats: hypotheses that lie closer are not told apart by any server."""
 FAR = 0.5
@@ -126,7 +126,7 @@ class ServerDiagnosis:
 
     @property
     def verdict(self) -> str:
-        """What the server does, in one sentence."""
+        """The behaviour of the server in one sentence."""
         wrong = [at for at in self.compared if not at.as_expected]
         if not wrong:
             return "applies the scaling at every length that was compared"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longrope.errors import LongRopeError
+from longrope.evaluation.results import OWN
 from longrope.models.apply import applied_scaling
 from longrope.models.loading import LoadedModel, is_export, load_config, recorded_scaling
 from longrope.rope.baselines import (
@@ -128,7 +129,7 @@ def scaling_to_measure(
         scaling = RopeScaling.load(scaling)
     if scaling is not None:
         scaling.check_fits(loaded.geometry)
-    return scaling, "longrope" if name is None else name
+    return scaling, OWN if name is None else name
 
 
 def _named(name: str, loaded: LoadedModel, target: int) -> Method:

@@ -16,6 +16,10 @@ from longrope.provenance import record
 from longrope.storage import json_ready, read_json, write_json_atomic
 
 SCHEMA = "longrope.eval/1"
+OWN = "longrope"
+"""The name of the scaling in question in rows, where it comes from no file."""
+LABELS = {OWN: "this scaling"}
+"""Names of rows to show otherwise: a search method has that name too."""
 HEADLINES = {
     "perplexity": "perplexity",
     "passkey": "accuracy",

@@ -129,11 +129,8 @@ def evaluate(
     with sharing(context_parallel, device_kind(model, load)) as processes:
         if not processes.leads:
             return EvalResults.from_json(json.loads(processes.help(opened, callbacks)), "the results")
-        path, config, callbacks = (
-            None if output is None else Path(output),
-            config or EvalConfig(),
-            callbacks or LoggedProgress(),
-        )
+        path = None if output is None else Path(output)
+        config, callbacks = config or EvalConfig(), callbacks or LoggedProgress()
         if path is not None and not (resume and has_lines(log_path(path)) and path.is_file()):
             check_output_file(path)
         elif path is None and resume:

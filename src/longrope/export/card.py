@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longrope.evaluation.results import EvalRow
+from longrope.evaluation.results import LABELS, EvalRow
 from longrope.evaluation.verdict import headline_cells, verdict
 from longrope.export.config import HF, PHI3, UNIFIED
 from longrope.export.forms import ExpressedScaling, express, notes_on
@@ -305,10 +305,6 @@ def _section(serving: Serving) -> str:
     return f"**{serving.runtime}**\n{block}" + "\n".join(f"- {note}" for note in serving.notes)
 
 
-_LABELS = {"longrope": "this scaling"}
-"""Names of rows to show otherwise: a search method has that name too."""
-
-
 def evidence_table(rows: Sequence[EvalRow], expressed: ExpressedScaling) -> str:
     groups: dict[tuple[str, str], list[EvalRow]] = {}
     for row in rows:
@@ -322,7 +318,7 @@ def evidence_table(rows: Sequence[EvalRow], expressed: ExpressedScaling) -> str:
             "`longrope eval . --lengths … --data … -o eval.json`, then `longrope report . -o report.md`, and copy its "
             "tables. `longrope export RUN` does it by itself where RUN holds an `eval.json`.\n"
         )
-    said = verdict(headline_cells(rows, "perplexity"), "perplexity", rows[-1].scaling, _LABELS)
+    said = verdict(headline_cells(rows, "perplexity"), "perplexity", rows[-1].scaling, LABELS)
     text = "".join(f"{plain(line)}\n\n" for line in said)
     text += "".join(_table(", ".join(dict.fromkeys(group)), measured) for group, measured in groups.items())
     if expressed.form == UNIFIED:
@@ -352,7 +348,7 @@ def _table(title: str, rows: Sequence[EvalRow]) -> str:
     text += "| method | " + " | ".join(map(str, lengths)) + " |\n|---|" + "---|" * len(lengths) + "\n"
     for name in names:
         values = [_cell(cells.get((name, length))) for length in lengths]
-        text += f"| {plain(_LABELS.get(name, name))} | " + " | ".join(values) + " |\n"
+        text += f"| {plain(LABELS.get(name, name))} | " + " | ".join(values) + " |\n"
     return text + "\n"
 
 

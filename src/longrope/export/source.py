@@ -1,4 +1,4 @@
-"""What is exported: the model and the scaling, from a run, a file, or a formula that needs no search."""
+"""The model and the scaling of an export: from a run, a file, or a formula that needs no search."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from longrope.settings import Settings
 from longrope.units import Length
 
 LayerInputs = Literal["keep", "offload", "recompute"]
-"""What becomes of the inputs of layers between forward and backward pass (`layer_inputs.py`)."""
+"""The ways to store the inputs of layers between forward and backward pass (`layer_inputs.py`)."""
 USABLE = 0.9
 """The share of a memory that is planned with; the rest is the driver's, the kernels' and fragmentation."""
 

@@ -8,6 +8,7 @@ output of a token, M `mlp_width`, V vocabulary, N layers. The tests compare with
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from longrope.models import chunked
 from longrope.models.config import LayerInputs
@@ -16,6 +17,7 @@ from longrope.models.model_dims import ModelShape
 
 Bytes = dict[str, float]
 """Bytes by purpose; they add up to the peak."""
+GATHERED = "gathered keys and values"
 
 
 def scoring_bytes(shape: ModelShape, length: int, itemsize: int) -> Bytes:
@@ -78,3 +80,29 @@ def logits_piece(shape: ModelShape, length: int) -> int:
 def angle_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
     """The bytes of cosines and sines of every position, of token ids and positions."""
     return length * (2 * shape.rotary_dim * itemsize + 16)
+
+
+def shared_bytes(
+    shape: ModelShape,
+    length: int,
+    itemsize: int,
+    *,
+    gradient: bool,
+    processes: int,
+    layer_inputs: LayerInputs = "keep",
+) -> Bytes:
+    """The bytes on each of `processes` devices that share a text, in scoring it or in its gradient.
+
+    Those of a text of T/P tokens, beside the keys and values of the whole text for one layer: S and half of it in the
+    exchange; of a gradient S, its gradient and a copy of that in the exchange.
+    """
+    size = partial(gradient_bytes, layer_inputs=layer_inputs) if gradient else scoring_bytes
+    if processes == 1:
+        return size(shape, length, itemsize)
+    gathered = (3.0 if gradient else 1.5) * row_bytes(shape, length, itemsize)
+    return {**size(shape, math.ceil(length / processes), itemsize), GATHERED: gathered + 24 * length}
+
+
+def row_bytes(shape: ModelShape, length: int, itemsize: int) -> float:
+    """The bytes of the keys and values of a text in one layer."""
+    return float(itemsize * length * (shape.keys + shape.values))

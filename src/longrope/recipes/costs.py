@@ -14,6 +14,7 @@ from longrope.costs.search_cost import search_work
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext
 from longrope.evaluation.perplexity import PerplexitySuite
+from longrope.evaluation.results import OWN
 from longrope.evaluation.run import SUITES
 from longrope.models.devices import device_of
 from longrope.models.loading import LoadedModel
@@ -156,7 +157,7 @@ def _evaluation(loaded: LoadedModel, shape: ModelShape, stage: EvaluateStage, st
     context = EvalContext.of(loaded, lengths, (), stage.seed, stage.settings)
     texts: list[tuple[int, int]] = []
     for suite in (SUITES[name](context) for name in stage.suites):
-        methods = len({*stage.against, "longrope", *([ORIGINAL] if suite.with_original else [])})
+        methods = len({*stage.against, OWN, *([ORIGINAL] if suite.with_original else [])})
         for task in suite.tasks():
             windows = 1
             if stage.settings.stride is not None and isinstance(suite, PerplexitySuite):

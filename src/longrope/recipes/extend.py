@@ -23,7 +23,7 @@ from longrope.data.sources import Field, TextSource, as_sources, read_all
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.perplexity import check_lengths
-from longrope.evaluation.results import EvalResults
+from longrope.evaluation.results import OWN, EvalResults
 from longrope.evaluation.run import evaluate, log_path
 from longrope.export.config import ExportConfig
 from longrope.export.hf import export_hf
@@ -53,7 +53,6 @@ from longrope.storage import json_ready, keep_or_write_json, refuse_links
 from longrope.units import doubling_lengths, parse_length, parse_lengths
 from longrope.written import sweep, sweep_links
 
-NAME = "longrope"  # the searched scaling's name in tables
 PROOF_POSITIONS = 1024  # how many logits of a text the proof compares: all positions at L' would not fit anywhere
 
 
@@ -119,7 +118,7 @@ class PreparedExtension:
             data=self.evaluation_data,
             lengths=self.lengths,
             scaling=found.scaling,
-            scaling_name=NAME,
+            scaling_name=OWN,
             baselines=_baselines(loaded),
             config=EvalConfig(samples=self.evaluation_samples),
             seed=config.seed,

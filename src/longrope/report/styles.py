@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from longrope.evaluation.results import LABELS
+from longrope.evaluation.results import OWN as RESULT
 from longrope.rope.baselines import CHECKPOINT, ORIGINAL
 
 TONES = {
@@ -30,7 +32,6 @@ TONES = {
 
 OWN = "own scaling"
 """The name of a run's own scaling in its rows, whatever file it came from."""
-OWN_LABEL = "this scaling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
 
 def label(name: str) -> str:
     """The label of a scaling that was found; of a long name its end, where file names differ."""
-    return OWN_LABEL if name == OWN else name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
+    return LABELS[RESULT] if name == OWN else name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
 
 
 def light(tone: str) -> str:

@@ -14,7 +14,7 @@ from longrope.models.devices import device_of, free_bytes
 from longrope.models.layer_inputs import first_that_fits, held_inputs
 from longrope.models.loading import LoadedModel
 from longrope.models.model_dims import ModelShape, shape_of
-from longrope.models.peak_bytes import gradient_bytes, host_bytes
+from longrope.models.peak_bytes import host_bytes, shared_bytes
 from longrope.models.shared_texts import sharing_processes
 from longrope.quantities import format_bytes
 from longrope.search.config import SearchConfig
@@ -51,11 +51,8 @@ def choose_layer_inputs(
     if not host:
         room //= processes
     shares, itemsize = sharing_processes(loaded.model), loaded.model.dtype.itemsize
-    tokens = math.ceil(length / shares)
-    # Processes that share a text gather the keys and values of one layer, and scatter their gradient.
-    gathered = (3 * itemsize * (shape.keys + shape.values) + 24) * length if shares > 1 else 0
-    needs = partial(_needs, shape, tokens, itemsize, len(devices), gathered)
-    in_host = shares * host_bytes(shape, tokens, itemsize)  # of all, which may be on one machine
+    needs = partial(_needs, shape, length, itemsize, len(devices), shares)
+    in_host = shares * host_bytes(shape, math.ceil(length / shares), itemsize)  # of all, which may be on one machine
     host = host and in_host <= USABLE * (free_bytes(torch.device("cpu")) or 0)
     how = first_that_fits(needs, USABLE * room, host=host)
     return how, f"layer inputs: {how}" + ("" if how == "keep" else f", {_why(how, shape, needs, room, in_host)}")
@@ -75,7 +72,8 @@ def _why(how: LayerInputs, shape: ModelShape, needs: Callable[[LayerInputs], flo
     )
 
 
-def _needs(shape: ModelShape, length: int, itemsize: int, devices: int, gathered: int, how: LayerInputs) -> float:
+def _needs(shape: ModelShape, length: int, itemsize: int, devices: int, shares: int, how: LayerInputs) -> float:
     """The bytes of a gradient on one of `devices`, beside the weights, which are there."""
-    parts = gradient_bytes(shape, length, itemsize, how)
-    return parts["inputs of the layers"] / devices + parts["activations"] + gathered
+    parts = shared_bytes(shape, length, itemsize, gradient=True, processes=shares, layer_inputs=how)
+    inputs = parts["inputs of the layers"]
+    return sum(parts.values()) - parts["weights"] - inputs + inputs / devices

@@ -114,7 +114,9 @@ def _retention(rows: Sequence[EvalRow]) -> bool:
 
 def _labels(names: Sequence[str]) -> Mapping[str, str]:
     """The names to print: of a long path its last parts, where these are enough to tell it from the others."""
-    short = {name: "this scaling" if name == "longrope" else _shortened(name) for name in names}
+    from longrope.evaluation.results import LABELS
+
+    short = {name: LABELS.get(name, _shortened(name)) for name in names}
     return {name: label if list(short.values()).count(label) == 1 else name for name, label in short.items()}
 
 
