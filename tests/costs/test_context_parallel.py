@@ -7,19 +7,13 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from longrope.costs.context_parallel import (
-    GATHERED,
-    exchange_seconds,
-    fewest_sharing,
-    shared_bytes,
-    shared_seconds,
-)
+from longrope.costs.context_parallel import exchange_seconds, fewest_sharing, shared_seconds
 from longrope.costs.devices import Devices, gpu_table, links, networks
 from longrope.costs.flops_bytes import forward_flops, gradient_flops
 from longrope.costs.plan import CostPlan, plan
 from longrope.errors import LongRopeError
 from longrope.models.model_dims import ModelShape, shape_of
-from longrope.models.peak_bytes import gradient_bytes, scoring_bytes
+from longrope.models.peak_bytes import GATHERED, gradient_bytes, scoring_bytes, shared_bytes
 from longrope.models.weightless import weightless
 from longrope.search.config import SearchConfig
 from tests.costs.test_plan import LLAMA3, only

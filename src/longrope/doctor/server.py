@@ -204,7 +204,7 @@ def diagnose_server(
     texts = _texts(loaded, max(chosen))
     callbacks.on_device(says_where(loaded.model))
     with scaled(loaded.model, RopeScaling.original(scaling.geometry)) as handle:
-        by_prompt, rows = True, []
+        by_prompt, rows, among = True, [], hypotheses(scaling)
         for length in chosen:
             ids = texts[:, :length]
             try:
@@ -213,9 +213,8 @@ def diagnose_server(
                 if error.code != "not-expressible":
                     raise
                 by_prompt, seen = False, []
-            rows.append(
-                _by_prompts(handle, scaling, ids, seen) if by_prompt else _by_next_tokens(handle, scaling, ids, asked)
-            )
+            nats = _by_prompts(handle, among, ids, seen) if by_prompt else _by_next_tokens(handle, among, ids, asked)
+            rows.append(_judged(length, _expected(scaling, length, among), among, nats))
     if not any(row.distances for row in rows):
         raise LongRopeError(
             f"{asked.address} gives no log-probabilities, of prompts or of next tokens: nothing can be compared",
@@ -289,17 +288,15 @@ def _expected(scaling: RopeScaling, length: int, among: Sequence[Hypothesis]) ->
 
 
 def _by_prompts(
-    handle: ScaledModel, scaling: RopeScaling, ids: torch.Tensor, seen: Sequence[np.ndarray]
-) -> ServedLength:
-    """By the losses of the last tokens of texts `ids` (TEXTS, T)."""
-    length = ids.shape[1]
-    among = hypotheses(scaling)
+    handle: ScaledModel, among: Sequence[Hypothesis], ids: torch.Tensor, seen: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """The distance of each hypothesis by the losses of the last tokens of texts `ids` (TEXTS, T)."""
     distances = {}
     for hypothesis in among:
         with handle.using(hypothesis.window), torch.inference_mode():
             own = [_losses(handle.model, row, len(values)) for row, values in zip(ids, seen, strict=True)]
         distances[str(hypothesis)] = float(np.mean([np.abs(a - b).mean() for a, b in zip(own, seen, strict=True)]))
-    return _judged(length, _expected(scaling, length, among), among, distances)
+    return distances
 
 
 def _losses(model: PreTrainedModel, row: torch.Tensor, count: int) -> np.ndarray:
@@ -307,9 +304,11 @@ def _losses(model: PreTrainedModel, row: torch.Tensor, count: int) -> np.ndarray
     return found[0].double().cpu().numpy()
 
 
-def _by_next_tokens(handle: ScaledModel, scaling: RopeScaling, ids: torch.Tensor, server: Server) -> ServedLength:
-    """By the most likely tokens after texts `ids` (TEXTS, T); where the server does not name ids, by their order."""
-    length, among = ids.shape[1], hypotheses(scaling)
+def _by_next_tokens(
+    handle: ScaledModel, among: Sequence[Hypothesis], ids: torch.Tensor, server: Server
+) -> dict[str, float]:
+    """The distance of each hypothesis by the most likely tokens after texts `ids` (TEXTS, T); where the server does not
+    name ids, by their order. Empty where it gives none."""
     answers = [(row, top) for row in ids if (top := server.next_tokens(row.tolist(), TOP))]
     distances: dict[str, float] = {}
     for hypothesis in among if answers else []:
@@ -323,7 +322,7 @@ def _by_next_tokens(handle: ScaledModel, scaling: RopeScaling, ids: torch.Tensor
             ours = own[named] if len(named) == len(top) else np.sort(own)[::-1][: len(top)]
             parts.append(np.abs(ours - (values if len(named) == len(top) else np.sort(values)[::-1])).mean())
         distances[str(hypothesis)] = float(np.mean(parts))
-    return _judged(length, _expected(scaling, length, among), among, distances)
+    return distances
 
 
 def _judged(
