@@ -216,7 +216,10 @@ def test_an_evaluation_is_that_of_one_process(
         ("two models", "processes share the texts of one model"),
         ("there already", "is not empty; nothing is overwritten"),
         ("too few", "among 3 processes, found 2; start them: torchrun --nproc-per-node 3 -m longrope"),
-        ("ray", "--workers gives every Ray worker whole texts"),
+        (
+            "ray",
+            "--workers has Ray start the processes that compute: expected one process here, found 2; start it without",
+        ),
         ("no model", "there is no model folder"),
         ("failing 0", "no room for 1 GiB"),
         ("failing 1", "no room for 1 GiB"),

@@ -163,12 +163,18 @@ def test_a_search_makes_the_evaluations_that_were_planned(
 def test_evaluations_requested_at_once_are_shared_by_the_devices() -> None:
     loaded = open_model("tiny")
     shape = shape_of("tiny", loaded.model)
-    one, eight = Devices(), Devices(count=8)
+    one, eight = Devices(gpu="h100"), Devices(gpu="h100", count=8)
     evolution = search_work(loaded, 2048, SearchConfig(method="longrope"))
-    assert evolution.seconds(shape, eight) == pytest.approx(evolution.seconds(shape, one) / 8, rel=0.02)
-    assert evolution.seconds(shape, one) == pytest.approx(one.seconds(evolution.flops(shape)))
+    alone = evolution.time(shape, one).total
+    assert evolution.time(shape, eight).total == pytest.approx(alone / 8, rel=0.02)
+    assert alone == pytest.approx(one.seconds(evolution.flops(shape)))
     gradient = search_work(loaded, 2048, SearchConfig(method="gradient"))
-    assert gradient.seconds(shape, eight) > gradient.seconds(shape, one) / 2  # one step after the other
+    assert gradient.time(shape, eight).total > gradient.time(shape, one).total / 2  # one step after the other
+    in_pairs = evolution.time(shape, eight, processes=2)  # four replicas of two devices each
+    assert in_pairs.compute == pytest.approx(alone / 8, rel=0.02)
+    pair = evolution.time(shape, Devices(gpu="h100", count=2), processes=2)
+    assert in_pairs.exchange == pytest.approx(pair.exchange / 4, rel=0.02)
+    assert pair.exchange > 0
 
 
 # Devices.

@@ -283,6 +283,7 @@ def test_an_option_that_came_later_has_its_default(
     for name in (SEARCHED_4, TUNED_4, EVALUATED):
         settings = identity["stages"][name]["settings"]
         settings.pop({SEARCHED_4: "learn_attention_factor", TUNED_4: "trainer", EVALUATED: "threshold"}[name])
+    del identity["stages"][RECOVERED]["context_parallel"]  # of the stage itself
     (copy / "recipe.json").write_text(json.dumps(identity))
     nothing_runs(monkeypatch)
     run_recipe(loaded, small, copy)
@@ -291,6 +292,18 @@ def test_an_option_that_came_later_has_its_default(
     (copy / "recipe.json").write_text(json.dumps(identity))
     with pytest.raises(LongRopeError, match="begun with other settings"):
         run_recipe(loaded, small, copy)
+
+
+def test_the_number_of_workers_may_change(
+    result: RecipeResult, loaded: LoadedModel, folder: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decides no result; the number of processes that share a text decides the last bits."""
+    nothing_runs(monkeypatch)
+    workers = {**SEARCH_4, "workers": 2}
+    assert run_recipe(loaded, recipe(folder, workers, *STAGES[1:]), copy).scaling == result.scaling
+    refused(
+        loaded, recipe(folder, {**workers, "context_parallel": 2}, *STAGES[1:]), copy, "was begun with other settings"
+    )
 
 
 # --- what is refused, with nothing changed

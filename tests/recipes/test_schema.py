@@ -139,7 +139,7 @@ def fails(path: str, original_length: int = 64) -> str:
         ([{**SEARCH, "iteration": 2}], "stage 1 (search): unknown key 'iteration'; did you mean iterations?"),
         (
             [{**SEARCH, "zzz": 2}],
-            "stage 1 (search): unknown key 'zzz'; known: data, field, dtype, stage, target, workers, met",
+            "stage 1 (search): unknown key 'zzz'; known: data, field, dtype, workers, context_parallel, sta",
         ),
         ([SEARCH, {**TUNE, "lora": {"ranks": 2}}], "stage 2 (finetune): unknown setting `ranks`; did you mean rank?"),
         ([{"stage": "export", "data": ["a"]}], "stage 1 (export): unknown key 'data'; known: stage, to"),
@@ -155,6 +155,7 @@ def fails(path: str, original_length: int = 64) -> str:
         ([SEARCH, {**SEARCH, "method": "luck"}], "stage 2 (search): expected `method` to be 'longrope'"),
         ([{**SEARCH, "samples": "many"}], "stage 1 (search): expected a whole number for `samples`"),
         ([{**SEARCH, "workers": 0}], "stage 1 (search): expected `workers` of at least 1, found 0"),
+        ([{**SEARCH, "context_parallel": 2}], "context_parallel 2 shares texts in Ray workers: give `workers`, too"),
         ([{**SEARCH, "data": "a.txt"}], "stage 1 (search): expected a list for `data`, found 'a.txt'"),
         ([{**TUNE, "length": "8x"}], "stage 1 (finetune): expected a length of at most its target of 256, found 512"),
         ([{**TUNE, "steps": 0}], "stage 1 (finetune): expected `steps` of at least 1, found 0"),

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from longrope.errors import LongRopeError
+from longrope.models.shared_texts import Share
 from longrope.rope.scaling import Window
-from longrope.search.evaluator import EvalRequest, EvalResult, SerialEvaluator
+from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach, SerialEvaluator
 from longrope.search.objective import PerplexityObjective
+from longrope.search.replicas import Replica
 from tests.evaluation.tiny import random_samples, tiny_scaled
 from tests.search.targets import GEOMETRY, TARGET_LENGTH, distance
 
@@ -94,3 +97,21 @@ class Unmakeable:
         if self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         raise LongRopeError("there is no such model")
+
+
+@dataclass(frozen=True)
+class Failing(Replica):
+    """In process `rank`, every share of a text ends in an error, or the process."""
+
+    rank: int = 0
+    deadly: bool = False
+
+    def __call__(self) -> EvaluateEach:
+        if dist.get_rank() == self.rank:
+            Share.scores = self.fail  # type: ignore[method-assign]
+        return super().__call__()
+
+    def fail(self, *_: Any, **__: Any) -> Any:
+        if self.deadly:
+            os._exit(1)
+        raise MemoryError("no room for 1 GiB")

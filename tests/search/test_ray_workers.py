@@ -47,7 +47,7 @@ def search_into(
     class Kill(Callbacks):
         def on_search_progress(self, progress: SearchProgress) -> None:
             if evaluator is not None and progress.evaluations == 1:
-                ray.kill(next(iter(evaluator._busy.values())))
+                ray.kill(next(iter(evaluator._busy.values()))._actors[0])
 
     each: EvaluateEach = evaluator or SerialEvaluator(planned.objectives)
     with SearchLog.create(path, planned.identity) as log:

@@ -12,20 +12,20 @@ BASELINES = {"none": 5.4, "yarn": 4.19, "pi": 4.8, "broken": math.nan}
 
 
 @pytest.mark.parametrize(
-    ("loss", "says", "winner"),
+    ("loss", "says", "worse"),
     [
-        (4.178, "0.012 nats per token better than YaRN, which is the best baseline", None),
-        (4.1857, "0.0043 nats per token better than YaRN, which is the best baseline", None),
-        (4.1902, "nothing gained: YaRN is as good within 0.0005 nats per token", None),
-        (4.61, "0.420 nats per token worse than YaRN: take YaRN, or search with wider settings", "yarn"),
-        (math.inf, "the search found no finite loss: YaRN is better", "yarn"),
+        (4.178, "0.012 nats per token better than YaRN, which is the best baseline", False),
+        (4.1857, "0.0043 nats per token better than YaRN, which is the best baseline", False),
+        (4.1902, "nothing gained: YaRN is as good within 0.0005 nats per token", False),
+        (4.61, "0.420 nats per token worse than YaRN: take YaRN, or search with wider settings", True),
+        (math.inf, "the search found no finite loss: YaRN is better", True),
     ],
 )
-def test_verdict(loss: float, says: str, winner: str | None) -> None:
+def test_verdict(loss: float, says: str, worse: bool) -> None:
     verdict = search_verdict(loss, BASELINES)
     assert str(verdict) == says
-    assert verdict.winner == winner
-    assert verdict.worse is (winner is not None)
+    assert verdict.baseline == "yarn"
+    assert verdict.worse is worse
 
 
 def test_the_model_without_scaling_is_named_as_one() -> None:

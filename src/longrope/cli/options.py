@@ -99,12 +99,12 @@ ProofLoad = Annotated[
 
 # search
 
-Workers = Annotated[PositiveInt | None, option("Search in this many Ray processes, one model replica each.")]
+Workers = Annotated[PositiveInt | None, option("Search with this many Ray workers, one model replica each.")]
 ShareTexts = Annotated[
     PositiveInt,
     option(
-        """Processes that share every text, for texts longer than one device's memory; started by torchrun
-        --nproc-per-node P -m longrope …""",
+        """Processes that share every text, for texts longer than one device's memory: those of each worker of a search,
+        else those that torchrun --nproc-per-node P -m longrope … starts.""",
         "--context-parallel",
         metavar="P",
     ),

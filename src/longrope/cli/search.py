@@ -41,19 +41,18 @@ def command(
     from longrope.models.loading import open_model
     from longrope.models.processes import sharing
     from longrope.models.texts import require_texts
-    from longrope.search.replicas import refuse_ray
+    from longrope.search.replicas import processes_here
     from longrope.search.run import search
 
     quiet_libraries()
-    ray: Any = {"workers": workers, "ray_address": ray_address}
-    with sharing(context_parallel, load.device) as processes:
+    spread: Any = {"workers": workers, "ray_address": ray_address, "context_parallel": context_parallel}
+    with sharing(processes_here(**spread), load.device) as processes:
         if not processes.leads:
             processes.help(lambda: open_model(model, options=load), Stoppable())
             return
-        refuse_ray(context_parallel, **ray)
         require_texts(model, texts := given.sources(data, field), "search", load)
         loaded = processes.open(lambda: open_model(model, options=load))
         with progress(lambda shown: shown.after_search(output_dir), log_dir, report_to) as shown:
-            result = search(loaded, length, texts, output_dir, config, callbacks=shown, resume=resume, **ray)
+            result = search(loaded, length, texts, output_dir, config, callbacks=shown, resume=resume, **spread)
     warn([f"{result.method}: {result.verdict}"] if result.verdict.worse else [])
     print_json(result.to_json() | result.verdict.to_json()) if as_json else show_search(result)

@@ -27,7 +27,7 @@ on Blackwell (`nvlinkBws` in its src)."""
 
 @dataclass(frozen=True, slots=True)
 class SharedTime:
-    """Seconds for one text on the devices that share it: computing, and waiting for the exchange."""
+    """Seconds for a text on the devices that share it: computing, and waiting for the exchange."""
 
     compute: float
     exchange: float
@@ -35,6 +35,12 @@ class SharedTime:
     @property
     def total(self) -> float:
         return self.compute + self.exchange
+
+    def __add__(self, other: SharedTime) -> SharedTime:
+        return SharedTime(self.compute + other.compute, self.exchange + other.exchange)
+
+    def __mul__(self, texts: int) -> SharedTime:
+        return SharedTime(self.compute * texts, self.exchange * texts)
 
 
 def shared_seconds(

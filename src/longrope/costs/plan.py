@@ -239,16 +239,13 @@ def _search(
     devices: Devices,
     context_parallel: int,
 ) -> CostRow:
-    """A search with a replica of the model on each device; they share the evaluations requested at once.
-
-    With context parallelism so many devices share every text instead, and the others are not used.
-    """
+    """A search with a replica of the model on each device, or on each `context_parallel` of them, which share every
+    text; the replicas share the evaluations requested at once."""
     work = search_work(loaded, target_length, config)
     inputs = LayerInputsPlan()
     if work.by_gradient:
         inputs = plan_layer_inputs(shape, target_length, config, devices, context_parallel)
-    time = work.shared_time(shape, devices, context_parallel, inputs.how)
-    hours = (work.seconds(shape, devices, inputs.how) if context_parallel == 1 else time.total) / 3600
+    time = work.time(shape, devices, context_parallel, inputs.how)
     return _row(
         work.flops(shape, inputs.how),
         shared_bytes(
@@ -266,8 +263,8 @@ def _search(
         detail=f"{work.evaluations:,} evaluations, objective {config.chosen_objective}{inputs.remark}",
         length=target_length,
         tokens=work.tokens,
-        devices_used=devices.count if context_parallel == 1 else context_parallel,
-        hours=hours,
+        devices_used=devices.count,
+        hours=time.total / 3600,
         exchange_hours=time.exchange / 3600,
     )
 

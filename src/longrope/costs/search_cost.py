@@ -5,11 +5,11 @@ No candidate is dropped then and no patience ends it, so these are the most eval
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -65,26 +65,27 @@ class SearchWork:
         """FLOPs of all evaluations, `extra` included, where gradients have the inputs of layers so."""
         return sum(map(_flops_of(shape, layer_inputs), itertools.chain(*self.rounds, *self.extra)), Flops())
 
-    def shared_time(
-        self, shape: ModelShape, devices: Devices, processes: int, layer_inputs: LayerInputs = "keep"
+    def time(
+        self, shape: ModelShape, devices: Devices, processes: int = 1, layer_inputs: LayerInputs = "keep"
     ) -> SharedTime:
-        """The time where `processes` devices share every text, one text after the other."""
-        compute = exchange = 0.0
-        for work in itertools.chain(*self.rounds, *self.extra):
-            way: dict[str, Any] = {"gradient": work.gradient, "layer_inputs": layer_inputs}
-            one = shared_seconds(shape, work.length, devices, processes=processes, **way)
-            compute, exchange = compute + work.rows * one.compute, exchange + work.rows * one.exchange
-        return SharedTime(compute, exchange)
+        """The time with a replica on each device, or on each `processes` of them, which share every text.
 
-    def seconds(self, shape: ModelShape, devices: Devices, layer_inputs: LayerInputs = "keep") -> float:
-        """The time with a replica on each device: the evaluations of a round are shared, rounds follow each other."""
-        flops, total = _flops_of(shape, layer_inputs), 0.0
+        The replicas share the evaluations of a round; rounds follow each other.
+        """
+
+        @cache
+        def of_a_text(length: int, gradient: bool) -> SharedTime:
+            way: dict[str, Any] = {"gradient": gradient, "layer_inputs": layer_inputs}
+            return shared_seconds(shape, length, devices, processes=processes, **way)
+
+        whole, by_total = SharedTime(0.0, 0.0), attrgetter("total")
         for batch in (*self.rounds, *self.extra):
-            free = [0.0] * devices.count
-            for work in batch:
-                heapq.heappush(free, heapq.heappop(free) + devices.seconds(flops(work)))
-            total += max(free)
-        return total
+            busy = [SharedTime(0.0, 0.0)] * (devices.count // processes)
+            for rows, length, gradient in batch:
+                busy.sort(key=by_total)  # the replica that is free first takes it
+                busy[0] += of_a_text(length, gradient) * rows
+            whole += max(busy, key=by_total)
+        return whole
 
 
 def _flops_of(shape: ModelShape, layer_inputs: LayerInputs) -> Callable[[Work], Flops]:

@@ -25,7 +25,7 @@ from longrope.models.apply import scaled as with_scaling
 from longrope.models.devices import says_where
 from longrope.models.loading import LoadedModel
 from longrope.models.scaled import ScaledModel
-from longrope.models.shared_texts import says_sharing
+from longrope.models.shared_texts import says_sharing, sharing_processes
 from longrope.models.texts import check_vocabulary
 from longrope.rope.baselines import ORIGINAL, Method
 from longrope.rope.scaling import RopeScaling
@@ -167,7 +167,7 @@ def run_tasks(
     """
     done = {} if log is None else dict(log.results)
     tasks = [(suite, task) for suite in suites for task in suite.tasks()]
-    callbacks.on_device(says_where(loaded.model) + says_sharing(loaded.model))
+    callbacks.on_device(says_where(loaded.model) + says_sharing(sharing_processes(loaded.model)))
     callbacks.on_eval_start(sum(task.steps * len(_methods(suite, comparison)) for suite, task in tasks))
     with ExitStack() as stack:
         scaled = before = stack.enter_context(with_scaling(loaded.model, RopeScaling.original(loaded.geometry)))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import get_int_from_env
 from torch.distributed import distributed_c10d
 from transformers import PreTrainedModel
 
@@ -277,6 +278,16 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def require_alone(why: str) -> None:
+    """Raise LongRopeError (`wrong-processes`) where torchrun has started this process with others; `why` not."""
+    world = get_int_from_env(["WORLD_SIZE"], 1)
+    if world > 1:
+        _Speaker.silent, _Speaker.count = get_int_from_env(["RANK"], 0) > 0, world
+        raise LongRopeError(
+            f"{why}: expected one process here, found {world}", code="wrong-processes", hint="start it without torchrun"
+        )
+
+
 def device_kind(model: object, options: LoadOptions | None) -> str:
     """The kind of device that a job on `model` computes on: that of a loaded model, else the one in `options`."""
     model = getattr(model, "model", model)
@@ -286,7 +297,7 @@ def device_kind(model: object, options: LoadOptions | None) -> str:
 
 
 def _started(count: int, device: str) -> Processes:
-    """This process as one of `count`, which torchrun, srun or mpirun has started."""
+    """This process as one of `count`, which torchrun, srun or mpirun has started, or which are connected already."""
     kind = best_device() if device == AUTO else device
     if kind not in ("cpu", "cuda"):
         raise LongRopeError(
@@ -295,8 +306,7 @@ def _started(count: int, device: str) -> Processes:
             hint="give `device` cuda, or leave it out",
         )
     try:
-        state = PartialState(cpu=kind == "cpu")
-        world = int(state.num_processes)
+        world = dist.get_world_size() if dist.is_initialized() else int(PartialState(cpu=kind == "cpu").num_processes)
     except (RuntimeError, ValueError) as error:
         raise LongRopeError(
             f"the processes cannot find one another: {one_line(error)}", code="wrong-processes"

@@ -181,7 +181,6 @@ def sharing_processes(model: PreTrainedModel) -> int:
     return 1 if found is None else int(found.processes)
 
 
-def says_sharing(model: PreTrainedModel) -> str:
-    """The end of a sentence about where `model` is computed; empty where nothing is shared."""
-    count = sharing_processes(model)
-    return "" if count == 1 else f", every text shared by {count} processes"
+def says_sharing(processes: int) -> str:
+    """The end of a sentence about where a model is computed; empty where nothing is shared."""
+    return "" if processes == 1 else f", every text shared by {processes} processes"

@@ -7,7 +7,7 @@ alone, which is written last.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,11 @@ from longrope.recipes.graph import Step
 from longrope.recipes.schema import STAGES, Recipe
 from longrope.report.run import figures_folder
 from longrope.run_files import FINETUNE_IDENTITY, LOCK, RECIPE, REPORT, RESULT, SCALING, SEARCH_LOG, STAGE
+from longrope.settings import Settings
 from longrope.storage import check_output_folder, json_ready, read_json, refuse_links, write_json_atomic
 from longrope.written import begin_record, has_record, occupied_by, remove_own, require_own, sweep
 
-CHANGE_NO_BIT = {"layer_inputs"}
+CHANGE_NO_BIT = {"layer_inputs", "workers"}
 """Settings that decide no number of a stage: it goes on with others."""
 
 
@@ -56,7 +57,7 @@ class RunFolder:
             field = stage_field(recipe, step.stage)
             reads = {"weights": step.weights, "scaling": step.scaling, "factors": step.factors}
             decides = step.stage.model_dump(mode="json", exclude={"field": True, "settings": CHANGE_NO_BIT})
-            stage = decides | {"data": texts, "reads": reads}
+            stage = _deciding(decides) | {"data": texts, "reads": reads}
             stages[step.folder] = stage if field is None else stage | {"field": field}
         return cls(path, _plain(identity), _plain(stages))
 
@@ -193,19 +194,26 @@ def read_object(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
     """`value` as it comes back from JSON."""
-    return json.loads(json.dumps(json_ready(value)))
+    read: dict[str, Any] = json.loads(json.dumps(json_ready(value)))
+    return read
+
+
+def _deciding(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in CHANGE_NO_BIT}
 
 
 def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """True if two descriptions of a stage are the same. A setting that is newer than the run had its default then."""
-    job = STAGES[wanted["stage"]].job()
-    if job is not None and isinstance(stage.get("settings"), dict):
-        defaults = {
-            name: field.get_default(call_default_factory=True)
-            for name, field in job.model_fields.items()
-            if not field.is_required() and name not in CHANGE_NO_BIT
-        }
-        stage = stage | {"settings": _plain(defaults) | stage["settings"]}
+    kind = STAGES[wanted["stage"]]
+    stage = _defaults(kind, wanted) | _deciding(stage)
+    if (job := kind.job()) is not None and isinstance(stage.get("settings"), dict):
+        stage["settings"] = _defaults(job, wanted["settings"]) | stage["settings"]
     return stage == wanted
+
+
+def _defaults(settings: type[Settings], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the fields in `wanted`, as they come back from JSON."""
+    fields = {name: own for name, own in settings.model_fields.items() if name in wanted and not own.is_required()}
+    return _plain({name: own.get_default(call_default_factory=True) for name, own in fields.items()})

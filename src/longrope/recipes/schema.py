@@ -10,7 +10,7 @@ texts and memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -92,15 +92,26 @@ class _WorkingStage(_Stage):
         return None if sources is None else _checked_sources(sources)
 
 
-class SearchStage(_WorkingStage):
+class _SearchingStage(_WorkingStage):
+    workers: int | None = Field(None, ge=1, le=MOST)
+    """Search with this many Ray workers, one model replica each."""
+    context_parallel: int = Field(1, ge=1, le=MOST)
+    """Processes of each worker, which share every text."""
+    settings: SearchConfig
+
+    @model_validator(mode="after")
+    def _shared_in_workers(self) -> Self:
+        if self.context_parallel > 1 and self.workers is None:
+            raise _wrong(f"context_parallel {self.context_parallel} shares texts in Ray workers: give `workers`, too")
+        return self
+
+
+class SearchStage(_SearchingStage):
     """Search factors for a target length on the weights that the stages before have left."""
 
     stage: Literal["search"]
     target: Length
     """The target length L'."""
-    workers: int | None = Field(None, ge=1, le=MOST)
-    """Search in this many Ray processes."""
-    settings: SearchConfig
 
 
 class FinetuneStage(_WorkingStage):
@@ -145,15 +156,12 @@ class FinetuneStage(_WorkingStage):
         return self
 
 
-class RecoverStage(_WorkingStage):
+class RecoverStage(_SearchingStage):
     """Search short windows again with a smaller largest λ, and keep each result that is better (LongRoPE, §3.3)."""
 
     stage: Literal["recover"]
     lengths: tuple[Length, ...] = Field(("1x", "2x"), validate_default=True, min_length=1)
     """The windows to recover."""
-    workers: int | None = Field(None, ge=1, le=MOST)
-    """Search in this many Ray processes."""
-    settings: SearchConfig
 
     @model_validator(mode="before")
     @classmethod

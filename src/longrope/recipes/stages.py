@@ -84,6 +84,7 @@ class Stages:
             stage.settings,
             resume=has_lines(folder / SEARCH_LOG),
             workers=stage.workers,
+            context_parallel=stage.context_parallel,
             callbacks=self.callbacks,
         )
         return found.to_json()
@@ -132,6 +133,7 @@ class Stages:
             stage.settings,
             resume=bool(begun(folder)),
             workers=stage.workers,
+            context_parallel=stage.context_parallel,
             callbacks=self.callbacks,
         )
         return recovered.to_json()

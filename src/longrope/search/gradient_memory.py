@@ -15,18 +15,17 @@ from longrope.models.layer_inputs import first_that_fits, held_inputs
 from longrope.models.loading import LoadedModel
 from longrope.models.model_dims import ModelShape, shape_of
 from longrope.models.peak_bytes import host_bytes, shared_bytes
-from longrope.models.shared_texts import sharing_processes
 from longrope.quantities import format_bytes
 from longrope.search.config import SearchConfig
 
 
 def choose_layer_inputs(
-    loaded: LoadedModel, length: int, config: SearchConfig, processes: int = 1
+    loaded: LoadedModel, length: int, config: SearchConfig, workers: int = 1, shares: int = 1
 ) -> tuple[LayerInputs, str]:
     """The place of layer inputs for texts of `length` tokens, and the choice in words.
 
-    `processes` share a CPU's memory. Of a model that lies on several GPUs the inputs do, too. Raises LongRopeError for
-    `offload` where host memory is the device's own.
+    Each text is shared by `shares` processes, and those of `workers` share a CPU's memory. Of a model that lies on
+    several GPUs the inputs do, too. Raises LongRopeError for `offload` where host memory is the device's own.
     """
     devices = {tensor.device for tensor in loaded.model.parameters()} - {torch.device("meta"), torch.device("cpu")}
     devices = devices or {device_of(loaded.model)}
@@ -49,8 +48,8 @@ def choose_layer_inputs(
     if room is None:
         return "keep", "layer inputs: keep; what they need cannot be planned here"
     if not host:
-        room //= processes
-    shares, itemsize = sharing_processes(loaded.model), loaded.model.dtype.itemsize
+        room //= workers * shares
+    itemsize = loaded.model.dtype.itemsize
     needs = partial(_needs, shape, length, itemsize, len(devices), shares)
     in_host = shares * host_bytes(shape, math.ceil(length / shares), itemsize)  # of all, which may be on one machine
     host = host and in_host <= USABLE * (free_bytes(torch.device("cpu")) or 0)

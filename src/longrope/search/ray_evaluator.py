@@ -1,8 +1,9 @@
-"""Evaluations by many processes: one model replica per Ray actor, on one machine or on a cluster.
+"""Evaluations by many workers, each with a replica of the model, on one machine or on a Ray cluster.
 
-Results come in the order of the requests, each computed whole by one worker, so the number of workers changes no bit of
-a search. A worker that dies is replaced, and its request is sent again. `replicas.py` has the instructions by which a
-worker loads its model, `ray_process.py` the process in which this evaluator works, where Ray itself may end.
+Results come in the order of the requests, each computed by one worker (`ray_worker.py`), so the number of workers
+changes no bit of a search. A worker that dies is replaced, and its request is sent again. `replicas.py` has the
+instructions by which a worker loads its model, `ray_process.py` the process in which this evaluator works, where Ray
+itself may end.
 
 `ray.util.ActorPool` with `max_restarts` and `max_task_retries` (Ray 2.60) does not fit: its ordered results hand out a
 new request only when the next result in order is taken, so that workers idle behind a slow one; restarts are either
@@ -24,42 +25,48 @@ import torch
 
 from longrope.errors import LongRopeError, one_line
 from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach
+from longrope.search.ray_worker import GRACE, Worker
 
 ATTEMPTS = 3  # dead workers on one request, or in a row while they load the model, before the search gives up
 OBJECT_STORE = 200 * 2**20  # bytes of a cluster started here; larger objects Ray keeps on disk
 
 
 class RayEvaluator:
-    """Results from `workers` Ray actors (None: as many as the cluster has room for), inside a `ray_session`.
+    """Results from `workers` workers (None: as many as the cluster has room for), inside a `ray_session`.
 
-    Ray pickles `make_evaluator`, and every actor calls it once for its own replica. A worker takes one GPU with `gpu`,
-    and runs torch on as many threads as this process does, because another number sums in another order.
+    A worker is `processes` Ray actors. Ray pickles `make_evaluator`, and every actor calls it once: the requests go to
+    the evaluator of the first; in the others, connected to it by torch.distributed, the call lasts as long as the
+    worker. An actor takes one GPU with `gpu`, and runs torch on as many threads as this process does, because another
+    number sums in another order.
 
     Use in a `with` block, at whose end its actors are gone. Entering waits for the first worker and raises
     LongRopeError when the cluster is too small or no worker can be made.
     """
 
     def __init__(
-        self, make_evaluator: Callable[[], EvaluateEach], workers: int | None = None, *, gpu: bool = False
+        self,
+        make_evaluator: Callable[[], EvaluateEach],
+        workers: int | None = None,
+        *,
+        gpu: bool = False,
+        processes: int = 1,
     ) -> None:
         if workers is not None and workers < 1:
             raise LongRopeError(f"expected at least 1 of `workers`, found {workers}", code="invalid-setting")
         self._ray = import_ray()
         self._make_evaluator, self._workers, self._threads = make_evaluator, workers, torch.get_num_threads()
+        self._processes = processes
         # A GPU worker computes on its GPU: its threads are not reserved.
         self._needs = {"CPU": 1, "GPU": 1} if gpu else {"CPU": self._threads}
         # Workers by the reference to the end of their task, which is loading the model or evaluating a request.
-        self._starting: dict[Any, Any] = {}
-        self._busy: dict[Any, Any] = {}
-        self._idle: deque[Any] = deque()
+        self._starting: dict[Any, Worker] = {}
+        self._busy: dict[Any, Worker] = {}
+        self._idle: deque[Worker] = deque()
         self._failed_starts = 0
 
     def __enter__(self) -> RayEvaluator:
         workers = self._checked_workers()
         self._recipe = self._ray.put(self._make_evaluator)
-        self._actor = self._ray.remote(
-            num_cpus=self._needs["CPU"], num_gpus=self._needs.get("GPU", 0), max_restarts=0, max_task_retries=0
-        )(_Worker)
         try:
             for _ in range(workers):
                 self._start_worker()
@@ -118,8 +125,9 @@ class RayEvaluator:
             for node in self._ray.nodes()
             if node["Alive"]
         )
+        room //= self._processes
         if room < (self._workers or 1):
-            needs = " and ".join(f"{amount} {kind}" for kind, amount in self._needs.items())
+            needs = " and ".join(f"{self._processes * amount} {kind}" for kind, amount in self._needs.items())
             raise LongRopeError(
                 f"expected room for {self._workers or 1} workers in the Ray cluster, {needs} each, found room for "
                 f"{room}",
@@ -129,13 +137,13 @@ class RayEvaluator:
         return self._workers or room
 
     def _start_worker(self) -> None:
-        worker = self._actor.remote(self._threads)
-        self._starting[worker.make.remote(self._recipe)] = worker
+        worker = Worker(self._ray, self._recipe, self._needs, self._threads, self._processes)
+        self._starting[worker.ready] = worker
 
     def _send(self, request: EvalRequest) -> Any:
         """Give an idle worker a request. Returns the reference to its result."""
         worker = self._idle.popleft()
-        reference = worker.evaluate.remote(request)
+        reference = worker.evaluate(request)
         self._busy[reference] = worker
         return reference
 
@@ -144,64 +152,83 @@ class RayEvaluator:
 
         None for a worker that has loaded its model, or died. The worker is idle then, and a dead one is being replaced.
         """
-        (reference, *_), _ = self._ray.wait([*self._starting, *self._busy], num_returns=1)
+        helping = {reference: worker for worker in self._all() for reference in worker.helping}
+        (reference, *_), _ = self._ray.wait([*self._starting, *self._busy, *helping], num_returns=1)
+        if reference in helping:
+            reference = self._end_with(helping[reference])
         if reference in self._starting:
             self._finish_start(reference)
+            return reference, None
+        if reference not in self._busy:  # of a worker that was idle
             return reference, None
         worker = self._busy.pop(reference)
         outcome: EvalResult | BaseException
         try:
             outcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
+            if self._processes > 1:  # its processes have ended together
+                lost = worker.has_lost_a_process(GRACE)
+                self._replace(worker)
+                if lost:
+                    return reference, None
+            else:
+                self._idle.append(worker)
             cause: BaseException = error.cause
             cause.__cause__ = error  # with the traceback of the worker
-            outcome = cause
+            return reference, cause
         except self._ray.exceptions.RayError:
             self._replace(worker)
             return reference, None
         self._idle.append(worker)
         return reference, outcome
 
+    def _all(self) -> list[Worker]:
+        return [*self._starting.values(), *self._idle, *self._busy.values()]
+
+    def _end_with(self, worker: Worker) -> Any:
+        """A process of `worker` has ended: the reference of the task of the worker, which comes to its end too."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+            self._replace(worker)
+            return None
+        if worker.has_lost_a_process():
+            worker.kill()  # its first process may wait for the lost one for hours
+        tasks = {**self._starting, **self._busy}
+        return next(reference for reference, one in tasks.items() if one is worker)
+
     def _finish_start(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
+            if worker.has_lost_a_process(GRACE):
+                self._start_failed(worker, error)
+                return
             known = isinstance(error.cause, LongRopeError)
             reason = one_line(error.cause) if known else str(error).splitlines()[-1]  # of a traceback
             code = error.cause.code if known else "runtime-fault"
             raise LongRopeError(f"a search worker cannot be made: {reason}", code=code) from error
         except self._ray.exceptions.RayError as error:
-            self._failed_starts += 1
-            if self._failed_starts == ATTEMPTS:
-                raise _dead(f"{ATTEMPTS} search workers in a row died while they loaded the model") from error
-            self._replace(worker)
+            self._start_failed(worker, error)
         else:
             self._failed_starts = 0
             self._idle.append(worker)
 
-    def _replace(self, worker: Any) -> None:
-        self._ray.kill(worker)  # a worker that Ray only cannot reach still holds its GPU
+    def _start_failed(self, worker: Worker, error: BaseException) -> None:
+        self._failed_starts += 1
+        if self._failed_starts == ATTEMPTS:
+            worker.kill()
+            raise _dead(f"{ATTEMPTS} search workers in a row died while they loaded the model") from error
+        self._replace(worker)
+
+    def _replace(self, worker: Worker) -> None:
+        worker.kill()
         self._start_worker()
 
     def _kill_workers(self) -> None:
-        for worker in [*self._starting.values(), *self._idle, *self._busy.values()]:
-            self._ray.kill(worker)
+        for worker in self._all():
+            worker.kill()
         self._starting, self._idle, self._busy = {}, deque(), {}
-
-
-class _Worker:
-    """The actor: a replica behind an evaluator of its own."""
-
-    def __init__(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-
-    def make(self, make_evaluator: Callable[[], EvaluateEach]) -> None:
-        self._evaluate = make_evaluator()
-
-    def evaluate(self, request: EvalRequest) -> EvalResult:
-        (result,) = self._evaluate([request])
-        return result
 
 
 def _dead(what: str) -> LongRopeError:

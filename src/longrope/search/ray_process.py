@@ -48,12 +48,13 @@ class RayProcess:
         workers: int | None = None,
         *,
         gpu: bool = False,
+        processes: int = 1,
         address: str | None = None,
         on_note: Callable[[str], None],
     ) -> None:
         # As Ray sends it to its workers; the pipe itself would send the memory of tensors.
         self._settings: bytes = import_ray().cloudpickle.dumps(
-            (make_evaluator, workers, gpu, address, torch.get_num_threads())
+            (make_evaluator, workers, gpu, processes, address, torch.get_num_threads())
         )
         self._local, self._note = address is None, on_note
         self._batch, self._ends = _READY, 0
@@ -153,12 +154,12 @@ def main(descriptor: int) -> None:
 
 
 def _evaluate(connection: Connection) -> None:
-    make_evaluator, workers, gpu, address, threads = import_ray().cloudpickle.loads(connection.recv_bytes())
+    make_evaluator, workers, gpu, processes, address, threads = import_ray().cloudpickle.loads(connection.recv_bytes())
     batches: SimpleQueue[tuple[int, list[EvalRequest]]] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, batches), daemon=True).start()
     torch.set_num_threads(threads)
-    cpus = None if workers is None else workers * threads
-    with ray_session(address, cpus), RayEvaluator(make_evaluator, workers, gpu=gpu) as evaluate:
+    cpus = None if workers is None else workers * processes * threads
+    with ray_session(address, cpus), RayEvaluator(make_evaluator, workers, gpu=gpu, processes=processes) as evaluate:
         connection.send((_READY, None))
         while True:
             batch, requests = batches.get()

@@ -31,6 +31,7 @@ from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import RECOVER_SUMMARY, SCALING, SEARCH_LOG
 from longrope.search.config import SearchConfig
 from longrope.search.initial import NONE
+from longrope.search.replicas import processes_here
 from longrope.search.run import NAMED, search
 from longrope.search.spaces import UPPER_RATIO
 from longrope.storage import json_ready, keep_or_write_json, new_output_folder
@@ -91,18 +92,25 @@ def recover_scaling(
     resume: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
+    context_parallel: int = 1,
     load: LoadOptions | None = None,
     callbacks: Callbacks | None = None,
 ) -> RopeScaling:
     """Search short windows inside the context length of an extended model again, where they have lost quality.
 
     `model`, whose checkpoint has a scaling, and the other arguments are those of `search_scaling`; `lengths` are ints
-    or text such as "8k", the original window among them. The result is the checkpoint's scaling with the windows that
+    or text such as "8k", the original window among them. `context_parallel` processes share texts in workers alone. The
+    result is the checkpoint's scaling with the windows that
     are better; `recover` says how they are searched.
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
     folder, sources = Path(output_dir), as_sources(data, field)
+    if processes_here(context_parallel, workers, ray_address) > 1:
+        raise LongRopeError(
+            f"`context_parallel` {context_parallel} shares the texts of a recovery in Ray workers: expected `workers`",
+            code="invalid-setting",
+        )
     require_texts(model, sources, "search", load)
     with kept_modes(model):
         return recover(
@@ -115,6 +123,7 @@ def recover_scaling(
             resume=resume and bool(begun(folder)),  # the same call begins and continues
             workers=workers,
             ray_address=ray_address,
+            context_parallel=context_parallel,
             callbacks=callbacks,
         ).scaling
 
@@ -130,6 +139,7 @@ def recover(
     resume: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
+    context_parallel: int = 1,
     callbacks: Callbacks | None = None,
 ) -> RecoveryResult:
     """Search factors λ ∈ [1, `max_factor`] for windows of `lengths` tokens inside the context length of `loaded`.
@@ -174,6 +184,7 @@ def recover(
             resume=resumes,
             workers=workers,
             ray_address=ray_address,
+            context_parallel=context_parallel,
             callbacks=callbacks,
             recovery=True,
         )

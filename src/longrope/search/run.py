@@ -54,7 +54,7 @@ from longrope.search.gradient_memory import choose_layer_inputs
 from longrope.search.initial import NONE, baselines
 from longrope.search.log import SearchLog
 from longrope.search.methods import build, identity
-from longrope.search.replicas import numerics, ray_evaluator, refuse_ray
+from longrope.search.replicas import numerics, processes_here, ray_evaluator
 from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
 from longrope.search.verdict import SearchVerdict, search_verdict
 from longrope.search.windows import extended_by, kept_windows, notes_before
@@ -149,9 +149,9 @@ def search_scaling(
     `output_dir` is a new folder for the scaling, the log and the summary (by default a temporary one); with `resume`,
     a search that was interrupted in it goes on to the end that it would have had, and begins where there is none.
     `workers` computes in that many Ray processes, of the cluster at `ray_address` if given, with the same result bit
-    for bit on the same hardware. `context_parallel` shares every text among that many processes, which torchrun has
-    started and which all make this call: for texts longer than one device's memory. All of them get the result; the
-    first one alone runs the search and writes files.
+    for bit on the same hardware. `context_parallel` shares every text among that many processes, for texts longer than
+    one device's memory: those of each worker or, without workers, processes that torchrun has started and which all
+    make this call. All of them get the result then; the first one alone runs the search and writes files.
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
@@ -161,14 +161,14 @@ def search_scaling(
     def opened() -> LoadedModel:
         return open_model(model, tokenizer, load)
 
+    here = processes_here(context_parallel, workers, ray_address)
     with (
         kept_modes(model),
-        sharing(context_parallel, device_kind(model, load)) as processes,
+        sharing(here, device_kind(model, load)) as processes,
         tempfile.TemporaryDirectory(prefix="longrope-search-") as temporary,
     ):
         if not processes.leads:
             return RopeScaling.from_json(processes.help(opened, callbacks))
-        refuse_ray(context_parallel, workers, ray_address)
         folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
         begun, sources = has_lines(folder / SEARCH_LOG), as_sources(data, field)
         require_texts(model, sources, "search", load)
@@ -181,6 +181,7 @@ def search_scaling(
             resume=resume and begun,  # the same call begins a search and continues it
             workers=workers,
             ray_address=ray_address,
+            context_parallel=context_parallel,
             callbacks=callbacks,
         )
         if callbacks is None:  # the end of the lines of LoggedProgress
@@ -199,10 +200,13 @@ def search(
     resume: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
+    context_parallel: int = 1,
     callbacks: Callbacks | None = None,
     recovery: bool = False,
 ) -> SearchResult:
-    """`search_scaling` with its full result. `recovery`: `target_length` may lie inside the model's context length.
+    """`search_scaling` with its full result, in the first process of those that share the texts of `loaded`.
+
+    `recovery`: `target_length` may lie inside the model's context length.
 
     The scaling is that of the checkpoint with the window found among its own. In a recovery that gives no attention
     factor, it is a small outer choice: that of the checkpoint's window, which the search runs with, or 1 with the
@@ -217,7 +221,7 @@ def search(
     if guess := loaded.original_length_guess:
         callbacks.on_note(f"the original window L = {loaded.geometry.original_length} is a guess: {guess}")
     given = _forms_given(loaded, target_length, config)
-    layer_inputs, how = choose_layer_inputs(loaded, target_length, config, workers or 1)
+    layer_inputs, how = choose_layer_inputs(loaded, target_length, config, workers or 1, context_parallel)
     texts = prepare_texts(loaded, sources_or_books(loaded.name, data, "search"), target_length, config)
     with scaled(loaded.model, RopeScaling.original(loaded.geometry)) as scaled_model:
         objectives = objectives_over(scaled_model, texts, layer_inputs)
@@ -229,12 +233,19 @@ def search(
                 callbacks.on_note(note)
         # Another model, other texts or settings are another search; other hardware or versions give other last bits.
         header = identity(prepared, loaded, texts, target_length, config)
-        header |= {"model_fingerprint": fingerprint(loaded.model), "numerics": numerics(loaded)}
+        header |= {"model_fingerprint": fingerprint(loaded.model), "numerics": numerics(loaded, context_parallel)}
         serial = SerialEvaluator(objectives)
         computing: AbstractContextManager[EvaluateEach] = nullcontext(serial)
         if workers is not None or ray_address is not None:
-            ray: dict[str, Any] = {"workers": workers, "address": ray_address, "layer_inputs": layer_inputs}
-            computing = ray_evaluator(loaded, texts, **ray, on_note=callbacks.on_note)
+            computing = ray_evaluator(
+                loaded,
+                texts,
+                workers=workers,
+                address=ray_address,
+                layer_inputs=layer_inputs,
+                context_parallel=context_parallel,
+                on_note=callbacks.on_note,
+            )
         with computing as evaluate_each, _log(output_dir, header | {"record": record()}, resume) as (log, begun):
             evaluate = LoggedEvaluator(evaluate_each, log)
             windows = baselines(loaded, target_length)
@@ -245,7 +256,7 @@ def search(
                 raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
             begun()
             said = f"; {how}" if config.by_gradient else ""
-            callbacks.on_device(says_where(loaded.model) + says_sharing(loaded.model) + said)
+            callbacks.on_device(says_where(loaded.model) + says_sharing(context_parallel) + said)
             callbacks.on_search_start(prepared.max_requests, losses)
             with evaluate.search(callbacks, target_length) as requests, _told_in_full(loaded, target_length):
                 outcome = prepared.run(evaluate, on_best=evaluate.report_best)

@@ -41,11 +41,6 @@ class SearchVerdict:
         return self.baseline is not None and (self.gain is None or self.gain < -ALIKE)
 
     @property
-    def winner(self) -> str | None:
-        """The name of the baseline where it is better than the result; None where the result wins or is as good."""
-        return self.baseline if self.worse else None
-
-    @property
     def formula(self) -> str | None:
         """The name of the baseline where it is a formula that is at least as good as the result."""
         level = self.gain is None or self.gain <= ALIKE
