@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -114,16 +115,24 @@ def test_an_error_in_a_process_is_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_family_that_cannot_be_shared(tmp_path: Path, loaded: LoadedModel, drawn: Texts) -> None:
+def test_a_family_that_cannot_be_shared(tmp_path: Path, loaded: LoadedModel, drawn: Texts, ray_cluster: Any) -> None:
+    """Its worker leaves no resources taken."""
+
+    def groups() -> int:
+        return sum(group["state"] != "REMOVED" for group in ray_cluster.util.placement_group_table().values())
+
     tiny_model("gemma2").save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
-    gemma = open_model(str(tmp_path))
+    gemma, before = open_model(str(tmp_path)), groups()
     with (
         pytest.raises(LongRopeError, match=r"^a search worker cannot be made: .*found eager"),
         RayEvaluator(replica(gemma, drawn), 1, processes=2),
     ):
         pass
+    until = time.monotonic() + 30
+    while groups() > before:
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -204,6 +204,7 @@ class RayEvaluator:
             if worker.has_lost_a_process(GRACE):
                 self._start_failed(worker, error)
                 return
+            worker.kill()
             known = isinstance(error.cause, LongRopeError)
             reason = one_line(error.cause) if known else str(error).splitlines()[-1]  # of a traceback
             code = error.cause.code if known else "runtime-fault"
@@ -215,11 +216,11 @@ class RayEvaluator:
             self._idle.append(worker)
 
     def _start_failed(self, worker: Worker, error: BaseException) -> None:
+        worker.kill()
         self._failed_starts += 1
         if self._failed_starts == ATTEMPTS:
-            worker.kill()
             raise _dead(f"{ATTEMPTS} search workers in a row died while they loaded the model") from error
-        self._replace(worker)
+        self._start_worker()
 
     def _replace(self, worker: Worker) -> None:
         worker.kill()
