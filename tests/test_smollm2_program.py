@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import smollm2
+from benchmarks import smollm2, smollm2_tables
 from longrope.evaluation.results import EvalResults, EvalRow
 
 
@@ -18,7 +18,7 @@ def test_its_commands_are_understood(cli, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     subject = str(tmp_path / "no-model.gguf"), tmp_path, tmp_path / "out"
     found = [*smollm2.stages(*subject), *smollm2.more_stages(*subject)]
-    assert len(found) == 2 * len(smollm2.SEARCHES) + 1 + 6
+    assert len(found) == 2 * len(smollm2.SEARCHES) + 4 + 2 + 1 + 4
     for stage in found:
         result = cli(*stage.words)
         assert result.code == 2
@@ -32,7 +32,7 @@ def test_what_was_stopped_goes_on_and_what_is_there_stays(tmp_path: Path, monkey
     (out / "perplexity-gradient.json").write_text("{}")
     monkeypatch.setattr(smollm2.subprocess, "run", lambda command, check: run.append(command))
     smollm2.run("model.gguf", tmp_path, out)
-    assert len(run) == 2 * len(smollm2.SEARCHES)
+    assert len(run) == 2 * len(smollm2.SEARCHES) - 1 + 4 + 2 + 1
     assert [command[-1] == "--resume" for command in run] == [True] + [False] * (len(run) - 1)
 
 
@@ -50,10 +50,10 @@ def _results(path: Path, losses: dict[str, list[float]]) -> None:
 
 def test_differences_are_those_of_the_same_texts(tmp_path: Path) -> None:
     _results(tmp_path / "perplexity-gradient.json", {"none": [4.0, 5.0], "yarn": [3.0, 4.0], "found": [2.98, 3.96]})
-    found, provenance = smollm2.read_perplexities(tmp_path)
+    found, provenance = smollm2_tables.read_perplexities(tmp_path)
     assert list(found) == ["none", "yarn", "gradient"]
     assert provenance["gradient"]["versions"]
-    lines = smollm2.perplexity_table(found, 16384, 8192)
+    lines = smollm2_tables.perplexity_table(found, 16384, (8192,))
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| no scaling", "| YaRN", "| longrope, gradient"]
     assert lines[3].endswith("| – |")
     assert lines[4].endswith("| 32.14 ± 1.00 | 87.36 ± 8.74 | −0.0300 ± 0.0100 |")
