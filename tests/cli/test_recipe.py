@@ -87,6 +87,7 @@ def test_target_length_moves_the_longest_target_and_rounds_are_said(cli, checkpo
     [
         (("--samples", 5), "with --recipe every stage has its own settings: write --samples into the recipe"),
         (("--dtype", "bfloat16", "--lengths", "1k"), "write --lengths, --dtype into the recipe"),
+        (("--workers", 2), "write --workers into the recipe"),
         (("--target-length", "64"), "the 64 tokens that the model is trained for"),
         (("--device", "abacus"), "abacus"),
         (("--data", "nowhere.txt"), "nowhere.txt"),

@@ -174,3 +174,18 @@ def test_a_model_that_carries_two_windows_is_extended_to_two(texts, tmp_path):
     done = run(source, texts, tmp_path / "run", target=256)
     assert done.losses == []
     assert [proof.length for proof in done.proofs] == [WINDOW, 256]
+
+
+def test_the_search_may_have_workers(checkpoint, texts, tmp_path, cli, monkeypatch):
+    asked = []
+
+    def search(*_, **given):
+        asked.append(given)
+        raise LongRopeError("far enough")
+
+    monkeypatch.setattr(module, "search", search)
+    data = ("--data", texts / "search.txt", "--eval-data", texts / "other.txt", "--target-length", 128)
+    ran = cli("extend", checkpoint, *data, "--workers", 4, "--ray-address", "head:6379", "-o", tmp_path / "run")
+    assert "far enough" in ran.refusal
+    assert (asked[0]["workers"], asked[0]["ray_address"]) == (4, "head:6379")
+    assert "expected --workers of at least 1, found '0'" in cli("extend", checkpoint, *data, "--workers", 0).refusal

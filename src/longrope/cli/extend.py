@@ -30,6 +30,7 @@ def command(
     lengths: given.EvalLengths = None,
     eval_samples: given.EvalSamples = None,
     search: Annotated[dict[str, Any], SEARCH],
+    ray: given.Ray,
     load: given.Load,
     resume: given.Resume = False,
     log_dir: given.LogDir = None,
@@ -37,8 +38,7 @@ def command(
     as_json: given.Json = False,
 ) -> None:
     """Extend a model's window and prove it, by a search alone or by a recipe."""
-    of_search = {"lengths": lengths, "eval_samples": eval_samples, "log_dir": log_dir}
-    of_search |= {"report_to": report_to or None}
+    of_search = {"lengths": lengths, "eval_samples": eval_samples, "log_dir": log_dir} | ray.model_dump()
     if recipe is None:
         if dry_run:
             raise LongRopeError(
@@ -46,11 +46,11 @@ def command(
             )
         job = {"search_data": data or [], "evaluation_data": eval_data or [], "evaluation_samples": eval_samples or 10}
         job |= {"target_length": target_length, "lengths": lengths, "allow_lossy": allow_lossy}
-        job |= {"field": field, "resume": resume}
+        job |= {"field": field, "resume": resume, "ray": ray}
         extend_by_search.run(model, output_dir, search, load, log_dir, report_to, as_json, **job)
         return
     unused = [name for name, value in of_search.items() if value is not None] + ["allow_lossy"] * allow_lossy
-    unused += ["dtype"] * ("dtype" in load.model_fields_set) + list(search)
+    unused += ["report_to"] * bool(report_to) + ["dtype"] * ("dtype" in load.model_fields_set) + list(search)
     if unused:
         options = ", ".join(f"`{name}`" for name in unused)
         raise LongRopeError(f"with `recipe` every stage has its own settings: write {options} into the recipe")

@@ -17,6 +17,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.server.config import ServerOptions
 from longrope.models.config import LoadOptions
+from longrope.search.config import RayOptions
 from longrope.storage import read_json
 from longrope.trackers import check_trackers
 
@@ -99,17 +100,18 @@ ProofLoad = Annotated[
 
 # search
 
-Workers = Annotated[PositiveInt | None, option("Search with this many Ray workers, one model replica each.")]
-ShareTexts = Annotated[
-    PositiveInt,
-    option(
-        """Processes that share every text, for texts longer than one device's memory: those of each worker of a search,
-        else those that torchrun --nproc-per-node P -m longrope … starts.""",
-        "--context-parallel",
-        metavar="P",
-    ),
-]
-RayAddress = Annotated[str | None, option("The Ray cluster to search on: auto, or HOST:PORT.")]
+_DEVICES = "Several devices"
+Ray = Annotated[RayOptions, Options(_DEVICES, place=4)]
+_TORCHRUN = "torchrun --nproc-per-node P -m longrope …"
+
+
+def _sharing(processes: str) -> Parameter:
+    text = f"Processes that share every text, for texts longer than one device's memory: {processes}."
+    return option(text, "--context-parallel", metavar="P", group=Group(_DEVICES, sort_key=4))
+
+
+ShareTexts = Annotated[PositiveInt, _sharing(f"those that {_TORCHRUN} starts")]
+ShareSearchTexts = Annotated[PositiveInt, _sharing(f"those of each worker, or those that {_TORCHRUN} starts")]
 
 # eval
 

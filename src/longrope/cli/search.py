@@ -26,9 +26,8 @@ def command(
     field: given.Field = None,
     config: Annotated[SearchConfig, Options("Search", switches=("racing",))],
     load: given.Load,
-    workers: given.Workers = None,
-    ray_address: given.RayAddress = None,
-    context_parallel: given.ShareTexts = 1,
+    ray: given.Ray,
+    context_parallel: given.ShareSearchTexts = 1,
     resume: given.Resume = False,
     log_dir: given.LogDir = None,
     report_to: given.ReportTo = "",
@@ -45,7 +44,7 @@ def command(
     from longrope.search.run import search
 
     quiet_libraries()
-    spread: Any = {"workers": workers, "ray_address": ray_address, "context_parallel": context_parallel}
+    spread: Any = {**ray.model_dump(), "context_parallel": context_parallel}
     with sharing(processes_here(**spread), load.device) as processes:
         if not processes.leads:
             processes.help(lambda: open_model(model, options=load), Stoppable())

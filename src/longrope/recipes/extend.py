@@ -46,7 +46,7 @@ from longrope.rope.hf_config import refuse_unsupported, transformers_scaling, un
 from longrope.rope.scaling import RopeScaling
 from longrope.run_files import CHECKPOINT as CHECKPOINT_DIR
 from longrope.run_files import EVALUATION, EXTENSION, REPORT
-from longrope.search.config import SearchConfig
+from longrope.search.config import RayOptions, SearchConfig
 from longrope.search.run import SearchResult, search
 from longrope.search.windows import extended_by, kept_windows
 from longrope.storage import json_ready, keep_or_write_json, refuse_links
@@ -86,6 +86,7 @@ class PreparedExtension:
     proof_ids: Tensor
     """(1, L'): the text that the proof compares logits on."""
     config: SearchConfig
+    ray: RayOptions
     allow_lossy: bool
     resume: bool
 
@@ -108,6 +109,7 @@ class PreparedExtension:
             output_dir,
             config,
             resume=self.resume,
+            **self.ray.model_dump(),
             callbacks=callbacks,
         )
         # The saved scaling is measured and exported: resuming does not save it again.
@@ -204,14 +206,15 @@ def prepare_extension(
     lengths: Sequence[int | str] | str | None = None,
     evaluation_samples: int = 10,
     config: SearchConfig | None = None,
+    ray: RayOptions | None = None,
     allow_lossy: bool = False,
     resume: bool = False,
 ) -> PreparedExtension:
     """Check everything that a run of `extend` needs, its later stages too: an error after a long search wastes it.
 
     `target_length`: by default 8 L. `field`: where the rows of both data have their text. `lengths` are those of the
-    comparison (default: L, 2L, … L'). `resume` goes on where a run of the same command was stopped. Raises
-    LongRopeError for faults that the user can mend.
+    comparison (default: L, 2L, … L'). `ray`: the workers that compute the search. `resume` goes on where a run of the
+    same command was stopped. Raises LongRopeError for faults that the user can mend.
     """
     config = config or SearchConfig()
     target_length, compared = _lengths(loaded, target_length, lengths)
@@ -250,6 +253,7 @@ def prepare_extension(
         evaluation_samples=evaluation_samples,
         proof_ids=text.ids[:1],
         config=config,
+        ray=ray or RayOptions(),
         allow_lossy=allow_lossy,
         resume=resume,
     )

@@ -34,6 +34,15 @@ CONTINUED = "continued"
 EVOLUTION, GRADIENT = ("longrope", "longrope2"), ("gradient", "hybrid")
 
 
+class RayOptions(Settings):
+    """Where a search is computed: in this process, or by Ray workers with a model replica each."""
+
+    workers: int | None = Field(None, ge=1, le=MOST)
+    """Search with this many Ray workers, one model replica each."""
+    ray_address: str | None = None
+    """The Ray cluster to search on: auto, or HOST:PORT."""
+
+
 def _name_of_number(value: Any) -> Any:
     """Turn a number into text: the setting takes names too, and YAML reads `1` as a number."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
