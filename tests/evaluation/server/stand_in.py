@@ -1,4 +1,8 @@
-"""A server with OpenAI's completions over the embedded model, that answers as vLLM does; for tests."""
+"""A server with OpenAI's completions over the embedded model, that answers as vLLM 0.32.0 does; for tests.
+
+`test_vllm.py` asks vLLM itself. The behaviour that was found there is here too: a prompt and at least one token of
+reply must fit the context, penalties come from generation_config.json where a request has none, `logprob_token_ids`.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +26,61 @@ class StandIn:
         self.models = ["tiny"]
         self.logprobs = True
         self.tokenize = True
+        self.repetition_penalty = 1.0
+        """The penalty of the served generation_config.json."""
+        self.logprob_token_ids = True
+        """The server gives the log-probabilities of tokens that a request names (newer releases of vLLM)."""
+        self.unknown: set[str] = set()
+        """Parameters that the server refuses; vLLM refuses none."""
         self.failures: list[tuple[int, Any] | None] = []
         """(status, body) of the next answers, None for a right one; a body that is text is sent as it is."""
         self.asked: list[dict[str, Any]] = []
         self.lock = threading.Lock()
         tiny()  # loaded here: transformers loads no two models at once
 
+    def refusal(self, body: dict[str, Any]) -> str | None:
+        """The message that refuses a request."""
+        if unknown := sorted(self.unknown & set(body)):
+            return f"Extra inputs are not permitted: {unknown[0]}"
+        asked = max(body["max_tokens"], 1)
+        if self.context is not None and len(body["prompt"]) + asked > self.context:
+            return (
+                f"The decoder prompt (length {len(body['prompt'])}) plus the number of requested output tokens (at "
+                f"least {asked}) is longer than the maximum model length of {self.context}."
+            )
+        return None
+
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         """The greedy continuation of a prompt of ids, with the prompt's log-probabilities where asked for."""
         ids, model = torch.tensor([body["prompt"]]), tiny().model
+        penalty = body.get("repetition_penalty", self.repetition_penalty)
         with self.lock, torch.inference_mode():
             logits = model(ids).logits[0].double()
-            found = [] if body.get("echo") else _greedy(model, ids, logits, body["max_tokens"])
+            found = [] if body.get("echo") else _greedy(model, ids, logits, body["max_tokens"], penalty)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "logprobs": None}
         choice["text"] = tiny_tokenizer().decode(found, skip_special_tokens=True)
         if body.get("echo") and self.logprobs:
-            own = torch.log_softmax(logits[:-1], -1)[torch.arange(ids.shape[1] - 1), ids[0, 1:]]
-            choice["logprobs"] = {"token_logprobs": [None, *own.tolist(), -1.0]}
+            after = torch.log_softmax(logits, -1)
+            own = after[torch.arange(ids.shape[1] - 1), ids[0, 1:]]
+            named = body.get("logprob_token_ids", []) if self.logprob_token_ids else []
+            last = {int(after[-1].argmax()): float(after[-1].max())} | {
+                token: float(after[-1, token]) for token in named
+            }
+            choice["logprobs"] = {
+                "token_logprobs": [None, *own.tolist(), float(after[-1].max())],
+                "top_logprobs": [None, *[{}] * len(own), {f"token_id:{token}": value for token, value in last.items()}],
+            }
         return {"id": "x", "object": "text_completion", "created": 0, "model": body["model"], "choices": [choice]}
 
 
-def _greedy(model: Any, ids: torch.Tensor, logits: torch.Tensor, count: int) -> list[int]:
+def _greedy(model: Any, ids: torch.Tensor, logits: torch.Tensor, count: int, penalty: float) -> list[int]:
+    """The continuation of `ids` (1, T); tokens that are there already are divided down by `penalty`."""
     found: list[int] = []
     for _ in range(count):
-        token = int(logits[-1].argmax())
+        last = logits[-1].clone()
+        there = ids[0].unique()
+        last[there] = torch.where(last[there] > 0, last[there] / penalty, last[there] * penalty)
+        token = int(last.argmax())
         if token == tiny_tokenizer().eos_token_id:
             break
         found.append(token)
@@ -76,6 +111,8 @@ def serving(stand_in: StandIn) -> Iterator[str]:
                 return
             stand_in.asked.append(body)
             failure = stand_in.failures.pop(0) if stand_in.failures else None
+            if failure is None and (message := stand_in.refusal(body)):
+                failure = (400, {"error": {"message": message}})
             self.answer(*(failure or (200, stand_in.completion(body))))
 
         def answer(self, status: int, body: Any) -> None:

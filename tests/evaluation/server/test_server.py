@@ -136,6 +136,47 @@ def test_perplexity_needs_log_probabilities(stand_in: StandIn, address: str, tex
         ask(address, text, suites="perplexity")
 
 
+def test_perplexity_of_texts_that_fill_the_context(stand_in: StandIn, address: str, text: str) -> None:
+    """vLLM takes no prompt of its whole context, since a token of reply must fit: the last token is asked for apart."""
+    stand_in.context = 256
+    served = ask(address, text, suites="perplexity")
+    local = evaluate("tiny", data=text, suites="perplexity", lengths=[192, 256], config=SMALL)
+    assert [row.value for row in served.rows] == pytest.approx([row.value for row in local.rows], rel=1e-5)
+    assert max(len(body["prompt"]) for body in stand_in.asked) == 255
+
+
+def test_a_server_without_the_last_token_is_refused_before_the_first_text(
+    stand_in: StandIn, address: str, text: str
+) -> None:
+    stand_in.context, stand_in.logprob_token_ids = 256, False
+    with pytest.raises(LongRopeError, match=r"takes 256 tokens with its reply.*") as caught:
+        ask(address, text, suites=("passkey", "perplexity"))
+    assert "at 255 tokens" in str(caught.value.hint)
+    assert len(stand_in.asked) == 1
+    assert len(stand_in.asked[0]["prompt"]) < 64
+    assert ask(address, text, suites="perplexity", lengths=[192, 255]).rows
+
+
+def test_penalties_of_the_served_model_do_not_reach_the_replies(stand_in: StandIn, address: str, text: str) -> None:
+    plain = ask(address, text, suites=("passkey", "needle"), lengths=[256])
+    assert max(row.value for row in plain.rows) > 0.0
+    stand_in.repetition_penalty = 5.0  # of its generation_config.json; Qwen2.5's is 1.05
+    assert ask(address, text, suites=("passkey", "needle"), lengths=[256]).rows == plain.rows
+    for body in stand_in.asked:
+        names = ("temperature", "repetition_penalty", "repeat_penalty", "frequency_penalty", "presence_penalty")
+        assert [body[name] for name in names] == [0.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_parameters_that_a_server_refuses_are_left_out(stand_in: StandIn, address: str, text: str) -> None:
+    stand_in.unknown = {"repeat_penalty", "repetition_penalty"}
+    served = ask(address, text, suites="passkey", lengths=[256], server=ServerOptions(retries=0, concurrency=1))
+    assert served.rows[0].trials == SMALL.trials
+    assert len(stand_in.asked) == SMALL.trials + 2
+    stand_in.unknown = {"temperature"}
+    with pytest.raises(LongRopeError, match="Extra inputs are not permitted: temperature"):
+        ask(address, text, suites="passkey", lengths=[256])
+
+
 def test_what_a_server_cannot_be_asked_is_refused_before_the_first_prompt(
     stand_in: StandIn, address: str, text: str, tmp_path: Path
 ) -> None:

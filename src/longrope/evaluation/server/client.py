@@ -7,7 +7,7 @@ a server that wants one from OPENAI_API_KEY.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,6 +22,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 PROBE = "The pass key is 71432. Naïve café, 3.14 — and\n\ttwo  blanks."
 """A text that tokenizers cut differently: digits, accents, blanks, line ends."""
+NO_PENALTIES = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
+"""By vLLM's and SGLang's name, and llama.cpp's: a server otherwise takes the penalty of generation_config.json."""
 
 
 class Server:
@@ -41,6 +43,7 @@ class Server:
         base = address.rstrip("/")
         self.address = base if base.partition("://")[2].count("/") else f"{base}/v1"
         self.options = options
+        self._unknown: set[str] = set()
         more: dict[str, Any] = {"timeout": options.timeout, "max_retries": options.retries}
         try:
             self._client = openai.OpenAI(base_url=self.address, **more)
@@ -104,15 +107,19 @@ class Server:
             )
         return True
 
+    def check_losses(self, ids: Sequence[int], length: int) -> None:
+        """Raise LongRopeError where the server cannot give `losses` of texts of `length` tokens.
+
+        It is asked for those of a short text `ids`, in the form that the length needs.
+        """
+        self._losses(ids, self._fills_context(length))
+
     def reply(self, ids: Sequence[int] | Ids, max_new_tokens: int) -> str:
         """The greedy reply to a prompt of token ids, of at most `max_new_tokens` tokens.
 
         Raises LongRopeError where the server refuses or does not answer.
         """
-        with self._plain_errors(f"a prompt of {len(ids)} tokens"):
-            answer = self._client.completions.create(
-                model=self.model, prompt=[int(token) for token in ids], max_tokens=max_new_tokens, temperature=0.0
-            )
+        answer = self._completion(ids, f"a prompt of {len(ids)} tokens", max_tokens=max_new_tokens)
         if not answer.choices:
             raise LongRopeError(f"{self.address} gave no reply to a prompt of {len(ids)} tokens", code="server-error")
         return answer.choices[0].text or ""
@@ -120,26 +127,46 @@ class Server:
     def losses(self, ids: Sequence[int] | Ids) -> list[float]:
         """−log p of every token but the first, in nats: T − 1 numbers for T ids.
 
-        Raises LongRopeError where the server gives no log-probabilities of a prompt, as llama.cpp's does not.
+        A text that fills the server's context leaves no room for the reply, which vLLM and SGLang insist on: its last
+        token is then not in the prompt, and vLLM is asked for its log-probability among those of the reply.
+
+        Raises LongRopeError where the server gives no log-probabilities of a prompt, as llama.cpp's does not, or none
+        of that last token.
         """
-        with self._plain_errors(f"log-probabilities of {len(ids)} tokens"):
-            answer = self._client.completions.create(
-                model=self.model,
-                prompt=[int(token) for token in ids],
-                max_tokens=1,  # a server need not take 0; the new token is left out below
-                temperature=0.0,
-                echo=True,
-                logprobs=1,
-            )
+        return self._losses(ids, self._fills_context(len(ids)))
+
+    def _fills_context(self, length: int) -> bool:
+        return self.context_length is not None and length >= self.context_length
+
+    def _losses(self, ids: Sequence[int] | Ids, last_apart: bool) -> list[float]:
+        """`losses`; `last_apart`: the last token is asked for as a reply, not in the prompt."""
+        prompt, more = ids, {}
+        if last_apart:
+            prompt = ids[:-1]
+            more = {"logprob_token_ids": [int(ids[-1])], "return_tokens_as_token_ids": True}  # vLLM's
+        # A server need not take max_tokens=0; the new token is left out below.
+        answer = self._completion(
+            prompt, f"log-probabilities of {len(ids)} tokens", more, max_tokens=1, echo=True, logprobs=1
+        )
         found = answer.choices[0].logprobs if answer.choices else None
-        values = (found.token_logprobs if found is not None else None) or []
-        values = values[1 : len(ids)]
-        if len(values) != len(ids) - 1 or not all(isinstance(value, int | float) for value in values):
+        values = ((found.token_logprobs if found is not None else None) or [])[1 : len(prompt)]
+        if len(values) != len(prompt) - 1 or not all(isinstance(value, int | float) for value in values):
             raise LongRopeError(
                 f"{self.address} gives no log-probabilities of a prompt, which perplexity is made of",
                 code="not-expressible",
                 hint="vLLM's and SGLang's completions give them; measure passkey, needle or ruler on this one",
             )
+        if last_apart:
+            named = (found.top_logprobs if found is not None else None) or [None]
+            last = (named[-1] or {}).get(f"token_id:{int(ids[-1])}")
+            if last is None:
+                raise LongRopeError(
+                    f"{self.address} takes {self.context_length} tokens with its reply, so it gives no log-probability "
+                    "of the last token of a text of that length",
+                    code="too-long-length",
+                    hint=f"measure perplexity at {(self.context_length or len(ids)) - 1} tokens; a newer vLLM gives it",
+                )
+            values = [*values, last]
         return [-float(value) for value in values if value is not None]
 
     def next_tokens(self, ids: Sequence[int] | Ids, count: int) -> list[tuple[int | None, float]]:
@@ -148,17 +175,42 @@ class Server:
         Empty where the server gives no log-probabilities for this prompt: llama.cpp's does not where its reply is the
         end of the text.
         """
-        with self._plain_errors(f"the next token after {len(ids)}"):
-            answer = self._client.completions.create(
-                model=self.model,
-                prompt=[int(token) for token in ids],
-                max_tokens=1,
-                temperature=0.0,
-                logprobs=count,
-                extra_body={"return_tokens_as_token_ids": True},  # vLLM's; others pass over it
-            )
+        asked, more = f"the next token after {len(ids)}", {"return_tokens_as_token_ids": True}  # vLLM's
+        answer = self._completion(ids, asked, more, max_tokens=1, logprobs=count)
+        with self._plain_errors(asked):
             found = answer.choices[0].logprobs if answer.choices else None
             return _most_likely(found)[:count]
+
+    def _completion(
+        self, ids: Sequence[int] | Ids, asked: str, more: Mapping[str, Any] | None = None, **fields: Any
+    ) -> Any:
+        """The greedy completion of a prompt of token ids, without penalties.
+
+        `more` and the penalties are parameters that some servers have and most others pass over. A server that refuses
+        one by its name is asked again without it, and from then on.
+        """
+        with self._plain_errors(asked):
+            while True:
+                extra = {
+                    name: value
+                    for name, value in (NO_PENALTIES | dict(more or {})).items()
+                    if name not in self._unknown
+                }
+                try:
+                    return self._client.completions.create(
+                        model=self.model,
+                        prompt=[int(token) for token in ids],
+                        temperature=0.0,
+                        frequency_penalty=0.0,
+                        presence_penalty=0.0,
+                        extra_body=extra,
+                        **fields,
+                    )
+                except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+                    refused = {name for name in extra if name in str(error.body or error)}
+                    if not refused:
+                        raise
+                    self._unknown |= refused
 
     def each(self, work: Callable[[Item], Result], items: Iterable[Item], done: Callable[[], None]) -> list[Result]:
         """The results of `work` on every item, in their order, `concurrency` of them at once; `done` after each.

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.callbacks import Callbacks
 from longrope.data.sources import TextSource, read_all
-from longrope.data.tokens import tokenizer_hash
+from longrope.data.tokens import encode, tokenizer_hash
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalTask, Suite, TextContext, sources_of
 from longrope.evaluation.config import EvalConfig
@@ -22,7 +22,7 @@ from longrope.evaluation.perplexity import PerplexitySuite, perplexity_rows
 from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.evaluation.retrieval import joined
 from longrope.evaluation.ruler.suite import RulerSuite, ruler_row, summary_rows
-from longrope.evaluation.server.client import Server
+from longrope.evaluation.server.client import PROBE, Server
 from longrope.evaluation.server.config import ServerOptions
 from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult, samples_of, task_log
 from longrope.models.loading import load_tokenizer
@@ -76,6 +76,9 @@ def evaluate_server(
     server = Server(address, options or ServerOptions())
     server.check_lengths(lengths)
     compared = server.check_tokenizer(loaded)
+    if PerplexitySuite in suites:
+        probe = encode(loaded, PROBE)
+        server.check_losses([*probe, probe[0]], max(lengths, default=0))
     needed = any(suite.needs_text(config) for suite in suites)
     documents = read_all(sources_or_books(name, sources, "evaluation"), tokenizer=loaded) if needed else []
     seen = check_unseen(name, documents, [], allow_seen)
