@@ -39,9 +39,9 @@ def scaling() -> RopeScaling:
 class Rotating(StandIn):
     """Answers under a window that `rule` chooses by the length; `tops`: the form of the most likely next tokens."""
 
-    def __init__(self, rule: Any, *, prompts: bool = True, tops: str = "ids") -> None:
+    def __init__(self, rule: Any, *, prompts: bool = True, tops: str = "ids", rounding: float = 0.003) -> None:
         super().__init__(context=TARGET)
-        self.rule, self.logprobs, self.tops = rule, prompts, tops
+        self.rule, self.logprobs, self.tops, self.rounding = rule, prompts, tops, rounding
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         model = tiny().model
@@ -49,7 +49,7 @@ class Rotating(StandIn):
             window = self.rule(len(body["prompt"]))
             with handle.using(window), torch.inference_mode():
                 logits = model(torch.tensor([body["prompt"]])).logits[0].double().log_softmax(-1)
-        logits = logits + 0.003 * torch.sin(torch.arange(logits.shape[1]))  # kernels of another kind
+        logits = logits + self.rounding * torch.sin(torch.arange(logits.shape[1]))  # kernels of another kind
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "text": "x", "logprobs": None}
         ids = body["prompt"]
         if body.get("echo") and self.logprobs:
@@ -120,6 +120,30 @@ def test_every_hypothesis_by_prompts(rule: str) -> None:
             truth = choose(at.length)
             assert near.window.factors == truth.factors
             assert near.window.attention_factor == pytest.approx(truth.attention_factor)
+
+
+OTHERS: dict[str, Window] = {
+    "of a shorter target": Window(TARGET, tuple(yarn(geometry(), 1024).tolist()), attention_factor=M),
+    "with less spread": Window(TARGET, tuple((yarn(geometry(), 2048) ** 0.8).tolist()), attention_factor=M),
+    "another attention factor": Window(TARGET, tuple(yarn(geometry(), 2048).tolist()), attention_factor=1.15),
+}
+"""Rotations that are none of the hypotheses and lie near the long factors."""
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_rotation_that_is_none_of_the_hypotheses(other: str) -> None:
+    found = diagnose(Rotating(lambda _: OTHERS[other]), lengths=[500])
+    (at,) = found.lengths
+    assert (found.right, at.near) == (False, ()), at
+    assert at.found.startswith("another rotation, nearest to the long factors with attention factor 1."), at.found
+    assert found.verdict.startswith("computes none of the rotations")
+
+
+@pytest.mark.parametrize("rule", ["right", "plain"])
+def test_weights_of_few_bits_are_rounding_and_are_mentioned(rule: str) -> None:
+    found = diagnose(Rotating(RULES[rule][0], rounding=0.25), lengths=[500])
+    assert (found.right, found.verdict.startswith(RULES[rule][1])) == (rule == "right", True), found.to_json()
+    assert any("nats off in short texts too" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ longrope doctor checkpoint/ --server http://localhost:8000/v1
 The model computes the same texts here under every hypothesis: plain RoPE or the factors of one window of the scaling,
 for all lengths, with the attention factor 1, the stated one, or that of Phi-3's formula. The server computes the
 hypothesis that its numbers are nearest to, if they are much further from all others: its dtype, kernels or quantised
-weights are others, so they are never equal. A server that gives the log-probabilities of a prompt is compared on the
-last tokens of every text, another one on the most likely next tokens.
+weights are others, so they are never equal. Rounding is as large in short texts, while the distance to a rotation that
+is none of the hypotheses grows with the position: so it is told. A server that gives the log-probabilities of a prompt
+is compared on the last tokens of every text, another one on the most likely next tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from longrope.callbacks import Callbacks
 from longrope.data.books import shipped_books
@@ -50,6 +50,16 @@ EQUAL = 1e-4
 """Nats: hypotheses that lie closer are not told apart by any server."""
 FAR = 0.5
 """Nats: a mean distance above which a server computes none of the hypotheses, or another model."""
+ROUNDED = 0.02
+"""Nats: a mean distance that is rounding, whatever it is in short texts."""
+SHORT, SHORT_TEXTS = 33, 16
+"""Tokens of the short texts that rounding is measured on, and their number."""
+GROWN = 1.5
+"""The ratio of a distance to that of short texts from which on it is no rounding; APART for next tokens, as few."""
+COARSE = 0.1
+"""Nats: a mean distance above which rounding is mentioned: weights of some four bits."""
+AT_ONCE = 1024
+"""Tokens of texts that run here in one batch; a longer text runs alone."""
 PLAIN = "plain RoPE"
 
 
@@ -76,6 +86,8 @@ class ServedLength:
     """By hypothesis; empty where the server gave nothing."""
     near: tuple[Hypothesis, ...]
     """The hypotheses that the server's numbers do not tell apart from the nearest; none where all are far."""
+    in_short_texts: float | None = None
+    """The distance of the nearest hypothesis in short texts; None where the nearest is so near that none was needed."""
 
     @property
     def as_expected(self) -> bool:
@@ -88,7 +100,10 @@ class ServedLength:
         if not self.distances:
             return "not compared: the server gave no log-probabilities"
         if not self.near:
-            return "none of the rotations: another model, another tokenizer, or weights that are far from these"
+            nearest = min(self.distances, key=self.distances.__getitem__)
+            if self.distances[nearest] > FAR:
+                return "none of the rotations: another model, another tokenizer, or weights that are far from these"
+            return f"another rotation, nearest to {nearest}: in short texts it is {self.in_short_texts:.2g} nats off"
         if self.as_expected:
             return str(self.expected)
         return " or ".join(map(str, self.near))
@@ -101,6 +116,7 @@ class ServedLength:
             "as_expected": self.as_expected,
             "near": [str(hypothesis) for hypothesis in self.near],
             "nats": self.distances,
+            "nats_in_short_texts": self.in_short_texts,
         }
 
 
@@ -205,16 +221,22 @@ def diagnose_server(
     callbacks.on_device(says_where(loaded.model))
     with scaled(loaded.model, RopeScaling.original(scaling.geometry)) as handle:
         by_prompt, rows, among = True, [], hypotheses(scaling)
+        in_short_texts: float | None = None
         for length in chosen:
             ids = texts[:, :length]
             try:
-                seen = [np.array(asked.losses(row)[-LAST:]) for row in ids.tolist()] if by_prompt else []
+                seen = _seen(asked, ids) if by_prompt else None
             except LongRopeError as error:
                 if error.code != "not-expressible":
                     raise
-                by_prompt, seen = False, []
-            nats = _by_prompts(handle, among, ids, seen) if by_prompt else _by_next_tokens(handle, among, ids, asked)
-            rows.append(_judged(length, _expected(scaling, length, among), among, nats))
+                by_prompt, seen = False, None
+            nats = _distances(handle, among, ids, asked, seen)
+            if in_short_texts is None and nats and ROUNDED < min(nats.values()) <= FAR:
+                short = _texts(loaded, SHORT, SHORT_TEXTS)
+                found = _distances(handle, among, short, asked, _seen(asked, short) if by_prompt else None)
+                in_short_texts = min(found.values(), default=FAR)
+            ratio = GROWN if by_prompt else APART
+            rows.append(_judged(length, _expected(scaling, length, among), among, nats, in_short_texts, ratio))
     if not any(row.distances for row in rows):
         raise LongRopeError(
             f"{asked.address} gives no log-probabilities, of prompts or of next tokens: nothing can be compared",
@@ -224,6 +246,11 @@ def diagnose_server(
     how = f"the last {LAST} tokens of prompts" if by_prompt else f"the {TOP} most likely next tokens"
     if not by_prompt:
         notes.append("the server gives no log-probabilities of prompts, so one token a text is compared")
+    if any(row.near and min(row.distances.values()) > COARSE for row in rows):
+        notes.append(
+            f"the server's log-probabilities are {in_short_texts:.2g} nats off in short texts too: weights of few bits "
+            "are, and so would be a rotation that is wrong for the nearest tokens already"
+        )
     return ServerDiagnosis(
         server=asked.address, model=asked.model, compared_by=how, lengths=tuple(rows), notes=tuple(notes)
     )
@@ -247,11 +274,11 @@ def _lengths(scaling: RopeScaling, server: Server, given: Sequence[int], notes: 
     return fitting
 
 
-def _texts(loaded: LoadedModel, length: int) -> torch.Tensor:
-    """Token ids (TEXTS, length) of shipped books."""
+def _texts(loaded: LoadedModel, length: int, count: int = TEXTS) -> torch.Tensor:
+    """Token ids (count, length) of shipped books."""
     sources = [f"book:{book.name}" for book in shipped_books() if book.role == "evaluation"]
     documents = tokenize(read_all(sources, tokenizer=loaded.tokenizer), loaded.tokenizer)
-    return draw_samples(documents, length=length, count=TEXTS, seed=0, bos_token_id=bos_of(loaded.tokenizer)).ids
+    return draw_samples(documents, length=length, count=count, seed=0, bos_token_id=bos_of(loaded.tokenizer)).ids
 
 
 def hypotheses(scaling: RopeScaling) -> list[Hypothesis]:
@@ -287,21 +314,31 @@ def _expected(scaling: RopeScaling, length: int, among: Sequence[Hypothesis]) ->
     return next(hypothesis for hypothesis in among if _same(hypothesis.window, wanted))
 
 
-def _by_prompts(
-    handle: ScaledModel, among: Sequence[Hypothesis], ids: torch.Tensor, seen: Sequence[np.ndarray]
+def _seen(server: Server, ids: torch.Tensor) -> np.ndarray:
+    """The losses of the last tokens, LAST at most, of texts `ids` (B, T) by the server: (B, tokens)."""
+    return np.array([server.losses(row)[-LAST:] for row in ids.tolist()])
+
+
+def _distances(
+    handle: ScaledModel, among: Sequence[Hypothesis], ids: torch.Tensor, server: Server, seen: np.ndarray | None
 ) -> dict[str, float]:
-    """The distance of each hypothesis by the losses of the last tokens of texts `ids` (TEXTS, T)."""
+    """The distance of each hypothesis on texts `ids` (B, T): by `seen`, or by next tokens where that is None."""
+    return _by_next_tokens(handle, among, ids, server) if seen is None else _by_prompts(handle, among, ids, seen)
+
+
+def _by_prompts(
+    handle: ScaledModel, among: Sequence[Hypothesis], ids: torch.Tensor, seen: np.ndarray
+) -> dict[str, float]:
+    """The distance of each hypothesis by the losses `seen` (B, tokens) of the last tokens of texts `ids` (B, T)."""
     distances = {}
+    texts, rows = ids.to(device_of(handle.model)), max(1, AT_ONCE // ids.shape[1])
+    batches = [texts[at : at + rows] for at in range(0, len(texts), rows)]
+    start = ids.shape[1] - 1 - seen.shape[1]
     for hypothesis in among:
         with handle.using(hypothesis.window), torch.inference_mode():
-            own = [_losses(handle.model, row, len(values)) for row, values in zip(ids, seen, strict=True)]
-        distances[str(hypothesis)] = float(np.mean([np.abs(a - b).mean() for a, b in zip(own, seen, strict=True)]))
+            own = torch.cat([token_nll(handle.model, batch, start=start).double().cpu() for batch in batches])
+        distances[str(hypothesis)] = float(np.abs(own.numpy() - seen).mean())
     return distances
-
-
-def _losses(model: PreTrainedModel, row: torch.Tensor, count: int) -> np.ndarray:
-    found = token_nll(model, row[None].to(device_of(model)), start=len(row) - 1 - count)
-    return found[0].double().cpu().numpy()
 
 
 def _by_next_tokens(
@@ -326,10 +363,18 @@ def _by_next_tokens(
 
 
 def _judged(
-    length: int, expected: Hypothesis, among: Sequence[Hypothesis], distances: dict[str, float]
+    length: int,
+    expected: Hypothesis,
+    among: Sequence[Hypothesis],
+    distances: dict[str, float],
+    in_short_texts: float | None,
+    ratio: float,
 ) -> ServedLength:
-    if not distances or min(distances.values()) > FAR:
-        return ServedLength(length, expected, distances, ())
-    most = max(APART * min(distances.values()), EQUAL)
+    """The hypotheses near the server's numbers; `ratio`: how far beyond that in short texts rounding may go."""
+    nearest = min(distances.values(), default=0.0)
+    grown = in_short_texts is not None and nearest > max(ROUNDED, ratio * in_short_texts)
+    if not distances or nearest > FAR or grown:
+        return ServedLength(length, expected, distances, (), in_short_texts)
+    most = max(APART * nearest, EQUAL)
     near = tuple(hypothesis for hypothesis in among if distances[str(hypothesis)] <= most)
-    return ServedLength(length, expected, distances, near)
+    return ServedLength(length, expected, distances, near, in_short_texts)
