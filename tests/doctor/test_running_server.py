@@ -193,6 +193,17 @@ def test_hypotheses_that_are_the_same_are_one() -> None:
     ]
 
 
+def test_factors_for_all_lengths_are_not_called_short() -> None:
+    """As an export of YaRN has them: two windows of the same factors."""
+    factors = yarn(geometry(), TARGET)
+    both = RopeScaling(geometry(), tuple(Window(length, factors, attention_factor=M) for length in (L, TARGET)))
+    names = {hypothesis.factors for hypothesis in hypotheses(both)}
+    assert names == {PLAIN, "the long factors"}
+    found = diagnose(Rotating(lambda _: both.windows[0]), expect=both, lengths=[300])
+    assert found.right
+    assert found.lengths[0].found == "the long factors with attention factor 1.25"
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with serving(Rotating(RULES["plain"][0])) as found:

@@ -285,7 +285,7 @@ def hypotheses(scaling: RopeScaling) -> list[Hypothesis]:
     """Every rotation that the scaling could be taken for, equal ones once."""
     geometry, windows = scaling.geometry, scaling.windows
     named = {"the short factors": windows[0], "the long factors": windows[-1]}
-    if len(windows) == 1:
+    if len({window.factors for window in windows}) == 1:
         named = {"the long factors": windows[0]}
     for window in windows[1:-1]:
         named[f"the factors for {format_length(window.max_length)} tokens"] = window

@@ -179,3 +179,6 @@ def test_another_rotation_in_vllm_is_told(other: str, checkpoint: Path, tmp_path
     assert not found.right
     if other == "plain":
         assert found.verdict == "applies no scaling: plain RoPE at every length"
+    else:
+        assert [at.near for at in found.lengths] == [(), ()]
+        assert all(at.found.startswith("another rotation, nearest to the long factors") for at in found.lengths)
