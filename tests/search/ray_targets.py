@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from longrope.errors import LongRopeError
+from longrope.models.processes import Processes
 from longrope.models.shared_texts import Share
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach, SerialEvaluator
@@ -101,17 +102,30 @@ class Unmakeable:
 
 @dataclass(frozen=True)
 class Failing(Replica):
-    """In process `rank`, every share of a text ends in an error, or the process."""
+    """In process `rank`, every share of a text ends in an error, or the process.
+
+    `unheard`: the error reaches no other process, `early`: before the model is loaded.
+    """
 
     rank: int = 0
     deadly: bool = False
+    unheard: bool = False
+    early: bool = False
 
     def __call__(self) -> EvaluateEach:
         if dist.get_rank() == self.rank:
+            if self.early:
+                self.fail()
             Share.scores = self.fail  # type: ignore[method-assign]
+            if self.unheard:
+                Processes._failed = again  # type: ignore[method-assign]
         return super().__call__()
 
     def fail(self, *_: Any, **__: Any) -> Any:
         if self.deadly:
             os._exit(1)
         raise MemoryError("no room for 1 GiB")
+
+
+def again(_: Processes, error: Exception) -> Any:
+    raise error

@@ -18,6 +18,7 @@ from longrope.models.apply import apply_scaling
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.search import ray_worker
 from longrope.search.config import SearchConfig
 from longrope.search.evaluator import EvalRequest, EvalResult, SerialEvaluator
 from longrope.search.ray_evaluator import RayEvaluator
@@ -111,6 +112,20 @@ def test_an_error_in_a_process_is_one_line(
     """And is told from the death of a process, which the other one feels as an error too."""
     failing = replica(loaded, drawn, Failing, rank=rank, deadly=deadly)
     with RayEvaluator(failing, 1, processes=2) as evaluator, pytest.raises(Exception, match=message):
+        list(evaluator(REQUESTS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_error_that_the_first_process_is_not_told_of(
+    early: bool, loaded: LoadedModel, drawn: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the other process for hours, as in an exchange by NCCL."""
+    monkeypatch.setattr(ray_worker, "GRACE", 2)
+    failing = replica(loaded, drawn, Failing, rank=1, unheard=True, early=early)
+    message = "^a search worker cannot be made: .*no room for 1 GiB$" if early else "^no room for 1 GiB$"
+    with pytest.raises(Exception, match=message), RayEvaluator(failing, 1, processes=2) as evaluator:
         list(evaluator(REQUESTS))
 
 

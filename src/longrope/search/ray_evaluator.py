@@ -25,7 +25,7 @@ import torch
 
 from longrope.errors import LongRopeError, one_line
 from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach
-from longrope.search.ray_worker import GRACE, Worker
+from longrope.search.ray_worker import Worker
 
 ATTEMPTS = 3  # dead workers on one request, or in a row while they load the model, before the search gives up
 OBJECT_STORE = 200 * 2**20  # bytes of a cluster started here; larger objects Ray keeps on disk
@@ -155,65 +155,55 @@ class RayEvaluator:
         helping = {reference: worker for worker in self._all() for reference in worker.helping}
         (reference, *_), _ = self._ray.wait([*self._starting, *self._busy, *helping], num_returns=1)
         if reference in helping:
-            reference = self._end_with(helping[reference])
+            reference = self._task_of(helping[reference])
         if reference in self._starting:
             self._finish_start(reference)
             return reference, None
         if reference not in self._busy:  # of a worker that was idle
             return reference, None
-        worker = self._busy.pop(reference)
         outcome: EvalResult | BaseException
         try:
-            outcome = self._ray.get(reference)
+            outcome = self._busy[reference].result(reference)
         except self._ray.exceptions.RayTaskError as error:
+            worker = self._busy.pop(reference)
             if self._processes > 1:  # its processes have ended together
-                lost = worker.has_lost_a_process(GRACE)
                 self._replace(worker)
-                if lost:
-                    return reference, None
             else:
                 self._idle.append(worker)
             cause: BaseException = error.cause
             cause.__cause__ = error  # with the traceback of the worker
             return reference, cause
         except self._ray.exceptions.RayError:
-            self._replace(worker)
+            self._replace(self._busy.pop(reference))
             return reference, None
-        self._idle.append(worker)
+        self._idle.append(self._busy.pop(reference))
         return reference, outcome
 
     def _all(self) -> list[Worker]:
         return [*self._starting.values(), *self._idle, *self._busy.values()]
 
-    def _end_with(self, worker: Worker) -> Any:
-        """A process of `worker` has ended: the reference of the task of the worker, which comes to its end too."""
+    def _task_of(self, worker: Worker) -> Any:
+        """The reference to the task of `worker`, which has lost a process; None of an idle one, which is replaced."""
         if worker in self._idle:
             self._idle.remove(worker)
             self._replace(worker)
             return None
-        if worker.has_lost_a_process():
-            worker.kill()  # its first process may wait for the lost one for hours
-        tasks = {**self._starting, **self._busy}
-        return next(reference for reference, one in tasks.items() if one is worker)
+        return next(task for task, one in (*self._starting.items(), *self._busy.items()) if one is worker)
 
     def _finish_start(self, reference: Any) -> None:
-        worker = self._starting.pop(reference)
         try:
-            self._ray.get(reference)
+            self._starting[reference].result(reference)
         except self._ray.exceptions.RayTaskError as error:
-            if worker.has_lost_a_process(GRACE):
-                self._start_failed(worker, error)
-                return
-            worker.kill()
+            self._starting.pop(reference).kill()
             known = isinstance(error.cause, LongRopeError)
             reason = one_line(error.cause) if known else str(error).splitlines()[-1]  # of a traceback
             code = error.cause.code if known else "runtime-fault"
             raise LongRopeError(f"a search worker cannot be made: {reason}", code=code) from error
         except self._ray.exceptions.RayError as error:
-            self._start_failed(worker, error)
+            self._start_failed(self._starting.pop(reference), error)
         else:
             self._failed_starts = 0
-            self._idle.append(worker)
+            self._idle.append(self._starting.pop(reference))
 
     def _start_failed(self, worker: Worker, error: BaseException) -> None:
         worker.kill()

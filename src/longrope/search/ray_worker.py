@@ -18,7 +18,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from longrope.search.evaluator import EvalRequest, EvalResult, EvaluateEach
 
 GRACE = 60.0
-"""Seconds in which the other processes of a worker end, after an error in the first."""
+"""Seconds in which the other processes of a worker end, after an error in one of them."""
 
 
 class Worker:
@@ -50,21 +50,42 @@ class Worker:
         """The reference to the result of `request`."""
         return self._actors[0].evaluate.remote(request)
 
-    def has_lost_a_process(self, seconds: float = 0.0) -> bool:
-        """True where one of the processes beside the first is dead; those that are ending have `seconds` to do so."""
-        ended = []
-        if self.helping:
-            ended, _ = self._ray.wait(self.helping, num_returns=len(self.helping), timeout=seconds)
-        return any(self._is_dead(reference) for reference in ended)
+    def result(self, task: Any) -> Any:
+        """The value of `task`, a reference to a task of the first process, once that or another process has ended.
 
-    def _is_dead(self, reference: Any) -> bool:
+        Raises RayTaskError with the error of any process, and another RayError where a process is dead. The worker is
+        killed where its first process goes on waiting for one that has ended, as it may for hours.
+        """
+        if ends := self._ends():
+            ended, _ = self._ray.wait([task], timeout=0 if self._is_death(ends[0]) else GRACE)
+            if not ended:
+                end = self._ends()[0]
+                self.kill()
+                raise end
         try:
-            self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError:
-            return False  # an error, which the first process raises too
-        except self._ray.exceptions.RayError:
-            return True
-        return False
+            return self._ray.get(task)
+        except self._ray.exceptions.RayTaskError:  # its own, or that of an exchange with a process that is dead
+            ends = self._ends(GRACE)
+            if ends and self._is_death(ends[0]):
+                raise ends[0] from None
+            raise
+
+    def _ends(self, seconds: float = 0) -> list[Exception]:
+        """The errors by which processes beside the first have ended, deaths first; those that are ending have `seconds`
+        to do so."""
+        if not self.helping:
+            return []
+        ended, _ = self._ray.wait(self.helping, num_returns=len(self.helping), timeout=seconds)
+        found = []
+        for reference in ended:
+            try:
+                self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                found.append(error)
+        return sorted(found, key=self._is_death, reverse=True)
+
+    def _is_death(self, error: Exception) -> bool:
+        return not isinstance(error, self._ray.exceptions.RayTaskError)
 
     def kill(self) -> None:
         """End its processes, also where Ray only cannot reach them: they would still hold their GPUs."""
