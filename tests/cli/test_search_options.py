@@ -92,6 +92,14 @@ def test_workers_that_cannot_be_had_leave_nothing(search, tmp_path, monkeypatch)
     assert search(tmp_path / "run", *EVOLUTION).code == 0
 
 
+def test_a_folder_that_is_taken_is_refused_before_workers_start(search, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    monkeypatch.setattr("longrope.models.loading.open_model", pytest.fail)
+    ran = search(tmp_path / "run", *EVOLUTION, "--workers", 2, "--context-parallel", 2)
+    assert "is not empty; nothing is overwritten" in ran.refusal
+
+
 # --- the other options
 
 

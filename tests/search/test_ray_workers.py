@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from longrope.callbacks import Callbacks, SearchProgress
+from longrope.data.sources import as_sources
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.config import LoadOptions
@@ -19,8 +21,16 @@ from longrope.models.devices import moved_to_cpu
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling, Window
+from longrope.search import run
 from longrope.search.config import SearchConfig
-from longrope.search.evaluator import EvalRequest, EvaluateEach, LoggedEvaluator, SearchOutcome, SerialEvaluator
+from longrope.search.evaluator import (
+    EvalRequest,
+    EvalResult,
+    EvaluateEach,
+    LoggedEvaluator,
+    SearchOutcome,
+    SerialEvaluator,
+)
 from longrope.search.log import SearchLog
 from longrope.search.ray_evaluator import RayEvaluator
 from longrope.search.replicas import Replica, numerics, ray_evaluator
@@ -158,6 +168,36 @@ def test_ray_hands_out_the_gpus(loaded: LoadedModel) -> None:
         ray_evaluator(numbered, {}, workers=1, on_note=print),
     ):
         pass
+
+
+def test_the_device_that_is_named_is_that_of_the_workers(
+    loaded: LoadedModel, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they compute, the model here is elsewhere; in another dtype stands for that."""
+
+    @contextmanager
+    def workers(loaded: LoadedModel, *_: Any, **__: Any) -> Iterator[EvaluateEach]:
+        loaded.model.to(torch.float64)
+        yield lambda requests: (EvalResult(sum(request.window.factors)) for request in requests)
+        loaded.model.to(torch.float32)
+
+    lines: list[str] = []
+
+    class Lines(Callbacks):
+        def on_device(self, where: str) -> None:
+            lines.append(where)
+
+    monkeypatch.setattr(run, "ray_evaluator", workers)
+    source = as_sources(str(texts / "search.txt"))
+    made: dict[str, Any] = {"workers": 1, "context_parallel": 2, "callbacks": Lines()}
+    run.search(loaded, TARGET, source, tmp_path / "run", EVOLUTION, **made)
+    assert lines == ["computing on cpu in float32, every text shared by 2 processes"]
+
+
+@pytest.mark.parametrize("count", [0, -2, 1.5, "2"])
+def test_context_parallel_is_a_number(count: Any) -> None:
+    with pytest.raises(LongRopeError, match=f"`context_parallel` must be a whole number, 1 or more; found {count!r}"):
+        run.search_scaling("tiny", target_length=TARGET, workers=1, context_parallel=count)
 
 
 def test_the_model_waits_in_main_memory(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,6 +280,14 @@ def test_what_is_refused(extended: LoadedModel, loaded: LoadedModel, source: lis
             "the method longrope only",
             lambda options=options: recover(extended, [64], source, out, options),
         )  # type: ignore[misc]
+    for count, code, found in ((0, "invalid-number", "found 0"), (2, "invalid-setting", "2 .* expected `workers`")):
+        says(
+            code,
+            f"`context_parallel` .*{found}",
+            lambda count=count: recover_scaling(  # type: ignore[misc]
+                extended, lengths=WINDOW, data=source, output_dir=out, context_parallel=count
+            ),
+        )
     says("not-resumable", "no recovery in", lambda: recover(extended, [WINDOW], source, out, resume=True))
 
 

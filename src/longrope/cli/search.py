@@ -10,7 +10,7 @@ from longrope.cli.common import print_json, quiet_libraries, warn
 from longrope.cli.progress import Stoppable, progress
 from longrope.cli.tables.runs import show_search
 from longrope.cli.verb import Options, verb
-from longrope.search.config import SearchConfig
+from longrope.search.config import RayOptions, SearchConfig
 from longrope.storage import check_output_folder
 from longrope.units import parse_length
 
@@ -35,7 +35,8 @@ def command(
 ) -> None:
     """Search rescale factors for a longer window, without training."""
     length = parse_length(target_length)
-    if not resume and context_parallel == 1:  # with several processes, the first one makes it
+    by_ray = ray != RayOptions()
+    if not resume and (context_parallel == 1 or by_ray):  # of torchrun's processes, the first one makes it
         check_output_folder(output_dir)
     from longrope.models.loading import open_model
     from longrope.models.processes import sharing

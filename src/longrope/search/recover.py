@@ -99,9 +99,9 @@ def recover_scaling(
     """Search short windows inside the context length of an extended model again, where they have lost quality.
 
     `model`, whose checkpoint has a scaling, and the other arguments are those of `search_scaling`; `lengths` are ints
-    or text such as "8k", the original window among them. `context_parallel` processes share texts in workers alone. The
-    result is the checkpoint's scaling with the windows that
-    are better; `recover` says how they are searched.
+    or text such as "8k", the original window among them. `context_parallel` is the number of processes of each worker,
+    and needs workers here. The result is the checkpoint's scaling with the windows that are better; `recover` says how
+    they are searched.
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from longrope.checks import count_in
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling
 from longrope.models.config import LayerInputs, LoadOptions
@@ -113,9 +114,10 @@ def ray_evaluator(
     """
     if is_spread(loaded.model):
         raise LongRopeError(
-            "Ray gives every worker one GPU, for a model that fits it; this one is spread over several devices",
+            "Ray gives every process of a worker one GPU, for a model that fits it; this one is spread over several "
+            "devices",
             code="invalid-setting",
-            hint="leave out `workers`, or give a shorter `dtype`",
+            hint="leave out `workers` and `ray_address`, or give a shorter `dtype`",
         )
     device = torch.device(loaded.options.device)
     if device.index is not None:
@@ -146,8 +148,10 @@ def ray_evaluator(
 def processes_here(context_parallel: int, workers: int | None, ray_address: str | None) -> int:
     """The number of processes that share texts with this one: 1 where the workers of Ray do the sharing.
 
-    Raises LongRopeError where both torchrun and Ray would start processes.
+    Raises LongRopeError where both torchrun and Ray would start processes, and where `context_parallel` is no number of
+    processes.
     """
+    count_in("`context_parallel`", context_parallel, 1)
     if workers is None and ray_address is None:
         return context_parallel
     given = "`workers`" if workers is not None else "`ray_address`"

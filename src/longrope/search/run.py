@@ -148,10 +148,10 @@ def search_scaling(
 
     `output_dir` is a new folder for the scaling, the log and the summary (by default a temporary one); with `resume`,
     a search that was interrupted in it goes on to the end that it would have had, and begins where there is none.
-    `workers` computes in that many Ray processes, of the cluster at `ray_address` if given, with the same result bit
+    `workers` computes with that many Ray workers, of the cluster at `ray_address` if given, with the same result bit
     for bit on the same hardware. `context_parallel` shares every text among that many processes, for texts longer than
-    one device's memory: those of each worker or, without workers, processes that torchrun has started and which all
-    make this call. All of them get the result then; the first one alone runs the search and writes files.
+    one device's memory. With workers these are the processes of each worker. Without, torchrun has started them, and
+    all of them make this call and get its result; the first one alone runs the search and writes files.
 
     Raises LongRopeError for everything that the caller can mend; nothing that exists is overwritten.
     """
@@ -234,10 +234,10 @@ def search(
         # Another model, other texts or settings are another search; other hardware or versions give other last bits.
         header = identity(prepared, loaded, texts, target_length, config)
         header |= {"model_fingerprint": fingerprint(loaded.model), "numerics": numerics(loaded, context_parallel)}
-        serial = SerialEvaluator(objectives)
+        serial, where = SerialEvaluator(objectives), says_where(loaded.model) + says_sharing(context_parallel)
         computing: AbstractContextManager[EvaluateEach] = nullcontext(serial)
         if workers is not None or ray_address is not None:
-            computing = ray_evaluator(
+            computing = ray_evaluator(  # in whose block the model here is in main memory
                 loaded,
                 texts,
                 workers=workers,
@@ -256,7 +256,7 @@ def search(
                 raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
             begun()
             said = f"; {how}" if config.by_gradient else ""
-            callbacks.on_device(says_where(loaded.model) + says_sharing(context_parallel) + said)
+            callbacks.on_device(where + said)
             callbacks.on_search_start(prepared.max_requests, losses)
             with evaluate.search(callbacks, target_length) as requests, _told_in_full(loaded, target_length):
                 outcome = prepared.run(evaluate, on_best=evaluate.report_best)
