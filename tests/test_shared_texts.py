@@ -16,6 +16,7 @@ import pytest
 from filelock import FileLock
 
 from longrope.cli.progress import resume_command
+from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalResults
 from longrope.models import chunked, processes
 from longrope.models.model_dims import shape_of
@@ -233,6 +234,32 @@ def test_an_error_comes_out_once(name: str, message: str, found: tuple[Path, Fou
     assert message in first[name]["err"]
     assert other[name] == {"code": 2, "out": "", "err": ""}
     assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_processes_that_a_script_has_connected_get_a_gpu_each(launched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a launcher has started them; a process of Ray has no number on its machine, and sees its own GPU alone."""
+    made: list[dict[str, bool]] = []
+    monkeypatch.setattr(processes, "PartialState", lambda **given: made.append(given))
+    monkeypatch.setattr(processes._Speaker, "count", 1)
+    monkeypatch.setattr(processes._Speaker, "silent", False)
+    for name, found in (("is_initialized", True), ("get_world_size", 3), ("get_rank", 0)):
+        monkeypatch.setattr(processes.dist, name, lambda found=found: found)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(LongRopeError, match="among 2 processes, found 3"), processes.sharing(2, "cpu"):
+        pass
+    assert made == [{"cpu": True}] * launched
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_ray_alone_starts_processes(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes._Speaker, "count", 1)
+    monkeypatch.setattr(processes._Speaker, "silent", False)
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(LongRopeError, match="expected one process here, found 2"):
+        processes.require_alone("reason")
 
 
 def test_without_torchrun_the_command_is_said(cli: Callable[..., Ran], checkpoint: Path, texts: Path) -> None:

@@ -284,6 +284,7 @@ def test_an_option_that_came_later_has_its_default(
         settings = identity["stages"][name]["settings"]
         settings.pop({SEARCHED_4: "learn_attention_factor", TUNED_4: "trainer", EVALUATED: "threshold"}[name])
     del identity["stages"][RECOVERED]["context_parallel"]  # of the stage itself
+    identity["stages"][SEARCHED_8]["settings"]["layer_inputs"] = "keep"  # which was recorded once
     (copy / "recipe.json").write_text(json.dumps(identity))
     nothing_runs(monkeypatch)
     run_recipe(loaded, small, copy)

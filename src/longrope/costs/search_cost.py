@@ -80,7 +80,7 @@ class SearchWork:
 
         whole, by_total = SharedTime(0.0, 0.0), attrgetter("total")
         for batch in (*self.rounds, *self.extra):
-            busy = [SharedTime(0.0, 0.0)] * (devices.count // processes)
+            busy = [SharedTime(0.0, 0.0)] * min(devices.count // processes, max(1, len(batch)))
             for rows, length, gradient in batch:
                 busy.sort(key=by_total)  # the replica that is free first takes it
                 busy[0] += of_a_text(length, gradient) * rows

@@ -46,6 +46,8 @@ _EXCHANGE = timedelta(hours=6)
 """How long a process waits for the others in one exchange, a layer of a text at most."""
 _GRACE = 20.0  # seconds in which the others take note of an end
 _HEAD_START = 0.5  # seconds of the first process to say an error, before torchrun sees that others have ended
+_MPI = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")
+"""The beginnings of the variables in which accelerate finds the number of processes and the rank under mpirun."""
 _jobs = itertools.count()  # every process counts its jobs alike
 
 
@@ -279,12 +281,16 @@ def _ctrl_c_ignored() -> Iterator[None]:
 
 
 def require_alone(why: str) -> None:
-    """Raise LongRopeError (`wrong-processes`) where torchrun has started this process with others; `why` not."""
-    world = get_int_from_env(["WORLD_SIZE"], 1)
+    """Raise LongRopeError (`wrong-processes`), with the reason `why`, where torchrun or mpirun has started this process
+    together with others."""
+    world = get_int_from_env(["WORLD_SIZE", *(f"{mpi}_SIZE" for mpi in _MPI)], 1)
     if world > 1:
-        _Speaker.silent, _Speaker.count = get_int_from_env(["RANK"], 0) > 0, world
+        _Speaker.silent = get_int_from_env(["RANK", *(f"{mpi}_RANK" for mpi in _MPI)], 0) > 0
+        _Speaker.count = world
         raise LongRopeError(
-            f"{why}: expected one process here, found {world}", code="wrong-processes", hint="start it without torchrun"
+            f"{why}: expected one process here, found {world}",
+            code="wrong-processes",
+            hint="start it without torchrun or mpirun",
         )
 
 
@@ -306,7 +312,9 @@ def _started(count: int, device: str) -> Processes:
             hint="give `device` cuda, or leave it out",
         )
     try:
-        world = dist.get_world_size() if dist.is_initialized() else int(PartialState(cpu=kind == "cpu").num_processes)
+        if not dist.is_initialized() or get_int_from_env(["LOCAL_RANK"], -1) >= 0:
+            PartialState(cpu=kind == "cpu")  # connects processes that are not connected, and gives each its GPU
+        world = dist.get_world_size() if dist.is_initialized() else 1
     except (RuntimeError, ValueError) as error:
         raise LongRopeError(
             f"the processes cannot find one another: {one_line(error)}", code="wrong-processes"

@@ -209,7 +209,7 @@ def _same(stage: dict[str, Any], wanted: dict[str, Any]) -> bool:
     kind = STAGES[wanted["stage"]]
     stage = _defaults(kind, wanted) | _deciding(stage)
     if (job := kind.job()) is not None and isinstance(stage.get("settings"), dict):
-        stage["settings"] = _defaults(job, wanted["settings"]) | stage["settings"]
+        stage["settings"] = _defaults(job, wanted["settings"]) | _deciding(stage["settings"])
     return stage == wanted
 
 
