@@ -75,7 +75,7 @@ def plain_gradient(model: PreTrainedModel, ids: Tensor) -> float:
     loss = plain_loss(model, ids, input_ids=None, inputs_embeds=embedded).sum()
     loss.backward()
     model.eval()
-    return float(loss)
+    return float(loss.detach())
 
 
 def our_forward(model: PreTrainedModel, ids: Tensor) -> Tensor:

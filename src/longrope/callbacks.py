@@ -57,6 +57,9 @@ class Callbacks:
     def on_search_progress(self, progress: SearchProgress) -> None:
         """An evaluation has ended."""
 
+    def on_search_end(self, method: str, verdict: str) -> None:
+        """A search by `method` has ended; `verdict`: its result against the best baseline, as one sentence."""
+
     def on_recover_length(self, length: int) -> None:
         """A recovery begins with the window of `length` tokens."""
 

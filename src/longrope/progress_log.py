@@ -48,6 +48,9 @@ class LoggedProgress(Callbacks):
             loss = "none yet" if math.isinf(progress.best_loss) else f"{progress.best_loss:.4f}"
             self._line(f"search: {progress.evaluations} of {self._count} evaluations at most, best loss {loss}")
 
+    def on_search_end(self, method: str, verdict: str) -> None:
+        log.info("%s: %s", method, verdict)
+
     def on_recover_length(self, length: int) -> None:
         log.info("recovering the window of %d tokens", length)
 

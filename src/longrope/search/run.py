@@ -35,7 +35,6 @@ from longrope.models.shared_texts import says_sharing
 from longrope.models.targets import require_longer
 from longrope.models.texts import require_texts, sources_or_books
 from longrope.progress_log import LoggedProgress
-from longrope.progress_log import log as logger
 from longrope.provenance import CIRCUMSTANCES, finished, record
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.run_files import SCALING, SEARCH_LOG, SEARCH_SUMMARY, WRITTEN
@@ -184,8 +183,6 @@ def search_scaling(
             context_parallel=context_parallel,
             callbacks=callbacks,
         )
-        if callbacks is None:  # the end of the lines of LoggedProgress
-            logger.info("%s: %s", found.method, found.verdict)
         processes.give(found.scaling.to_json())
         return found.scaling
 
@@ -279,7 +276,9 @@ def search(
         critical_dims=critical_dims,
         chosen_seeds=outcome.chosen_seeds,
     )
-    return _saved(result, loaded, texts, header, config, finished(started) | {"resumed": resume})
+    result = _saved(result, loaded, texts, header, config, finished(started) | {"resumed": resume})
+    callbacks.on_search_end(result.method, str(result.verdict))
+    return result
 
 
 @contextmanager
