@@ -22,6 +22,7 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
   sleep 20
 fi
 
+# Texts longer than one GPU's memory: --context-parallel 8 makes the 8 GPUs of a node one worker that shares every text.
 longrope search MODEL --target-length 128k --data books/ --device cuda --ray-address "$address" -o "$out" \
   --time-limit 3h50m "${resume[@]}"
 code=$?
