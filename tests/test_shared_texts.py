@@ -121,6 +121,7 @@ def test_the_plan_has_the_bytes_of_a_process(found: tuple[Path, Found], monkeypa
     """Living tensors; the planned half of a row in the exchange itself lies in no tensor."""
     monkeypatch.setattr(chunked, "LOGITS_BUDGET", 2**18)
     monkeypatch.setattr(chunked, "MLP_CHUNK", 128)
+    monkeypatch.setattr(chunked, "BACKWARD_BUDGET", 0)
     shape = shape_of("grouped", grouped())
     for process in found[1]:
         for name, measured in process["bytes"].items():

@@ -91,19 +91,21 @@ def test_forward_of_the_embedded_model_is_exact() -> None:
     assert counted(measured).attention > 0
 
 
-@pytest.mark.parametrize("chunk", [2048, 64])
-def test_gradient_of_the_embedded_model(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first layer's input takes no gradient, and recomputing stops at the last number needed: a little less."""
+@pytest.mark.parametrize(("chunk", "budget", "again"), [(2048, 0, False), (64, 0, True), (64, 2**25, False)])
+def test_gradient_of_the_embedded_model(chunk: int, budget: int, again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is computed once, an MLP once more only where its text has several pieces. The first layer's input takes
+    no gradient, and recomputing stops at the last number needed: a little less."""
     monkeypatch.setattr(chunked, "MLP_CHUNK", chunk)
+    monkeypatch.setattr(chunked, "BACKWARD_BUDGET", budget)
     scaled = installed_tiny()
     with counter() as measured:
         objective(scaled, LENGTH).loss_and_gradient(window(scaled, LENGTH))
-    planned = gradient_flops(shape_of("tiny", scaled.model), LENGTH, LENGTH - 1)
+    shape = shape_of("tiny", scaled.model)
+    planned = gradient_flops(shape, LENGTH, LENGTH - 1)
     assert counted(measured).attention == planned.attention
     assert planned.matrices * 0.85 <= counted(measured).matrices <= planned.matrices
-    assert (planned.matrices > 3 * forward_flops(shape_of("tiny", scaled.model), LENGTH, LENGTH - 1).matrices) == (
-        chunk < LENGTH
-    )
+    layers, head = forward_flops(shape, LENGTH, 0).matrices, 2 * shape.head_weights * (LENGTH - 1)
+    assert (planned.matrices > 3 * layers + 2 * head) == again
 
 
 def test_training_of_the_embedded_model() -> None:
@@ -199,6 +201,7 @@ def _pieces(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, mlp = PEAKS[at]
     monkeypatch.setattr(chunked, "LOGITS_BUDGET", logits)
     monkeypatch.setattr(chunked, "MLP_CHUNK", mlp)
+    monkeypatch.setattr(chunked, "BACKWARD_BUDGET", 0)
 
 
 def grouped(layers: int = 4) -> PreTrainedModel:

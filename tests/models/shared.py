@@ -91,7 +91,7 @@ def compare(family: str, overrides: dict[str, Any], processes: int) -> dict[str,
 
 def live_bytes(processes: int) -> dict[str, int]:
     """Peaks of one process, scoring a shared text and taking its gradient, in bytes of living tensors."""
-    chunked.LOGITS_BUDGET, chunked.MLP_CHUNK = 2**18, 128
+    chunked.LOGITS_BUDGET, chunked.MLP_CHUNK, chunked.BACKWARD_BUDGET = 2**18, 128, 0
     context_parallel.QUERY_BLOCK = 64
     model = grouped()
     with scaled(model, RopeScaling.original(geometry_of(model))) as handle:

@@ -39,6 +39,7 @@ OTHERS = ("offload", "recompute")
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "MLP_CHUNK", 11)
+    monkeypatch.setattr(chunked, "BACKWARD_BUDGET", 0)
 
 
 # How many.

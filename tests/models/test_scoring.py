@@ -28,6 +28,7 @@ IDS = tokens(LENGTH, BATCH)
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "MLP_CHUNK", MLP_CHUNK)
+    monkeypatch.setattr(chunked, "BACKWARD_BUDGET", 0)
 
 
 def plain_nll(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
@@ -78,6 +79,7 @@ def test_equal_with_a_scaling_applied(family: str) -> None:
 @pytest.mark.parametrize("mlp_chunk", [1, 10, 49, 50, 51])
 def test_every_border(chunk_size: int | None, mlp_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "MLP_CHUNK", mlp_chunk)
+    monkeypatch.setattr(chunked, "BACKWARD_BUDGET", 0)
     model = tiny_model("llama")
     torch.testing.assert_close(score(model, chunk_size=chunk_size), plain_nll(model, IDS), rtol=0, atol=1e-5)
 

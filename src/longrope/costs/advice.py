@@ -165,9 +165,10 @@ def assumptions(shape: ModelShape, devices: Devices, config: Any, context_parall
         "assumed, not measured: a short run of yours gives the real one",
         "attention counts the causal half and, where it slides, its window; its kernel makes no T×T matrix "
         "(flash or memory-efficient)",
-        "search: one replica of the model on each device; evaluations at most, without patience or racing; a gradient "
-        "counts 3 forwards of matrices and 4.5 of attention, almost one more of both where inputs of layers are made "
-        "again; copies to host memory are hidden behind computing; baselines included",
+        "search: one replica of the model on each device, or on those that share texts; evaluations at most, without "
+        "patience or racing; a gradient counts 3 forwards of matrices (2 of the head) and 4.5 of attention, almost one "
+        "more of both where inputs of layers are made again; copies to host memory are hidden behind computing; "
+        "baselines included",
         "fine-tuning: AdamW, 16 bytes of float32 states for each weight, sharded over all devices (FSDP2), bfloat16 "
         "compute, layers computed again, loss in chunks; 4 forwards of matrices and 4.5 of attention; communication "
         "hidden behind compute; documents of the original window are taken as L tokens, others as the whole row",
@@ -176,10 +177,12 @@ def assumptions(shape: ModelShape, devices: Devices, config: Any, context_parall
     if context_parallel > 1:
         inside, network = devices.link, links()[devices.network]
         over = inside.label if context_parallel <= devices.per_machine else f"{inside.label} and {network.label}"
+        groups = devices.count // context_parallel
         lines.append(
             f"every text and every row of training is shared by {context_parallel} {devices.noun}s, each with a whole "
             f"model in searches and evaluations, over {over} at {LINK_SHARE:.0%} of the rate; computing waits for the "
             "exchange of keys and values"
+            + (f"; a search has {groups} such replicas (`workers` {groups})" if groups > 1 else "")
         )
     if any(reach is not None for reach in shape.reaches):
         lines.append("layers that slide: with sdpa attention they cost as much as full ones, and a mask of T×T bytes")

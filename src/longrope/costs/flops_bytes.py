@@ -59,14 +59,15 @@ def gradient_flops(
 ) -> Flops:
     """Loss and gradient by the factors: forward, forward again (checkpoints), and gradients of inputs, not of weights.
 
-    3 forwards of matrices; of attention 2 and a backward, 4.5. In a text of several pieces of 2,048 tokens, an MLP is
-    computed once more for its backward pass, without its last matrix: 2/3 of it where it is gated, else less. With
-    `layer_inputs` recompute all layers but the last of each block run forward once more.
+    3 forwards of matrices, 2 of the head; of attention 2 and a backward, 4.5. In a text of several `backward_piece`s,
+    an MLP is computed once more for its backward pass, without its last matrix: 2/3 of it where it is gated, else
+    less. With `layer_inputs` recompute all layers but the last of each block run forward once more.
     """
-    once = forward_flops(shape, length, scored)
-    again = 2 / 3 * 2 * length * shape.layers * shape.mlp_weights if length > chunked.MLP_CHUNK else 0.0
-    blocks = forward_flops(shape, length, 0) * (layers_run_again(shape.layers, layer_inputs) / shape.layers)
-    return Flops(3 * once.matrices + again, (2 + _FLASH_BACKWARD) * once.attention) + blocks
+    once, below = forward_flops(shape, length, scored), forward_flops(shape, length, 0)
+    pieces = length > chunked.backward_piece(shape.mlp_width)
+    again = 2 / 3 * 2 * length * shape.layers * shape.mlp_weights if pieces else 0.0
+    blocks = below * (layers_run_again(shape.layers, layer_inputs) / shape.layers)
+    return Flops(2 * once.matrices + below.matrices + again, (2 + _FLASH_BACKWARD) * once.attention) + blocks
 
 
 def training_flops(shape: ModelShape, length: int, document: int | None = None) -> Flops:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGITS_BUDGET = 2**25  # numbers in one piece of logits: 128 MiB in float32
-MLP_CHUNK = 2048  # positions that an MLP takes at once, and a norm that is computed again in the backward pass
-NORM_CHUNKS = 4  # times as many does a norm take without one: fewer would save nothing beside attention's inputs
+MLP_CHUNK = 2048  # positions that an MLP takes at once
+NORM_CHUNKS = 4  # times as many does a norm take: fewer would save nothing beside attention's inputs
+BACKWARD_BUDGET = 2**25  # numbers inside an MLP or a norm in one piece, where the backward pass computes it again
+NORM_NUMBERS = 4  # times the hidden size are the numbers inside a norm, in float32
 _POSITION_WISE = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "moe")
 _Forward = Callable[..., Any]
 
@@ -102,14 +104,36 @@ def replaced_forward(module: nn.Module, forward: _Forward) -> Iterator[None]:
 
 @contextmanager
 def chunked_modules(base: nn.Module, wrap: Callable[[_Forward], _Forward] | None = None) -> Iterator[None]:
-    """Every MLP and norm runs on pieces of the sequence in the block, each piece by `wrap` of its forward."""
+    """Every MLP and norm runs on pieces of the sequence in the block, each piece by `wrap` of its forward.
+
+    With a `wrap`, which computes a piece again, pieces are as large as BACKWARD_BUDGET allows.
+    """
     with ExitStack() as stack:
         for module in _position_wise_modules(base):
             if not isinstance(module.forward, _InChunks):  # a block around this one may have done it
                 size = MLP_CHUNK * (NORM_CHUNKS if wrap is None and _is_norm(module) else 1)
+                if wrap is not None:
+                    size = backward_piece(_numbers_inside(module))
                 chunks = _InChunks(module.forward, size, wrap or (lambda forward: forward))
                 stack.enter_context(replaced_forward(module, chunks))
         yield
+
+
+def backward_piece(numbers: int) -> int:
+    """Positions in a piece of an MLP or a norm that is computed again in the backward pass, which holds `numbers`
+    numbers of each. A text of one piece is computed again with its layer, at no cost of its own."""
+    return max(MLP_CHUNK, BACKWARD_BUDGET // max(1, numbers))
+
+
+def _numbers_inside(module: nn.Module) -> int:
+    """Numbers of one position inside an MLP, by its weights or the outputs of its layers (packed weights are few); of a
+    norm a few times its own width."""
+    weights = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+    if not weights:
+        return NORM_NUMBERS * max((parameter.numel() for parameter in module.parameters()), default=BACKWARD_BUDGET)
+    hidden = min(size for weight in weights for size in weight.shape)
+    outputs = sum(getattr(part, "out_features", 0) for part in module.modules())
+    return max(outputs, sum(weight.numel() for weight in weights) // hidden)
 
 
 @contextmanager

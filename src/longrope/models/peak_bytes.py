@@ -53,11 +53,12 @@ def gradient_bytes(shape: ModelShape, length: int, itemsize: int, layer_inputs: 
 
     a·T·(n + 3)·H of layer inputs and gradients, where n inputs of N layers are held at once (`held_inputs`), and the
     larger of a layer and of the head. A layer computed again holds a·T·(3q + o + 3k + v), and a piece of its MLP with
-    its gradients, a·2048·2·M, or of a norm in float32, 28·2048·H; the head 12 bytes for each number of a piece of
-    logits.
+    its gradients, 2·a·M a position, or of a norm in float32, 28·H (`backward_piece` has their positions); the head 12
+    bytes for each number of a piece of logits.
     """
     per_token = 3 * (shape.queries + shape.keys) + shape.heads_output + shape.values
-    piece = min(length, chunked.MLP_CHUNK) * max(2 * itemsize * shape.mlp_width, 28 * shape.hidden)
+    mlp, norm = chunked.backward_piece(shape.mlp_width), chunked.backward_piece(chunked.NORM_NUMBERS * shape.hidden)
+    piece = max(min(length, mlp) * 2 * itemsize * shape.mlp_width, min(length, norm) * 28 * shape.hidden)
     return {
         "weights": shape.parameters * itemsize,
         "inputs of the layers": (held_inputs(shape.layers, layer_inputs) + 3) * length * shape.hidden * itemsize,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,22 +69,57 @@ def head_nll(
     model: PreTrainedModel, output: Any, hidden_BTH: Tensor, targets: Tensor, chunk_size: int | None = None
 ) -> Tensor:
     """Negative log-likelihood of `targets` (B, T) after hidden states (B, T, H), which `run_base` gave in `output`."""
-    base = base_of(model)
-    if chunk_size is None:
-        chunk_size = logits_chunk(model.config.get_text_config().vocab_size, hidden_BTH.shape[0])
-
-    def piece(hidden: Tensor, target: Tensor) -> Tensor:
-        logits = head_logits(model, base, output, hidden)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        nll = F.cross_entropy(logits.flatten(0, 1), target.flatten().to(logits.device), reduction="none")
-        return nll.view_as(target)
-
+    piece = partial(_nll, model, output)
     # With gradients, a piece's logits are made again in the backward pass instead of being kept.
     scored = checkpointed(piece) if torch.is_grad_enabled() else piece
-    starts = range(0, targets.shape[1], chunk_size)
-    return torch.cat(
-        [scored(hidden_BTH[:, at : at + chunk_size], targets[:, at : at + chunk_size]) for at in starts], dim=1
-    )
+    return torch.cat([scored(*given) for given in _pieces(model, hidden_BTH, targets, chunk_size)], dim=1)
+
+
+def head_loss(model: PreTrainedModel, output: Any, hidden: Tensor, targets: Tensor, divisor: float) -> Tensor:
+    """Σ `head_nll` / `divisor` (float64), whose gradient by the hidden states is taken while a piece's logits are
+    there: they are made once. No weight may take a gradient."""
+    loss: Tensor = _HeadLoss.apply(hidden, targets, model, output, divisor)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, model: PreTrainedModel, output: Any, divisor: float
+    ) -> Tensor:
+        losses, gradients = [], []
+        for piece, target in _pieces(model, hidden, targets):
+            with torch.enable_grad():
+                variable = piece.detach().requires_grad_()
+                nll = _nll(model, output, variable, target)
+                (nll.sum(dtype=torch.float64) / divisor).backward()  # type: ignore[no-untyped-call]
+            assert variable.grad is not None
+            losses.append(nll.detach())
+            gradients.append(variable.grad)
+        ctx.save_for_backward(torch.cat(gradients, dim=1))
+        return torch.cat(losses, dim=1).sum(dtype=torch.float64) / divisor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].to(gradient), None, None, None, None
+
+
+def _pieces(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of hidden states (B, T, H) and their targets whose logits exist at once."""
+    if chunk_size is None:
+        chunk_size = logits_chunk(model.config.get_text_config().vocab_size, hidden.shape[0])
+    return zip(*(torch.split(whole, chunk_size, dim=1) for whole in (hidden, targets)), strict=True)
+
+
+def _nll(model: PreTrainedModel, output: Any, hidden: Tensor, target: Tensor) -> Tensor:
+    """`head_nll` of one piece."""
+    logits = head_logits(model, base_of(model), output, hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    nll = F.cross_entropy(logits.flatten(0, 1), target.flatten().to(logits.device), reduction="none")
+    return nll.view_as(target)
 
 
 def loss_and_gradient(
@@ -105,10 +141,14 @@ def loss_and_gradient(
         found: tuple[float, Tensor] = shared.loss_and_gradient(window, input_ids, start, divisor, layer_inputs)
         return found
     with differentiable(scaled, window, layer_inputs) as variables:
-        nll = token_nll(scaled.model, input_ids, start=start)[0]
-        loss = nll.sum(dtype=torch.float64) / divisor
+        loss = _text_loss(scaled.model, input_ids, start, divisor)
         loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach()), gradient_of(variables)
+
+
+def _text_loss(model: PreTrainedModel, input_ids: Tensor, start: int, divisor: float) -> Tensor:
+    output = run_base(model, input_ids)  # which the backward pass need not hold
+    return head_loss(model, output, output.last_hidden_state[:, start:-1], input_ids[:, start + 1 :], divisor)
 
 
 @contextmanager

@@ -26,7 +26,16 @@ from longrope.models.config import LayerInputs
 from longrope.models.context_parallel import SharedRows, segments, share
 from longrope.models.devices import device_of
 from longrope.models.scaled import ScaledModel, handle_of
-from longrope.models.scoring import SHARED, differentiable, gradient_of, head_nll, head_top, run_base, shared_texts
+from longrope.models.scoring import (
+    SHARED,
+    differentiable,
+    gradient_of,
+    head_loss,
+    head_nll,
+    head_top,
+    run_base,
+    shared_texts,
+)
 from longrope.rope.scaling import Window
 
 
@@ -72,8 +81,8 @@ class Share:
             for first, hidden in parts:
                 targets = ids[:, first + 1 : first + 1 + hidden.shape[1]]
                 if targets.shape[1]:
-                    nll = head_nll(model, output, hidden[:, : targets.shape[1]], targets)
-                    loss = loss + nll.sum(dtype=torch.float64).to(loss.device) / divisor
+                    own = head_loss(model, output, hidden[:, : targets.shape[1]], targets, divisor)
+                    loss = loss + own.to(loss.device)
             loss.backward()
         found = torch.cat((loss.detach()[None], gradient_of(variables).to(loss.device)))
         dist.all_reduce(found, group=self.shared.group)
