@@ -43,7 +43,7 @@ def test_the_head_gives_loss_and_gradient_at_once(family: str, monkeypatch: pyte
     ):
         hidden = output.last_hidden_state[:, :-1].detach().requires_grad_()
         loss = loss_of(hidden)
-        (3.0 * loss).backward()
+        (4.0 * loss).backward()  # by which no bit is rounded
         found.append((loss.detach(), hidden.grad))
     assert torch.equal(found[0][0], found[1][0])
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-9)
+    assert torch.equal(found[0][1], found[1][1])
