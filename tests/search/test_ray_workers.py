@@ -15,6 +15,7 @@ import torch
 from longrope.callbacks import Callbacks, SearchProgress
 from longrope.data.sources import as_sources
 from longrope.errors import LongRopeError
+from longrope.models import processes
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.config import LoadOptions
 from longrope.models.devices import moved_to_cpu
@@ -159,6 +160,18 @@ def test_another_way_to_compute_is_refused(loaded: LoadedModel) -> None:
     replica.numerics["hardware"] = "NVIDIA H200"
     with pytest.raises(LongRopeError, match=r"hardware .* \(not NVIDIA H200\)$"):
         replica()
+
+
+def test_a_process_of_torchrun_has_no_workers(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever job the search is part of: an extension, a recipe."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes._Speaker, "silent", False)
+    monkeypatch.setattr(processes._Speaker, "count", 1)
+    with (
+        pytest.raises(LongRopeError, match="expected one process here, found 2"),
+        ray_evaluator(loaded, {}, workers=1, on_note=print),
+    ):
+        pass
 
 
 def test_ray_hands_out_the_gpus(loaded: LoadedModel) -> None:

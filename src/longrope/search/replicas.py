@@ -112,6 +112,7 @@ def ray_evaluator(
     Raises LongRopeError when Ray is missing, the cluster cannot be joined or is too small, or a worker's model,
     versions or hardware are not those here.
     """
+    require_alone("Ray starts the processes of its workers")
     if is_spread(loaded.model):
         raise LongRopeError(
             "Ray gives every process of a worker one GPU, for a model that fits it; this one is spread over several "
