@@ -59,7 +59,10 @@ def test_a_list_and_a_renamed_setting() -> None:
         (("search", "tiny", "-o", "run", "--target-length"), "expected a value after --target-length"),
         (("search", "tiny", "two", "-o", "run", "--target-length", "4k"), "expected nothing more, found two"),
         (("search", "tiny", "-o", "run", "--target-length", "4k", "--sampels", 2), "Did you mean --samples?"),
-        (("search", "tiny", "-o", "run", "--target-length", "4k", "--workers", "x"), "Invalid value for --workers"),
+        (
+            ("search", "tiny", "-o", "run", "--target-length", "4k", "--workers", "x"),
+            "expected a whole number for --workers",
+        ),
         (("search", "tiny", "-o", "run", "--target-length", "4k", "--workers", 0), "--workers"),
         (("search", "tiny", "-o", "run", "--target-length", "4k", "--racing", "maybe"), '"maybe" for --racing'),
         (("search", "tiny", "-o", "run", "--target-length", "4k", "--eval-data", "x"), "search has no --eval-data"),

@@ -51,7 +51,7 @@ def test_every_verb_explains_itself_in_its_function_too(verb: str) -> None:
 
 def test_options_come_in_groups() -> None:
     titles = [line.split()[1] for line in help_of("search").splitlines() if line.startswith("╭─")]
-    assert titles == ["Arguments", "Options", "Search", "Loading", "Output"]
+    assert titles == ["Arguments", "Options", "Search", "Several", "Loading", "Output"]
 
 
 def test_help_imports_no_heavy_library() -> None:

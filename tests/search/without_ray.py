@@ -15,7 +15,7 @@ from tests.search.ray_targets import Obedient
 class Here:
     """`RayEvaluator` without Ray: one evaluator in this process."""
 
-    def __init__(self, make_evaluator: Callable[[], EvaluateEach], workers: int | None, *, gpu: bool) -> None:
+    def __init__(self, make_evaluator: Callable[[], EvaluateEach], workers: int | None, **_needs: object) -> None:
         self._evaluate = make_evaluator()
 
     def __enter__(self) -> Here:
