@@ -13,7 +13,7 @@ The file of SmolLM2 comes from `scripts/smollm2.py`. Four runs over the same tex
 Time is that of the process (all its threads) on a CPU, and of CUDA events on a GPU, in the ratio of each round to
 transformers' of the same round, of which the median counts. Memory is the peak above the model and the text, each in a
 process of its own on a CPU (resident memory; glibc is told to give back what is freed). Random ids: time does not
-depend on them. Writes `benchmarks/results/scoring.json` and `scoring.md`.
+depend on them. Writes `benchmarks/results/scoring.json` and `scoring.md`, or what `-o` names.
 """
 
 from __future__ import annotations
@@ -175,22 +175,22 @@ def in_own_process(name: str) -> int:
     return int(json.loads(ended.stdout)["peak"])
 
 
-def table(result: dict[str, Any]) -> str:
-    """The results as Markdown."""
+def table(result: dict[str, Any], name: str) -> str:
+    """The results as Markdown; `name`: of their JSON."""
     difference = result["largest_difference"]
     lines = [
         f"# Scoring against the plain forward of transformers: {result['model']}, {result['length']:,} tokens",
         "",
         f"{result['device']}, {result['dtype']}, {result['threads']} thread(s), {result['rounds']} rounds."
         f"{'' if difference is None else f' The largest difference of a loss: {difference:.1e} nats.'} "
-        "`python benchmarks/scoring.py` with the arguments in scoring.json.",
+        f"`python benchmarks/scoring.py` with the arguments in {name}.",
         "",
         "| run | seconds | ratio to transformers | MB above the model |",
         "|---|---|---|---|",
     ]
-    for name, run in result["runs"].items():
+    for what, run in result["runs"].items():
         ratio = f"{run['ratio']:.3f} ({run['least']:.3f} to {run['most']:.3f})" if "ratio" in run else ""
-        lines.append(f"| {name} | {run['seconds']:.2f} | {ratio} | {run['peak_bytes'] / 1e6:,.0f} |")
+        lines.append(f"| {what} | {run['seconds']:.2f} | {ratio} | {run['peak_bytes'] / 1e6:,.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -231,9 +231,9 @@ def main() -> None:
         "times": times,
         "provenance": record(),
     }
-    print(table(result))
+    print(table(result, options.output.name))
     write_json_atomic(options.output, result)
-    write_text_atomic(options.output.with_suffix(".md"), table(result))
+    write_text_atomic(options.output.with_suffix(".md"), table(result, options.output.name))
 
 
 if __name__ == "__main__":
