@@ -2,7 +2,7 @@
 
     python benchmarks/smollm2.py commands --books held-out/      # what `run` does, in order
     python benchmarks/smollm2.py run --books held-out/           # hours on a CPU; goes on where it was stopped
-    python benchmarks/smollm2.py run --books held-out/ --more    # then CMA-ES after the gradient, and a search at 32k
+    python benchmarks/smollm2.py run --books held-out/ --more    # then CMA-ES after the gradient, and 32k
     python benchmarks/smollm2.py page --books held-out/          # text after 12,288 tokens, with and without a scaling
     python benchmarks/smollm2_tables.py                          # benchmarks/results/smollm2.{json,md}, the figure
 
@@ -72,35 +72,38 @@ def compared(model: str, books: Path, out: Path, name: str, length: str, *option
 
 
 def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
-    """All commands in order: each search and its comparison on a text of each book, retrieval, fine-tuning, 32k."""
+    """All commands in order: each search and its comparison on a text of each book, retrieval, fine-tuning."""
     for name, options in SEARCHES.items():
         yield searched(model, out, name, LENGTH, options)
         against = ["--against", CLOSED_FORMS] if name == "gradient" else []
         yield compared(model, books, out, name, LENGTH, "--scaling", str(out / name / "scaling.json"), *against)
-    for suite, options in {"needles": NEEDLES, "passkeys": PASSKEYS}.items():
-        for name, against in {"gradient": ["--against", "none,yarn"], "gradient-needle": []}.items():
-            end = out / (f"{suite}.json" if against else f"{suite}-{name}.json")
-            words = ["eval", model, *options.split(), "--lengths", f"{LENGTH},8k", "--data", str(books)]
-            words += ["--scaling", str(out / name / "scaling.json"), *against, *LOAD.split(), "-o", str(end)]
-            yield Stage(end, words, end.with_suffix(".cells.jsonl"))
+    for end, options, name in (
+        ("needles", f"{NEEDLES} --against none,yarn", "gradient"),
+        ("needles-gradient-needle", NEEDLES, "gradient-needle"),
+        ("passkeys", f"{PASSKEYS} --against none,yarn", "gradient"),
+    ):
+        file = out / f"{end}.json"
+        words = ["eval", model, *options.split(), "--lengths", f"{LENGTH},8k", "--data", str(books)]
+        words += ["--scaling", str(out / name / "scaling.json"), *LOAD.split(), "-o", str(file)]
+        yield Stage(file, words, file.with_suffix(".cells.jsonl"))
     trained = out / "trained"
     words = ["finetune", model, "--scaling", str(out / "gradient/scaling.json"), *FINETUNING.split()]
     yield Stage(trained / "checkpoint/config.json", [*words, "-o", str(trained)], trained)
     yield compared(str(trained), books, out, "trained", LENGTH)
-    end = out / "perplexity-closed-32k.json"
-    words = ["eval", model, "--lengths", "32k", "--target-length", "32k", "--samples", "2", "--data", str(books)]
-    words += ["--against", CLOSED_FORMS, *LOAD.split(), "-o", str(end)]
-    yield Stage(end, words, end.with_suffix(".cells.jsonl"))
 
 
 def more_stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
-    """The stages for a faster machine or a night: CMA-ES after the gradient, and a search for four times the window."""
+    """The stages for a faster machine or a night: CMA-ES after the gradient, and four times the window."""
     for name, length, options in (
         ("hybrid", LENGTH, "--method hybrid --steps 4 --no-continuation"),
         ("gradient-32k", "32k", GRADIENT),
     ):
         yield searched(model, out, name, length, options)
         yield compared(model, books, out, name, length, "--scaling", str(out / name / "scaling.json"))
+    end = out / "perplexity-closed-32k.json"
+    words = ["eval", model, "--lengths", "32k", "--target-length", "32k", "--samples", "2", "--data", str(books)]
+    words += ["--against", CLOSED_FORMS, *LOAD.split(), "-o", str(end)]
+    yield Stage(end, words, end.with_suffix(".cells.jsonl"))
 
 
 def run(model: str, books: Path, out: Path, *, more: bool = False) -> None:

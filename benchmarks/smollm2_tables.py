@@ -39,7 +39,7 @@ NAMES = {
     "gradient-needle": "longrope, gradient by needles",
     "trained": "gradient, then 10 steps of fine-tuning",
 }
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Of the methods in the figure: Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = {
     "none": "#000000",
     "pi": "#CC79A7",
@@ -48,8 +48,6 @@ COLORS = {
     "yarn": "#0072B2",
     "evolution": "#D55E00",
     "gradient": "#009E73",
-    "gradient-needle": "#F0E442",
-    "trained": "#999999",
 }
 
 
@@ -65,7 +63,7 @@ def read_perplexities(out: Path) -> tuple[dict[str, Measured], dict[str, Any]]:
     """method -> what was measured of it, and run -> the provenance of the file."""
     found: dict[str, Measured] = {}
     provenance: dict[str, Any] = {}
-    for run in (*RUNS, "closed-32k"):
+    for run in RUNS:
         if not (out / f"perplexity-{run}.json").exists():
             continue
         results = EvalResults.load(out / f"perplexity-{run}.json")
@@ -115,7 +113,9 @@ def retrieval_table(out: Path, suite: str) -> list[str]:
     taken, by method and length."""
     rows: dict[str, list[EvalRow]] = {}
     for run, end in {"gradient": "", "gradient-needle": "-gradient-needle"}.items():
-        for row in EvalResults.load(out / f"{suite}{end}.json").rows:
+        if not (file := out / f"{suite}{end}.json").exists():
+            continue
+        for row in EvalResults.load(file).rows:
             if suite != "needles" or "depth" in row.detail:
                 rows.setdefault(row.scaling if row.scaling in CLOSED_FORMS else run, []).append(row)
     every = [row for own in rows.values() for row in own]
@@ -183,10 +183,10 @@ def tables(out: Path) -> None:
     """Write the JSON, the Markdown and the figure of what `run` has left in `out`."""
     length, original = 16384, 8192
     found, provenance = read_perplexities(out)
-    parts = [perplexity_table(found, length, (original,)), perplexity_table(found, 2 * length)]
-    parts += [retrieval_table(out, suite) for suite in ("needles", "passkeys")]
+    parts = [perplexity_table(found, length, (original,))]
+    parts += [retrieval_table(out, suite) for suite in ("needles", "passkeys") if (out / f"{suite}.json").exists()]
     lines = "\n\n".join("\n".join(part) for part in parts).splitlines()
-    scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in COLORS if (out / name).is_dir()}
+    scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in RUNS if (out / name).is_dir()}
     result = {
         "provenance": provenance,
         "rows": {
