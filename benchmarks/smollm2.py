@@ -81,6 +81,7 @@ def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
         ("needles", f"{NEEDLES} --against none,yarn", "gradient"),
         ("needles-gradient-needle", NEEDLES, "gradient-needle"),
         ("passkeys", f"{PASSKEYS} --against none,yarn", "gradient"),
+        ("passkeys-gradient-needle", PASSKEYS, "gradient-needle"),
     ):
         file = out / f"{end}.json"
         words = ["eval", model, *options.split(), "--lengths", f"{LENGTH},8k", "--data", str(books)]

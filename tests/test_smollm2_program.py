@@ -18,7 +18,7 @@ def test_its_commands_are_understood(cli, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     subject = str(tmp_path / "no-model.gguf"), tmp_path, tmp_path / "out"
     found = [*smollm2.stages(*subject), *smollm2.more_stages(*subject)]
-    assert len(found) == 2 * len(smollm2.SEARCHES) + 3 + 2 + 5
+    assert len(found) == 2 * len(smollm2.SEARCHES) + 4 + 2 + 5
     for stage in found:
         result = cli(*stage.words)
         assert result.code == 2
@@ -32,7 +32,7 @@ def test_what_was_stopped_goes_on_and_what_is_there_stays(tmp_path: Path, monkey
     (out / "perplexity-gradient.json").write_text("{}")
     monkeypatch.setattr(smollm2.subprocess, "run", lambda command, check: run.append(command))
     smollm2.run("model.gguf", tmp_path, out)
-    assert len(run) == 2 * len(smollm2.SEARCHES) - 1 + 3 + 2
+    assert len(run) == 2 * len(smollm2.SEARCHES) - 1 + 4 + 2
     assert [command[-1] == "--resume" for command in run] == [True] + [False] * (len(run) - 1)
 
 
