@@ -6,8 +6,8 @@ The model computes the same texts here under every hypothesis: plain RoPE or the
 for all lengths, with the attention factor 1, the stated one, or that of Phi-3's formula. The server computes the
 hypothesis that its numbers are nearest to, if they are much further from all others: its dtype, kernels or quantised
 weights are others, so they are never equal. Rounding is as large in short texts, while the distance to a rotation that
-is none of the hypotheses grows with the position: so it is told. A server that gives the log-probabilities of a prompt
-is compared on the last tokens of every text, another one on the most likely next tokens.
+is none of the hypotheses grows with the position, which tells the two apart. A server that gives the log-probabilities
+of a prompt is compared on the last tokens of every text, another one on the most likely next tokens.
 """
 
 from __future__ import annotations

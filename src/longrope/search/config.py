@@ -35,7 +35,7 @@ EVOLUTION, GRADIENT = ("longrope", "longrope2"), ("gradient", "hybrid")
 
 
 class RayOptions(Settings):
-    """Where a search is computed: in this process, or by Ray workers with a model replica each."""
+    """The workers that compute a search, with a model replica each; without them, this process does."""
 
     workers: int | None = Field(None, ge=1, le=MOST)
     """Search with this many Ray workers, one model replica each."""

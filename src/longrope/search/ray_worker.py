@@ -103,7 +103,7 @@ class _Process:
         torch.set_num_threads(threads)
 
     def meeting(self, processes: int) -> tuple[str, int]:
-        """Where the others find this process, the first of `processes`: host and port."""
+        """The host and the port at which the others find this process, the first of `processes`."""
         import ray
 
         host = ray.util.get_node_ip_address()
