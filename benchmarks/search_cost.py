@@ -14,6 +14,7 @@ bfloat16 by default, as searches on GPUs do. Not a test: nothing depends on the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from released_evolution import ReleasedSpace
 
@@ -36,7 +38,8 @@ from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import last_logits
 from longrope.models.texts import prepare_samples, sources_or_books
 from longrope.provenance import record
-from longrope.rope.closed_forms import CLOSED_FORMS, yarn
+from longrope.rope.closed_forms import CLOSED_FORMS, pair_that_turns, yarn
+from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import EVOLUTION, SearchConfig
 from longrope.search.evaluator import (
@@ -52,7 +55,6 @@ from longrope.search.evaluator import (
     loss_request,
 )
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
-from longrope.search.initial import ramps
 from longrope.search.log import SearchLog
 from longrope.search.methods import PreparedSearch, build, identity
 from longrope.search.objective import PerplexityObjective
@@ -204,13 +206,27 @@ def _best_ramp(
     """The ramp with the lowest loss on all search texts."""
     windows = {
         name: Window(target, tuple(factors.tolist()), 0, attention_factor)
-        for name, factors in ramps(loaded.geometry, target).items()
+        for name, factors in ramp_grid(loaded.geometry, target).items()
     }
     results = evaluate([loss_request(window, SEARCH) for window in windows.values()])
     losses = {name: result.loss for name, result in zip(windows, results, strict=True)}
     name = min(losses, key=losses.__getitem__)
     on_best(windows[name], losses[name])
     return SearchOutcome(windows[name], losses[name], (name,))
+
+
+def ramp_grid(geometry: RopeGeometry, length: int) -> dict[str, FloatArray]:
+    """Sixteen ramps of 1/λ, each once, by the names of the pairs between which they run: (D,) each.
+
+    From the pair that turns 16, 8, 4 or 2 times in L to the one that turns 1.5, 1, 0.6 or 0.4 times.
+    """
+    found: dict[str, FloatArray] = {}
+    for slow, fast in itertools.product((1.5, 1.0, 0.6, 0.4), (16.0, 8.0, 4.0, 2.0)):
+        low, high = (pair_that_turns(geometry, turns, geometry.original_length) for turns in (fast, slow))
+        factors = yarn(geometry, length, beta_fast=fast, beta_slow=slow, truncate=False)
+        if not any(np.array_equal(factors, other) for other in found.values()):
+            found[f"ramp {max(low, 0.0):.1f} to {max(high, 0.0):.1f}"] = factors
+    return found
 
 
 def _thinned(trace: Sequence[tuple[int, Window]], target: int, points: int = 24) -> list[tuple[int, Window]]:

@@ -1,8 +1,8 @@
 """The gradient search cut down: how near it comes to the released evolution's loss for 1/60 of its token passes.
 
-    python benchmarks/short_gradient.py --ratios 4,8 --seeds 0,1,2 --race ramps --finalists 2 --steps 14
+    python benchmarks/short_gradient.py --ratios 4,8 --seeds 0,1,2 --finalists 2 --steps 14
 
-On the embedded model, by perplexity, with the texts of `search_cost.py`: a race of the ramps (or of all seeds) on the
+On the embedded model, by perplexity, with the texts of `search_cost.py`: a race of sixteen ramps on the
 first text, of the best few on the second, then Adam with one text a step and no validation. Printed: the search loss
 less that of the released evolution of the same texts (`results/search_cost*.json`), and its share of the passes. Not a
 test: nothing depends on the times.
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from search_cost import ramp_grid
 
 from longrope.models.apply import scaled
 from longrope.models.config import LoadOptions
@@ -33,11 +34,10 @@ from longrope.search.evaluator import (
     gradient_request,
     loss_request,
 )
-from longrope.search.gradient import Bounds, WindowStage
-from longrope.search.initial import knot_seeds
 from longrope.search.knots import KnotParametrisation, phase_scale
 from longrope.search.methods import build
 from longrope.search.search_data import objectives_over, prepare_texts
+from longrope.search.start import Bounds, WindowStage
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SAMPLES, EVALUATIONS = 3, 1344  # of the released evolution
@@ -80,11 +80,7 @@ def search(loaded: LoadedModel, ratio: int, seed: int, args: argparse.Namespace)
         objectives = objectives_over(handle, texts)
         factor = build(loaded, objectives, target, config).attention_factor
         evaluate = Counted(SerialEvaluator(objectives))
-        seeds = {
-            name: value
-            for name, value in knot_seeds(loaded, target).items()
-            if args.race == "all" or name.startswith("ramp")
-        }
+        seeds = ramp_grid(geometry, target)
         stage = WindowStage(length=target, seeds=seeds, samples=SAMPLES)
         windows = {name: stage.window(value, factor, bounds) for name, value in seeds.items()}
         losses = {name: evaluate(loss_request(window, SEARCH, (0,))).loss for name, window in windows.items()}
@@ -118,7 +114,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratios", type=numbers, default=[4, 8])
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
-    parser.add_argument("--race", choices=["ramps", "all"], default="ramps")
     parser.add_argument("--finalists", type=int, default=2)
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--rate", type=float, default=0.1)

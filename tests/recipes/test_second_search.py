@@ -153,10 +153,12 @@ def test_searches_on_knots_race_them(second: Callable[..., PreparedSearch], meth
     stages = planned.run.keywords["stages"] if method != "cma" else [planned.run.keywords["stage"]]
     assert [stage.length for stage in stages] == [TARGET]
     assert list(stages[-1].seeds) == ["checkpoint", *SECOND, *KEEPING]
+    assert not stages[-1].ramps  # factors of the original RoPE, not multiples of those that it was trained with
     assert stages[-1].seeds["checkpoint"].tolist() == [1.0] * 16
     absolute: Any = second(method=method, space="absolute")
     stages = absolute.run.keywords["stages"] if method != "cma" else [absolute.run.keywords["stage"]]
     assert list(stages[-1].seeds)[-7:] == ["checkpoint", *SECOND, *KEEPING]
+    assert stages[-1].ramps
 
 
 def test_the_baselines(tuned: LoadedModel, loaded: LoadedModel) -> None:

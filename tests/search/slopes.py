@@ -17,9 +17,10 @@ from longrope.errors import LongRopeError
 from longrope.rope.closed_forms import ntk_aware, pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import EvalRequest, EvalResult, LoggedEvaluator, SearchOutcome
-from longrope.search.gradient import GradientSettings, WindowStage, gradient_search
+from longrope.search.gradient import GradientSettings, gradient_search
 from longrope.search.knots import KnotParametrisation, phase_scale
 from longrope.search.log import SearchLog, read_log
+from longrope.search.start import WindowStage
 from tests.search.targets import GEOMETRY, HEADER, TARGET_LENGTH
 
 ORIGINAL, SAMPLES = GEOMETRY.original_length, 4

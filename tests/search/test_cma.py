@@ -20,7 +20,8 @@ from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.config import LARGEST
 from longrope.search.evaluator import SEARCH, EvalRequest, EvalResult, loss_request
-from longrope.search.gradient import GradientSettings, WindowStage
+from longrope.search.gradient import GradientSettings
+from longrope.search.start import WindowStage
 from tests.search.slopes import EASY, SEEDS, STAGE, Quadratic, Search, check_stops_anywhere, complete, error_of
 from tests.search.targets import GEOMETRY, OPTIMUM, TARGET_LENGTH
 

@@ -14,7 +14,8 @@ from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, ntk_critical, pi
 from longrope.rope.scaling import Window
 from longrope.search.config import LARGEST
 from longrope.search.evaluator import EvalRequest, EvalResult
-from longrope.search.gradient import GradientSettings, WindowStage, gradient_search, stretched
+from longrope.search.gradient import GradientSettings, gradient_search, stretched
+from longrope.search.start import WindowStage
 from tests.search.slopes import (
     EASY,
     ORIGINAL,

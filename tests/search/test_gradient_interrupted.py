@@ -13,8 +13,8 @@ import pytest
 from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.evaluator import EvalRequest, EvalResult
-from longrope.search.gradient import WindowStage
 from longrope.search.log import read_log
+from longrope.search.start import WindowStage
 from tests.search.slopes import (
     EASY,
     ORIGINAL,

@@ -17,7 +17,8 @@ from longrope.rope.closed_forms import pi, yarn
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, hybrid_search
 from longrope.search.evaluator import SEARCH, VALIDATION, EvalRequest, EvalResult, both_splits, loss_request, mean_loss
-from longrope.search.gradient import GradientSettings, WindowStage, gradient_search
+from longrope.search.gradient import GradientSettings, gradient_search
+from longrope.search.start import WindowStage
 from tests.search.slopes import (
     EASY,
     ORIGINAL,

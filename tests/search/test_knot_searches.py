@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from longrope.callbacks import SearchProgress
 from longrope.rope.closed_forms import pi, yarn
 from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.evaluator import SEARCH, VALIDATION, EvalRequest, EvalResult, both_splits, loss_request, mean_loss
-from longrope.search.gradient import FINALISTS, Bounds, GradientSettings, WindowStage, gradient_search, pick_best_seed
+from longrope.search.gradient import GradientSettings, gradient_search
 from longrope.search.log import read_log
+from longrope.search.start import Bounds, WindowStage
 from tests.search.slopes import (
     ORIGINAL,
     SAMPLES,
@@ -81,46 +80,6 @@ def test_rows_tell_requests_apart_and_are_json(make: Make) -> None:
     for request in asked:
         assert rows[json.dumps(request.row)] == (request.window, request.split, request.samples)
     assert len(rows) == len({(request.window, request.split, request.samples) for request in asked})
-
-
-# --- the best seed
-
-
-def picked(stage: WindowStage, losses: list[float], samples: int = 2) -> tuple[list[list[EvalRequest]], str]:
-    """The batches of requests, and the seed that is picked; `losses` are those of the seeds, on every text."""
-    batches: list[list[EvalRequest]] = []
-    windows = [stage.window(np.asarray(factors), 1.2, Bounds()) for factors in stage.seeds.values()]
-
-    def evaluate(requests: Sequence[EvalRequest]) -> list[EvalResult]:
-        batches.append(list(requests))
-        return [EvalResult(losses[windows.index(request.window)]) for request in requests]
-
-    return batches, pick_best_seed(evaluate, stage, stage.seeds, 1.2, samples, Bounds())
-
-
-@pytest.mark.parametrize(("samples", "there", "expected"), [(2, 4, (0, 1)), (1, 4, (0,)), (3, 2, (0, 1)), (9, 1, (0,))])
-def test_all_seeds_are_compared_at_once_on_the_same_samples(
-    samples: int, there: int, expected: tuple[int, ...]
-) -> None:
-    (requests,), _ = picked(replace(STAGE, samples=there), [1.0, 2.0, 3.0], samples)
-    assert len(requests) == len(SEEDS)
-    for request, seed in zip(requests, SEEDS.values(), strict=True):
-        assert (request.split, request.samples, request.gradient) == (SEARCH, expected, False)
-        assert (request.window.max_length, request.window.attention_factor) == (TARGET_LENGTH, 1.2)
-        assert request.window.factors == tuple(seed.tolist())
-
-
-@given(losses=st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan, math.inf, -math.inf]), min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
-def test_the_first_of_the_lowest_finite_losses_is_picked(losses: list[float]) -> None:
-    seeds = {f"seed {place}": SEEDS["yarn"] * (1 + place) for place in range(len(losses))}
-    batches, best = picked(replace(STAGE, seeds=seeds), losses)
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    assert best == list(seeds)[losses.index(min(finite)) if finite else 0]
-    if len(losses) > FINALISTS:
-        first, finals = batches
-        assert {request.samples for request in first} == {(0,)}
-        assert [request.samples for request in finals] == [(1,)] * FINALISTS
 
 
 @every_search

@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError
 from longrope.models.apply import scaled as scaled_model
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.scaled import ScaledModel
-from longrope.rope.closed_forms import CLOSED_FORMS, su_attention_factor, yarn
+from longrope.rope.closed_forms import CLOSED_FORMS, su_attention_factor
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.progressive import continued_attention_factor
 from longrope.rope.scaling import RopeScaling
@@ -25,7 +25,7 @@ from longrope.search.config import METHODS, OBJECTIVES, SearchConfig
 from longrope.search.evaluator import EvalRequest, EvalResult, SerialEvaluator
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
 from longrope.search.gradient import gradient_search
-from longrope.search.initial import knot_seeds, ramps
+from longrope.search.initial import knot_seeds
 from longrope.search.objective import NeedleObjective, PerplexityObjective
 from longrope.search.search_data import prepare_texts
 from longrope.search.spaces import CriticalCandidate, CriticalSpace, SearchSpace
@@ -34,7 +34,7 @@ from tests.search.conftest import Planned, planned_over
 from tests.search.lengths import NEEDLE_LENGTH
 from tests.search.slopes import Reply, complete
 
-SEEDS = ["yarn", "ntk-critical", "ntk", "pi", *(f"yarn, β_fast {beta}" for beta in (16, 8, 4, 2)), "yarn, late"]
+SEEDS = ["yarn", "ntk-critical"]
 
 
 def falling() -> Reply:
@@ -65,16 +65,14 @@ def test_each_method_plans_its_search(planned: Callable[..., Planned]) -> None:
         assert made.method is function
         assert [stage.length for stage in made.arguments["stages"]] == [128, 256, 512]
         for stage in made.arguments["stages"]:
-            assert list(stage.seeds)[: len(SEEDS)] == SEEDS
-            assert all(name.startswith("ramp ") for name in list(stage.seeds)[len(SEEDS) :])
-            assert stage.base is None
+            assert (list(stage.seeds), stage.ramps, stage.base) == (SEEDS, True, None)
         assert made.arguments["settings"].knots_of(16) == 16
     polish = made.arguments["polish"]
     assert (polish.evaluations, polish.sigma, polish.patience) == (66, 0.1, None)
     cma = planned(method="cma", samples=1, patience=7)
     assert cma.method is cma_search
     stage, settings = cma.arguments["stage"], cma.arguments["settings"]
-    assert (stage.length, list(stage.seeds)[: len(SEEDS)]) == (NEEDLE_LENGTH, SEEDS)
+    assert (stage.length, list(stage.seeds), stage.ramps) == (NEEDLE_LENGTH, SEEDS, True)
     assert (settings.evaluations, settings.patience, settings.knots_of(16)) == (256, 7, 12)
 
 
@@ -99,36 +97,13 @@ def test_a_small_head_has_a_knot_for_every_pair(source: list[str], tmp_path: Pat
     assert made.arguments["polish"].knots_of(8) == 8
 
 
-def test_the_raced_seeds(loaded: LoadedModel) -> None:
-    """At the dimensions of real models every one is another."""
+def test_the_closed_forms_among_the_starts(loaded: LoadedModel) -> None:
     real = replace(loaded, geometry=RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192))
     for length in (16_384, 131_072):
         seeds = knot_seeds(real, length)
-        assert list(seeds) == [*SEEDS, *ramps(real.geometry, length)]
-        assert len(seeds) == len(SEEDS) + 16
-        for name in SEEDS[:4]:
-            assert seeds[name].tolist() == CLOSED_FORMS[name](real.geometry, length)[0].tolist()
-        for beta in (16, 8, 4, 2):
-            assert seeds[f"yarn, β_fast {beta}"].tolist() == yarn(real.geometry, length, beta_fast=beta).tolist()
-        late = yarn(real.geometry, length, 16.0, 0.6, truncate=False)
-        assert seeds["yarn, late"].tolist() == late.tolist()
-        assert len({tuple(factors.tolist()) for factors in seeds.values()}) == len(seeds) - 1  # a ramp is "yarn, late"
-
-
-def test_ramps_are_linear_in_the_inverse_between_their_ends() -> None:
-    """Sixteen of LLaMA3-8B, from where pairs turn 16 to 2 times in L to where they turn 1.5 to 0.4 times."""
-    geometry = RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192)
-    found = ramps(geometry, 16 * 8192)
-    assert len(found) == 16
-    for name, factors in found.items():
-        low, high = map(float, name.removeprefix("ramp ").split(" to "))
-        pairs = np.arange(64)
-        assert (factors[pairs <= low - 0.05] == 1.0).all()
-        assert (factors[pairs >= high + 0.05] == 16.0).all()
-        inside = (pairs > low + 0.05) & (pairs < high - 0.05)
-        expected = 1 - (pairs[inside] - low) / (high - low) * (1 - 1 / 16)
-        np.testing.assert_allclose(1 / factors[inside], expected, atol=0.02)  # the name has one digit
-    assert min(float(name.split()[-1]) for name in found) < geometry.critical_dim() < 40
+        assert list(seeds) == SEEDS
+        for name, factors in seeds.items():
+            assert factors.tolist() == CLOSED_FORMS[name](real.geometry, length)[0].tolist()
 
 
 def cheap(request: EvalRequest) -> EvalResult:

@@ -27,17 +27,9 @@ from longrope.search.evaluator import (
     mean_loss,
     rank,
 )
-from longrope.search.gradient import (
-    Bounds,
-    GradientSettings,
-    WindowStage,
-    best_start_tokens,
-    checked,
-    descend_stages,
-    finished,
-    pick_best_seed,
-)
+from longrope.search.gradient import GradientSettings, best_start_tokens, checked, descend_stages, finished
 from longrope.search.knots import KnotParametrisation, Vector, check_knots, multiples, phase_scale
+from longrope.search.start import Bounds, WindowStage, pick_start
 from longrope.settings import Settings
 
 _WORST = 1e300  # NaN and infinity, for CMA-ES: it subtracts losses, and infinity less infinity is NaN
@@ -87,8 +79,7 @@ def cma_search(
     """
     bounds = bounds or Bounds()
     knots = settings.knots_of(geometry.pairs)
-    name = pick_best_seed(evaluate, stage, stage.seeds, attention_factor, settings.race_samples, bounds)
-    seed = np.asarray(stage.seeds[name], dtype=np.float64)
+    name, seed = pick_start(evaluate, stage, stage.seeds, geometry, attention_factor, settings.race_samples, bounds)
     space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest, stage.base)
     window, loss = evolve(evaluate, space, stage.length, attention_factor, settings, bounds, on_best)
     if len(bounds.start_tokens) > 1:

@@ -12,8 +12,8 @@ was taken on, decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.random import Generator
@@ -22,7 +22,6 @@ from pydantic import Field
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
-from longrope.search.config import LARGEST
 from longrope.search.evaluator import (
     SEARCH,
     EvalRequest,
@@ -35,51 +34,15 @@ from longrope.search.evaluator import (
     ignore,
     loss_request,
     mean_loss,
-    rank,
 )
-from longrope.search.knots import KnotParametrisation, Vector, check_knots, multiples, over, phase_scale, project
+from longrope.search.knots import KnotParametrisation, Vector, check_knots, multiples, phase_scale
+from longrope.search.start import Bounds, WindowStage, pick_start
 from longrope.settings import Settings
 
 _BETAS, _EPSILON = (0.8, 0.97), 1e-12  # short memories: a stage is a few dozen steps
-FINALISTS = 4
-"""The number of seeds that are compared on more than the first text."""
 _ATTENTION_SCALE = 0.2
 """The change of log m for one unit of its variable: the step of a factor would change every logit too much
 (docs/experiments.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The limits of a search: λ ≤ `largest`, and `start_tokens`, the choices of n̂.
-
-    n̂ is discrete: the search runs with the first choice, and where there are others its result is tried with each.
-    """
-
-    largest: float = LARGEST
-    start_tokens: tuple[int, ...] = (0,)
-
-    def window(self, length: int, factors: Vector, attention_factor: float) -> Window:
-        """`factors` (D,) and the first n̂ as a window."""
-        return Window(length, tuple(factors.tolist()), self.start_tokens[0], attention_factor)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowStage:
-    """One window of a search: its length, named seeds of D factors each, and how many search samples there are.
-
-    `base` (D,): factors that the model was trained with for `base_length` tokens; the seeds are multiples of them.
-    """
-
-    length: int
-    seeds: Mapping[str, Vector]
-    samples: int
-    base: Vector | None = None
-    base_length: int | None = None
-
-    def window(self, factors: Vector, attention_factor: float, bounds: Bounds) -> Window:
-        """The window of a seed, made monotone by `project`."""
-        factors = over(self.base, project(factors, bounds.largest))
-        return bounds.window(self.length, factors, attention_factor)
 
 
 class GradientSettings(Settings):
@@ -147,9 +110,8 @@ def descend_stages(
             ratios = (length / before for length in (window.max_length, stage.length))
             seeds["stretched"] = stretched(multiples(stage.base, np.asarray(window.factors)), *ratios)
             attention_factor = window.attention_factor
-        name = pick_best_seed(evaluate, stage, seeds, attention_factor, settings.race_samples, bounds)
+        name, seed = pick_start(evaluate, stage, seeds, geometry, attention_factor, settings.race_samples, bounds)
         chosen.append(name)
-        seed = np.asarray(seeds[name], dtype=np.float64)
         space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest, stage.base)
         window = descend(evaluate, stage, space, settings, attention_factor, bounds, rng, on_best)
     assert window is not None
@@ -175,36 +137,6 @@ def checked(outcome: SearchOutcome) -> SearchOutcome:
             "no factors had a finite loss: the model does not work at this length with any tried", code="not-finite"
         )
     return outcome
-
-
-def pick_best_seed(
-    evaluate: Evaluate,
-    stage: WindowStage,
-    seeds: Mapping[str, Vector],
-    attention_factor: float,
-    samples: int,
-    bounds: Bounds,
-) -> str:
-    """The name of the seed with the lowest loss, made monotone by `project`, on the first few search samples.
-
-    Where there are more than `FINALISTS`, all are scored on the first sample and only the best go on to the others. Of
-    equal losses the first wins; a loss that is no number comes last.
-    """
-    windows = {name: stage.window(factors, attention_factor, bounds) for name, factors in seeds.items()}
-    shared = tuple(range(min(samples, stage.samples)))
-    if len(windows) <= FINALISTS or len(shared) == 1:
-        losses = _race(evaluate, windows, shared)
-        return min(losses, key=losses.__getitem__)
-    losses = _race(evaluate, windows, shared[:1])
-    best = sorted(losses, key=losses.__getitem__)[:FINALISTS]
-    others = _race(evaluate, {name: windows[name] for name in losses if name in best}, shared[1:])
-    return min(others, key=lambda name: losses[name] + (len(shared) - 1) * others[name])
-
-
-def _race(evaluate: Evaluate, windows: Mapping[str, Window], samples: tuple[int, ...]) -> dict[str, float]:
-    """The loss of every window on these search samples, for comparing."""
-    results = evaluate([loss_request(window, SEARCH, samples) for window in windows.values()])
-    return {name: rank(result.loss) for name, result in zip(windows, results, strict=True)}
 
 
 def best_start_tokens(

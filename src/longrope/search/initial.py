@@ -16,7 +16,7 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
 from longrope.rope.baselines import CHECKPOINT
-from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, pair_that_turns, pi, yarn, yarn_linear
+from longrope.rope.closed_forms import CLOSED_FORMS, ntk_aware, pi, yarn, yarn_linear
 from longrope.rope.geometry import FloatArray, RopeGeometry
 from longrope.rope.progressive import (
     SECOND_FORMS,
@@ -29,17 +29,8 @@ from longrope.rope.progressive import (
 from longrope.rope.scaling import Window
 from longrope.search.config import SearchConfig
 
-KNOT_FORMS = ("yarn", "ntk-critical", "ntk", "pi")
-"""The closed forms that a search on the knots may start from."""
-KNOT_BETAS = (16, 8, 4, 2)
-"""β_fast of further YaRN seeds, beside YaRN's own 32: a pair with more rotations in L keeps its frequency. The best
-value depends on L."""
-LATE_BETAS = (16.0, 0.6)
-"""β_fast and β_slow of a YaRN whose ramp ends beyond the theoretical critical dimension, where searches end it too."""
-RAMP_FAST, RAMP_SLOW = (16.0, 8.0, 4.0, 2.0), (1.5, 1.0, 0.6, 0.4)
-"""Rotations in L at the two ends of the ramps of 1/λ that a search on the knots may start from: of the first pair that
-is
-interpolated, and of the first that is interpolated in full."""
+KNOT_FORMS = ("yarn", "ntk-critical")
+"""The closed forms that a search on the knots may start from, beside ramps (`start.py`)."""
 MILD_RATIOS = (2.0, 4.0)
 """Ratios of the closed forms that a recovery starts from, besides that of its own length."""
 SECOND_BETAS = (8, 2)
@@ -106,26 +97,10 @@ def yarn_seed(geometry: RopeGeometry, length: int, config: SearchConfig) -> Floa
 def knot_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
     """The factors that a search on the knots (gradient, hybrid, CMA-ES) may start from, by name: (D,) each.
 
-    Closed forms, YaRN with other β_fast, ramps, and the scaling of the checkpoint, as it is and stretched.
+    Closed forms, and the scaling of the checkpoint as it is and stretched.
     """
-    geometry = loaded.geometry
-    seeds = {name: CLOSED_FORMS[name](geometry, length)[0] for name in KNOT_FORMS}
-    seeds |= {f"yarn, β_fast {beta}": yarn(geometry, length, beta_fast=beta) for beta in KNOT_BETAS}
-    seeds["yarn, late"] = yarn(geometry, length, *LATE_BETAS, truncate=False)
-    return seeds | ramps(geometry, length) | checkpoint_seeds(loaded, length)
-
-
-def ramps(geometry: RopeGeometry, length: int) -> dict[str, FloatArray]:
-    """Ramps of 1/λ over a coarse grid of their ends, each once, by the names of the pairs between which they run: (D,)
-    each."""
-    found: dict[str, FloatArray] = {}
-    for slow in RAMP_SLOW:
-        for fast in RAMP_FAST:
-            low, high = (pair_that_turns(geometry, turns, geometry.original_length) for turns in (fast, slow))
-            factors = yarn(geometry, length, beta_fast=fast, beta_slow=slow, truncate=False)
-            if not any(np.array_equal(factors, other) for other in found.values()):
-                found[f"ramp {max(low, 0.0):.1f} to {max(high, 0.0):.1f}"] = factors
-    return found
+    seeds = {name: CLOSED_FORMS[name](loaded.geometry, length)[0] for name in KNOT_FORMS}
+    return seeds | checkpoint_seeds(loaded, length)
 
 
 def checkpoint_seeds(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:

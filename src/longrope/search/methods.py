@@ -19,13 +19,14 @@ from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.config import CONTINUED, SearchConfig, attention_factor_of, start_tokens_of
 from longrope.search.evaluator import SEARCH, Evaluate, OnBest, SearchOutcome
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
-from longrope.search.gradient import FINALISTS, Bounds, GradientSettings, WindowStage, gradient_search
+from longrope.search.gradient import GradientSettings, gradient_search
 from longrope.search.initial import checkpoint_seeds, evolution_seeds, knot_seeds, relative_seeds, trained_factors
 from longrope.search.knots import Vector, over, project
 from longrope.search.objective import SampledObjective
 from longrope.search.racing import Racing
 from longrope.search.search_data import FAR, Texts
 from longrope.search.spaces import Candidate, CriticalCandidate, CriticalSpace, SearchSpace
+from longrope.search.start import FINALISTS, MOST_RAMPS, Bounds, WindowStage
 
 KNOTS = 12  # of CMA-ES
 
@@ -282,7 +283,14 @@ def _stages(task: _Task) -> list[WindowStage]:
         return {name: factors / base for name, factors in checkpoint_seeds(task.loaded, length).items()}
 
     return [
-        WindowStage(length=length, seeds=seeds(length), samples=objective.count, base=base, base_length=base_length)
+        WindowStage(
+            length=length,
+            seeds=seeds(length),
+            samples=objective.count,
+            base=base,
+            base_length=base_length,
+            ramps=base is None,
+        )
         for (split, length), objective in task.objectives.items()
         if split == SEARCH
     ]
@@ -306,9 +314,9 @@ def _gradient_requests(stages: list[WindowStage], settings: GradientSettings, bo
 
 
 def _raced(stage: WindowStage, samples: int, continues: bool) -> int:
-    """Requests that choose the seed of a stage."""
-    seeds, twice = len(stage.seeds) + continues, min(samples, stage.samples) > 1
-    return seeds + (FINALISTS if twice and seeds > FINALISTS else 0)
+    """The most requests that choose the start of a stage."""
+    starts, twice = len(stage.seeds) + continues + MOST_RAMPS * stage.ramps, min(samples, stage.samples) > 1
+    return starts + (FINALISTS if twice and starts > FINALISTS else 0)
 
 
 def _out_of_order(stage: WindowStage) -> bool:
@@ -320,7 +328,7 @@ def _described(stages: list[WindowStage], bounds: Bounds, **settings: GradientSe
     return {
         **({} if bounds == Bounds() else {"bounds": asdict(bounds)}),
         **{name: value.model_dump() for name, value in settings.items()},
-        "stages": [{"length": stage.length, "seeds": list(stage.seeds)} for stage in stages],
+        "stages": [{"length": one.length, "seeds": list(one.seeds), "ramps": one.ramps} for one in stages],
         **_relative(stages[0].base),
     }
 

@@ -1,0 +1,137 @@
+"""The start of a search on the knots: the best of several seeds, and of ramps of 1/λ. Knows no model.
+
+Good factors without training lie near ramps (YaRN's form): one pair where interpolation begins, another from which it
+is whole. Which two is found by a compass search: of a ramp and its four neighbours the best is the next centre, until
+no neighbour is better. That asks less than half of what a grid does, and no edge of a grid binds it
+(docs/measurements.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from longrope.rope.closed_forms import yarn
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import Window
+from longrope.search.config import LARGEST
+from longrope.search.evaluator import SEARCH, Evaluate, loss_request, rank
+from longrope.search.knots import Vector, over, project
+
+FINALISTS = 4
+"""The number of starts that are compared on more than the first text."""
+MOST_RAMPS = 20
+"""The largest number of ramps that are tried: more only where the search still climbs after five moves."""
+FIRST_RAMP = (8.0, 0.6)
+"""Rotations in L at the two ends of the first ramp: of the last pair that keeps its frequency, and of the first that is
+interpolated in full."""
+RAMP_STEPS = (2.0, 1.6)
+"""The ratio of neighbouring ramps' rotations, at either end: about three and two pairs of a model with heads of 128."""
+
+
+_COMPASS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits of a search: λ ≤ `largest`, and `start_tokens`, the choices of n̂.
+
+    n̂ is discrete: the search runs with the first choice, and where there are others its result is tried with each.
+    """
+
+    largest: float = LARGEST
+    start_tokens: tuple[int, ...] = (0,)
+
+    def window(self, length: int, factors: Vector, attention_factor: float) -> Window:
+        """`factors` (D,) and the first n̂ as a window."""
+        return Window(length, tuple(factors.tolist()), self.start_tokens[0], attention_factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowStage:
+    """One window of a search: its length, named seeds of D factors each, and how many search samples there are.
+
+    `base` (D,): factors that the model was trained with for `base_length` tokens; the seeds are multiples of them.
+    `ramps`: beside the seeds a search may start from any ramp.
+    """
+
+    length: int
+    seeds: Mapping[str, Vector]
+    samples: int
+    base: Vector | None = None
+    base_length: int | None = None
+    ramps: bool = False
+
+    def window(self, factors: Vector, attention_factor: float, bounds: Bounds) -> Window:
+        """The window of a seed, made monotone by `project`."""
+        factors = over(self.base, project(factors, bounds.largest))
+        return bounds.window(self.length, factors, attention_factor)
+
+
+def pick_start(
+    evaluate: Evaluate,
+    stage: WindowStage,
+    seeds: Mapping[str, Vector],
+    geometry: RopeGeometry,
+    attention_factor: float,
+    samples: int,
+    bounds: Bounds,
+) -> tuple[str, Vector]:
+    """The name and the factors (D,) of the seed or ramp with the lowest loss on the first `samples` search samples.
+
+    Where there are more than `FINALISTS`, all are scored on the first sample and only the best go on to the others. Of
+    equal losses the first wins; a loss that is no number comes last.
+    """
+    starts, shared = dict(seeds), tuple(range(min(samples, stage.samples)))
+
+    def losses_of(names: Iterable[str], rows: tuple[int, ...]) -> dict[str, float]:
+        windows = {name: stage.window(starts[name], attention_factor, bounds) for name in names}
+        results = evaluate([loss_request(window, SEARCH, rows) for window in windows.values()])
+        return {name: rank(result.loss) for name, result in zip(windows, results, strict=True)}
+
+    if len(starts) <= FINALISTS and not stage.ramps:
+        losses = losses_of(starts, shared)
+    else:
+        losses = losses_of(starts, shared[:1])
+        if stage.ramps:
+            losses |= _climb(starts, geometry, stage.length, partial(losses_of, rows=shared[:1]))
+        if len(shared) > 1:
+            best = sorted(losses, key=losses.__getitem__)[:FINALISTS]
+            others = losses_of([name for name in losses if name in best], shared[1:])
+            losses = {name: losses[name] + (len(shared) - 1) * loss for name, loss in others.items()}
+    name = min(losses, key=losses.__getitem__)
+    return name, np.asarray(starts[name], dtype=np.float64)
+
+
+def _climb(
+    starts: dict[str, Vector],
+    geometry: RopeGeometry,
+    length: int,
+    losses_of: Callable[[list[str]], dict[str, float]],
+) -> dict[str, float]:
+    """The losses of the ramps that the compass search tries, by name; their factors (D,) are added to `starts`.
+
+    A ramp whose ends are out of order, or that has the factors of another, is not tried.
+    """
+    names: dict[tuple[int, int], str] = {}  # by steps from the first ramp, at either end
+    losses: dict[str, float] = {}
+    centre, better = (0, 0), True
+    while better:
+        around = [(centre[0] + fast, centre[1] + slow) for fast, slow in _COMPASS]
+        new = []
+        for place in around:
+            fast, slow = (first * step**count for first, step, count in zip(FIRST_RAMP, RAMP_STEPS, place, strict=True))
+            if place in names or fast < slow or len(names) == MOST_RAMPS:
+                continue
+            factors = yarn(geometry, length, fast, slow, truncate=False)
+            if not any(np.array_equal(factors, starts[name]) for name in names.values()):
+                names[place] = f"ramp, β_fast {fast:g}, β_slow {slow:.3g}"
+                starts[names[place]] = factors
+                new.append(names[place])
+        losses |= losses_of(new)
+        best = min((place for place in around if place in names), key=lambda place: losses[names[place]])
+        centre, better = best, losses[names[best]] < losses[names[centre]]
+    return losses
