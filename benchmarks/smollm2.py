@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct, which somebody else trained, from 8,192 to 16,384 tokens: searches, fine-tuning, comparison.
+"""SmolLM2-135M-Instruct, which somebody else trained, from 8,192 to 16,384 and 32,768 tokens: searches and comparisons.
 
     python benchmarks/smollm2.py commands --books held-out/      # what `run` does, in order
     python benchmarks/smollm2.py run --books held-out/           # hours on a CPU; goes on where it was stopped
-    python benchmarks/smollm2.py run --books held-out/ --more    # then CMA-ES after the gradient, and 32k
+    python benchmarks/smollm2.py run --books held-out/ --more    # then 32k, and CMA-ES after the gradient
     python benchmarks/smollm2.py page --books held-out/          # text after 12,288 tokens, with and without a scaling
     python benchmarks/smollm2_tables.py                          # benchmarks/results/smollm2.{json,md}, the figure
 
@@ -63,48 +63,43 @@ def searched(model: str, out: Path, name: str, length: str, options: str) -> Sta
     return Stage(out / name / "scaling.json", words, out / name)
 
 
-def compared(model: str, books: Path, out: Path, name: str, length: str, *options: str) -> Stage:
-    """Perplexity at `length` and inside the trained window, on a text of each book."""
-    end = out / f"perplexity-{name}.json"
-    texts = ["--samples", str(len(list(books.glob("*.txt")))), "--data", str(books)]
-    words = ["eval", model, "--lengths", f"{length},8k", *texts, *options, *LOAD.split(), "-o", str(end)]
-    return Stage(end, words, end.with_suffix(".cells.jsonl"))
+def measured(model: str, books: Path, out: Path, name: str, options: str, scaling: str | None = None) -> Stage:
+    """`longrope eval` of these options on the books, with the scaling that the search of this name found."""
+    end = out / f"{name}.json"
+    words = ["eval", model, *shlex.split(options), "--data", str(books)]
+    words += ["--scaling", str(out / scaling / "scaling.json")] if scaling else []
+    return Stage(end, [*words, *LOAD.split(), "-o", str(end)], end.with_suffix(".cells.jsonl"))
 
 
 def stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
     """All commands in order: each search and its comparison on a text of each book, retrieval, fine-tuning."""
+    texts = f"--lengths {LENGTH},8k --samples {len(list(books.glob('*.txt')))}"
     for name, options in SEARCHES.items():
         yield searched(model, out, name, LENGTH, options)
-        against = ["--against", CLOSED_FORMS] if name == "gradient" else []
-        yield compared(model, books, out, name, LENGTH, "--scaling", str(out / name / "scaling.json"), *against)
-    for end, options, name in (
-        ("needles", f"{NEEDLES} --against none,yarn", "gradient"),
-        ("needles-gradient-needle", NEEDLES, "gradient-needle"),
-        ("passkeys", f"{PASSKEYS} --against none,yarn", "gradient"),
-        ("passkeys-gradient-needle", PASSKEYS, "gradient-needle"),
-    ):
-        file = out / f"{end}.json"
-        words = ["eval", model, *options.split(), "--lengths", f"{LENGTH},8k", "--data", str(books)]
-        words += ["--scaling", str(out / name / "scaling.json"), *LOAD.split(), "-o", str(file)]
-        yield Stage(file, words, file.with_suffix(".cells.jsonl"))
+        against = f" --against {CLOSED_FORMS}" if name == "gradient" else ""
+        yield measured(model, books, out, f"perplexity-{name}", texts + against, name)
+    for suite, options in (("needles", NEEDLES), ("passkeys", PASSKEYS)):
+        yield measured(model, books, out, suite, f"{options} --against none,yarn --lengths {LENGTH},8k", "gradient")
+        name = f"{suite}-gradient-needle"
+        yield measured(model, books, out, name, f"{options} --lengths {LENGTH},8k", "gradient-needle")
     trained = out / "trained"
     words = ["finetune", model, "--scaling", str(out / "gradient/scaling.json"), *FINETUNING.split()]
     yield Stage(trained / "checkpoint/config.json", [*words, "-o", str(trained)], trained)
-    yield compared(str(trained), books, out, "trained", LENGTH)
+    yield measured(str(trained), books, out, "perplexity-trained", texts)
 
 
 def more_stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
-    """The stages for a faster machine or a night: CMA-ES after the gradient, and four times the window."""
-    for name, length, options in (
-        ("hybrid", LENGTH, "--method hybrid --steps 4 --no-continuation"),
-        ("gradient-32k", "32k", GRADIENT),
-    ):
-        yield searched(model, out, name, length, options)
-        yield compared(model, books, out, name, length, "--scaling", str(out / name / "scaling.json"))
-    end = out / "perplexity-closed-32k.json"
-    words = ["eval", model, "--lengths", "32k", "--target-length", "32k", "--samples", "2", "--data", str(books)]
-    words += ["--against", CLOSED_FORMS, *LOAD.split(), "-o", str(end)]
-    yield Stage(end, words, end.with_suffix(".cells.jsonl"))
+    """Four times the window; then CMA-ES after the gradient, for a faster machine or a night."""
+    texts = "--lengths 32k,8k,2k --samples 2"
+    closed = f"{texts} --target-length 32k --against {CLOSED_FORMS}"
+    yield measured(model, books, out, "perplexity-closed-32k", closed)
+    yield searched(model, out, "gradient-32k", "32k", GRADIENT)
+    yield measured(model, books, out, "perplexity-gradient-32k", texts, "gradient-32k")
+    passkeys = "--suite passkey --trials 3 --lengths 32k --against yarn,none"
+    yield measured(model, books, out, "passkeys-32k", passkeys, "gradient-32k")
+    yield searched(model, out, "hybrid", LENGTH, "--method hybrid --steps 4 --no-continuation")
+    texts = f"--lengths {LENGTH},8k --samples {len(list(books.glob('*.txt')))}"
+    yield measured(model, books, out, "perplexity-hybrid", texts, "hybrid")
 
 
 def run(model: str, books: Path, out: Path, *, more: bool = False) -> None:

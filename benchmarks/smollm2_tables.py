@@ -27,7 +27,9 @@ HERE = Path(__file__).resolve().parent
 FIGURE = HERE.parent / "docs/images/smollm2.png"
 CLOSED_FORMS = ("none", "pi", "ntk", "ntk-critical", "yarn")
 RUNS = ("gradient", "evolution", "gradient-needle", "trained")
-"""The files of perplexities, by the method that is no closed form."""
+"""The files of perplexities at 16,384 tokens, by the method that is no closed form."""
+RUNS_32K = ("closed-32k", "gradient-32k")
+"""Those at 32,768 tokens."""
 NAMES = {
     "none": "no scaling",
     "pi": "PI",
@@ -59,17 +61,17 @@ class Measured:
     by_position: dict[tuple[int, int, int], EvalRow] = field(default_factory=dict)
 
 
-def read_perplexities(out: Path) -> tuple[dict[str, Measured], dict[str, Any]]:
+def read_perplexities(out: Path, runs: tuple[str, ...] = RUNS) -> tuple[dict[str, Measured], dict[str, Any]]:
     """method -> what was measured of it, and run -> the provenance of the file."""
     found: dict[str, Measured] = {}
     provenance: dict[str, Any] = {}
-    for run in RUNS:
+    for run in runs:
         if not (out / f"perplexity-{run}.json").exists():
             continue
         results = EvalResults.load(out / f"perplexity-{run}.json")
         provenance[run] = results.provenance
         for row in results.rows:
-            own = found.setdefault(row.scaling if row.scaling in CLOSED_FORMS else run, Measured())
+            own = found.setdefault(row.scaling if row.scaling in CLOSED_FORMS else run.removesuffix("-32k"), Measured())
             if row.metric == "perplexity":
                 own.by_length[row.length] = row
             else:
@@ -108,11 +110,12 @@ def perplexity_table(found: Mapping[str, Measured], length: int, shorter: tuple[
     return lines
 
 
-def retrieval_table(out: Path, suite: str) -> list[str]:
+def retrieval_table(out: Path, suite: str, ends: tuple[str, ...] = ("", "-gradient-needle")) -> list[str]:
     """Lines of Markdown: what was found of the `suite`, and the log-probability of a token of the answer where it was
     taken, by method and length."""
     rows: dict[str, list[EvalRow]] = {}
-    for run, end in {"gradient": "", "gradient-needle": "-gradient-needle"}.items():
+    for end in ends:
+        run = "gradient-needle" if end == "-gradient-needle" else "gradient"
         if not (file := out / f"{suite}{end}.json").exists():
             continue
         for row in EvalResults.load(file).rows:
@@ -135,6 +138,14 @@ def retrieval_table(out: Path, suite: str) -> list[str]:
             cells.append(shown.replace("-", "−"))
         lines.append(f"| {' | '.join([NAMES[method], *cells])} |")
     return lines
+
+
+def rows_of(found: Mapping[str, Measured]) -> dict[str, list[dict[str, Any]]]:
+    """method -> all its rows, for JSON."""
+    return {
+        name: [row.to_json() for row in (*own.by_length.values(), *own.by_position.values())]
+        for name, own in found.items()
+    }
 
 
 def figure(found: Mapping[str, Measured], length: int, original: int) -> None:
@@ -183,16 +194,18 @@ def tables(out: Path) -> None:
     """Write the JSON, the Markdown and the figure of what `run` has left in `out`."""
     length, original = 16384, 8192
     found, provenance = read_perplexities(out)
+    longer, provenance_32k = read_perplexities(out, RUNS_32K)
     parts = [perplexity_table(found, length, (original,))]
     parts += [retrieval_table(out, suite) for suite in ("needles", "passkeys") if (out / f"{suite}.json").exists()]
+    parts += [perplexity_table(longer, 2 * length, (2048, original))] if longer else []
+    parts += [retrieval_table(out, "passkeys", ("-32k",))] if (out / "passkeys-32k.json").exists() else []
     lines = "\n\n".join("\n".join(part) for part in parts).splitlines()
-    scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in RUNS if (out / name).is_dir()}
+    searches = (name for name in (*RUNS, *RUNS_32K) if (out / name).is_dir())
+    scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in searches}
     result = {
-        "provenance": provenance,
-        "rows": {
-            name: [row.to_json() for row in (*own.by_length.values(), *own.by_position.values())]
-            for name, own in found.items()
-        },
+        "provenance": provenance | provenance_32k,
+        "rows": rows_of(found),
+        "rows_32k": rows_of(longer),
         "scalings": {name: json.loads(scaling.to_json()) for name, scaling in scalings.items()},
     }
     write_json_atomic(HERE / "results/smollm2.json", result)

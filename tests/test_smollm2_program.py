@@ -18,7 +18,7 @@ def test_its_commands_are_understood(cli, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     subject = str(tmp_path / "no-model.gguf"), tmp_path, tmp_path / "out"
     found = [*smollm2.stages(*subject), *smollm2.more_stages(*subject)]
-    assert len(found) == 2 * len(smollm2.SEARCHES) + 4 + 2 + 5
+    assert len(found) == 2 * len(smollm2.SEARCHES) + 4 + 2 + 6
     for stage in found:
         result = cli(*stage.words)
         assert result.code == 2

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,6 +16,7 @@ from longrope.models.apply import applied_scaling, apply_scaling
 from longrope.models.loading import LoadedModel
 from longrope.rope.scaling import RopeScaling
 from longrope.search.config import START_TOKENS, SearchConfig
+from longrope.search.recover import recover_scaling
 from longrope.search.run import search, search_scaling
 from longrope.search.spaces import CriticalCandidate
 from tests.search.lengths import NEEDLE_LENGTH
@@ -353,3 +355,25 @@ def test_the_front_door_on_a_loaded_model(
     with pytest.raises(LongRopeError, match="above the model's window of 64"):
         search_scaling(model, tokenizer, target_length=64, data=source, config=config)
     assert applied_scaling(model) == applied.scaling
+
+
+@pytest.mark.parametrize("resume", [False, True])  # where nothing has begun, a search begins
+def test_a_taken_folder_is_refused_before_a_model_is_opened_and_workers_start(
+    loaded: LoadedModel, source: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    starts = Mock(side_effect=AssertionError)
+    for name in ("open_model", "ray_evaluator", "prepare_texts"):
+        monkeypatch.setattr(f"longrope.search.run.{name}", starts)
+    monkeypatch.setattr("longrope.search.recover.open_model", starts)
+    given: dict[str, Any] = {"data": source, "output_dir": tmp_path, "workers": 2, "resume": resume}
+    for begin in (
+        lambda: search_scaling("no-such-model", target_length=128, **given),
+        lambda: recover_scaling("no-such-model", lengths=128, **given),
+        lambda: search(loaded, 128, source, tmp_path, workers=2),
+    ):
+        with pytest.raises(LongRopeError) as error:
+            begin()
+        assert error.value.code == "output-exists"
+    assert starts.mock_calls == []
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

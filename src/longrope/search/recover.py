@@ -34,7 +34,7 @@ from longrope.search.initial import NONE
 from longrope.search.replicas import processes_here
 from longrope.search.run import NAMED, search
 from longrope.search.spaces import UPPER_RATIO
-from longrope.storage import json_ready, keep_or_write_json, new_output_folder
+from longrope.storage import check_output_folder, json_ready, keep_or_write_json, new_output_folder
 from longrope.units import parse_lengths
 from longrope.written import has_record, remove_own, sweep
 
@@ -111,6 +111,9 @@ def recover_scaling(
             f"`context_parallel` {context_parallel} shares the texts of a recovery in Ray workers: expected `workers`",
             code="invalid-setting",
         )
+    resume = resume and bool(begun(folder))  # the same call begins and continues
+    if not resume:
+        check_output_folder(folder)
     require_texts(model, sources, "search", load)
     with kept_modes(model):
         return recover(
@@ -120,7 +123,7 @@ def recover_scaling(
             folder,
             config,
             max_factor=max_factor,
-            resume=resume and bool(begun(folder)),  # the same call begins and continues
+            resume=resume,
             workers=workers,
             ray_address=ray_address,
             context_parallel=context_parallel,

@@ -57,7 +57,13 @@ from longrope.search.replicas import numerics, processes_here, ray_evaluator
 from longrope.search.search_data import Texts, data_provenance, objectives_over, prepare_texts
 from longrope.search.verdict import SearchVerdict, search_verdict
 from longrope.search.windows import extended_by, kept_windows, notes_before
-from longrope.storage import json_ready, keep_or_write_json, new_output_folder, nothing_left_if_refused
+from longrope.storage import (
+    check_output_folder,
+    json_ready,
+    keep_or_write_json,
+    new_output_folder,
+    nothing_left_if_refused,
+)
 from longrope.units import parse_length
 from longrope.written import begin_record, has_record, sweep
 
@@ -169,7 +175,9 @@ def search_scaling(
         if not processes.leads:
             return RopeScaling.from_json(processes.help(opened, callbacks))
         folder = Path(temporary) / "search" if output_dir is None else Path(output_dir)
-        begun, sources = has_lines(folder / SEARCH_LOG), as_sources(data, field)
+        resume, sources = resume and has_lines(folder / SEARCH_LOG), as_sources(data, field)
+        if not resume:  # the same call begins a search and continues it
+            check_output_folder(folder)
         require_texts(model, sources, "search", load)
         found = search(
             processes.open(opened),
@@ -177,7 +185,7 @@ def search_scaling(
             sources,
             folder,
             config,
-            resume=resume and begun,  # the same call begins a search and continues it
+            resume=resume,
             workers=workers,
             ray_address=ray_address,
             context_parallel=context_parallel,
@@ -215,6 +223,8 @@ def search(
         require_longer(loaded, target_length)
     if workers is not None:
         count_in("`workers`", workers, 1)
+    if not resume:
+        check_output_folder(output_dir)  # before texts are read and workers start
     if guess := loaded.original_length_guess:
         callbacks.on_note(f"the original window L = {loaded.geometry.original_length} is a guess: {guess}")
     given = _forms_given(loaded, target_length, config)
