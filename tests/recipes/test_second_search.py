@@ -138,7 +138,7 @@ def test_a_relative_space_needs_factors_to_start_from(
     assert error.value.code == "invalid-setting"
 
 
-def test_the_races_start_from_them_too(tuned: LoadedModel, loaded: LoadedModel) -> None:
+def test_searches_on_knots_may_start_from_them(tuned: LoadedModel, loaded: LoadedModel) -> None:
     before, now = knot_seeds(loaded, TARGET), knot_seeds(tuned, TARGET)
     assert list(now) == [*before, "checkpoint", *SECOND, *KEEPING]
     assert {name: factors.tolist() for name, factors in checkpoint_seeds(tuned, TARGET).items()} == {
@@ -148,7 +148,7 @@ def test_the_races_start_from_them_too(tuned: LoadedModel, loaded: LoadedModel) 
 
 
 @pytest.mark.parametrize("method", ["gradient", "hybrid", "cma"])
-def test_searches_on_knots_race_them(second: Callable[..., PreparedSearch], method: str) -> None:
+def test_the_stages_of_searches_on_knots_have_them(second: Callable[..., PreparedSearch], method: str) -> None:
     planned: Any = second(method=method)
     stages = planned.run.keywords["stages"] if method != "cma" else [planned.run.keywords["stage"]]
     assert [stage.length for stage in stages] == [TARGET]

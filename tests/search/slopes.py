@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,15 @@ class Quadratic:
         far = math.log(request.window.attention_factor) - self.attention_goal
         gradient = (*(2 * away / factors / len(away)).tolist(), 2 * far / request.window.attention_factor)
         return EvalResult(float(np.mean(away**2) + far**2), gradient if request.gradient else None)
+
+
+def starts_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows at the beginning of a stage in which its start is chosen: of all on the first text, then of the best
+    four on the second."""
+    texts = [0 if "gradient" in row else {(0,): 1, (1,): 2}.get(tuple(row["samples"] or ()), 0) for row in rows]
+    count = texts.index(0)
+    assert texts[:count] == [1] * (count - 4) + [2] * 4
+    return list(rows[:count])
 
 
 class ReplyEvaluator:

@@ -14,12 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longrope.errors import LongRopeError
 from longrope.models.apply import applied_scaling, apply_scaling
 from longrope.models.loading import LoadedModel
+from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling
 from longrope.search.config import START_TOKENS, SearchConfig
 from longrope.search.recover import recover_scaling
 from longrope.search.run import search, search_scaling
 from longrope.search.spaces import CriticalCandidate
 from tests.search.lengths import NEEDLE_LENGTH
+from tests.search.slopes import starts_of
 
 GRADIENT: dict[str, Any] = {"method": "gradient", "steps": 4, "samples": 2}
 LONGROPE2: dict[str, Any] = {"method": "longrope2", "population": 4, "iterations": 1, "samples": 2}
@@ -58,25 +60,30 @@ def computed(rows: list[dict[str, Any]]) -> int:
     return sum({str([row[part] for part in parts]) + str("gradient" in row): passes(row) for row in rows}.values())
 
 
-def test_gradient_end_to_end(run: Run, tmp_path: Path) -> None:
+def test_gradient_end_to_end(run: Run, loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = run(out, 256, **GRADIENT, attention_factor=1)
     assert (found["method"], found["objective"]) == ("gradient", "perplexity")
     assert "critical_dim" not in found
     assert set(found["baselines"]) == BASELINES
     rows = [line for line in lines_of(out) if "baseline" not in line]
-    stages = json.loads((out / "search.jsonl").read_text().splitlines()[0])["settings"]["stages"]
-    first, second = stages[0]["seeds"], [*stages[1]["seeds"], "stretched"]
-    n, m = len(first) + 4, len(second) + 4  # all on one text, the best four on the other
+    n = len(starts_of(rows))
+    m = len(starts_of(rows[n + 8 :]))
     assert len(rows) == found["evaluations"] == (n + 2 + 4 + 2) + (m + 2 + 4 + 2) + 1
-    winners = []
-    for race, names in ((rows[:n], first), (rows[n + 8 : n + 8 + m], second)):
-        assert [row["samples"] for row in race] == [[0]] * len(names) + [[1]] * 4
-        losses = {tuple(row["factors"]): row["loss"] for row in race[:-4]}
-        final = min(race[-4:], key=lambda row: row["loss"] + losses[tuple(row["factors"])])
-        winners.append(names[[row["factors"] for row in race].index(final["factors"])])
-    assert found["chosen_seeds"] == winners
-    # A forward counts 1 and a gradient 3 per token: races on 1 text, the end on 2, validations on 3 + 2, steps on 1.
+    stages = json.loads((out / "search.jsonl").read_text().splitlines()[0])["settings"]["stages"]
+    names = [stages[0]["seeds"], [*stages[1]["seeds"], "stretched"]]
+    for tried, seeds, chosen in zip((rows[:n], rows[n + 8 :][:m]), names, found["chosen_seeds"], strict=True):
+        losses = {tuple(row["factors"]): row["loss"] for row in tried[:-4]}
+        assert len(losses) > len(seeds) + 2  # ramps too
+        final = min(tried[-4:], key=lambda row: row["loss"] + losses[tuple(row["factors"])])
+        place = list(losses).index(tuple(final["factors"]))
+        if place < len(seeds):
+            assert chosen == seeds[place]
+        else:
+            fast, slow = (float(turns.split()[-1]) for turns in chosen.removeprefix("ramp, ").split(", "))
+            ramp = yarn(loaded.geometry, tried[0]["length"], fast, slow, truncate=False)
+            assert final["factors"] == pytest.approx(ramp.tolist(), rel=0.01)  # the name has three digits
+    # A forward counts 1 and a gradient 3 per token: starts on 1 text, the end on 2, validations on 3 + 2, steps on 1.
     assert sum(map(passes, rows)) == 128 * (n + 2 * 5 + 4 * 3) + 256 * (m + 2 * 5 + 4 * 3 + 2)
     assert found["token_passes"] == computed(rows) < sum(map(passes, rows))  # the result was known before the end
     steps = [row for row in rows if "gradient" in row]
@@ -106,18 +113,25 @@ def test_gradient_on_needles_learns_the_attention_factor(run: Run, tmp_path: Pat
     assert {window.attention_factor for window in scaling.windows} == {rows[-1]["attention_factor"]}
 
 
-@pytest.mark.parametrize("kept", [3, 9, 17, 33])
-def test_a_gradient_search_cut_off_anywhere_comes_to_the_same_end(run: Run, tmp_path: Path, kept: int) -> None:
-    """In the baselines, the first race, the first descent, and the second."""
-    whole, out = tmp_path / "whole", tmp_path / "run"
+def test_a_gradient_search_cut_off_anywhere_comes_to_the_same_end(run: Run, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
     expected = run(whole, 256, **GRADIENT)
-    out.mkdir()
     lines = (whole / "search.jsonl").read_text().splitlines(keepends=True)
-    (out / "search.jsonl").write_text("".join(lines[: 1 + kept]))
-    found = run(out, 256, **GRADIENT, resume=True)
-    assert (out / "search.jsonl").read_text() == "".join(lines)
-    assert found | {"scaling": ""} == expected | {"scaling": ""}
-    assert RopeScaling.load(out / "scaling.json").windows == RopeScaling.load(whole / "scaling.json").windows
+    first, *_, last = [place for place, row in enumerate(lines_of(whole)) if "gradient" in row]
+    for kept in (
+        3,
+        9,
+        15,
+        first + 2,
+        last - 1,
+    ):  # baselines, seeds, ramps, first and last descent
+        out = tmp_path / f"{kept}"
+        out.mkdir()
+        (out / "search.jsonl").write_text("".join(lines[: 1 + kept]))
+        found = run(out, 256, **GRADIENT, resume=True)
+        assert (out / "search.jsonl").read_text() == "".join(lines)
+        assert found | {"scaling": ""} == expected | {"scaling": ""}
+        assert RopeScaling.load(out / "scaling.json").windows == RopeScaling.load(whole / "scaling.json").windows
 
 
 def test_longrope2_end_to_end_and_resumed(run: Run, tmp_path: Path) -> None:
@@ -183,9 +197,9 @@ def test_cma_and_hybrid_end_to_end_and_cut_off(run: Run, tmp_path: Path, method:
     window = RopeScaling.load(whole / "scaling.json").windows[-1]
     assert list(window.factors) == best["factors"]
     if method == "cma":
-        seeds = json.loads((whole / "search.jsonl").read_text().splitlines()[0])["settings"]["stages"][0]["seeds"]
-        assert len(rows) == len(seeds) + 4 + 1 + 11
-        assert found["token_passes"] == computed(rows) < sum(map(passes, rows)) == 128 * (len(seeds) + 4 + 2 * 12)
+        tried = len(starts_of(rows))
+        assert len(rows) == tried + 1 + 11
+        assert found["token_passes"] == computed(rows) == sum(map(passes, rows)) == 128 * (tried + 2 * 12)
         assert found["best_loss"] == min(row["loss"] for row in full)
     else:
         validated = [place for place, row in enumerate(rows) if row["split"] == "validation"]
@@ -194,7 +208,7 @@ def test_cma_and_hybrid_end_to_end_and_cut_off(run: Run, tmp_path: Path, method:
         assert {row["split"] for row in rows} == {"search", "validation"}
     lines = (whole / "search.jsonl").read_text().splitlines(keepends=True)
     out.mkdir()
-    for kept in (10, len(lines) - 6, len(lines) - 1):  # in the race, in the generation, before the end
+    for kept in (10, len(lines) - 6, len(lines) - 1):  # among the starts, in the generation, before the end
         (out / "search.jsonl").write_text("".join(lines[:kept]))
         again = run(out, 128, **more, resume=True)
         assert again | {"scaling": ""} == found | {"scaling": ""}

@@ -109,19 +109,24 @@ def test_the_ramp_that_is_best_is_found_from_any_side(fast: float, slow: float) 
     low, high = (pair_that_turns(LLAMA, turns, 8192) for turns in (fast, slow))
     assert (factors[: math.floor(low) + 1] == 1.0).all()
     assert (factors[math.ceil(high) :] == 16.0).all()
-    assert len(batches[0]) == 0  # no seeds here
     assert [request.samples for request in batches[-1]] == [(1,)] * FINALISTS
     assert sum(map(len, batches[:-1])) <= MOST_RAMPS
 
 
 def test_a_move_asks_only_for_neighbours_that_are_new() -> None:
-    """Up by one step at the fast end: the first ramp and four around it, then the three others around the second."""
-    batches, _, _ = climbed(distance_to(ramp_of(16.0, 0.6)), samples=1)
-    assert [len(batch) for batch in batches] == [0, 5, 3]
+    """One step down at the fast end: two to begin with, four around the better one, three others around the next."""
+    batches, _, _ = climbed(distance_to(ramp_of(4.0, 0.6)), samples=1)
+    assert [len(batch) for batch in batches] == [2, 4, 3]
     windows = [request.window for batch in batches for request in batch]
     assert len(set(windows)) == len(windows)
-    expected = [(8, 0.6), (16, 0.6), (4, 0.6), (8, 0.96), (8, 0.375), (32, 0.6), (16, 0.96), (16, 0.375)]
+    expected = [(8, 0.6), (32, 0.96), (16, 0.6), (4, 0.6), (8, 0.96), (8, 0.375), (2, 0.6), (4, 0.96), (4, 0.375)]
     assert [list(window.factors) for window in windows] == [ramp_of(*turns).tolist() for turns in expected]
+
+
+def test_a_model_whose_best_ramp_is_like_yarns_begins_there() -> None:
+    batches, name, _ = climbed(distance_to(ramp_of(32.0, 0.96)), samples=1)
+    assert [len(batch) for batch in batches] == [2, 4]
+    assert name == "ramp, β_fast 32, β_slow 0.96"
 
 
 def test_seeds_and_ramps_are_compared_and_the_other_texts_decide() -> None:
@@ -134,7 +139,7 @@ def test_seeds_and_ramps_are_compared_and_the_other_texts_decide() -> None:
 
     batches, name, factors = climbed(loss, seeds=seeds)
     assert (name, factors.tolist()) == ("near", seeds["near"].tolist())
-    assert [len(batch) for batch in batches] == [2, 5, FINALISTS]
+    assert [len(batch) for batch in batches] == [2, 2, 4, FINALISTS]
     assert climbed(loss, seeds=seeds, samples=1)[1] == "ramp, β_fast 8, β_slow 0.6"
 
 

@@ -1,4 +1,4 @@
-"""CMA-ES around a seed, alone (`cma_search`) or after the gradient search (`hybrid_search`).
+"""CMA-ES around a start, alone (`cma_search`) or after the gradient search (`hybrid_search`).
 
 The optimizer is the `cmaes` package (Hansen, 1604.00772). CMA-ES needs no gradient, and leaves a bad basin where a
 gradient stays in it; it costs more. Knows no model.
@@ -39,7 +39,7 @@ class CMASettings(Settings):
     """At most `evaluations` candidates, in whole generations of 4 + ⌊3 ln K⌋ for K knots (None: every pair).
 
     `sigma`: the first step size, in units of u. `patience`: generations without a better candidate before it stops
-    (None: never). `race_samples`: texts that choose the seed.
+    (None: never). `race_samples`: texts that choose the start.
     """
 
     evaluations: int = Field(256, ge=1)
@@ -71,7 +71,7 @@ def cma_search(
     bounds: Bounds | None = None,
     on_best: OnBest = ignore,
 ) -> SearchOutcome:
-    """CMA-ES around the best seed of `stage`, then the best start tokens.
+    """CMA-ES around the best start of `stage`, then the best start tokens.
 
     Raises LongRopeError where no loss was finite.
 

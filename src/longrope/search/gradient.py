@@ -1,9 +1,9 @@
-"""The gradient search: Adam on the factors around the best of several seeds. Beyond the papers; knows no model.
+"""The gradient search: Adam on the factors around the best of several starts. Beyond the papers; knows no model.
 
 The loss is differentiable in the factors, and one backward pass tells more than dozens of evaluations. Low-frequency
 pairs follow the gradient well; high-frequency pairs wrap many times and have many local minima. So the search compares
-several seeds first, scales steps by a pair's period, and reaches large ratios by continuation: every stage doubles the
-window, starting from the last solution stretched to it, or from a closed form where that is better.
+several starts first, scales steps by a pair's period, and reaches large ratios by continuation: every stage doubles the
+window, starting from the last solution stretched to it, or from a ramp or closed form where that is better.
 
 The result is the best *validated* vector: the mean of its losses on the search texts, and on others that no gradient
 was taken on, decides.
@@ -49,9 +49,9 @@ class GradientSettings(Settings):
     """`steps` gradient steps per stage, each on one sample; `learning_rate`, in units of u, falls by a cosine to a
     tenth.
 
-    `knots`: number of knots (None: every pair). `race_samples`: texts that choose the seed, all but the first among the
-    best few. Every `validate_every`
-    steps the vector is validated; `patience` validations without improvement end a stage, which 30 steps with two of
+    `knots`: number of knots (None: every pair). `race_samples`: texts that choose the start, all but the first among
+    the best few. Every `validate_every` steps the vector is validated; `patience` validations without improvement end a
+    stage, which 30 steps with two of
     them never reach by themselves: it is for longer searches, or 1. `learn_attention_factor` makes the attention factor
     a parameter too.
     """
@@ -98,7 +98,7 @@ def descend_stages(
     bounds: Bounds,
     on_best: OnBest,
 ) -> tuple[Window, tuple[str, ...]]:
-    """The best validated window of the last stage, and the seed that each stage started from."""
+    """The best validated window of the last stage, and the name of what each stage started from."""
     if not stages:
         raise LongRopeError("a gradient search needs at least one stage")
     knots, rng = settings.knots_of(geometry.pairs), np.random.default_rng(settings.seed)

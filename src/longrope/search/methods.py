@@ -204,7 +204,7 @@ def _evolution(
 
 
 def _gradient(task: _Task) -> _Built:
-    """Adam around the best seed, over doubling windows."""
+    """Adam around the best start, over doubling windows."""
     settings, stages, bounds = _gradient_settings(task), _stages(task), _bounds(task)
     run = partial(gradient_search, stages=stages, settings=settings, bounds=bounds, **_model(task))
     return run, _gradient_requests(stages, settings, bounds), _described(stages, bounds, gradient=settings)
@@ -220,11 +220,11 @@ def _hybrid(task: _Task) -> _Built:
 
 
 def _cma(task: _Task) -> _Built:
-    """CMA-ES around the best seed."""
+    """CMA-ES around the best start."""
     (stage,) = _stages(task)
     settings, bounds = _cma_settings(task, evaluations=256, sigma=0.15), _bounds(task)
     run = partial(cma_search, stage=stage, settings=settings, bounds=bounds, **_model(task))
-    requests = _raced(stage, settings.race_samples, False) + 1 + settings.evaluations + _choices(bounds)
+    requests = _starts(stage, settings.race_samples, False) + 1 + settings.evaluations + _choices(bounds)
     return run, requests, _described([stage], bounds, cma=settings)
 
 
@@ -307,13 +307,13 @@ def _gradient_requests(stages: list[WindowStage], settings: GradientSettings, bo
         1
         + 2 * _choices(bounds)
         + sum(
-            _raced(stage, settings.race_samples, index > 0) + settings.steps + 2 * (checks + _out_of_order(stage))
+            _starts(stage, settings.race_samples, index > 0) + settings.steps + 2 * (checks + _out_of_order(stage))
             for index, stage in enumerate(stages)
         )
     )
 
 
-def _raced(stage: WindowStage, samples: int, continues: bool) -> int:
+def _starts(stage: WindowStage, samples: int, continues: bool) -> int:
     """The most requests that choose the start of a stage."""
     starts, twice = len(stage.seeds) + continues + MOST_RAMPS * stage.ramps, min(samples, stage.samples) > 1
     return starts + (FINALISTS if twice and starts > FINALISTS else 0)
@@ -328,7 +328,9 @@ def _described(stages: list[WindowStage], bounds: Bounds, **settings: GradientSe
     return {
         **({} if bounds == Bounds() else {"bounds": asdict(bounds)}),
         **{name: value.model_dump() for name, value in settings.items()},
-        "stages": [{"length": one.length, "seeds": list(one.seeds), "ramps": one.ramps} for one in stages],
+        "stages": [
+            {"length": one.length, "seeds": list(one.seeds), **({"ramps": True} if one.ramps else {})} for one in stages
+        ],
         **_relative(stages[0].base),
     }
 

@@ -1,14 +1,14 @@
-"""The start of a search on the knots: the best of several seeds, and of ramps of 1/λ. Knows no model.
+"""The windows of a search on the knots, and where it starts: at the best of a few seeds and of ramps of 1/λ.
 
 Good factors without training lie near ramps (YaRN's form): one pair where interpolation begins, another from which it
-is whole. Which two is found by a compass search: of a ramp and its four neighbours the best is the next centre, until
-no neighbour is better. That asks less than half of what a grid does, and no edge of a grid binds it
-(docs/measurements.md).
+is whole. Which two is found by a compass search on a grid of such pairs, from the better of two ramps on: of it and its
+four neighbours the best is the next centre, until no neighbour is better. That asks less than half of what a whole grid
+of 16 does, and no edge binds it (docs/measurements.md). Knows no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,15 +24,13 @@ from longrope.search.knots import Vector, over, project
 FINALISTS = 4
 """The number of starts that are compared on more than the first text."""
 MOST_RAMPS = 20
-"""The largest number of ramps that are tried: more only where the search still climbs after five moves."""
-FIRST_RAMP = (8.0, 0.6)
-"""Rotations in L at the two ends of the first ramp: of the last pair that keeps its frequency, and of the first that is
-interpolated in full."""
-RAMP_STEPS = (2.0, 1.6)
-"""The ratio of neighbouring ramps' rotations, at either end: about three and two pairs of a model with heads of 128."""
-
-
-_COMPASS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+"""The largest number of ramps that are tried, reached where the search still climbs after five moves."""
+ORIGIN, STEPS = (8.0, 0.6), (2.0, 1.6)
+"""The grid of ramps: rotations in L at the two ends of one, of the last pair that keeps its frequency and of the first
+that is interpolated in full; and the ratios to those of its neighbours."""
+_FIRST = ((0, 0), (2, 1))
+"""Where on the grid the search may begin: at its origin, or near YaRN's ends, 32 and 1."""
+_AROUND = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class WindowStage:
     """One window of a search: its length, named seeds of D factors each, and how many search samples there are.
 
     `base` (D,): factors that the model was trained with for `base_length` tokens; the seeds are multiples of them.
-    `ramps`: beside the seeds a search may start from any ramp.
+    `ramps`: beside the seeds a search may start from a ramp; not with a `base`, whose multiples ramps are not.
     """
 
     length: int
@@ -82,8 +80,8 @@ def pick_start(
 ) -> tuple[str, Vector]:
     """The name and the factors (D,) of the seed or ramp with the lowest loss on the first `samples` search samples.
 
-    Where there are more than `FINALISTS`, all are scored on the first sample and only the best go on to the others. Of
-    equal losses the first wins; a loss that is no number comes last.
+    Where there are ramps or more than `FINALISTS` seeds, all are scored on the first sample and only the best go on to
+    the others. Of equal losses the first wins; a loss that is no number comes last.
     """
     starts, shared = dict(seeds), tuple(range(min(samples, stage.samples)))
 
@@ -95,9 +93,9 @@ def pick_start(
     if len(starts) <= FINALISTS and not stage.ramps:
         losses = losses_of(starts, shared)
     else:
-        losses = losses_of(starts, shared[:1])
+        losses = losses_of(starts, shared[:1]) if starts else {}
         if stage.ramps:
-            losses |= _climb(starts, geometry, stage.length, partial(losses_of, rows=shared[:1]))
+            losses |= _climb(starts, geometry, stage.length, bounds.largest, partial(losses_of, rows=shared[:1]))
         if len(shared) > 1:
             best = sorted(losses, key=losses.__getitem__)[:FINALISTS]
             others = losses_of([name for name in losses if name in best], shared[1:])
@@ -110,28 +108,31 @@ def _climb(
     starts: dict[str, Vector],
     geometry: RopeGeometry,
     length: int,
+    largest: float,
     losses_of: Callable[[list[str]], dict[str, float]],
 ) -> dict[str, float]:
     """The losses of the ramps that the compass search tries, by name; their factors (D,) are added to `starts`.
 
-    A ramp whose ends are out of order, or that has the factors of another, is not tried.
+    A ramp whose ends are out of order, or that is another one inside the bound λ ≤ `largest`, is not tried.
     """
-    names: dict[tuple[int, int], str] = {}  # by steps from the first ramp, at either end
+    names: dict[tuple[int, int], str] = {}  # by place on the grid
     losses: dict[str, float] = {}
-    centre, better = (0, 0), True
-    while better:
-        around = [(centre[0] + fast, centre[1] + slow) for fast, slow in _COMPASS]
+    places: Sequence[tuple[int, int]] = _FIRST
+    centre = None
+    while True:
         new = []
-        for place in around:
-            fast, slow = (first * step**count for first, step, count in zip(FIRST_RAMP, RAMP_STEPS, place, strict=True))
+        for place in places:
+            fast, slow = (first * step**count for first, step, count in zip(ORIGIN, STEPS, place, strict=True))
             if place in names or fast < slow or len(names) == MOST_RAMPS:
                 continue
-            factors = yarn(geometry, length, fast, slow, truncate=False)
+            factors = project(yarn(geometry, length, fast, slow, truncate=False), largest)
             if not any(np.array_equal(factors, starts[name]) for name in names.values()):
                 names[place] = f"ramp, β_fast {fast:g}, β_slow {slow:.3g}"
                 starts[names[place]] = factors
                 new.append(names[place])
-        losses |= losses_of(new)
-        best = min((place for place in around if place in names), key=lambda place: losses[names[place]])
-        centre, better = best, losses[names[best]] < losses[names[centre]]
-    return losses
+        losses |= losses_of(new) if new else {}
+        best = min((place for place in places if place in names), key=lambda place: losses[names[place]])
+        if centre is not None and not losses[names[best]] < losses[names[centre]]:
+            return losses
+        centre = best
+        places = [(best[0] + fast, best[1] + slow) for fast, slow in _AROUND]
