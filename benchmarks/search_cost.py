@@ -196,7 +196,7 @@ def _only_continued(prepared: PreparedSearch) -> PreparedSearch:
     """The search without closed forms and ramps among the starts of any stage but the first."""
     assert isinstance(prepared.run, partial)
     first, *later = prepared.run.keywords["stages"]
-    bare = [replace(stage, seeds={}, ramps=False) for stage in later]
+    bare = [replace(stage, seeds={}, ramp=None) for stage in later]
     return replace(prepared, run=partial(prepared.run, stages=[first, *bare]))
 
 

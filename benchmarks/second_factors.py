@@ -3,7 +3,7 @@
     python benchmarks/second_factors.py runs/tiny-512x/03-finetune-8k --length 32k --documents 10 \\
         --forms second-yarn:8,second-yarn:2,second-ntk-critical
 
-`--forms` are second forms (`rope/stretch.py`), `second-yarn:B` with another β_fast; all have the attention factor
+`--forms` are second forms (`rope/progressive.py`), `second-yarn:B` with another β_fast; all have the attention factor
 continued, times `--attention`. Needles are one to a document, at five depths, in the books of `--data`.
 """
 

@@ -15,6 +15,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from longrope.models.apply import scaled
 from longrope.models.config import LoadOptions
 from longrope.models.loading import LoadedModel, open_model
 from longrope.models.texts import sources_or_books
+from longrope.rope.closed_forms import yarn
 from longrope.rope.scaling import RopeScaling
 from longrope.search.config import SearchConfig
 from longrope.search.evaluator import (
@@ -82,8 +84,10 @@ def search(loaded: LoadedModel, ratio: int, seed: int, args: argparse.Namespace)
         objectives = objectives_over(handle, texts)
         factor = build(loaded, objectives, target, config).attention_factor
         evaluate = Counted(SerialEvaluator(objectives))
-        stage = WindowStage(length=target, seeds={}, samples=SAMPLES, ramps=True)
-        _, start = pick_start(evaluate.batch, stage, {}, geometry, factor, args.texts, bounds)
+        stage = WindowStage(
+            length=target, seeds={}, samples=SAMPLES, ramp=partial(yarn, geometry, target, truncate=False)
+        )
+        _, start = pick_start(evaluate.batch, stage, {}, factor, args.texts, bounds)
         space = KnotParametrisation(start, phase_scale(geometry), geometry.pairs, bounds.largest)
         point, first, second = (np.zeros(space.knots) for _ in range(3))
         rng, order = np.random.default_rng(seed), np.zeros(0, dtype=np.int64)

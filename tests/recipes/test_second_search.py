@@ -148,17 +148,22 @@ def test_searches_on_knots_may_start_from_them(tuned: LoadedModel, loaded: Loade
 
 
 @pytest.mark.parametrize("method", ["gradient", "hybrid", "cma"])
-def test_the_stages_of_searches_on_knots_have_them(second: Callable[..., PreparedSearch], method: str) -> None:
+def test_the_stages_of_searches_on_knots_have_them(
+    second: Callable[..., PreparedSearch], tuned: LoadedModel, method: str
+) -> None:
     planned: Any = second(method=method)
     stages = planned.run.keywords["stages"] if method != "cma" else [planned.run.keywords["stage"]]
     assert [stage.length for stage in stages] == [TARGET]
     assert list(stages[-1].seeds) == ["checkpoint", *SECOND, *KEEPING]
-    assert not stages[-1].ramps  # factors of the original RoPE, not multiples of those that it was trained with
+    geometry, base = tuned.geometry, stages[-1].base
+    ramp = second_yarn(geometry, base, REACH, TARGET, 8.0, 0.6, truncate=False)
+    assert (stages[-1].ramp(8.0, 0.6) * base).tolist() == pytest.approx(ramp.tolist(), rel=1e-15)
+    assert (np.diff(stages[-1].ramp(8.0, 0.6)) >= 0).all()
     assert stages[-1].seeds["checkpoint"].tolist() == [1.0] * 16
     absolute: Any = second(method=method, space="absolute")
     stages = absolute.run.keywords["stages"] if method != "cma" else [absolute.run.keywords["stage"]]
     assert list(stages[-1].seeds)[-7:] == ["checkpoint", *SECOND, *KEEPING]
-    assert stages[-1].ramps
+    assert stages[-1].ramp(8.0, 0.6).tolist() == yarn(geometry, TARGET, 8.0, 0.6, truncate=False).tolist()
 
 
 def test_the_baselines(tuned: LoadedModel, loaded: LoadedModel) -> None:

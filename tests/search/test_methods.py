@@ -65,14 +65,14 @@ def test_each_method_plans_its_search(planned: Callable[..., Planned]) -> None:
         assert made.method is function
         assert [stage.length for stage in made.arguments["stages"]] == [128, 256, 512]
         for stage in made.arguments["stages"]:
-            assert (list(stage.seeds), stage.ramps, stage.base) == (SEEDS, True, None)
+            assert (list(stage.seeds), stage.base) == (SEEDS, None)
         assert made.arguments["settings"].knots_of(16) == 16
     polish = made.arguments["polish"]
     assert (polish.evaluations, polish.sigma, polish.patience) == (66, 0.1, None)
     cma = planned(method="cma", samples=1, patience=7)
     assert cma.method is cma_search
     stage, settings = cma.arguments["stage"], cma.arguments["settings"]
-    assert (stage.length, list(stage.seeds), stage.ramps) == (NEEDLE_LENGTH, SEEDS, True)
+    assert (stage.length, list(stage.seeds)) == (NEEDLE_LENGTH, SEEDS)
     assert (settings.evaluations, settings.patience, settings.knots_of(16)) == (256, 7, 12)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from longrope.rope.geometry import RopeGeometry
 from longrope.search.evaluator import SEARCH, EvalRequest, EvalResult
 from longrope.search.start import FINALISTS, MOST_RAMPS, Bounds, WindowStage, pick_start
 from tests.search.slopes import SEEDS, STAGE
-from tests.search.targets import GEOMETRY, TARGET_LENGTH
+from tests.search.targets import TARGET_LENGTH
 
 LLAMA = RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192)
 LLAMA_LENGTH = 131_072
@@ -34,7 +35,7 @@ def picked(stage: WindowStage, losses: list[float], samples: int = 2) -> tuple[l
         batches.append(list(requests))
         return [EvalResult(losses[windows.index(request.window)]) for request in requests]
 
-    name, factors = pick_start(evaluate, stage, stage.seeds, GEOMETRY, 1.2, samples, Bounds())
+    name, factors = pick_start(evaluate, stage, stage.seeds, 1.2, samples, Bounds())
     assert factors.tolist() == np.asarray(stage.seeds[name]).tolist()
     return batches, name
 
@@ -74,6 +75,7 @@ def climbed(
     length: int = LLAMA_LENGTH,
     seeds: dict[str, np.ndarray] | None = None,
     samples: int = 2,
+    bounds: Bounds | None = None,
 ) -> tuple[list[list[EvalRequest]], str, np.ndarray]:
     """The batches of requests, and the start that is picked, where `loss` is that of factors on one text."""
     batches: list[list[EvalRequest]] = []
@@ -87,8 +89,9 @@ def climbed(
             found.append(EvalResult(float(np.mean([loss(factors, text) for text in request.samples]))))
         return found
 
-    stage = WindowStage(length=length, seeds=seeds or {}, samples=samples, ramps=True)
-    return batches, *pick_start(evaluate, stage, stage.seeds, geometry, 1.2, samples, Bounds())
+    ramp = partial(yarn, geometry, length, truncate=False)
+    stage = WindowStage(length=length, seeds=seeds or {}, samples=samples, ramp=ramp)
+    return batches, *pick_start(evaluate, stage, stage.seeds, 1.2, samples, bounds or Bounds())
 
 
 def ramp_of(fast: float, slow: float) -> np.ndarray:
@@ -147,6 +150,15 @@ def test_a_search_that_climbs_on_and_on_ends() -> None:
     calls = iter(range(1000))
     batches, _, _ = climbed(lambda factors, text: -float(next(calls)), samples=1)
     assert sum(map(len, batches)) == MOST_RAMPS
+
+
+@pytest.mark.parametrize(("largest", "most"), [(1.0, 1), (3.0, MOST_RAMPS)])
+def test_ramps_are_compared_inside_the_bound(largest: float, most: int) -> None:
+    """Those that it makes equal are one."""
+    batches, _, factors = climbed(lambda factors, text: -float(factors.sum()), samples=1, bounds=Bounds(largest))
+    tried = [request.window.factors for batch in batches for request in batch]
+    assert 1 <= len(tried) == len(set(tried)) <= most
+    assert max(map(max, tried)) == factors.max() == largest
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -73,15 +73,17 @@ def second_yarn(
     target_length: float,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
+    *,
+    truncate: bool = True,
 ) -> FloatArray:
     """YaRN of the fine-tuned model: pairs that turn more than `beta_fast` times in L_ft keep λ_i, slow ones get λ_i·s₂.
 
     Turns are those of the rescaled pair, L_ft/(λ_i·T_i). Between the pair that turns `beta_fast` times and the one that
-    turns `beta_slow` times, 1/λ goes linearly in i from the first to the second, as in `closed_forms.yarn`. Raises
-    LongRopeError when beta_fast < beta_slow, too.
+    turns `beta_slow` times, 1/λ goes linearly in i from the first to the second, as in `closed_forms.yarn`; `truncate`
+    rounds to whole pairs as there. Raises LongRopeError when beta_fast < beta_slow, too.
     """
     factors, ratio = _checked(geometry, trained_factors, trained_length, target_length)
-    shares = _shares(geometry, factors, trained_length, beta_fast, beta_slow)
+    shares = _shares(geometry, factors, trained_length, beta_fast, beta_slow, truncate)
     return np.asarray(factors * (1.0 / (shares / ratio + (1.0 - shares))), dtype=np.float64)
 
 
@@ -110,11 +112,18 @@ def trained_pair(geometry: RopeGeometry, trained_factors: Factors, trained_lengt
 
 
 def _shares(
-    geometry: RopeGeometry, factors: FloatArray, trained_length: float, beta_fast: float, beta_slow: float
+    geometry: RopeGeometry,
+    factors: FloatArray,
+    trained_length: float,
+    beta_fast: float,
+    beta_slow: float,
+    truncate: bool = True,
 ) -> FloatArray:
     """YaRN's ramp (D,) by the turns of the rescaled pairs in L_ft."""
     low, high = (_pair_of(geometry, factors, trained_length, turns) for turns in ramp_ends(beta_fast, beta_slow))
-    return ramp(geometry, math.floor(low), math.ceil(high))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    return ramp(geometry, low, high)
 
 
 SecondForm = Callable[[RopeGeometry, Factors, float, float], FloatArray]

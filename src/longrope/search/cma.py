@@ -79,7 +79,7 @@ def cma_search(
     """
     bounds = bounds or Bounds()
     knots = settings.knots_of(geometry.pairs)
-    name, seed = pick_start(evaluate, stage, stage.seeds, geometry, attention_factor, settings.race_samples, bounds)
+    name, seed = pick_start(evaluate, stage, stage.seeds, attention_factor, settings.race_samples, bounds)
     space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest, stage.base)
     window, loss = evolve(evaluate, space, stage.length, attention_factor, settings, bounds, on_best)
     if len(bounds.start_tokens) > 1:

@@ -110,7 +110,7 @@ def descend_stages(
             ratios = (length / before for length in (window.max_length, stage.length))
             seeds["stretched"] = stretched(multiples(stage.base, np.asarray(window.factors)), *ratios)
             attention_factor = window.attention_factor
-        name, seed = pick_start(evaluate, stage, seeds, geometry, attention_factor, settings.race_samples, bounds)
+        name, seed = pick_start(evaluate, stage, seeds, attention_factor, settings.race_samples, bounds)
         chosen.append(name)
         space = KnotParametrisation(seed, phase_scale(geometry), knots, bounds.largest, stage.base)
         window = descend(evaluate, stage, space, settings, attention_factor, bounds, rng, on_best)

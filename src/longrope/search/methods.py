@@ -12,8 +12,8 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel
-from longrope.rope.closed_forms import pair_that_turns
-from longrope.rope.progressive import continued_attention_factor, trained_pair
+from longrope.rope.closed_forms import pair_that_turns, yarn
+from longrope.rope.progressive import continued_attention_factor, second_yarn, trained_pair
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, cma_search, hybrid_search
 from longrope.search.config import CONTINUED, SearchConfig, attention_factor_of, start_tokens_of
@@ -282,6 +282,13 @@ def _stages(task: _Task) -> list[WindowStage]:
             return knot_seeds(task.loaded, length)
         return {name: factors / base for name, factors in checkpoint_seeds(task.loaded, length).items()}
 
+    def ramp(length: int) -> Callable[[float, float], Vector]:
+        geometry = task.loaded.geometry
+        if base is None:
+            return partial(yarn, geometry, length, truncate=False)
+        before = task.loaded.context_length
+        return lambda fast, slow: second_yarn(geometry, base, before, length, fast, slow, truncate=False) / base
+
     return [
         WindowStage(
             length=length,
@@ -289,7 +296,7 @@ def _stages(task: _Task) -> list[WindowStage]:
             samples=objective.count,
             base=base,
             base_length=base_length,
-            ramps=base is None,
+            ramp=ramp(length),
         )
         for (split, length), objective in task.objectives.items()
         if split == SEARCH
@@ -315,7 +322,8 @@ def _gradient_requests(stages: list[WindowStage], settings: GradientSettings, bo
 
 def _starts(stage: WindowStage, samples: int, continues: bool) -> int:
     """The most requests that choose the start of a stage."""
-    starts, twice = len(stage.seeds) + continues + MOST_RAMPS * stage.ramps, min(samples, stage.samples) > 1
+    starts = len(stage.seeds) + continues + (0 if stage.ramp is None else MOST_RAMPS)
+    twice = min(samples, stage.samples) > 1
     return starts + (FINALISTS if twice and starts > FINALISTS else 0)
 
 
@@ -328,9 +336,7 @@ def _described(stages: list[WindowStage], bounds: Bounds, **settings: GradientSe
     return {
         **({} if bounds == Bounds() else {"bounds": asdict(bounds)}),
         **{name: value.model_dump() for name, value in settings.items()},
-        "stages": [
-            {"length": one.length, "seeds": list(one.seeds), **({"ramps": True} if one.ramps else {})} for one in stages
-        ],
+        "stages": [{"length": one.length, "seeds": list(one.seeds), "ramps": one.ramp is not None} for one in stages],
         **_relative(stages[0].base),
     }
 

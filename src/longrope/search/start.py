@@ -14,8 +14,6 @@ from functools import partial
 
 import numpy as np
 
-from longrope.rope.closed_forms import yarn
-from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import Window
 from longrope.search.config import LARGEST
 from longrope.search.evaluator import SEARCH, Evaluate, loss_request, rank
@@ -53,7 +51,8 @@ class WindowStage:
     """One window of a search: its length, named seeds of D factors each, and how many search samples there are.
 
     `base` (D,): factors that the model was trained with for `base_length` tokens; the seeds are multiples of them.
-    `ramps`: beside the seeds a search may start from a ramp; not with a `base`, whose multiples ramps are not.
+    `ramp`: what a search may start from beside the seeds, by the rotations in L (with a `base` in `base_length`) of the
+    last pair that keeps its frequency and of the first that is interpolated in full: (D,), with a `base` multiples.
     """
 
     length: int
@@ -61,7 +60,7 @@ class WindowStage:
     samples: int
     base: Vector | None = None
     base_length: int | None = None
-    ramps: bool = False
+    ramp: Callable[[float, float], Vector] | None = None
 
     def window(self, factors: Vector, attention_factor: float, bounds: Bounds) -> Window:
         """The window of a seed, made monotone by `project`."""
@@ -73,7 +72,6 @@ def pick_start(
     evaluate: Evaluate,
     stage: WindowStage,
     seeds: Mapping[str, Vector],
-    geometry: RopeGeometry,
     attention_factor: float,
     samples: int,
     bounds: Bounds,
@@ -90,12 +88,12 @@ def pick_start(
         results = evaluate([loss_request(window, SEARCH, rows) for window in windows.values()])
         return {name: rank(result.loss) for name, result in zip(windows, results, strict=True)}
 
-    if len(starts) <= FINALISTS and not stage.ramps:
+    if len(starts) <= FINALISTS and stage.ramp is None:
         losses = losses_of(starts, shared)
     else:
         losses = losses_of(starts, shared[:1]) if starts else {}
-        if stage.ramps:
-            losses |= _climb(starts, geometry, stage.length, bounds.largest, partial(losses_of, rows=shared[:1]))
+        if stage.ramp is not None:
+            losses |= _climb(starts, stage.ramp, bounds.largest, partial(losses_of, rows=shared[:1]))
         if len(shared) > 1:
             best = sorted(losses, key=losses.__getitem__)[:FINALISTS]
             others = losses_of([name for name in losses if name in best], shared[1:])
@@ -106,8 +104,7 @@ def pick_start(
 
 def _climb(
     starts: dict[str, Vector],
-    geometry: RopeGeometry,
-    length: int,
+    ramp: Callable[[float, float], Vector],
     largest: float,
     losses_of: Callable[[list[str]], dict[str, float]],
 ) -> dict[str, float]:
@@ -125,7 +122,7 @@ def _climb(
             fast, slow = (first * step**count for first, step, count in zip(ORIGIN, STEPS, place, strict=True))
             if place in names or fast < slow or len(names) == MOST_RAMPS:
                 continue
-            factors = project(yarn(geometry, length, fast, slow, truncate=False), largest)
+            factors = project(ramp(fast, slow), largest)
             if not any(np.array_equal(factors, starts[name]) for name in names.values()):
                 names[place] = f"ramp, β_fast {fast:g}, β_slow {slow:.3g}"
                 starts[names[place]] = factors
