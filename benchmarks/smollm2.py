@@ -3,6 +3,7 @@
     python benchmarks/smollm2.py commands --books held-out/      # what `run` does, in order
     python benchmarks/smollm2.py run --books held-out/           # hours on a CPU; goes on where it was stopped
     python benchmarks/smollm2.py run --books held-out/ --more    # then 32k, and CMA-ES after the gradient
+    python benchmarks/smollm2.py ramp --books held-out/          # the search to 32k without its gradient steps
     python benchmarks/smollm2.py page --books held-out/          # text after 12,288 tokens, with and without a scaling
     python benchmarks/smollm2_tables.py                          # benchmarks/results/smollm2.{json,md}, the figure
 
@@ -16,7 +17,7 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from longrope.models.config import LoadOptions
 from longrope.models.generation.generate import generate
 from longrope.models.loading import open_model
 from longrope.provenance import record
+from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
+from longrope.search.log import read_log
 from longrope.storage import write_json_atomic
 
 HERE = Path(__file__).resolve().parent
@@ -95,22 +98,44 @@ def more_stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
     yield measured(model, books, out, "perplexity-closed-32k", closed)
     yield searched(model, out, "gradient-32k", "32k", GRADIENT)
     yield measured(model, books, out, "perplexity-gradient-32k", texts, "gradient-32k")
-    passkeys = "--suite passkey --trials 3 --lengths 32k --against yarn,none"
-    yield measured(model, books, out, "passkeys-32k", passkeys, "gradient-32k")
     yield searched(model, out, "hybrid", LENGTH, "--method hybrid --steps 4 --no-continuation")
     texts = f"--lengths {LENGTH},8k --samples {len(list(books.glob('*.txt')))}"
     yield measured(model, books, out, "perplexity-hybrid", texts, "hybrid")
 
 
-def run(model: str, books: Path, out: Path, *, more: bool = False) -> None:
+def ramp_stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
+    """What is measured of the best start of the search to four times the window, without its gradient steps."""
+    yield measured(model, books, out, "perplexity-ramp-32k", "--lengths 32k,8k,2k --samples 2", "ramp-32k")
+    passkeys = "--suite passkey --trials 3 --lengths 32k --against yarn,none"
+    yield measured(model, books, out, "passkeys-ramp-32k", passkeys, "ramp-32k")
+
+
+def run(wanted: Iterable[Stage], out: Path) -> None:
     """Every stage whose result is not there."""
     out.mkdir(parents=True, exist_ok=True)
-    for stage in [*stages(model, books, out), *(more_stages(model, books, out) if more else ())]:
+    for stage in wanted:
         if not stage.end.exists():
             resume = ["--resume"] if stage.started.exists() else []
             command = [sys.executable, "-m", "longrope", *stage.words, *resume]
             print(shlex.join(["longrope", *command[3:]]), flush=True)
             subprocess.run(command, check=True)
+
+
+def best_ramp(out: Path) -> None:
+    """Write `ramp-32k/scaling.json`: the best start so far of the search to 32,768 tokens, ended or not."""
+    header, rows = read_log(out / "gradient-32k/search.jsonl")
+    tried = [row for row in rows if row.request.get("samples") == [0] and row.gradient is None]
+    best = min(tried, key=lambda row: row.loss)
+    scaling = RopeScaling.extended(
+        RopeGeometry(**header["geometry"]),
+        header["target_length"],
+        best.request["factors"],
+        attention_factor=best.request["attention_factor"],
+        provenance={"search": header, "starts": len(tried), "loss": best.loss, **record()},
+    )
+    (out / "ramp-32k").mkdir(exist_ok=True)
+    scaling.save(out / "ramp-32k/scaling.json")
+    print(f"the best of {len(tried)} starts: {best.loss:.4f} nats per token")
 
 
 def page(model: str, books: Path, out: Path, tokens: int = 12288, count: int = 200) -> None:
@@ -140,7 +165,7 @@ def page(model: str, books: Path, out: Path, tokens: int = 12288, count: int = 2
 def main() -> None:
     """The command line of this program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["commands", "run", "page"])
+    parser.add_argument("what", choices=["commands", "run", "ramp", "page"])
     parser.add_argument("--books", type=Path, help="a folder of books as .txt")
     parser.add_argument("--more", action="store_true", help="the stages that need a faster machine, too")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/smollm2"))
@@ -148,15 +173,18 @@ def main() -> None:
     if given.books is None or not list(given.books.glob("*.txt")):
         parser.error("expected --books with a folder of .txt files")
     model = subprocess.run([sys.executable, str(FETCH)], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    subject = model if given.what != "commands" else "SmolLM2-135M-Instruct.gguf", given.books, given.output
+    wanted = [*stages(*subject), *(more_stages(*subject) if given.more else ())]
     if given.what == "commands":
-        name = "SmolLM2-135M-Instruct.gguf"
-        more = more_stages(name, given.books, given.output) if given.more else ()
-        for stage in [*stages(name, given.books, given.output), *more]:
+        for stage in wanted:
             print(shlex.join(["longrope", *stage.words]))
     elif given.what == "run":
-        run(model, given.books, given.output, more=given.more)
+        run(wanted, given.output)
+    elif given.what == "ramp":
+        best_ramp(given.output)
+        run(ramp_stages(*subject), given.output)
     else:
-        page(model, given.books, given.output)
+        page(*subject)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ FIGURE = HERE.parent / "docs/images/smollm2.png"
 CLOSED_FORMS = ("none", "pi", "ntk", "ntk-critical", "yarn")
 RUNS = ("gradient", "evolution", "gradient-needle", "trained")
 """The files of perplexities at 16,384 tokens, by the method that is no closed form."""
-RUNS_32K = ("closed-32k", "gradient-32k")
+RUNS_32K = ("closed-32k", "ramp-32k", "gradient-32k")
 """Those at 32,768 tokens."""
 NAMES = {
     "none": "no scaling",
@@ -37,6 +37,7 @@ NAMES = {
     "ntk-critical": "NTK by critical dimension",
     "yarn": "YaRN",
     "evolution": "LongRoPE's evolution",
+    "ramp": "longrope, the start of its search",
     "gradient": "longrope, gradient",
     "gradient-needle": "longrope, gradient by needles",
     "trained": "gradient, then 10 steps of fine-tuning",
@@ -115,7 +116,7 @@ def retrieval_table(out: Path, suite: str, ends: tuple[str, ...] = ("", "-gradie
     taken, by method and length."""
     rows: dict[str, list[EvalRow]] = {}
     for end in ends:
-        run = "gradient-needle" if end == "-gradient-needle" else "gradient"
+        run = {"-gradient-needle": "gradient-needle", "-ramp-32k": "ramp"}.get(end, "gradient")
         if not (file := out / f"{suite}{end}.json").exists():
             continue
         for row in EvalResults.load(file).rows:
@@ -198,7 +199,8 @@ def tables(out: Path) -> None:
     parts = [perplexity_table(found, length, (original,))]
     parts += [retrieval_table(out, suite) for suite in ("needles", "passkeys") if (out / f"{suite}.json").exists()]
     parts += [perplexity_table(longer, 2 * length, (2048, original))] if longer else []
-    parts += [retrieval_table(out, "passkeys", ("-32k",))] if (out / "passkeys-32k.json").exists() else []
+    ramp = "-ramp-32k"
+    parts += [retrieval_table(out, "passkeys", (ramp,))] if (out / f"passkeys{ramp}.json").exists() else []
     lines = "\n\n".join("\n".join(part) for part in parts).splitlines()
     searches = (name for name in (*RUNS, *RUNS_32K) if (out / name).is_dir())
     scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in searches}

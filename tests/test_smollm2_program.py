@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks import smollm2, smollm2_tables
 from longrope.evaluation.results import EvalResults, EvalRow
+from longrope.rope.geometry import RopeGeometry
+from longrope.rope.scaling import RopeScaling, Window
+from longrope.search.log import LogRow, SearchLog
 
 
 def test_its_commands_are_understood(cli, tmp_path: Path) -> None:
@@ -17,8 +21,8 @@ def test_its_commands_are_understood(cli, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("text")
     (tmp_path / "out").mkdir()
     subject = str(tmp_path / "no-model.gguf"), tmp_path, tmp_path / "out"
-    found = [*smollm2.stages(*subject), *smollm2.more_stages(*subject)]
-    assert len(found) == 2 * len(smollm2.SEARCHES) + 4 + 2 + 6
+    found = [*smollm2.stages(*subject), *smollm2.more_stages(*subject), *smollm2.ramp_stages(*subject)]
+    assert len(found) == 2 * len(smollm2.SEARCHES) + 4 + 2 + 5 + 2
     for stage in found:
         result = cli(*stage.words)
         assert result.code == 2
@@ -31,7 +35,7 @@ def test_what_was_stopped_goes_on_and_what_is_there_stays(tmp_path: Path, monkey
     (out / "gradient").mkdir(parents=True)
     (out / "perplexity-gradient.json").write_text("{}")
     monkeypatch.setattr(smollm2.subprocess, "run", lambda command, check: run.append(command))
-    smollm2.run("model.gguf", tmp_path, out)
+    smollm2.run(smollm2.stages("model.gguf", tmp_path, out), out)
     assert len(run) == 2 * len(smollm2.SEARCHES) - 1 + 4 + 2
     assert [command[-1] == "--resume" for command in run] == [True] + [False] * (len(run) - 1)
 
@@ -64,3 +68,24 @@ def test_the_page_has_the_tables_of_the_results() -> None:
     page = (root / "docs/smollm2.md").read_text("utf-8")
     for table in (root / "benchmarks/results/smollm2.md").read_text("utf-8").strip().split("\n\n"):
         assert table in page
+
+
+def test_the_best_start_of_a_search_that_was_stopped(tmp_path: Path) -> None:
+    geometry = RopeGeometry(rotary_dim=4, base=1e4, original_length=8)
+    folder = tmp_path / "gradient-32k"
+    folder.mkdir()
+    header = {"geometry": asdict(geometry), "target_length": 32}
+    with SearchLog.create(folder / "search.jsonl", header) as log:
+        rows: list[tuple[list[float], list[int] | None, float, tuple[float, ...] | None]] = [
+            ([1.0, 4.0], [0], 3.0, None),
+            ([1.0, 3.0], [0], 2.0, None),
+            ([1.0, 2.0], None, 1.0, None),  # the end of a search, on all texts
+            ([1.5, 2.0], [0], 0.5, (0.0, 0.0, 0.0)),
+        ]
+        for place, (factors, samples, loss, gradient) in enumerate(rows):
+            request = {"factors": factors, "samples": samples, "attention_factor": 1.1}
+            log.append(LogRow(place, place, request, loss, gradient))
+    smollm2.best_ramp(tmp_path)
+    scaling = RopeScaling.load(tmp_path / "ramp-32k/scaling.json")
+    assert (scaling.geometry, scaling.windows[-1]) == (geometry, Window(32, (1.0, 3.0), 0, 1.1))
+    assert (scaling.provenance["starts"], scaling.provenance["loss"]) == (2, 2.0)
