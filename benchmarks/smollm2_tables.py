@@ -202,7 +202,7 @@ def tables(out: Path) -> None:
     ramp = "-ramp-32k"
     parts += [retrieval_table(out, "passkeys", (ramp,))] if (out / f"passkeys{ramp}.json").exists() else []
     lines = "\n\n".join("\n".join(part) for part in parts).splitlines()
-    searches = (name for name in (*RUNS, *RUNS_32K) if (out / name).is_dir())
+    searches = (name for name in (*RUNS, *RUNS_32K) if (out / name / "scaling.json").exists())
     scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in searches}
     result = {
         "provenance": provenance | provenance_32k,
