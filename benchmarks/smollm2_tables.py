@@ -26,7 +26,7 @@ from longrope.storage import write_json_atomic
 HERE = Path(__file__).resolve().parent
 FIGURE = HERE.parent / "docs/images/smollm2.png"
 CLOSED_FORMS = ("none", "pi", "ntk", "ntk-critical", "yarn")
-RUNS = ("gradient", "evolution", "gradient-needle", "trained")
+RUNS = ("gradient", "gradient-compass", "evolution", "gradient-needle", "trained")
 """The files of perplexities at 16,384 tokens, by the method that is no closed form."""
 RUNS_32K = ("closed-32k", "ramp-32k", "gradient-32k")
 """Those at 32,768 tokens."""
@@ -38,7 +38,8 @@ NAMES = {
     "yarn": "YaRN",
     "evolution": "LongRoPE's evolution",
     "ramp": "longrope, the start of its search",
-    "gradient": "longrope, gradient",
+    "gradient-compass": "longrope, gradient",
+    "gradient": "longrope, gradient from fixed starts",
     "gradient-needle": "longrope, gradient by needles",
     "trained": "gradient, then 10 steps of fine-tuning",
 }
@@ -50,7 +51,7 @@ COLORS = {
     "ntk-critical": "#56B4E9",
     "yarn": "#0072B2",
     "evolution": "#D55E00",
-    "gradient": "#009E73",
+    "gradient-compass": "#009E73",
 }
 
 
@@ -160,7 +161,7 @@ def figure(found: Mapping[str, Measured], length: int, original: int) -> None:
         losses = [found[name].by_position[place].value for place in places]
         middles = [math.sqrt(begin * end) for _, begin, end in places]
         left.plot(middles, [math.exp(loss) for loss in losses], marker="o", markersize=3, color=color,
-                  linewidth=2 if name == "gradient" else 1.2, label=NAMES[name])  # fmt: skip
+                  linewidth=2 if name == "gradient-compass" else 1.2, label=NAMES[name])  # fmt: skip
     left.axvline(original, color="#999999", linewidth=1, linestyle=":")
     left.set_xscale("log", base=2)
     left.set_yscale("log")
