@@ -2,8 +2,8 @@
 
 Good factors without training lie near ramps (YaRN's form): one pair where interpolation begins, another from which it
 is whole. Which two is found by a compass search on a grid of such pairs, from the better of two ramps on: of it and its
-four neighbours the best is the next centre, until no neighbour is better. That asks less than half of what a whole grid
-of 16 does, and no edge binds it (docs/measurements.md). Knows no model.
+four neighbours the best is the next centre, until no neighbour is better. On the embedded model that asks about half of
+what 25 fixed starts did, and no edge of a grid binds it (docs/measurements.md). Knows no model.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ ORIGIN, STEPS = (8.0, 0.6), (2.0, 1.6)
 """The grid of ramps: rotations in L at the two ends of one, of the last pair that keeps its frequency and of the first
 that is interpolated in full; and the ratios to those of its neighbours."""
 _FIRST = ((0, 0), (2, 1))
-"""Where on the grid the search may begin: at its origin, or near YaRN's ends, 32 and 1."""
+"""The places on the grid where the search may begin: its origin, and one near YaRN's ends, 32 and 1."""
 _AROUND = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+"""Steps from a place to itself and its neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
