@@ -26,8 +26,9 @@ from longrope.storage import write_json_atomic
 HERE = Path(__file__).resolve().parent
 FIGURE = HERE.parent / "docs/images/smollm2.png"
 CLOSED_FORMS = ("none", "pi", "ntk", "ntk-critical", "yarn")
-RUNS = ("gradient", "gradient-compass", "evolution", "gradient-needle", "trained")
-"""The files of perplexities at 16,384 tokens, by the method that is no closed form."""
+RUNS = ("gradient", "gradient-fixed", "evolution", "gradient-needle", "trained")
+"""The files of perplexities at 16,384 tokens, by the method that is no closed form; `gradient-fixed` is of commit
+`ff069aa`, whose searches began at fixed starts."""
 RUNS_32K = ("closed-32k", "ramp-32k", "gradient-32k")
 """Those at 32,768 tokens."""
 NAMES = {
@@ -38,8 +39,8 @@ NAMES = {
     "yarn": "YaRN",
     "evolution": "LongRoPE's evolution",
     "ramp": "longrope, the start of its search",
-    "gradient-compass": "longrope, gradient",
-    "gradient": "longrope, gradient from fixed starts",
+    "gradient": "longrope, gradient",
+    "gradient-fixed": "longrope, gradient from fixed starts",
     "gradient-needle": "longrope, gradient by needles",
     "trained": "gradient, then 10 steps of fine-tuning",
 }
@@ -51,7 +52,7 @@ COLORS = {
     "ntk-critical": "#56B4E9",
     "yarn": "#0072B2",
     "evolution": "#D55E00",
-    "gradient-compass": "#009E73",
+    "gradient": "#009E73",
 }
 
 
@@ -112,17 +113,21 @@ def perplexity_table(found: Mapping[str, Measured], length: int, shorter: tuple[
     return lines
 
 
-def retrieval_table(out: Path, suite: str, ends: tuple[str, ...] = ("", "-gradient-needle")) -> list[str]:
+def retrieval_table(
+    out: Path, suite: str, ends: tuple[str, ...] = ("", "-gradient-fixed", "-gradient-needle")
+) -> list[str]:
     """Lines of Markdown: what was found of the `suite`, and the log-probability of a token of the answer where it was
-    taken, by method and length."""
+    taken, by method and length; none where nothing was measured."""
     rows: dict[str, list[EvalRow]] = {}
     for end in ends:
-        run = {"-gradient-needle": "gradient-needle", "-ramp-32k": "ramp"}.get(end, "gradient")
+        run = end.removeprefix("-").removesuffix("-32k") or "gradient"
         if not (file := out / f"{suite}{end}.json").exists():
             continue
         for row in EvalResults.load(file).rows:
             if suite != "needles" or "depth" in row.detail:
                 rows.setdefault(row.scaling if row.scaling in CLOSED_FORMS else run, []).append(row)
+    if not rows:
+        return []
     every = [row for own in rows.values() for row in own]
     columns = [
         (length, metric)
@@ -161,7 +166,7 @@ def figure(found: Mapping[str, Measured], length: int, original: int) -> None:
         losses = [found[name].by_position[place].value for place in places]
         middles = [math.sqrt(begin * end) for _, begin, end in places]
         left.plot(middles, [math.exp(loss) for loss in losses], marker="o", markersize=3, color=color,
-                  linewidth=2 if name == "gradient-compass" else 1.2, label=NAMES[name])  # fmt: skip
+                  linewidth=2 if name == "gradient" else 1.2, label=NAMES[name])  # fmt: skip
     left.axvline(original, color="#999999", linewidth=1, linestyle=":")
     left.set_xscale("log", base=2)
     left.set_yscale("log")
@@ -198,11 +203,10 @@ def tables(out: Path) -> None:
     found, provenance = read_perplexities(out)
     longer, provenance_32k = read_perplexities(out, RUNS_32K)
     parts = [perplexity_table(found, length, (original,))]
-    parts += [retrieval_table(out, suite) for suite in ("needles", "passkeys") if (out / f"{suite}.json").exists()]
+    parts += [retrieval_table(out, suite) for suite in ("needles", "passkeys")]
     parts += [perplexity_table(longer, 2 * length, (2048, original))] if longer else []
-    ramp = "-ramp-32k"
-    parts += [retrieval_table(out, "passkeys", (ramp,))] if (out / f"passkeys{ramp}.json").exists() else []
-    lines = "\n\n".join("\n".join(part) for part in parts).splitlines()
+    parts += [retrieval_table(out, "passkeys", ("-ramp-32k",))]
+    lines = "\n\n".join("\n".join(part) for part in parts if part).splitlines()
     searches = (name for name in (*RUNS, *RUNS_32K) if (out / name / "scaling.json").exists())
     scalings = {name: RopeScaling.load(out / name / "scaling.json") for name in searches}
     result = {
