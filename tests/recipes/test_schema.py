@@ -67,6 +67,18 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert stage.settings == FinetuneConfig(length=256, learning_rate=2e-5, trainer={"adam_epsilon": 1e-8, "a": 2500.0})
 
 
+def test_rows_may_skip_ahead_within_the_target(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stages: [{stage: finetune, target: 16x, length: 4x, skip_to: 16x, long_from: 4x, long_to: 1M}]")
+    (stage,) = load_recipe(str(path), 64).stages
+    assert isinstance(stage, FinetuneStage)
+    assert (stage.settings.length, stage.settings.skip_to) == (256, 1024)
+    assert (stage.settings.long_from, stage.settings.long_to) == (256, 2**20)
+    path.write_text("stages: [{stage: finetune, target: 8x, length: 4x, skip_to: 16x}]")
+    with pytest.raises(LongRopeError, match="expected a skip_to of at most its target of 512, found 1024"):
+        load_recipe(str(path), 64)
+
+
 def test_yaml_merges_are_no_keys_given_twice(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(

@@ -67,7 +67,8 @@ class LongRopeRotary(nn.Module):
     """Cosines and sines of a `RopeScaling` for one model; the module it replaces is kept as `original`.
 
     The window is the smallest that holds the longest position of the forward, unless `pinned` is one. `factors` (D,)
-    and `attention_factor`, when set, replace the pinned window's numbers by tensors that gradients flow through.
+    and `attention_factor`, when set, replace the pinned window's numbers by tensors that gradients flow through;
+    `positions` (B, N), when set, are rotated by in the place of 0 … N − 1, which the model makes its masks from.
     Models with one RoPE per layer type: only `layer_type` is scaled, the others go to `original`. Attributes that a
     model looks up on its rotary module are those of `original`.
     """
@@ -81,6 +82,7 @@ class LongRopeRotary(nn.Module):
         self.pinned: Window | None = None
         self.factors: Tensor | None = None
         self.attention_factor: Tensor | None = None
+        self.positions: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -109,6 +111,8 @@ class LongRopeRotary(nn.Module):
                     code="text-only",
                 )
             position_ids = position_ids[0]
+        if self.positions is not None:
+            position_ids = self.positions.gather(1, position_ids.expand(len(self.positions), -1))
         cos_BTD, sin_BTD = cos_sin(
             self.scaling.geometry,
             self.window(position_ids),

@@ -35,14 +35,20 @@ class ScaledModel:
         return self.rotaries[0].pinned  # all are always pinned alike
 
     def pin_window(
-        self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None
+        self,
+        window: Window | None,
+        factors: Tensor | None = None,
+        attention_factor: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> None:
         """Use `window` in every forward; None: the longest position chooses the window again.
 
         `factors` (D,) and `attention_factor` replace the window's numbers by tensors that gradients flow through.
+        `positions` (B, N) are rotated by in the place of positions 0 … N − 1; masks stay those of the latter.
         """
         for rotary in self.rotaries:
             rotary.pinned, rotary.factors, rotary.attention_factor = window, factors, attention_factor
+            rotary.positions = positions
 
     @contextmanager
     def using(
@@ -50,7 +56,7 @@ class ScaledModel:
     ) -> Iterator[PreTrainedModel]:
         """`pin_window` for the length of a `with` block; the window pinned before is pinned again after it."""
         first = self.rotaries[0]
-        before = (first.pinned, first.factors, first.attention_factor)
+        before = (first.pinned, first.factors, first.attention_factor, first.positions)
         self.pin_window(window, factors, attention_factor)
         try:
             yield self.model

@@ -118,7 +118,7 @@ class FinetuneStage(_WorkingStage):
     """Fine-tune for a target length with the factors that the last search for this length has found.
 
     Rows have `target` tokens unless the setting `length` is smaller; the window is that of the target all the same (as
-    LongRoPE trains Mistral).
+    LongRoPE trains Mistral). With `skip_to` their positions go further than their tokens.
     """
 
     stage: Literal["finetune"]
@@ -131,15 +131,20 @@ class FinetuneStage(_WorkingStage):
     @model_validator(mode="before")
     @classmethod
     def _rows_of_target(cls, raw: Any, info: ValidationInfo) -> Any:
-        if isinstance(raw, Mapping) and "target" in raw:
-            return dict(raw) | {"length": _to_tokens(raw.get("length", raw["target"]), info)}
-        return raw
+        """Lengths among the settings may be ratios, too; that of the rows is the target's by default."""
+        if not isinstance(raw, Mapping) or "target" not in raw:
+            return raw
+        given = {"length": raw["target"]} | dict(raw)
+        lengths = ("length", "skip_to", "long_from", "long_to")
+        return given | {name: _to_tokens(given[name], info) for name in lengths if given.get(name) is not None}
 
     @model_validator(mode="after")
     def _possible(self) -> FinetuneStage:
         settings = self.settings
         if settings.length > self.target:
             raise _wrong(f"expected a length of at most its target of {self.target}, found {settings.length}")
+        if settings.reach > self.target:
+            raise _wrong(f"expected a skip_to of at most its target of {self.target}, found {settings.skip_to}")
         if self.processes % settings.context_parallel:
             raise _wrong(
                 f"context_parallel {settings.context_parallel} shares a row among so many processes: expected a "

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from longrope.data.mix import LONG, ORIGINAL_WINDOW, WHOLE_ROWS, parse_mix
+from longrope.data.mix import LONG, MEDIUM, ORIGINAL_WINDOW, WHOLE_ROWS, parse_mix
 from longrope.errors import LongRopeError
 from longrope.settings import LARGEST_SEED, MOST, Settings
 from longrope.units import Length
@@ -41,6 +41,9 @@ class FinetuneConfig(Settings):
     """The shortest documents of the part long, in tokens; medium has the shorter ones. Default: N."""
     long_to: Length | None = Field(None, ge=2)
     """The longest documents of the parts long and chunks; longer ones are left out. Default: all."""
+    skip_to: Length | None = Field(None, ge=2)
+    """Train positions up to this one with rows of N tokens, whose positions skip ahead at random places (PoSE):
+    attention costs what N tokens cost. Default: N, without skips."""
     steps: int = Field(400, ge=1, le=1000 * MOST)
     """Optimizer steps."""
     batch: int | None = Field(None, ge=1, le=MOST)
@@ -100,11 +103,40 @@ class FinetuneConfig(Settings):
                 f"the part long, found {self.long_to}",
                 code="invalid-setting",
             )
+        self._require_skips()
         if self.offload and not self.checkpointing:
             raise LongRopeError(
                 "`offload` moves what activation checkpointing keeps: leave checkpointing on", code="invalid-setting"
             )
         return self
+
+    def _require_skips(self) -> None:
+        if self.skip_to is None:
+            return
+        if self.skip_to <= self.length:
+            raise LongRopeError(
+                f"expected a `skip_to` above the length of {self.length} tokens, found {self.skip_to}",
+                code="invalid-setting",
+                hint="leave it out, or give a smaller `length`",
+            )
+        if MEDIUM in self.shares or (LONG in self.shares and self.long_from not in (None, self.length)):
+            raise LongRopeError(
+                "`skip_to` needs rows of one document or of the chain, whose positions do not begin anew; the part "
+                f"{MEDIUM} and a `long_from` below N put documents side by side",
+                code="invalid-setting",
+                hint=f"use the parts {' and '.join(WHOLE_ROWS)}, without `long_from`",
+            )
+        if not any(part in WHOLE_ROWS for part in self.shares):
+            raise LongRopeError(
+                "`skip_to` is for the parts of the new window, and the mix has none",
+                code="invalid-setting",
+                hint=f"add {' or '.join(WHOLE_ROWS)} to the mix",
+            )
+
+    @property
+    def reach(self) -> int:
+        """Positions of the longest row: its tokens, or where it skips to."""
+        return self.skip_to or self.length
 
     def require_rows(self) -> None:
         """Raise LongRopeError where the run has more rows than can be packed before it begins."""

@@ -80,10 +80,10 @@ def finetune(
     through transformers' integrations.
 
     Rows of the parts `medium`, `long` and `chunks` of the mix are computed under the scaling's window for
-    `config.length` tokens, rows of `short` and `pieces` under the window that the checkpoint came with: its original
-    RoPE with attention factor 1, or the first window of the scaling in its checkpoint. The scaling left in `output_dir`
-    has the windows that were trained and no others (LongRoPE2, §3.3). Every process of a distributed run calls this
-    alike.
+    `config.length` tokens (or for `config.skip_to`), rows of `short` and `pieces` under the window that the checkpoint
+    came with: its original RoPE with attention factor 1, or the first window of the scaling in its checkpoint. The
+    scaling left in `output_dir` has the windows that were trained and no others (LongRoPE2, §3.3). Every process of a
+    distributed run calls this alike.
 
     With `resume`, an interrupted run in `output_dir` continues to the weights it would have had, bit for bit on the
     same machine and versions. Raises LongRopeError before any step for faults that the user can mend; nothing that
@@ -194,7 +194,7 @@ def _prepared(
 
 
 def training_windows(loaded: LoadedModel, scaling: RopeScaling, config: FinetuneConfig) -> dict[str, Window]:
-    """The window of every part of the mix.
+    """The window of every part of the mix; rows that skip ahead have the window of the position that they skip to.
 
     Raises LongRopeError when the scaling does not fit the model or has no window for rows of `config.length` tokens.
     """
@@ -205,10 +205,10 @@ def training_windows(loaded: LoadedModel, scaling: RopeScaling, config: Finetune
             f"expected a `length` above the model's window of {original_length} tokens, found {config.length}",
             code="not-longer",
         )
-    long = scaling.window_for(config.length)
+    long = scaling.window_for(config.reach)
     if long.max_length <= loaded.context_length:  # rows may be shorter than the window that they are computed under
         raise LongRopeError(
-            f"expected a scaling whose window for rows of {config.length} tokens reaches beyond the model's "
+            f"expected a scaling whose window for rows of {config.reach} tokens reaches beyond the model's "
             f"{loaded.context_length}, found one of {long.max_length}",
             code="not-longer",
             hint="search a longer one, or give a larger `length`",

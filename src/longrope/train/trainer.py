@@ -21,7 +21,9 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from longrope.callbacks import Callbacks, TrainProgress
+from longrope.data.mix import WHOLE_ROWS
 from longrope.data.packing import PackedRows
+from longrope.data.skips import skipping_positions
 from longrope.errors import LongRopeError, one_line
 from longrope.models.context_parallel import SharedRows, share
 from longrope.models.finite import remedy
@@ -37,10 +39,22 @@ class StepRows(torch.utils.data.Dataset[dict[str, Any]]):
 
     Where `processes` share a row, every micro-batch of `group` rows comes as often, one share after the other: data
     parallelism deals micro-batches out by rank, so that neighbours get the shares of the same rows.
+
+    With `skip_to`, rows of the new window also have `skips`, the positions (N,) that their tokens are rotated by.
     """
 
-    def __init__(self, rows: PackedRows, rows_per_step: int, group: int = 1, processes: int = 1) -> None:
+    def __init__(
+        self,
+        rows: PackedRows,
+        rows_per_step: int,
+        group: int = 1,
+        processes: int = 1,
+        *,
+        skip_to: int | None = None,
+        seed: int = 0,
+    ) -> None:
         self.rows, self.group, self.processes = rows, group, processes
+        self.skip_to, self.seed = skip_to, seed
         scored = [rows.scored(index) for index in range(len(rows))]
         self.weights = [1.0 / sum(scored[at : at + rows_per_step]) for at in range(0, len(rows), rows_per_step)]
         self.rows_per_step = rows_per_step
@@ -56,7 +70,10 @@ class StepRows(torch.utils.data.Dataset[dict[str, Any]]):
         if self.processes > 1:
             own = {name: share(tensor, self.processes, batch % self.processes) for name, tensor in item.items()}
             item = own | {"row_position_ids": item["position_ids"]}
-        return item | {"part": self.rows.rows[row].part, "weight": self.weights[row // self.rows_per_step]}
+        part = self.rows.rows[row].part
+        if self.skip_to is not None and part in WHOLE_ROWS:
+            item["skips"] = torch.from_numpy(skipping_positions(self.rows.length, self.skip_to, [self.seed, row]))
+        return item | {"part": part, "weight": self.weights[row // self.rows_per_step]}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,7 +114,7 @@ class WindowTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         The window stays pinned for the backward pass, where layers are computed again. Of a row that processes share,
         each has the losses of its own targets.
         """
-        self.scaled.pin_window(self.windows[inputs["part"]])
+        self.scaled.pin_window(self.windows[inputs["part"]], positions=inputs.get("skips"))
         if self.shared is not None:
             self.shared.begin(inputs["row_position_ids"])
         loss: Tensor = model(**{name: inputs[name] for name in ("input_ids", "position_ids", "shift_labels")}).loss
@@ -315,7 +332,14 @@ def make_trainer(
         shared=shared,
         model=model,
         args=arguments,
-        train_dataset=StepRows(rows, config.rows_per_step, config.micro_batch, config.context_parallel),
+        train_dataset=StepRows(
+            rows,
+            config.rows_per_step,
+            config.micro_batch,
+            config.context_parallel,
+            skip_to=config.skip_to,
+            seed=config.seed,
+        ),
         data_collator=collate,
         callbacks=[*trainer_callbacks, own],
     )
