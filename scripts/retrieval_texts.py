@@ -2,16 +2,14 @@
 
 Books alone do not keep retrieval alive in so small a model, so `recipes/tiny-512x.yaml` trains on these:
 
-    python scripts/retrieval_texts.py --books BOOKS --out texts/8k --length 8192 --documents 640
-    python scripts/retrieval_texts.py --books BOOKS --out texts/16k --length 16384 --documents 320
-    python scripts/retrieval_texts.py --books BOOKS --out texts/32k --length 32768 --documents 240 --named 0.8
+    python scripts/retrieval_texts.py --books BOOKS --out texts/2k --length 2048 --documents 2400
+    python scripts/retrieval_texts.py --books BOOKS --out texts/4k --length 4096 --documents 1600 --seed 1
 
-`OUT/long.jsonl` has documents of a little more than `--length` tokens, `OUT/short.jsonl` (`--short`, for mixed windows)
-of at most 250. Keys and numbers are drawn anew everywhere, so only looking back to where one was stated can answer.
-Statements and questions are those the model was trained with (`train_tiny.NEEDLES`) and those of the passkey suite.
-
-A passkey that is asked for again can be read from the answer before. `--named` is the share of the passkey documents
-that hold many pass keys of different names instead, each asked for once, and one without a name.
+`OUT/long.jsonl` has documents that fill a row of `--length` tokens with BOS and EOS (or have up to `EXCESS` more),
+`OUT/short.jsonl` (`--short`, for mixed windows) of at most 250. Keys and numbers are drawn anew everywhere, so only
+looking back to where one was stated can answer. Statements and questions are those the model was trained with
+(`train_tiny.NEEDLES`) and those of the passkey suite. A passkey that is asked for again can be read from the answer
+before, so it is asked for four times at most; and facts are often stated first of all, or asked for from afar.
 """
 
 from __future__ import annotations
@@ -31,27 +29,25 @@ from longrope.evaluation import passkey
 from longrope.models.loading import load_tokenizer
 
 SHORT = 250  # tokens; BOS and EOS come on top
-TOKENS_PER_NEEDLE = 270  # of a long document
-PASSKEYS = 0.4  # of documents hold a passkey, half of them in NOISE, as the prompts of the suite do
-QUESTIONS = 30  # for the passkey of a long document
-PASSKEY = (passkey.PASSKEY.replace("{key}", "{number}"), passkey.QUESTION, " {number}.\n")
-NAMED_PASSKEY = (
-    "\nThe pass key of {key} is {number}. Remember it. {number} is the pass key of {key}.\n",
-    "\nWhat is the pass key of {key}? The pass key of {key} is",
-    " {number}.\n",
-)
-UNNAMED_QUESTIONS = 3  # for the passkey without a name among named ones
-LEAST_TEXT = 32  # tokens of a document that are neither statement nor question
+SPECIAL_TOKENS = 2  # BOS and EOS
+EXCESS = 8  # tokens that a long document may have above its row
+KINDS = (0.35, 0.3, 0.15, 0.2)  # of documents: needles with keys, a passkey in the suite's noise, one in a book, a book
+TOKENS_PER_NEEDLE = 270  # of a long document with the most needles
+MOST_NEEDLES = 0.2  # of documents with needles have the most; the others fewer, log-uniformly
+QUESTIONS = 4  # at most, for the passkey of a long document
+INSTRUCTED = 0.7  # of documents in noise begin with the suite's instruction
+FAR = 0.4  # of statements are asked for from more than half of the document away, at random beside the other distances
+FIRST = 0.15  # of statements are the first sentence
+PASSKEY = (passkey.PASSKEY.replace("{key}", "{number}"), passkey.QUESTION, " {number}.")
+DIGITS = {4: 0.1, 5: 0.3, 6: 0.2, 7: 0.4}  # of numbers, by how many digits they have; the suites' have 5 and 7
 FEW_DIGITS = 0.3  # of numbers have two to four different digits, which a copy of the last token alone gets wrong
+LEAST_TEXT = 32  # tokens of a document that are neither statement nor question
 
 
 class Texts:
     """Draws documents from `books` (token arrays), by seed."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, books: list[np.ndarray], words: list[str], seed: int, named: float
-    ):
-        self.named = named
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, books: list[np.ndarray], words: list[str], seed: int):
         self.tokenizer, self.books, self.words = tokenizer, books, words
         self.sizes = np.array([len(book) for book in books], dtype=np.float64)
         self.noise = np.array(tokenizer.encode(passkey.NOISE, add_special_tokens=False))
@@ -63,58 +59,76 @@ class Texts:
         return book[at : at + length]
 
     def number(self) -> str:
-        digits = int(self.rng.integers(4, 8))
+        digits = int(self.rng.choice(list(DIGITS), p=list(DIGITS.values())))
         if self.rng.random() >= FEW_DIGITS:
             return "".join(map(str, self.rng.integers(0, 10, digits)))
         alphabet = self.rng.choice(10, int(self.rng.integers(2, 5)), replace=False)
         return "".join(map(str, self.rng.choice(alphabet, digits)))
 
-    def pair(self, form: tuple[str, str, str]) -> tuple[str, str]:
-        """A statement, and its question with the answer."""
+    def fact(self, form: tuple[str, str, str], questions: int) -> tuple[str, list[str]]:
+        """A statement, and its question with the answer as often as it is asked."""
         statement, question, answer = form
         fields = {"key": "-".join(self.rng.choice(self.words, 2)), "number": self.number()}
-        return statement.format(**fields), (question + answer).format(**fields)
+        return statement.format(**fields), [(question + answer).format(**fields)] * questions
 
     def tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def document(self, length: int, needles: int) -> str:
-        """About `length` tokens: a passkey, asked for several times, in noise or a book; or a book with needles."""
-        kind = self.rng.random()
-        if kind < PASSKEYS:
-            statement, question = self.pair(PASSKEY if kind < PASSKEYS / 2 else NEEDLES[2])
-            if length > SHORT and self.named and self.rng.random() < self.named:
-                facts = [(said, [asked]) for said, asked in (self.pair(NAMED_PASSKEY) for _ in range(needles))]
-                facts.insert(0, (statement, [question] * UNNAMED_QUESTIONS))
-                return self.assembled(length, facts, noise=kind < PASSKEYS / 2)
-            asked = QUESTIONS if length > SHORT else 1
-            return self.assembled(length, [(statement, [question] * asked)], noise=kind < PASSKEYS / 2)
+    def document(self, length: int) -> str:
+        """About `length` tokens of one of the `KINDS`."""
+        kind = int(self.rng.choice(len(KINDS), p=KINDS))
+        asked = int(self.rng.integers(1, QUESTIONS + 1)) if length > SHORT else 1
+        if kind == 1:
+            instruction = passkey.INSTRUCTION if self.rng.random() < INSTRUCTED and length > SHORT else ""
+            return self.assembled(length, [self.fact(PASSKEY, asked)], noise=True, begin=instruction)
+        if kind == 2:
+            return self.assembled(length, [self.fact(NEEDLES[2], asked)], noise=False)
+        if kind == 3:
+            return self.assembled(length, [], noise=False)
+        most = max(1, length // TOKENS_PER_NEEDLE)
+        fewer = int(np.exp(self.rng.uniform(0.0, np.log(most + 1))))
+        needles = most if self.rng.random() < MOST_NEEDLES else fewer
         forms = self.rng.choice(2, needles, p=(0.7, 0.3)).tolist()
-        pairs = [self.pair(NEEDLES[form]) for form in forms]
-        return self.assembled(length, [(statement, [question]) for statement, question in pairs], noise=False)
+        return self.assembled(length, [self.fact(NEEDLES[form], 1) for form in forms], noise=False)
 
-    def assembled(self, length: int, facts: list[tuple[str, list[str]]], *, noise: bool) -> str:
-        """Text with every fact's statement, and its questions behind it: half of the distances are uniform, half
-        log-uniform."""
-        while (room := length - sum(map(self.tokens, chain.from_iterable([s, *q] for s, q in facts)))) < LEAST_TEXT:
+    def assembled(self, length: int, facts: list[tuple[str, list[str]]], *, noise: bool, begin: str = "") -> str:
+        """Text with every fact's statement, and its questions behind it."""
+        while (room := length - sum(map(self.tokens, chain([begin], *([s, *q] for s, q in facts))))) < LEAST_TEXT:
             facts.pop()
         filler = np.resize(self.noise, room) if noise else self.passage(room)
         inserted = []
         for statement, questions in facts:
             far = int(self.distance(room))
             at = int(self.rng.integers(0, room - far + 1))
-            nearer = [int(self.rng.integers(0, far + 1)) for _ in questions[1:]]
-            inserted += [(at, 0, statement), *((at + size, 1, questions[0]) for size in (far, *nearer))]
+            if noise:  # between two repetitions, as in the suite
+                at -= at % len(self.noise)
+            if self.rng.random() < FIRST:
+                at = 0
+            nearer = [int(self.rng.integers(far // 2, far + 1)) for _ in questions[1:]]
+            places = [(at + size, 1) for size in (far, *nearer)]
+            inserted += [(at, 0, statement), *((*place, text) for place, text in zip(places, questions, strict=True))]
         inserted.sort(key=lambda entry: entry[:2])
-        pieces, used = [], 0
+        pieces, used = [begin], 0
         for at, _, text in inserted:
             pieces += [self.tokenizer.decode(filler[used:at]), text]
             used = at
         return "".join([*pieces, self.tokenizer.decode(filler[used:])])
 
     def distance(self, room: int) -> float:
+        """From a statement to its first question: half uniform, half log-uniform, or `FAR`."""
         log_uniform = np.exp(self.rng.uniform(0.0, np.log(room)))
-        return float(self.rng.uniform(0, room) if self.rng.random() < 0.5 else log_uniform)
+        near = float(self.rng.uniform(0, room) if self.rng.random() < 0.5 else log_uniform)
+        return float(self.rng.uniform(0.5, 1.0) * room) if self.rng.random() < FAR else near
+
+    def row(self, length: int) -> str:
+        """A document of `length` to `length + EXCESS` tokens: pieces decoded and encoded again may join or split."""
+        asked = length
+        while True:
+            text = self.document(asked)
+            spare = self.tokens(text) - length
+            if 0 <= spare <= EXCESS:
+                return text
+            asked = max(length // 2, asked - int(np.sign(spare)) * int(self.rng.integers(1, abs(spare) + 1)))
 
 
 def main() -> None:
@@ -124,23 +138,21 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16384)
     parser.add_argument("--documents", type=int, default=320)
     parser.add_argument("--short", type=int, default=0, help="documents of at most 250 tokens")
-    parser.add_argument("--named", type=float, default=0.0, help="share of passkey documents with many of them")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     tokenizer = load_tokenizer("tiny")
     books = [document.ids for document in tokenize(read_documents(args.books), tokenizer)]
     words = frequent_words(sorted(args.books.glob("*.txt")))
-    texts = Texts(tokenizer, books, words, args.seed, args.named)
+    texts = Texts(tokenizer, books, words, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
     def long(_: int) -> str:
-        # Decoding a piece and encoding it again may join or split a token at its ends; 1 % more covers that.
-        return texts.document(args.length + args.length // 100, args.length // TOKENS_PER_NEEDLE)
+        return texts.row(args.length - SPECIAL_TOKENS)
 
     def short(_: int) -> str:
         while True:
-            text = texts.document(int(texts.rng.integers(SHORT // 2, SHORT)), int(texts.rng.integers(0, 3)))
+            text = texts.document(int(texts.rng.integers(SHORT // 2, SHORT)))
             if len(tokenizer.encode(text, add_special_tokens=False)) <= SHORT:
                 return text
 

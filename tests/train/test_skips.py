@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from longrope.models.loading import LoadedModel
 from longrope.rope.scaling import RopeScaling
 from longrope.train.config import FinetuneConfig
 from longrope.train.finetune import finetune, packed_rows, training_windows
-from longrope.train.trainer import StepRows, collate
+from longrope.train.trainer import StepRows, collate, rows_windows
 from tests.checkpoints import WINDOW
 from tests.train.runs import MIXED, TARGET, open_fresh, training, write_texts, yarn_scaling
 
@@ -96,6 +98,21 @@ def test_rows_of_the_new_window_skip_and_those_of_the_original_do_not(
     assert not any("skips" in StepRows(rows, 2)[place] for place in range(len(rows)))
 
 
+def test_rows_that_skip_have_the_attention_factor_of_as_many_keys_as_they_have(
+    loaded: LoadedModel, scaling: RopeScaling
+) -> None:
+    """Where the window's is the papers' √(1 + ln s / ln L), theirs is the same formula for N tokens."""
+    su = math.sqrt(1 + math.log(REACH / WINDOW) / math.log(WINDOW))
+    settings = training(mix=MIXED, skip_to=REACH)
+    windows = training_windows(loaded, yarn_scaling(loaded, su, REACH), settings)
+    used = rows_windows(windows, settings)
+    wanted = math.sqrt(1 + math.log(TARGET / WINDOW) / math.log(WINDOW))
+    assert used["long"].attention_factor == pytest.approx(wanted, rel=1e-12)
+    assert used["long"] == replace(windows["long"], attention_factor=used["long"].attention_factor)
+    assert used["short"] == windows["short"]
+    assert rows_windows(windows, training(mix=MIXED)) == windows
+
+
 def test_a_run_trains_the_window_that_its_rows_skip_to(
     checkpoint: Path, scaling: RopeScaling, sources: Path, tmp_path: Path
 ) -> None:
@@ -112,7 +129,8 @@ def test_a_run_trains_the_window_that_its_rows_skip_to(
     }
     assert runs["skips"].losses == runs["again"].losses
     assert runs["skips"].losses[0] != runs["whole"].losses[0]
-    assert [window.max_length for window in runs["skips"].scaling.windows] == [REACH]
+    (window,) = runs["skips"].scaling.windows
+    assert (window.max_length, window.attention_factor) == (REACH, scaling.window_for(REACH).attention_factor)
     assert runs["skips"].summary["settings"]["skip_to"] == REACH
 
 

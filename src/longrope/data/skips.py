@@ -1,11 +1,13 @@
 """Positions of a row that skip ahead, so that short rows train a long window (PoSE, Zhu et al. 2023, arXiv 2309.10400).
 
 A row of N tokens meets only distances below N. Where its positions skip ahead, tokens before and behind a skip are
-as far apart as in a long text, for the cost of attention over N tokens. What it does not meet is the number of keys.
+as far apart as in a long text, for the cost of attention over N tokens. What it does not meet is the number of keys of
+a long text; `fewer_keys` is what that means for the attention factor.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,3 +33,12 @@ def skipping_positions(length: int, skip_to: int, seed: Sequence[int]) -> NDArra
     ahead = np.zeros(length, dtype=np.int64)
     np.add.at(ahead, rng.integers(1, length, size=SKIPS), sizes)
     return np.arange(length) + np.cumsum(ahead)
+
+
+def fewer_keys(length: int, skip_to: int) -> float:
+    """√(ln N / ln R): the attention factor of a row of N = `length` keys, over that of a text of R = `skip_to` keys.
+
+    The papers' attention factor √(1 + ln s / ln L) is √(ln L' / ln L): logits are multiplied by the logarithm of the
+    number of keys, so that a softmax over more of them is as sure. A row that skips ahead has only N.
+    """
+    return math.sqrt(math.log(length) / math.log(skip_to))

@@ -42,8 +42,8 @@ class FinetuneConfig(Settings):
     long_to: Length | None = Field(None, ge=2)
     """The longest documents of the parts long and chunks; longer ones are left out. Default: all."""
     skip_to: Length | None = Field(None, ge=2)
-    """Train positions up to this one with rows of N tokens, whose positions skip ahead at random places (PoSE):
-    attention costs what N tokens cost. Default: N, without skips."""
+    """Train positions up to R, this one, with rows of N tokens, whose positions skip ahead at random places (PoSE).
+    Rows have the window's attention factor times √(ln N / ln R), as they have fewer keys. Default: N, no skips."""
     steps: int = Field(400, ge=1, le=1000 * MOST)
     """Optimizer steps."""
     batch: int | None = Field(None, ge=1, le=MOST)

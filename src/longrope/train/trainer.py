@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from longrope.callbacks import Callbacks, TrainProgress
 from longrope.data.mix import WHOLE_ROWS
 from longrope.data.packing import PackedRows
-from longrope.data.skips import skipping_positions
+from longrope.data.skips import fewer_keys, skipping_positions
 from longrope.errors import LongRopeError, one_line
 from longrope.models.context_parallel import SharedRows, share
 from longrope.models.finite import remedy
@@ -307,6 +307,18 @@ def data_parallel(arguments: TrainingArguments) -> int:
     return int(arguments.world_size) // (1 if parallelism is None else parallelism.non_data_parallel_size)
 
 
+def rows_windows(windows: Mapping[str, Window], config: FinetuneConfig) -> dict[str, Window]:
+    """The windows that rows are computed under: where rows skip ahead, with the attention factor of as many keys as
+    they have (`fewer_keys`)."""
+    if config.skip_to is None:
+        return dict(windows)
+    share = fewer_keys(config.length, config.skip_to)
+    return {
+        part: replace(window, attention_factor=window.attention_factor * share) if part in WHOLE_ROWS else window
+        for part, window in windows.items()
+    }
+
+
 def make_trainer(
     model: Any,
     arguments: TrainingArguments,
@@ -328,7 +340,7 @@ def make_trainer(
     own = RunCallback(run, config, scaled.model.dtype, callbacks or Callbacks(), on_step)
     trainer = WindowTrainer(
         scaled=scaled,
-        windows=windows,
+        windows=rows_windows(windows, config),
         shared=shared,
         model=model,
         args=arguments,
