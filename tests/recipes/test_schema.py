@@ -11,7 +11,7 @@ import yaml
 from longrope.errors import LongRopeError
 from longrope.evaluation.config import HarnessTask
 from longrope.recipes.graph import steps
-from longrope.recipes.schema import EvaluateStage, FinetuneStage, RecoverStage, SearchStage
+from longrope.recipes.schema import EvaluateStage, FinetuneStage, Recipe, RecoverStage, SearchStage
 from longrope.recipes.yaml import BUILT_IN, load_recipe, recipe_model
 from longrope.search.config import SearchConfig
 from longrope.train.config import FinetuneConfig, LoraConfig
@@ -77,6 +77,25 @@ def test_rows_may_skip_ahead_within_the_target(tmp_path: Path) -> None:
     path.write_text("stages: [{stage: finetune, target: 8x, length: 4x, skip_to: 16x}]")
     with pytest.raises(LongRopeError, match="expected a skip_to of at most its target of 512, found 1024"):
         load_recipe(str(path), 64)
+
+
+@pytest.mark.parametrize(
+    ("skip_to", "new", "expected"),
+    [
+        ("16x", 2048, (256, 2048)),  # the longest target: it moves with it
+        ("16x", 512, (256, 512)),
+        ("16x", 256, (256, None)),  # nothing to skip
+        ("8x", 2048, (256, 512)),
+        ("8x", 384, (256, 384)),
+    ],
+)
+def test_rows_skip_within_another_target(skip_to: str, new: int, expected: tuple[int, int | None]) -> None:
+    stages = [{"stage": "search", "target": "16x"}, {"stage": "finetune", "target": "16x", "length": "4x"}]
+    stages[1]["skip_to"] = skip_to
+    recipe = Recipe.model_validate({"stages": stages}, context={"original_length": 64})
+    stage = recipe.with_target_length(new).stages[1]
+    assert isinstance(stage, FinetuneStage)
+    assert (stage.target, stage.settings.length, stage.settings.skip_to) == (new, *expected)
 
 
 def test_yaml_merges_are_no_keys_given_twice(tmp_path: Path) -> None:

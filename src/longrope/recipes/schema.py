@@ -332,8 +332,8 @@ def _with_target(stage: Stage, old: int, new: int) -> Stage:
     changes: dict[str, Any] = {"target": new}
     if isinstance(stage, FinetuneStage):
         settings = stage.settings
-        length = new if settings.length == old else min(settings.length, new)
-        changes["settings"] = settings.replace(length=length)
+        length, reach = (new if own == old else min(own, new) for own in (settings.length, settings.reach))
+        changes["settings"] = settings.replace(length=length, skip_to=None if reach == length else reach)
     return stage.model_copy(update=changes)
 
 
