@@ -323,6 +323,8 @@ def test_plans_that_cannot_be(llama3: str, tmp_path: Path) -> None:
     with pytest.raises(LongRopeError, match="divides 8") as error:
         plan(llama3, 131072, Devices(count=8), context_parallel=3)
     assert error.value.code == "invalid-setting"
+    with pytest.raises(LongRopeError, match="expected a `skip_to` of at most 131072 for training, found 262144"):
+        plan(llama3, 131072, trainings=[FinetuneConfig(length=16384, skip_to=262144)])
     with pytest.raises(LongRopeError, match=r"no config|config\.json"):
         plan(str(tmp_path), 131072)
 

@@ -63,6 +63,7 @@ def test_nothing_is_wrong_with_the_small_recipe(loaded: LoadedModel, tmp_path: P
         ([SEARCH_4, {**TRAIN_4, "trainer": {"fsdp": True}, "processes": 2}], "stage 2 (finetune): FSDP shards over"),
         ([SEARCH_4, {**TRAIN_4, "trainer": {"adam": 1}}], "stage 2 (finetune): the trainer's arguments cannot be used"),
         ([SEARCH_4, {**TRAIN_4, "trainer": {"seed": 1}}], "stage 2 (finetune): the trainer's argument seed is decided"),
+        ([SEARCH_4, {**TRAIN_4, "length": "1x"}], "stage 2 (finetune): expected a `length` above the model's window"),
         ([SEARCH_4, {**EVALUATE, "lengths": ["2x"], "samples": 5000}], "stage 2 (evaluate): need 5000 samples of 127"),
         ([SEARCH_4, {**EVALUATE, "lengths": [], "against": ["nothing"]}], "stage 2 (evaluate): expected none, pi"),
         ([SEARCH_4, {**EVALUATE, "lengths": [], "against": ["no.json"]}], "stage 2 (evaluate): "),
@@ -150,5 +151,7 @@ def test_rows_may_be_shorter_than_the_window(loaded: LoadedModel, tmp_path: Path
     tuned = open_model(str(tmp_path / "run/04-finetune-512"))
     with pytest.raises(LongRopeError, match=r"rows of 128 tokens reaches beyond the model's 512, found one of 512"):
         training_windows(tuned, done.scaling, training(length=128))
+    with pytest.raises(LongRopeError, match=r"skip to 512 tokens reaches beyond .* or give a larger `skip_to`"):
+        training_windows(tuned, done.scaling, training(length=128, skip_to=512))
     with pytest.raises(LongRopeError, match="above the model's window of 64 tokens, found 64"):
         training_windows(tuned, done.scaling, training(length=64))

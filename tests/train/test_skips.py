@@ -149,6 +149,19 @@ def test_what_cannot_skip_is_refused(wrong: dict[str, Any], found: str) -> None:
     assert error.value.code == "invalid-setting"
 
 
+def test_rows_that_skip_may_be_as_long_as_the_original_window(
+    checkpoint: Path, loaded: LoadedModel, scaling: RopeScaling, sources: Path, tmp_path: Path
+) -> None:
+    """As PoSE trains; shorter ones are refused."""
+    config = training(length=WINDOW, skip_to=REACH, steps=1)
+    done = finetune(
+        str(checkpoint), scaling=scaling, data=[sources], output_dir=tmp_path / "out", config=config, cpu=True
+    )
+    assert done.summary["tokens"] == {"long": 2 * WINDOW}
+    with pytest.raises(LongRopeError, match=f"of at least the model's window of {WINDOW} tokens, found {WINDOW - 1}"):
+        training_windows(loaded, scaling, config.replace(length=WINDOW - 1))
+
+
 def test_a_window_that_does_not_reach_is_refused(
     checkpoint: Path, scaling: RopeScaling, sources: Path, tmp_path: Path
 ) -> None:

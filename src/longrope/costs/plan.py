@@ -189,10 +189,12 @@ def plan(
             f"{context_parallel}",
             code="invalid-setting",
         )
-    longest = max((config.length for config in trainings or ()), default=0)
-    if longest > target_length:
+    longest = max(trainings or (), key=lambda config: config.reach, default=None)
+    if longest is not None and longest.reach > target_length:
+        name = "length" if longest.skip_to is None else "skip_to"
         raise LongRopeError(
-            f"expected a `length` of at most {target_length} for training, found {longest}", code="invalid-setting"
+            f"expected a `{name}` of at most {target_length} for training, found {longest.reach}",
+            code="invalid-setting",
         )
     shape, original_length = shape_of(loaded.name, loaded.model), loaded.geometry.original_length
     if searches is None:

@@ -176,6 +176,7 @@ def _check_training(
     if settings.lora is not None:
         model.requires_grad_(False)  # LoRA trains few weights
     sharded = bool(settings.trainer.keys() & {"fsdp", "deepspeed"})
+    settings.require_longer(loaded.geometry.original_length)
     settings.require_rows()
     if settings.lora is not None:
         require_low_rank(loaded.model, settings.lora)

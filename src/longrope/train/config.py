@@ -138,6 +138,16 @@ class FinetuneConfig(Settings):
         """Positions of the longest row: its tokens, or where it skips to."""
         return self.skip_to or self.length
 
+    def require_longer(self, original_length: int) -> None:
+        """Raise LongRopeError (`not-longer`) where rows do not reach beyond the model's window of `original_length`
+        tokens; rows that skip ahead may have just as many, as PoSE's have."""
+        if self.length < original_length or self.reach == original_length:
+            least = "above" if self.skip_to is None else "of at least"
+            raise LongRopeError(
+                f"expected a `length` {least} the model's window of {original_length} tokens, found {self.length}",
+                code="not-longer",
+            )
+
     def require_rows(self) -> None:
         """Raise LongRopeError where the run has more rows than can be packed before it begins."""
         rows = self.steps * self.rows_per_step

@@ -196,22 +196,19 @@ def _prepared(
 def training_windows(loaded: LoadedModel, scaling: RopeScaling, config: FinetuneConfig) -> dict[str, Window]:
     """The window of every part of the mix; rows that skip ahead have the window of the position that they skip to.
 
-    Raises LongRopeError when the scaling does not fit the model or has no window for rows of `config.length` tokens.
+    Raises LongRopeError when the scaling does not fit the model or has no window for these rows.
     """
     scaling.check_fits(loaded.geometry)
     original_length = loaded.geometry.original_length
-    if config.length <= original_length:
-        raise LongRopeError(
-            f"expected a `length` above the model's window of {original_length} tokens, found {config.length}",
-            code="not-longer",
-        )
+    config.require_longer(original_length)
     long = scaling.window_for(config.reach)
     if long.max_length <= loaded.context_length:  # rows may be shorter than the window that they are computed under
+        rows, setting = ("of", "length") if config.skip_to is None else ("that skip to", "skip_to")
         raise LongRopeError(
-            f"expected a scaling whose window for rows of {config.reach} tokens reaches beyond the model's "
+            f"expected a scaling whose window for rows {rows} {config.reach} tokens reaches beyond the model's "
             f"{loaded.context_length}, found one of {long.max_length}",
             code="not-longer",
-            hint="search a longer one, or give a larger `length`",
+            hint=f"search a longer one, or give a larger `{setting}`",
         )
     # Attention factor 1, whatever the long window's is.
     original = Window(original_length, (1.0,) * loaded.geometry.pairs)
