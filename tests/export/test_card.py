@@ -145,6 +145,16 @@ def test_a_fine_tuned_export_says_what_was_trained(checkpoint: Path, tmp_path: P
     assert "Nothing was trained" not in card
 
 
+def test_a_card_says_that_rows_skipped_ahead(checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"steps": 400, "length": 64, "skip_to": 128, "mix": "long", "lora": None}
+    training = {"model": "owner/base-7b", "settings": settings, "row_attention_factors": {"long": 1.0625}}
+    export_checkpoint(checkpoint, scaling_of(training=[training]), tmp_path / "out")
+    said = (
+        "400 steps of rows of 64 tokens whose positions skip ahead, up to 128, attention factor 1.062 in long, mix long"
+    )
+    assert said in (tmp_path / "out/README.md").read_text()
+
+
 def test_evidence_has_a_verdict_and_the_needles_of_all_depths() -> None:
     rows = [
         EvalRow("perplexity", name, 128, "perplexity", value, 0.1, 10) for name, value in (("none", 9.0), ("own", 5.0))

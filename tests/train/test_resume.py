@@ -11,7 +11,7 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.run_files import FINETUNE_IDENTITY, TRAINER
 from longrope.train import resume
-from longrope.train.resume import SEAL, begin_checkpoint, last_sealed, remove_checkpoints, rotate, seal
+from longrope.train.resume import SEAL, begin_checkpoint, claimed, last_sealed, remove_checkpoints, rotate, seal
 from longrope.written import temporary
 
 
@@ -40,6 +40,16 @@ def test_the_latest_sealed_one(root: Path) -> None:
     half = checkpoint(root, 11, run=None)
     assert last_sealed(root, "me") == last
     assert not half.exists()
+
+
+def test_a_run_from_before_a_setting_says_which(tmp_path: Path) -> None:
+    with claimed(tmp_path / "run", {"settings": {"steps": 4}}, False) as (_, kept):
+        kept()
+    with (
+        pytest.raises(LongRopeError, match=r"is another one: settings.skip_to unknown \(now None\)"),
+        claimed(tmp_path / "run", {"settings": {"steps": 4, "skip_to": None}}, True),
+    ):
+        pass
 
 
 def test_none(root: Path) -> None:

@@ -132,6 +132,11 @@ def test_a_run_trains_the_window_that_its_rows_skip_to(
     (window,) = runs["skips"].scaling.windows
     assert (window.max_length, window.attention_factor) == (REACH, scaling.window_for(REACH).attention_factor)
     assert runs["skips"].summary["settings"]["skip_to"] == REACH
+    share = math.sqrt(math.log(TARGET) / math.log(REACH))
+    (recorded,) = runs["skips"].scaling.provenance["training"]
+    for record in (runs["skips"].summary, recorded):
+        assert record["row_attention_factors"] == {"long": pytest.approx(window.attention_factor * share)}
+    assert "row_attention_factors" not in runs["whole"].summary
 
 
 @pytest.mark.parametrize(

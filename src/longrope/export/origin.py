@@ -106,6 +106,11 @@ def _training(entry: dict[str, Any]) -> str:
     recorded = entry.get("settings")
     settings = recorded if isinstance(recorded, dict) else {}
     parts = [f"{settings['steps']} steps of rows of {settings['length']} tokens"] if "length" in settings else []
+    if parts and settings.get("skip_to"):
+        parts[0] += f" whose positions skip ahead, up to {settings['skip_to']}"
+        factors = entry.get("row_attention_factors")
+        listed = factors.items() if isinstance(factors, dict) else ()
+        parts += [f"attention factor {value:.4g} in {part}" for part, value in listed if isinstance(value, int | float)]
     if settings.get("mix"):
         parts.append(f"mix {settings['mix']}")
     lora = settings.get("lora")

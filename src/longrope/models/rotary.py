@@ -112,7 +112,8 @@ class LongRopeRotary(nn.Module):
                 )
             position_ids = position_ids[0]
         if self.positions is not None:
-            position_ids = self.positions.gather(1, position_ids.expand(len(self.positions), -1))
+            positions = self.positions.to(position_ids.device)  # of a model over several devices, any of them
+            position_ids = positions.gather(1, position_ids.expand(len(positions), -1))
         cos_BTD, sin_BTD = cos_sin(
             self.scaling.geometry,
             self.window(position_ids),

@@ -97,6 +97,8 @@ class FinishedTraining:
             "rows_sha256": self.rows.sha256,
             "document_sha256": list(self.rows.document_hashes),
             "final_loss": curve[-1]["loss"],
+            # Rows that skip ahead are trained under another attention factor than that of the scaling.
+            **({"row_attention_factors": self._row_factors()} if self.config.skip_to is not None else {}),
             **({"chat_template_sha256": sorted(templates)} if templates else {}),
             **record(),
         }
@@ -120,6 +122,10 @@ class FinishedTraining:
         }
         FinetuneResult(trained, output_dir / SCALING, checkpoint, summary).save(output_dir)
         remove_checkpoints(output_dir)
+
+    def _row_factors(self) -> dict[str, float]:
+        """The attention factor that the rows of each part were computed with."""
+        return {part: window.attention_factor for part, window in self.trainer.windows.items()}
 
     def _trained_scaling(self, checkpoint: Path, common: dict[str, Any]) -> RopeScaling:
         """The scaling with the windows that were trained, a single one holding for short texts too; how they were made

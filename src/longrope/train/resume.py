@@ -141,8 +141,9 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], keys: Sequence[s
     for key in keys:
         was, now = found.get(key), wanted[key]
         if isinstance(was, dict) and isinstance(now, dict):
-            inner = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-            listed += [f"{key}.{name} {was.get(name)!r} (now {now.get(name)!r})" for name in inner]
+            names = sorted(was.keys() | now.keys())
+            pairs = [(name, *(repr(one[name]) if name in one else "unknown" for one in (was, now))) for name in names]
+            listed += [f"{key}.{name} {before} (now {after})" for name, before, after in pairs if before != after]
         else:
             listed.append(f"{key} {was!r} (now {now!r})")
     return ", ".join(listed)
