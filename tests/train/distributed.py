@@ -78,7 +78,7 @@ def finetune_main(checkpoint: str, sources: str, out: str, given: str, *flags: s
     loaded = open_fresh(Path(checkpoint))
     finetune(
         loaded,
-        scaling=yarn_scaling(loaded, length=settings.length),
+        scaling=yarn_scaling(loaded, length=settings.reach),
         data=sources,
         output_dir=out,
         config=settings,

@@ -79,6 +79,15 @@ def test_two_processes_that_share_rows_train_as_one_does(folder: Path) -> None:
     )
 
 
+def test_shared_rows_skip_as_those_of_one_do(folder: Path) -> None:
+    """Each process rotates its share by the positions of the whole row; two rows at once, each with skips of its own,
+    and rows of the original window between them."""
+    more = {"skip_to": 8 * LENGTH, "micro_batch": 2}
+    alone = trained(folder, "skipping", 1, **more)
+    assert set(alone.summary["tokens"]) == {"short", "long"}
+    assert_same(trained(folder, "shared-skipping", 2, context_parallel=2, **more), alone)
+
+
 @pytest.mark.parametrize(
     ("name", "processes", "more"),
     [("shared", 2, {}), ("shared-and-data-parallel", 4, {}), ("shared-and-sharded", 2, {"trainer": FSDP2})],
