@@ -4,16 +4,13 @@
         --forms second-yarn:8,second-yarn:2,second-ntk-critical
 
 `--forms` are second forms (`rope/progressive.py`), `second-yarn:B` with another β_fast; all have the attention factor
-continued, times `--attention`. They stretch the last window of the run, or of `--scaling`. Needles are one to a
-document, at five depths, in the books of `--data`. `--write FILE` writes that scaling with the window of the first form
-and measures nothing.
+continued, times `--attention`. Needles are one to a document, at five depths, in the books of `--data`.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -25,7 +22,6 @@ from longrope.models.config import LoadOptions
 from longrope.models.loading import open_model
 from longrope.models.scoring import token_nll
 from longrope.models.texts import prepare_samples, sources_or_books
-from longrope.provenance import record
 from longrope.rope.baselines import Method
 from longrope.rope.progressive import SECOND_FORMS, continued_attention_factor, second_yarn
 from longrope.rope.scaling import RopeScaling, Window
@@ -57,21 +53,10 @@ def main() -> None:
     parser.add_argument("--attention", type=float, default=1.0)
     parser.add_argument("--documents", type=int, default=10, help="a multiple of 5")
     parser.add_argument("--data", action="append", default=[])
-    parser.add_argument("--scaling", type=Path)
-    parser.add_argument("--write", type=Path)
     args = parser.parse_args()
     loaded = open_model(args.run, options=LoadOptions(dtype="bfloat16"))
     if loaded.checkpoint_scaling is None:
         parser.error(f"expected the run of a fine-tuning, found {args.run}, which carries no scaling")
-    carried = RopeScaling.load(args.scaling) if args.scaling else loaded.checkpoint_scaling
-    if args.write:
-        form = args.forms.split(",")[0]
-        window = stretched(carried, form, args.length, args.attention)
-        made = {"form": form, "attention": args.attention, "length": args.length}
-        carried.with_window(window).with_provenance(stretched=made, carried=carried.provenance, **record()).save(
-            args.write
-        )
-        return
     documents = read_all(sources_or_books("tiny", args.data, "search"))
     grid = draw_grid(
         tokenize(documents, loaded.tokenizer),
@@ -83,10 +68,10 @@ def main() -> None:
         seed=3,
     )
     text = prepare_samples(loaded, documents, length=args.length, count=1, seed=5).ids
-    scaled = apply_scaling(loaded.model, carried)
+    scaled = apply_scaling(loaded.model, loaded.checkpoint_scaling)
     for form in args.forms.split(","):
-        window = stretched(carried, form, args.length, args.attention)
-        scaling = carried.with_window(window)
+        window = stretched(loaded.checkpoint_scaling, form, args.length, args.attention)
+        scaling = loaded.checkpoint_scaling.with_window(window)
         rows = measure_needles(scaled, loaded.tokenizer, grid, Method(form, scaling.window_for))
         found = mean([row.value for row in rows if row.metric == "accuracy"])
         loss = -mean([row.value for row in rows if row.metric == "answer_logprob"])

@@ -153,7 +153,7 @@ def main() -> None:
     def short(_: int) -> str:
         while True:
             text = texts.document(int(texts.rng.integers(SHORT // 2, SHORT)))
-            if len(tokenizer.encode(text, add_special_tokens=False)) <= SHORT:
+            if texts.tokens(text) <= SHORT:
                 return text
 
     for name, count, make in (("long", args.documents, long), ("short", args.short, short)):

@@ -119,7 +119,7 @@ class FinetuneConfig(Settings):
                 code="invalid-setting",
                 hint="leave it out, or give a smaller `length`",
             )
-        if MEDIUM in self.shares or (LONG in self.shares and self.long_from not in (None, self.length)):
+        if self._side_by_side:
             raise LongRopeError(
                 "`skip_to` needs rows of one document or of the chain, whose positions do not begin anew; the part "
                 f"{MEDIUM} and a `long_from` below N put documents side by side",
@@ -166,8 +166,13 @@ class FinetuneConfig(Settings):
     @property
     def packed(self) -> bool:
         """True if a row may hold several documents that must not see each other."""
+        return self.mixed or self._side_by_side
+
+    @property
+    def _side_by_side(self) -> bool:
+        """True if a row of the new window may hold several documents."""
         several = LONG in self.shares and self.long_from is not None and self.long_from < self.length
-        return several or any(part not in WHOLE_ROWS for part in self.shares)
+        return several or MEDIUM in self.shares
 
     @property
     def mixed(self) -> bool:
