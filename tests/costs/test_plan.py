@@ -143,6 +143,9 @@ def test_the_papers_searches_make_1344_evaluations() -> None:
         assert (work.evaluations, work.token_passes) == (1344, 1344 * samples * 2048)
         assert work.tokens > work.token_passes  # the baselines
         assert not work.by_gradient
+        alone = search_work(loaded, 2048, SearchConfig(method=method, baselines=False))
+        assert alone.token_passes == work.token_passes
+        assert work.tokens - alone.tokens == 5 * samples * 2048  # all but the model as it is
 
 
 @pytest.mark.parametrize(

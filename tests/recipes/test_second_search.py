@@ -177,6 +177,7 @@ def test_the_baselines(tuned: LoadedModel, loaded: LoadedModel) -> None:
     assert windows["second-pi"].factors == tuple(second_pi(tuned.geometry, last.factors, REACH, TARGET).tolist())
     assert windows["second-yarn"].factors == tuple(second_yarn(tuned.geometry, last.factors, REACH, TARGET).tolist())
     assert list(baselines(loaded, TARGET)) == list(CLOSED_FORMS)
+    assert baselines(tuned, TARGET, formulas=False) == {name: windows[name] for name in ("none", "checkpoint")}
 
 
 def test_a_second_search_end_to_end(tuned: LoadedModel, source: list[str], tmp_path: Path) -> None:

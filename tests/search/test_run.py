@@ -273,6 +273,21 @@ def test_longrope2_with_a_given_dimension(run: Run, tmp_path: Path) -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize("config", [GRADIENT, {**LONGROPE2, "critical_dim": 4}], ids=["gradient", "longrope2"])
+def test_without_the_baselines_the_result_is_the_same(run: Run, tmp_path: Path, config: dict[str, Any]) -> None:
+    compared, alone = (
+        run(tmp_path / str(baselines), NEEDLE_LENGTH, **config, baselines=baselines) for baselines in (True, False)
+    )
+    assert len(compared["baselines"]) > 1
+    assert alone == compared | {
+        "baselines": {"none": compared["baselines"]["none"]},
+        "scaling": alone["scaling"],
+    }
+    windows = [RopeScaling.load(tmp_path / name / "scaling.json").windows for name in ("True", "False")]
+    assert windows[0] == windows[1]
+    assert [line["baseline"] for line in lines_of(tmp_path / "False") if "baseline" in line] == ["none"]
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
@@ -280,6 +295,7 @@ def test_longrope2_with_a_given_dimension(run: Run, tmp_path: Path) -> None:
         ({"method": "gradient", "knots": 40}, "2 to 16 knots"),
         ({"method": "hybrid", **JUMP, "evaluations": 10}, "at least 11 evaluations"),
         ({"critical_dim": 16}, "from 1 to 15, found 16"),
+        ({"critical_dim": 16, "baselines": False}, "from 1 to 15, found 16"),
         ({"method": "longrope2", "critical_dim": 16}, "from 1 to 15, found 16"),
         ({"critical_dim": 1}, "`critical_dim` 1 is too low for NTK-rcd"),
     ],

@@ -118,7 +118,7 @@ def search_work(loaded: LoadedModel, target_length: int, config: SearchConfig) -
     prepared.run(evaluate)
     requests = [request for batch in batches for request in batch]
     scored = objectives[SEARCH, target_length].count
-    compared = len(baselines(loaded, target_length))
+    compared = len(baselines(loaded, target_length, formulas=config.baselines))
     extra: list[list[Work]] = [[Work(scored, target_length, False)] * compared]
     if config.method == "longrope2":  # the best of each d_rcd by the other objective
         space, other = prepared.settings["space"], objectives[OTHER, target_length].count

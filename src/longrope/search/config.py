@@ -70,6 +70,9 @@ class SearchConfig(Settings):
     """The attention factor beyond the original window: `su` (every runtime computes it by itself), `yarn`, `continued`
     (the attention factor of the checkpoint's scaling, continued as YaRN does), or a number; 1 keeps short texts exactly
     as they were. Default: that of the checkpoint's scaling, else su."""
+    baselines: bool = True
+    """Score the closed forms, and those that stretch the checkpoint's scaling, to compare with, at an evaluation of all
+    texts each. Without them only the original RoPE and the checkpoint's scaling as it is."""
     population: int | None = Field(None, ge=1, le=MOST)
     """Candidates of the first generation, P; mutations and crossovers are P/4 each, the top k P/2. Default: 64 (32
     beyond 512k tokens)."""

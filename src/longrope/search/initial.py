@@ -122,20 +122,21 @@ def second_forms(loaded: LoadedModel, length: int) -> dict[str, FloatArray]:
     return forms | {f"second-yarn, β_fast {beta}": second_yarn(*stretch, beta_fast=beta) for beta in SECOND_BETAS}
 
 
-def baselines(loaded: LoadedModel, length: int) -> dict[str, Window]:
+def baselines(loaded: LoadedModel, length: int, *, formulas: bool = True) -> dict[str, Window]:
     """The windows that a search for `length` tokens is compared with: closed forms, the checkpoint's own scaling, and
     that stretched, each with its own attention factor.
 
-    At the original window itself all closed forms are the original RoPE, which is then the only one.
+    At the original window itself all closed forms are the original RoPE, which is then the only one. Without
+    `formulas`: the original RoPE and the checkpoint's scaling.
     """
     windows = {}
     for name, form in CLOSED_FORMS.items():
-        if name == NONE or length > loaded.geometry.original_length:
+        if name == NONE or (formulas and length > loaded.geometry.original_length):
             factors, own = form(loaded.geometry, length)
             windows[name] = Window(length, tuple(factors.tolist()), 0, own)
     own_window = loaded.checkpoint_window(length)
     if own_window is not None:
         windows[CHECKPOINT] = replace(own_window, max_length=length)
-    if loaded.checkpoint_scaling is not None and length > loaded.context_length:
+    if formulas and loaded.checkpoint_scaling is not None and length > loaded.context_length:
         windows |= {name: second_window(name, loaded.checkpoint_scaling, length) for name in SECOND_FORMS}
     return windows

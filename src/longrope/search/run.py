@@ -255,7 +255,7 @@ def search(
             )
         with computing as evaluate_each, _log(output_dir, header | {"record": record()}, resume) as (log, begun):
             evaluate = LoggedEvaluator(evaluate_each, log)
-            windows = baselines(loaded, target_length)
+            windows = baselines(loaded, target_length, formulas=config.baselines)
             losses = _losses(evaluate, windows)
             if given and config.method != "longrope2":  # which reports them with the dimension that it finds
                 losses |= _losses(evaluate, given)
@@ -271,7 +271,7 @@ def search(
             if target_length <= loaded.context_length and config.attention_factor is None:
                 best, best_loss = _outer_choice(evaluate, outcome, windows[NONE], losses[NONE])
             critical_dims = critical_dim_by_objective(evaluate, outcome, config)
-            if critical_dims is not None:
+            if critical_dims is not None and config.baselines:
                 losses |= _losses(evaluate, _forms_found(loaded, target_length, critical_dims.critical_dim))
             evaluate.finish()
     result = SearchResult(
@@ -354,6 +354,8 @@ def _forms_given(loaded: LoadedModel, target_length: int, config: SearchConfig) 
         return {}
     if given > last:
         raise LongRopeError(f"expected a `critical_dim` from 1 to {last}, found {given}", code="invalid-setting")
+    if not config.baselines:
+        return {}
     try:
         return forms_with_critical_dim(loaded.geometry, target_length, given)
     except LongRopeError as error:
