@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from longrope.errors import LongRopeError
 from longrope.models.loading import LoadedModel, open_model
@@ -15,6 +17,7 @@ from longrope.recipes.check import check_recipe, stage_sources
 from longrope.recipes.graph import steps
 from longrope.recipes.run import run_recipe
 from longrope.recipes.schema import Recipe
+from longrope.rope.scaling import RopeScaling
 from longrope.train.finetune import training_windows
 from tests.recipes.recipes import (
     EVALUATE,
@@ -141,6 +144,18 @@ def test_nothing_is_made_where_texts_are_too_short(loaded: LoadedModel, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_window_is_trained_on(loaded: LoadedModel, tmp_path: Path) -> None:
+    """Under the same scaling, from the weights of the training before."""
+    done = run_recipe(loaded, recipe(tmp_path, SEARCH_4, TRAIN_4, {**TRAIN_4, "steps": 2, "seed": 1}), tmp_path / "run")
+    first, second = (tmp_path / "run" / name for name in ("02-finetune-256", "03-finetune-256"))
+    assert RopeScaling.load(second / "scaling.json").windows == RopeScaling.load(first / "scaling.json").windows
+    assert done.scaling.windows == RopeScaling.load(second / "scaling.json").windows
+    before, after = (load_file(folder / "checkpoint/model.safetensors") for folder in (first, second))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    trained = RopeScaling.load(second / "scaling.json").provenance["training"]
+    assert [one["model"] for one in trained] == [str(first)]
+
+
 def test_rows_may_be_shorter_than_the_window(loaded: LoadedModel, tmp_path: Path) -> None:
     """LongRoPE's Mistral: rows of 16k under the windows of 128k, then of 256k."""
     rows = {"length": "2x", "steps": 1}
@@ -149,9 +164,12 @@ def test_rows_may_be_shorter_than_the_window(loaded: LoadedModel, tmp_path: Path
     assert [window.max_length for window in done.scaling.windows] == [512]
     assert done.stages["04-finetune-512"]["tokens"] == {"long": 2 * 128}
     tuned = open_model(str(tmp_path / "run/04-finetune-512"))
+    (window,) = done.scaling.windows
+    assert training_windows(tuned, done.scaling, training(length=128)) == {"long": window}  # which is trained on
+    other = replace(done.scaling, windows=(replace(window, attention_factor=1.5),))
     with pytest.raises(LongRopeError, match=r"rows of 128 tokens reaches beyond the model's 512, found one of 512"):
-        training_windows(tuned, done.scaling, training(length=128))
+        training_windows(tuned, other, training(length=128))
     with pytest.raises(LongRopeError, match=r"skip to 512 tokens reaches beyond .* or give a larger `skip_to`"):
-        training_windows(tuned, done.scaling, training(length=128, skip_to=512))
+        training_windows(tuned, other, training(length=128, skip_to=512))
     with pytest.raises(LongRopeError, match="above the model's window of 64 tokens, found 64"):
         training_windows(tuned, done.scaling, training(length=64))

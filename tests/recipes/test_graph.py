@@ -95,12 +95,20 @@ def test_a_model_that_reaches_further_already(tmp_path: Path) -> None:
         planned(tmp_path, SEARCH_4, reach=256)
 
 
+def test_a_window_is_trained_on(tmp_path: Path) -> None:
+    """With other texts or rows: the same factors, the weights of the training before."""
+    *_, again, last = planned(tmp_path, SEARCH_4, TRAIN_4, TRAIN_4, SEARCH_8)
+    assert (again.folder, again.weights, again.factors) == ("03-finetune-256", "02-finetune-256", "01-search-256")
+    assert (again.trained_length, again.context_length) == (256, 256)
+    assert (last.weights, last.scaling, last.starts_at) == ("03-finetune-256", "03-finetune-256", 256)
+
+
 @pytest.mark.parametrize(
     ("stages", "says"),
     [
         ([TRAIN_4], r"stage 1 \(finetune\): there is no search for 256 before it"),
         ([SEARCH_8, TRAIN_4], r"stage 2 \(finetune\): there is no search for 256 before it"),
-        ([SEARCH_4, TRAIN_4, TRAIN_4], r"stage 3 \(finetune\): expected a target above the 256 tokens"),
+        ([SEARCH_4, SEARCH_8, TRAIN_8, TRAIN_4], r"stage 4 \(finetune\): expected a target above the 512 tokens"),
         (
             [SEARCH_8, SEARCH_4, TRAIN_8, TRAIN_4],
             r"stage 4 \(finetune\): expected a target above the 512 tokens.* order",

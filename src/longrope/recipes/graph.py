@@ -80,7 +80,8 @@ def steps(recipe: Recipe, original_length: int, context_length: int) -> list[Ste
                     "fine-tunings"
                 )
             name += f"-{format_length(stage.target)}"
-            if stage.target <= trained:
+            trains_on = isinstance(stage, FinetuneStage) and stage.target == trained and trained in searches
+            if stage.target <= trained and not trains_on:
                 raise _wrong_order(
                     f"{where}: expected a target above the {trained} tokens that the model is trained for by then, "
                     f"found {stage.target}: put the stages in order of their targets"

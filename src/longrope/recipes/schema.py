@@ -118,7 +118,8 @@ class FinetuneStage(_WorkingStage):
     """Fine-tune for a target length with the factors that the last search for this length has found.
 
     Rows have `target` tokens unless the setting `length` is smaller; the window is that of the target all the same (as
-    LongRoPE trains Mistral). With `skip_to` their positions go further than their tokens.
+    LongRoPE trains Mistral). With `skip_to` their positions go further than their tokens. A second one of the same
+    target trains on from the weights of the first.
     """
 
     stage: Literal["finetune"]

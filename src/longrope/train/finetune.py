@@ -196,19 +196,22 @@ def _prepared(
 def training_windows(loaded: LoadedModel, scaling: RopeScaling, config: FinetuneConfig) -> dict[str, Window]:
     """The window of every part of the mix; rows that skip ahead have the window of the position that they skip to.
 
-    Raises LongRopeError when the scaling does not fit the model or has no window for these rows.
+    A window that the model has already is trained on. Raises LongRopeError when the scaling does not fit the model or
+    has no window for these rows, or another one for a length that the model reaches.
     """
     scaling.check_fits(loaded.geometry)
     original_length = loaded.geometry.original_length
     config.require_longer(original_length)
     long = scaling.window_for(config.reach)
-    if long.max_length <= loaded.context_length:  # rows may be shorter than the window that they are computed under
+    if long.max_length <= loaded.context_length and long != loaded.checkpoint_window(
+        config.reach
+    ):  # rows may be shorter than the window that they are computed under
         rows, setting = ("of", "length") if config.skip_to is None else ("that skip to", "skip_to")
         raise LongRopeError(
             f"expected a scaling whose window for rows {rows} {config.reach} tokens reaches beyond the model's "
             f"{loaded.context_length}, found one of {long.max_length}",
             code="not-longer",
-            hint=f"search a longer one, or give a larger `{setting}`",
+            hint=f"search a longer one, or give a larger `{setting}`; the window that the model has can be trained on",
         )
     # Attention factor 1, whatever the long window's is.
     original = Window(original_length, (1.0,) * loaded.geometry.pairs)
