@@ -203,9 +203,8 @@ def training_windows(loaded: LoadedModel, scaling: RopeScaling, config: Finetune
     original_length = loaded.geometry.original_length
     config.require_longer(original_length)
     long = scaling.window_for(config.reach)
-    if long.max_length <= loaded.context_length and long != loaded.checkpoint_window(
-        config.reach
-    ):  # rows may be shorter than the window that they are computed under
+    trains_on = long == loaded.checkpoint_window(config.reach)
+    if long.max_length <= loaded.context_length and not trains_on:  # rows may be shorter than their window
         rows, setting = ("of", "length") if config.skip_to is None else ("that skip to", "skip_to")
         raise LongRopeError(
             f"expected a scaling whose window for rows {rows} {config.reach} tokens reaches beyond the model's "
