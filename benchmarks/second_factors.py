@@ -1,6 +1,6 @@
 """What stretched factors find and cost: needles and perplexity of a fine-tuned run beyond what it was trained for.
 
-    python benchmarks/second_factors.py runs/tiny-512x/03-finetune-8k --length 32k --documents 10 \\
+    python benchmarks/second_factors.py runs/tiny-512x-whole-rows/03-finetune-8k --length 32k --documents 10 \\
         --forms second-yarn:8,second-yarn:2,second-ntk-critical
 
 `--forms` are second forms (`rope/progressive.py`), `second-yarn:B` with another β_fast; all have the attention factor

@@ -1,18 +1,18 @@
 """The second search in its two spaces: multiples of the trained factors, as the authors ran it, and absolute factors.
 
-    python benchmarks/second_space.py --out runs/second-space --length 32k --seeds 0,1,2
+    python benchmarks/second_space.py runs/tiny-512x-whole-rows/04-finetune-16k --out runs/second-space --length 32k \
+        --seeds 0,1,2
 
-`tiny-512x` with the windows that its weights were trained for, to 16,384 tokens, is searched for a longer window by
-LongRoPE's evolution (`--method gradient` for another), without training, once in each space with the same texts. A cell
-is one (space, seed); it leaves `cells/NAME.json`, a finished cell is not run again. Each result is then measured on two
-held-out texts and on needles in them. Not a test: nothing depends on the times.
+MODEL, the folder of a fine-tuning, is searched for a longer window by LongRoPE's evolution (`--method gradient` for
+another), without training, once in each space with the same texts. A cell is one (space, seed); it leaves
+`cells/NAME.json`, a finished cell is not run again. Each result is then measured on two held-out texts and on needles
+in them. Not a test: nothing depends on the times.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,9 @@ from longrope.storage import json_ready, write_json_atomic
 from longrope.units import parse_length
 
 
-def trained_only(loaded: LoadedModel, length: int) -> LoadedModel:
-    """The model without the windows beyond `length` tokens, which were searched without training."""
-    assert loaded.checkpoint_scaling is not None
-    windows = tuple(window for window in loaded.checkpoint_scaling.windows if window.max_length <= length)
-    return replace(loaded, checkpoint_scaling=replace(loaded.checkpoint_scaling, windows=windows))
-
-
 def held_out(loaded: LoadedModel, window: Window, count: int) -> dict[str, list[float]]:
     """Nats a token of each held-out text, and of the answers about each hidden number."""
-    sources = read_all(sources_or_books(loaded.name, [], "evaluation"))
+    sources = read_all(sources_or_books("tiny", [], "evaluation"))
     texts = prepare_samples(loaded, sources, length=window.max_length, count=count, seed=1)
     documents = tokenize(sources, loaded.tokenizer)
     needles = draw_needles(documents, loaded.tokenizer, length=window.max_length, count=count, seed=1)
@@ -58,7 +51,7 @@ def held_out(loaded: LoadedModel, window: Window, count: int) -> dict[str, list[
 
 def run(loaded: LoadedModel, target: int, config: SearchConfig, folder: Path) -> SearchOutcome:
     """The search from its start, or from its log, without the baselines that the command evaluates."""
-    texts = prepare_texts(loaded, sources_or_books(loaded.name, [], "search"), target, config)
+    texts = prepare_texts(loaded, sources_or_books("tiny", [], "search"), target, config)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "search.jsonl"
     with scaled(loaded.model, RopeScaling.original(loaded.geometry)) as handle:
@@ -71,8 +64,8 @@ def run(loaded: LoadedModel, target: int, config: SearchConfig, folder: Path) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--length", default="32k")
-    parser.add_argument("--trained", default="16k", help="the longest window that the weights were trained for")
     parser.add_argument("--method", default="longrope")
     parser.add_argument("--population", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=2)
@@ -82,7 +75,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=2, help="held-out texts, and needles")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    loaded = trained_only(open_model("tiny-512x", options=LoadOptions(dtype="bfloat16")), parse_length(args.trained))
+    loaded = open_model(args.model, options=LoadOptions(dtype="bfloat16"))
     evolves = args.method in EVOLUTION
     budget: dict[str, Any] = {"population": args.population, "iterations": args.iterations} if evolves else {}
     budget |= {} if evolves else {"steps": args.steps, "continuation": False}

@@ -1,10 +1,11 @@
 """Tables and the figure of docs/results.md, from evaluation files of the runs that it names.
 
-    python benchmarks/tiny_512x.py LABEL=eval.json … --out benchmarks/results --figure docs/images/tiny-512x.png
+    python benchmarks/tiny_512x.py LABEL=eval.json … --out benchmarks/results/tiny_512x.json \\
+        --figure docs/images/tiny-512x.png
 
 Every file is one that `longrope eval` or the evaluate stage of a recipe wrote; a label stands before the names of the
 scalings in it. Perplexity by length and what was retrieved are drawn for scalings that were measured at four lengths or
-more. It writes `tiny_512x.json` (every row used) and prints the tables as Markdown.
+more. `--out` gets every row used; the tables are printed as Markdown.
 """
 
 from __future__ import annotations
@@ -107,8 +108,7 @@ def main() -> None:
         if any(row.suite == suite for _, row in rows):
             print(f"**{title}**\n", *table(rows, suite), "", sep="\n")
     kept = [{"name": name, **asdict(row)} for name, row in rows]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "tiny_512x.json").write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    args.out.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     if args.figure is not None:
         draw(rows, args.figure)
 

@@ -55,11 +55,17 @@ def test_every_window_on_request(cli, exported):
     assert "long window at 63 and 64: has one window" in ran.out
 
 
-def test_a_model_by_its_name(cli, tmp_path):
-    plain = cli("doctor", "tiny", "--json")
-    assert plain.code == 0
-    assert {row["verdict"] for row in json.loads(plain.out)["runtimes"] if row["counted"]} == {"exact"}
-    dropped = cli("doctor", "tiny-512x")  # its scaling.json lies beside a config that does not state it
+def test_a_model_by_its_name(cli):
+    for name in ("tiny", "tiny-512x"):
+        shown = cli("doctor", name, "--json")
+        assert shown.code == 0
+        assert {row["verdict"] for row in json.loads(shown.out)["runtimes"] if row["counted"]} == {"exact"}
+
+
+def test_a_scaling_beside_a_config_that_does_not_state_it(cli, exported, checkpoint, tmp_path):
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
+    (tmp_path / "scaling.json").write_text((exported / "scaling.json").read_text())
+    dropped = cli("doctor", tmp_path)
     assert dropped.code == 1
     assert "transformers 4.57: drops it: " in dropped.out
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from longrope import file_links
 from longrope.export import hf, verify
 from longrope.export.export import export_checkpoint
-from longrope.models import checkpoint_files
 from longrope.models.apply import scaled
 from longrope.models.first_layers import first_layers
+from longrope.models.loading import open_model
 from longrope.rope.hf_config import superset_config
 from longrope.storage import sha256_bytes
 from tests.checkpoints import save_checkpoint
@@ -171,8 +171,8 @@ def test_a_read_only_source(source, tmp_path):
 
 
 def test_the_installed_package_is_never_linked_to(tmp_path):
-    scaling = checkpoint_files.embedded_model_path("tiny-512x") / "scaling.json"
-    done = export("tiny", scaling, tmp_path / "out", allow_lossy=True, proof="none")
+    scaling = open_model("tiny-512x").checkpoint_scaling
+    done = export("tiny", scaling, tmp_path / "out", proof="none")
     assert done.weights == "copied"
 
 

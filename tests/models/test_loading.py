@@ -77,6 +77,19 @@ def test_the_extended_embedded_model(folder: Path, monkeypatch: pytest.MonkeyPat
     assert embedded_model_path("tiny-512x") == embedded_model_path("tiny").with_name("tiny-512x")
 
 
+def test_keys_for_other_runtimes_go_without_remark(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """transformers names keys that it does not read: those that an export states for vLLM need no attention."""
+    assert {"short_mscale", "long_mscale"} <= load_config("tiny-512x").rope_parameters.keys()
+    load_model("tiny-512x")
+    assert not caplog.records
+    path = folder / "config.json"
+    stated = json.loads(path.read_text("utf-8"))
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "short_mscale": 1.0, "misspelt": 2}
+    path.write_text(json.dumps(stated | {"rope_parameters": rope}), "utf-8")
+    load_config(str(folder))
+    assert any("misspelt" in record.getMessage() for record in caplog.records)
+
+
 def test_the_folder_of_a_run_is_that_of_its_checkpoint(folder: Path) -> None:
     run = folder.parent / "run"
     run.mkdir()

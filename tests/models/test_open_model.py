@@ -38,7 +38,7 @@ def test_the_embedded_model_keeps_its_name() -> None:
     assert open_model(load_model("tiny")).name == "tiny"
     extended = open_model(load_model("tiny-512x"))
     assert extended.name == "tiny-512x"
-    assert extended.context_length == 512 * 256  # from the scaling.json beside its weights
+    assert extended.context_length == 512 * 256  # its config states the scaling
 
 
 def test_the_scaling_of_a_loaded_checkpoint(tmp_path: Path) -> None:
@@ -104,4 +104,4 @@ def test_an_inspection_reads_as_a_table() -> None:
     assert lines[1].split("  ")[0] == "original window L"
     assert lines[1].endswith("256 tokens")
     assert lines[2].endswith("131072 tokens (128k)")
-    assert lines[-1].endswith("λ 1.01 … 640, attention factor 1.6")
+    assert lines[-1].endswith("λ 1 … 3125.3, attention factor 1.14343")

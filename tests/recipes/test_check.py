@@ -166,6 +166,11 @@ def test_rows_may_be_shorter_than_the_window(loaded: LoadedModel, tmp_path: Path
     tuned = open_model(str(tmp_path / "run/04-finetune-512"))
     (window,) = done.scaling.windows
     assert training_windows(tuned, done.scaling, training(length=128)) == {"long": window}  # which is trained on
+    other = replace(
+        done.scaling, windows=(window, replace(window, max_length=1024))
+    )  # a search for 1024 keeps the window
+    with pytest.raises(LongRopeError, match=r"rows of 128 tokens reaches beyond the model's 512, found one of 512"):
+        training_windows(tuned, other, training(length=128))
     other = replace(done.scaling, windows=(replace(window, attention_factor=1.5),))
     with pytest.raises(LongRopeError, match=r"rows of 128 tokens reaches beyond the model's 512, found one of 512"):
         training_windows(tuned, other, training(length=128))

@@ -310,7 +310,7 @@ def test_a_config_that_makes_no_search_leaves_nothing(
 
 def test_another_search_is_not_resumed(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "run", 128, **GRADIENT)
-    for other in ({"learning_rate": 0.2}, {"knots": 4}, {"seed": 1}, {"critical_dim": 4}):
+    for other in ({"learning_rate": 0.2}, {"knots": 4}, {"seed": 1}, {"critical_dim": 4}, {"baselines": False}):
         with pytest.raises(LongRopeError) as error:
             run(tmp_path / "run", 128, **GRADIENT, **other, resume=True)
         assert error.value.code == "other-run"

@@ -168,7 +168,7 @@ def assumptions(shape: ModelShape, devices: Devices, config: Any, context_parall
         "search: one replica of the model on each device, or on those that share texts; evaluations at most, without "
         "patience or racing; a gradient counts 3 forwards of matrices (2 of the head) and 4.5 of attention, almost one "
         "more of both where inputs of layers are made again; copies to host memory are hidden behind computing; "
-        "baselines included",
+        "baselines included where they are scored",
         "fine-tuning: AdamW, 16 bytes of float32 states for each weight, sharded over all devices (FSDP2), bfloat16 "
         "compute, layers computed again, loss in chunks; 4 forwards of matrices and 4.5 of attention; communication "
         "hidden behind compute; documents of the original window are taken as L tokens, others as the whole row",

@@ -26,7 +26,7 @@ from longrope.run_files import CHECKPOINT
 from longrope.storage import read_json, write_json_atomic
 
 EMBEDDED, EMBEDDED_LONG = "tiny", "tiny-512x"
-"""The embedded model, and the same extended to 512 times its window by the scaling.json beside it."""
+"""The embedded model, and the same extended to 512 times its window, as its config states."""
 EMBEDDED_MODELS = (EMBEDDED, EMBEDDED_LONG)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

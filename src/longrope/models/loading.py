@@ -46,6 +46,7 @@ from longrope.models.gguf.config import gguf_config
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.tokenizer import load_gguf_tokenizer
 from longrope.models.gguf.weights import load_gguf_weights, stored_dtype
+from longrope.models.remarks import keys_of_others_unremarked
 from longrope.models.scalable import require_scalable, require_scalable_config
 from longrope.rope.geometry import (
     RENAMED_TYPES,
@@ -206,7 +207,8 @@ def _loaded(load: Any, name: str, what: str, **options: Any) -> Any:
     if not local and what != "tokenizer" and (adapter := hub_adapter(place, offline)) is not None:
         raise adapter_error(adapter, place)
     try:
-        return load(place, local_files_only=offline, **options)
+        with keys_of_others_unremarked():
+            return load(place, local_files_only=offline, **options)
     except Exception as error:  # transformers raises many kinds of error
         not_here = unreachable and isinstance(error, OSError)
         reason = f"the hub cannot be reached: {unreachable}" if not_here else one_line(error)

@@ -7,10 +7,7 @@ be tried before anything is written, and before a search spends hours on a scali
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from longrope.errors import LongRopeError, one_line
 from longrope.models.devices import device_of
+from longrope.models.remarks import keys_of_others_unremarked
 from longrope.models.rope_readers import keys_read_by_attention
 from longrope.models.scaled import ScaledModel
 from longrope.rope.hf_config import superset_config, transformers_scaling
@@ -41,7 +39,7 @@ def stated_config(model: PreTrainedModel, scaling: RopeScaling) -> PreTrainedCon
     try:
         with tempfile.TemporaryDirectory() as folder:  # the loader of files undoes what JSON cannot say, as infinity
             write_json_atomic(Path(folder) / "config.json", stated)
-            with _own_keys_unremarked():
+            with keys_of_others_unremarked():
                 config: PreTrainedConfig = type(model.config).from_pretrained(folder)
     except Exception as error:  # a family's config may refuse with anything
         raise LongRopeError(
@@ -49,21 +47,6 @@ def stated_config(model: PreTrainedModel, scaling: RopeScaling) -> PreTrainedCon
         ) from error
     config._attn_implementation = model.config._attn_implementation
     return config
-
-
-@contextmanager
-def _own_keys_unremarked() -> Iterator[None]:
-    """Keep back transformers' remark on keys of a config that is ours, and that nobody has asked for yet."""
-    logger = logging.getLogger("transformers.modeling_rope_utils")
-
-    def kept(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Unrecognized keys in `rope_parameters`")
-
-    logger.addFilter(kept)
-    try:
-        yield
-    finally:
-        logger.removeFilter(kept)
 
 
 def can_be_tried(model: PreTrainedModel) -> bool:

@@ -140,7 +140,8 @@ SECOND_FORMS: dict[str, SecondForm] = {
 def continued_attention_factor(attention_factor: float, trained_length: float, target_length: float) -> float:
     """m·(0.1·ln s₂ + 1): YaRN's attention factor (Peng et al. 2023, §3.4) for a model trained under m; m where s₂ ≤ 1.
 
-    Beyond L_ft a query meets s₂ times as many keys; without this the model finds nothing among them (docs/results.md).
+    Beyond L_ft a query meets s₂ times as many keys; without this a model trained on whole rows finds nothing among
+    them (docs/whole-rows.md).
     """
     ratio = positive_number("target_length", target_length) / positive_number("trained_length", trained_length)
     return positive_number("attention_factor", attention_factor) * (0.1 * math.log(ratio) + 1.0 if ratio > 1 else 1.0)

@@ -105,6 +105,7 @@ def identity(
         "attention_factor": prepared.attention_factor,
         "critical_dim": config.critical_dim,
         "settings": prepared.settings,
+        **({} if config.baselines else {"baselines": False}),
     }
 
 

@@ -196,14 +196,14 @@ def _prepared(
 def training_windows(loaded: LoadedModel, scaling: RopeScaling, config: FinetuneConfig) -> dict[str, Window]:
     """The window of every part of the mix; rows that skip ahead have the window of the position that they skip to.
 
-    A window that the model has already is trained on. Raises LongRopeError when the scaling does not fit the model or
-    has no window for these rows, or another one for a length that the model reaches.
+    Where the scaling ends in a window that the model has already, that one is trained on. Raises LongRopeError when the
+    scaling does not fit the model or has no window for these rows, or another one for a length that the model reaches.
     """
     scaling.check_fits(loaded.geometry)
     original_length = loaded.geometry.original_length
     config.require_longer(original_length)
     long = scaling.window_for(config.reach)
-    trains_on = long == loaded.checkpoint_window(config.reach)
+    trains_on = long == scaling.windows[-1] == loaded.checkpoint_window(config.reach)
     if long.max_length <= loaded.context_length and not trains_on:  # rows may be shorter than their window
         rows, setting = ("of", "length") if config.skip_to is None else ("that skip to", "skip_to")
         raise LongRopeError(
