@@ -81,6 +81,18 @@ def test_a_model_needs_a_scaling_and_an_export_has_one(run, tmp_path):
     assert export(done.path, None, tmp_path / "phi3", target="phi3").path.is_dir()
 
 
+def test_a_scaling_that_the_config_states(run, tmp_path):
+    """Without a file: windows and weights are those of the checkpoint."""
+    done = export(run, None, tmp_path / "out")
+    (done.path / "scaling.json").unlink()
+    found = find_source(done.path)
+    assert found.scaling.windows == RopeScaling.load(run / "scaling.json").windows
+    again = export(done.path, None, tmp_path / "again")
+    assert (again.path / "model.safetensors").read_bytes() == (done.path / "model.safetensors").read_bytes()
+    config, before = (json.loads((folder / "config.json").read_text()) for folder in (again.path, done.path))
+    assert config["rope_parameters"] == before["rope_parameters"]
+
+
 def test_settings_that_do_not_go_together(run, tmp_path):
     for settings, code in (
         ({"target": "onnx"}, "invalid-setting"),

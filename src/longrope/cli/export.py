@@ -11,8 +11,11 @@ from longrope.cli.tables.runs import show_export
 from longrope.cli.verb import Options, verb
 from longrope.export.config import ExportConfig
 
-MODEL = "The folder of a search, finetune or extend run, or a model (folder, GGUF file or name) with --scaling."
-SCALING = "The scaling.json to apply, or a formula: yarn, ntk, ntk-critical, pi. Default: that of the run folder."
+MODEL = "The folder of a search, finetune or extend run, or a model (folder, GGUF file or name)."
+SCALING = (
+    "The scaling.json to apply, or a formula: yarn, ntk, ntk-critical, pi. Default: that of the run folder, or the one "
+    "that the model's config states."
+)
 TARGET_LENGTH = "With a formula: the window, such as 128k. Default: the run's."
 PUSH = """Upload the proved export to this repository of the hub: a new private one, or a pull request where it has
 files. The token is huggingface_hub's: hf auth login."""

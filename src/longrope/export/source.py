@@ -10,7 +10,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.results import EvalResults, EvalRow
 from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import resolve
-from longrope.models.loading import load_config
+from longrope.models.loading import config_and_scaling, load_config
 from longrope.rope.closed_form_scalings import FORMULAS
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
@@ -55,11 +55,14 @@ def find_source(
     if scaling is None:
         scaling = Path(resolve(str(model))) / SCALING
         if not scaling.is_file():
-            raise LongRopeError(
-                f"expected a `scaling` for the model {model}; only a run folder or an exported checkpoint has its own",
-                code="missing-scaling",
-                hint="give the file of a search, or a formula (`scaling` yarn and the `target_length`)",
-            )
+            stated = config_and_scaling(model, original_length, trust_remote_code=trust_remote_code)[2]
+            if stated is None:
+                raise LongRopeError(
+                    f"expected a `scaling` for the model {model}, whose config states none",
+                    code="missing-scaling",
+                    hint="give the file of a search, or a formula (`scaling` yarn and the `target_length`)",
+                )
+            return ExportSource(str(model), stated, None, original_length)
     elif is_formula(scaling):
         if target_length is None:
             raise LongRopeError(

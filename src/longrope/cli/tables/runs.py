@@ -81,7 +81,8 @@ def show_export(done: ExportResult) -> None:
 
     With --verbose, all remarks on the runtimes too; the model card has them as well.
     """
-    say(f"wrote {done.path} from {done.model} and {done.scaling_path or 'the given scaling'}, as {done.target}", "  ")
+    scaling = "" if done.scaling_path is None else f" and {done.scaling_path}"
+    say(f"wrote {done.path} from {done.model}{scaling}, as {done.target}", "  ")
     if check := done.verification:
         say(
             f"proved: reloaded with transformers: frequencies equal to {check.max_frequency_error:.1e}, logits to "
