@@ -85,11 +85,11 @@ def export_checkpoint(
     scaling and its measurements. `scaling` is a `RopeScaling`, the path of a scaling.json, or the name of a formula
     (pi, ntk, ntk-critical, yarn) for `target_length` tokens, such as "128k", by default those of the run; without it,
     the run's own is taken, the scaling.json of the model folder, or what its config states. It is saved with the
-    checkpoint. `output_dir` is a new folder; for the target gguf, a new file. `target` is short for `config=ExportConfig(target=…)`: hf (the
-    default), hf-unified, phi3 or gguf. `original_length`, such as 4096 or "4k" tokens, goes before the window that the
-    model's config states. The proof of a folder runs on `device`, by default `auto`. `push` is a repository on the hub,
-    owner/name, to which the proved export is uploaded with huggingface_hub's own token: a new private one, or one that
-    has files already, which gets a pull request.
+    checkpoint. `output_dir` is a new folder; for the target gguf, a new file. `target` is short for
+    `config=ExportConfig(target=…)`: hf (the default), hf-unified, phi3 or gguf. `original_length`, such as 4096 or "4k"
+    tokens, goes before the window that the model's config states. The proof of a folder runs on `device`, by default
+    `auto`. `push` is a repository on the hub, owner/name, to which the proved export is uploaded with huggingface_hub's
+    own token: a new private one, or one that has files already, which gets a pull request.
 
     Raises LongRopeError when something cannot be exported exactly (`not-expressible`, unless `config.allow_lossy`),
     when the reloaded checkpoint computes other frequencies or logits (`differs`), when the model or the scaling is
