@@ -52,19 +52,20 @@ def record_of(run: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def minutes(record: dict[str, Any], *kinds: str) -> float:
+    """The minutes that stages of these kinds took."""
+    return sum(float(stage["result"]["seconds"]) for stage in record["stages"].values() if stage["stage"] in kinds) / 60
+
+
 def card(record: dict[str, Any], scaling: RopeScaling, rows: list[EvalRow]) -> str:
     """The card in Markdown."""
-    stages = record["stages"].values()
-    minutes = {
-        kind: sum(stage["result"]["seconds"] for stage in stages if stage["stage"] in kind) / 60
-        for kind in (("search", "finetune"), ("evaluate",))
-    }
-    tuned = [stage for stage in stages if stage["stage"] == "finetune"]
+    tuned = [stage for stage in record["stages"].values() if stage["stage"] == "finetune"]
     steps = "; ".join(
         f"{stage['settings']['steps']} steps of {stage['settings']['batch']} rows of "
         f"{format_length(stage['settings']['length'])} up to {format_length(stage['settings']['skip_to'])}"
         for stage in tuned
     )
+    making, measuring = minutes(record, "search", "finetune"), minutes(record, "evaluate")
     tokens = sum(count for stage in tuned for count in stage["result"]["tokens"].values())
     (window,) = scaling.windows
     table = "\n".join(
@@ -81,8 +82,8 @@ language: en
 [The embedded model](../tiny/README.md) (1.7 million parameters, 256 tokens), taken to {scaling.target_length:,} tokens
 by `recipes/tiny-512x.yaml`: searches and fine-tunings in turn, with rows whose positions skip ahead.
 {steps}; {tokens / 1e6:.1f} million tokens.
-Searches and training took {minutes["search", "finetune"]:.0f} minutes on two cores of an x86-64 CPU, the measurements
-{minutes["evaluate",]:.0f} (torch {record["versions"]["torch"]}, transformers {record["versions"]["transformers"]}).
+Searches and training took {making:.0f} minutes on two cores of an x86-64 CPU, the measurements
+{measuring:.0f} (torch {record["versions"]["torch"]}, transformers {record["versions"]["transformers"]}).
 It is a test bed, not a model to talk to.
 
 It has one window, with one set of factors and the attention factor {window.attention_factor:.4f} at every length, which

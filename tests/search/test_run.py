@@ -273,21 +273,6 @@ def test_longrope2_with_a_given_dimension(run: Run, tmp_path: Path) -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("config", [GRADIENT, {**LONGROPE2, "critical_dim": 4}], ids=["gradient", "longrope2"])
-def test_without_the_baselines_the_result_is_the_same(run: Run, tmp_path: Path, config: dict[str, Any]) -> None:
-    compared, alone = (
-        run(tmp_path / str(baselines), NEEDLE_LENGTH, **config, baselines=baselines) for baselines in (True, False)
-    )
-    assert len(compared["baselines"]) > 1
-    assert alone == compared | {
-        "baselines": {"none": compared["baselines"]["none"]},
-        "scaling": alone["scaling"],
-    }
-    windows = [RopeScaling.load(tmp_path / name / "scaling.json").windows for name in ("True", "False")]
-    assert windows[0] == windows[1]
-    assert [line["baseline"] for line in lines_of(tmp_path / "False") if "baseline" in line] == ["none"]
-
-
 @pytest.mark.parametrize(
     ("config", "says"),
     [

@@ -259,7 +259,8 @@ def search(
             losses = _losses(evaluate, windows)
             if given and config.method != "longrope2":  # which reports them with the dimension that it finds
                 losses |= _losses(evaluate, given)
-            if config.baselines and not any(map(math.isfinite, losses.values())):  # it would come to nothing, later
+            # The search would come to nothing, hours later; of the model without scaling alone that is not known.
+            if config.baselines and not any(map(math.isfinite, losses.values())):
                 raise not_finite(loaded.model, f"the losses of {', '.join(losses)} are all", target_length)
             begun()
             said = f"; {how}" if config.by_gradient else ""
