@@ -24,8 +24,8 @@ from tests.recipes.recipes import (
 )
 
 
-def planned(folder: Path, *stages: dict[str, Any], reach: int = 64) -> list[Step]:
-    return steps(recipe(folder, *stages), 64, reach)
+def planned(folder: Path, *stages: dict[str, Any], reach: int = 64, scaled: bool = False) -> list[Step]:
+    return steps(recipe(folder, *stages), 64, reach, scaled=scaled)
 
 
 def test_what_each_is_given(tmp_path: Path) -> None:
@@ -101,6 +101,28 @@ def test_a_window_is_trained_on(tmp_path: Path) -> None:
     assert (again.folder, again.weights, again.factors) == ("03-finetune-256", "02-finetune-256", "01-search-256")
     assert (again.trained_length, again.context_length) == (256, 256)
     assert (last.weights, last.scaling, last.starts_at) == ("03-finetune-256", "03-finetune-256", 256)
+
+
+def test_a_model_with_a_scaling_of_its_own(tmp_path: Path) -> None:
+    """It can be trained on, measured and exported without a search; any other window needs one."""
+    inside = {**EVALUATE, "lengths": ["4x"]}
+    given = [
+        (step.weights, step.scaling, step.factors)
+        for step in planned(tmp_path, inside, TRAIN_4, TRAIN_4, SEARCH_8, TRAIN_8, EXPORT, reach=256, scaled=True)
+    ]
+    tuned, again, searched, last = "02-finetune-256", "03-finetune-256", "04-search-512", "05-finetune-512"
+    assert given == [
+        (None, None, None),
+        (None, None, None),
+        (tuned, tuned, None),
+        (again, again, None),
+        (again, searched, searched),
+        (last, last, None),
+    ]
+    with pytest.raises(LongRopeError, match=r"stage 1 \(finetune\): there is no search for 512 before it"):
+        planned(tmp_path, TRAIN_8, reach=256, scaled=True)
+    with pytest.raises(LongRopeError, match=r"stage 1 \(finetune\): expected a target above the 512 tokens"):
+        planned(tmp_path, TRAIN_4, reach=512, scaled=True)
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,13 @@ def test_a_scaling_of_another_model_is_refused(checkpoint: Path, sources: Path, 
         finetune(checkpoint, scaling=yarn_scaling(other), data=sources, output_dir=tmp_path / "run", config=CONFIG)
 
 
+def test_a_model_without_a_scaling_needs_one(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="whose checkpoint states none") as error:
+        finetune(checkpoint, data=sources, output_dir=tmp_path / "run", config=CONFIG)
+    assert error.value.code == "missing-scaling"
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_exists_is_not_overwritten(checkpoint: Path, sources: Path, finished: Path, interrupted: Path) -> None:
     for folder, resume in ((finished, False), (finished, True), (interrupted, False)):
         with pytest.raises(LongRopeError) as error:

@@ -18,7 +18,7 @@ def command(
     model: given.Model,
     /,
     *,
-    scaling: given.TrainedScaling,
+    scaling: given.TrainedScaling = None,
     output_dir: Annotated[Path, given.out("A new folder for checkpoint/, scaling.json, the curve.")],
     data: given.Data = None,
     field: given.Field = None,

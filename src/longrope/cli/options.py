@@ -163,7 +163,12 @@ ResumeCells = Annotated[bool, option("Go on with a run that was stopped: its -o 
 
 # finetune
 
-TrainedScaling = Annotated[Path, option("The scaling.json of a search, to train the model for.")]
+TrainedScaling = Annotated[
+    Path | None,
+    option(
+        "The scaling.json of a search, to train the model for. Default: the scaling that the model's checkpoint states."
+    ),
+]
 Rank = Annotated[
     PositiveInt | None,
     option("LoRA: train updates of this rank, embeddings and norms, not all weights.", metavar="RANK"),

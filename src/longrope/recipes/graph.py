@@ -24,11 +24,11 @@ class Step:
     trained_length: int
     """Tokens that those weights were trained for."""
     scaling: str | None
-    """The folder with the scaling that holds when the step begins; None for none yet."""
+    """The folder with the scaling that holds when the step begins; None for the model's own, if it has one."""
     context_length: int
     """The context length under this scaling, in tokens."""
     factors: str | None = None
-    """Of a fine-tuning: the folder of the search whose factors it trains."""
+    """Of a fine-tuning: the folder of the search whose factors it trains; None for those of the model's own scaling."""
     continues: bool = False
     """Of a search after the last fine-tuning: it starts from `scaling` and keeps that one's windows beside its own. A
     search before a fine-tuning knows nothing of the others."""
@@ -56,15 +56,16 @@ class Step:
         return f"export {stage.to}" if isinstance(stage, ExportStage) else stage.stage
 
 
-def steps(recipe: Recipe, original_length: int, context_length: int) -> list[Step]:
+def steps(recipe: Recipe, original_length: int, context_length: int, *, scaled: bool = False) -> list[Step]:
     """The steps of `recipe` for a model with an original window of `original_length` tokens, extended to
-    `context_length` so far.
+    `context_length` so far. `scaled`: its checkpoint states the scaling, which can be trained on and exported.
 
     Raises LongRopeError (`wrong-order`) where a stage needs what no stage before it makes.
     """
     made: list[Step] = []
     weights = scaling = None
     trained = context_length
+    own = context_length if scaled else None
     searches: dict[int, str] = {}
     recovered: str | None = None
     trainings = [place for place, stage in enumerate(recipe.stages, start=1) if isinstance(stage, FinetuneStage)]
@@ -80,7 +81,8 @@ def steps(recipe: Recipe, original_length: int, context_length: int) -> list[Ste
                     "fine-tunings"
                 )
             name += f"-{format_length(stage.target)}"
-            trains_on = isinstance(stage, FinetuneStage) and stage.target == trained and trained in searches
+            factors_known = trained in searches or trained == own
+            trains_on = isinstance(stage, FinetuneStage) and stage.target == trained and factors_known
             if stage.target <= trained and not trains_on:
                 raise _wrong_order(
                     f"{where}: expected a target above the {trained} tokens that the model is trained for by then, "
@@ -93,13 +95,13 @@ def steps(recipe: Recipe, original_length: int, context_length: int) -> list[Ste
                 )
         if isinstance(stage, FinetuneStage):
             factors = searches.get(stage.target)
-            if factors is None:
+            if factors is None and stage.target != own:
                 raise _wrong_order(
                     f"{where}: there is no search for {format_length(stage.target)} before it, whose factors it would "
                     "train: put one there"
                 )
         elif not isinstance(stage, SearchStage):
-            if scaling is None:
+            if scaling is None and own is None:
                 raise _wrong_order(f"{where}: there is no search before it: put one there")
             _check_lengths(where, stage, original_length, context_length)
         made.append(Step(stage, name, weights, trained, scaling, context_length, factors, continues))

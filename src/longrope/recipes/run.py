@@ -61,7 +61,7 @@ def run_recipe(
     GPU to them. `checked`: `check_recipe` has passed just now. Raises LongRopeError, before any work is done, for an
     order of stages that cannot be, for texts, memory and the folder.
     """
-    planned = steps(recipe, loaded.geometry.original_length, loaded.context_length)
+    planned = _steps(recipe, loaded)
     folder = RunFolder.of(out, loaded, recipe, planned)
     folder.check()
     if not checked:
@@ -82,13 +82,18 @@ def run_recipe(
     return result
 
 
+def _steps(recipe: Recipe, loaded: LoadedModel) -> list[Step]:
+    scaled = loaded.checkpoint_scaling is not None
+    return steps(recipe, loaded.geometry.original_length, loaded.context_length, scaled=scaled)
+
+
 class _Run:
     """The state of a run: the model and the scaling that the finished stages have left."""
 
     def __init__(self, stages: Stages, count: int) -> None:
         self.stages, self.out, self.count = stages, stages.out, count
         self.model = stages.base.name
-        self.scaling: RopeScaling | None = None
+        self.scaling = stages.base.checkpoint_scaling
         self.provenance: dict[str, Any] = {}
         self.hashes: dict[str, dict[str, str]] = {}
 
@@ -209,7 +214,7 @@ def prepare_recipe(
     loaded = open_model(model, options=load)
     if target_length is not None:
         recipe = recipe.with_target_length(parse_length(target_length))
-    planned = steps(recipe, original, loaded.context_length)
+    planned = _steps(recipe, loaded)
     folder = RunFolder.of(output_dir, loaded, recipe, planned)
     folder.check()
     finished = [step.folder in folder.finished() for step in planned]

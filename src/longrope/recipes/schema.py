@@ -119,7 +119,7 @@ class FinetuneStage(_WorkingStage):
 
     Rows have `target` tokens unless the setting `length` is smaller; the window is that of the target all the same (as
     LongRoPE trains Mistral). With `skip_to` their positions go further than their tokens. A second one of the same
-    target trains on from the weights of the first.
+    target trains on from the weights of the first, and one of the window that the model has already from its own.
     """
 
     stage: Literal["finetune"]

@@ -59,7 +59,7 @@ class Stages:
             return self._finetune(step, stage, folder)
         if isinstance(stage, RecoverStage):
             return self._recover(step, stage, folder)
-        assert scaling is not None  # `steps` has refused stages before any search
+        assert scaling is not None  # `steps` has refused stages before any search, unless the model states one
         if isinstance(stage, EvaluateStage):
             return self._evaluate(step, stage, folder, scaling)
         return self._export(step, stage, folder, scaling)
@@ -72,10 +72,17 @@ class Stages:
         """The model a step works on, with the scaling it was trained for."""
         return open_model(self._name(step), options=self.base.options.replace(dtype=stage.dtype))
 
+    def _scaling(self, folder: str | None) -> RopeScaling:
+        """The scaling of a stage before, or the model's own."""
+        if folder is not None:
+            return RopeScaling.load(self.out / folder / SCALING)
+        assert self.base.checkpoint_scaling is not None
+        return self.base.checkpoint_scaling
+
     def _search(self, step: Step, stage: SearchStage, folder: Path) -> dict[str, Any]:
         loaded = self._open(step, stage)
         if step.continues:
-            loaded = replace(loaded, checkpoint_scaling=RopeScaling.load(self.out / str(step.scaling) / SCALING))
+            loaded = replace(loaded, checkpoint_scaling=self._scaling(step.scaling))
         found = search(
             loaded,
             stage.target,
@@ -98,7 +105,7 @@ class Stages:
         if not (folder / FINETUNE_SUMMARY).is_file():
             deterministic = torch.are_deterministic_algorithms_enabled()
             given: dict[str, Any] = {
-                "scaling": self.out / str(step.factors) / SCALING,
+                "scaling": None if step.factors is None else self.out / step.factors / SCALING,
                 "data": stage_texts(self.base.name, self.recipe, stage),
                 "field": stage_field(self.recipe, stage),
                 "output_dir": folder,
@@ -124,7 +131,7 @@ class Stages:
         }
 
     def _recover(self, step: Step, stage: RecoverStage, folder: Path) -> dict[str, Any]:
-        scaling = RopeScaling.load(self.out / str(step.scaling) / SCALING)
+        scaling = self._scaling(step.scaling)
         recovered = recover(
             replace(self._open(step, stage), checkpoint_scaling=scaling),
             stage.lengths,

@@ -57,7 +57,7 @@ def finetune(
     model: PreTrainedModel | LoadedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     *,
-    scaling: RopeScaling | str | Path,
+    scaling: RopeScaling | str | Path | None = None,
     data: TextData = (),
     field: Field | None = None,
     output_dir: str | Path,
@@ -72,7 +72,8 @@ def finetune(
     """Train a model under `scaling` on texts from `data`, and leave a checkpoint and its scaling in `output_dir`.
 
     `model`: a model that is loaded already (trained in place), a folder, a hub name or the name of an embedded model;
-    the last three are loaded as `load` says, with their own tokenizer. `scaling`: a scaling or the path of its JSON.
+    the last three are loaded as `load` says, with their own tokenizer. `scaling`: a scaling or the path of its JSON; by
+    default the one that the model's checkpoint states, which is then trained on.
     `data`: text files, folders or data sets; an embedded model has books of its own. `field`: where their rows have
     their text or chat messages (`a.b` for a nested field; of several, the first that a row has; by default `text`, else
     `messages`). `cpu`: train on the CPU even where there is a GPU; by default the device that `load` or the loaded
@@ -93,7 +94,7 @@ def finetune(
     config.require_rows()
     reports = _Reports(log_dir, check_trackers(report_to))
     check_run_folder(output_dir, resume)
-    if not isinstance(scaling, RopeScaling):
+    if isinstance(scaling, str | Path):
         scaling = RopeScaling.load(Path(scaling))
     options = load or LoadOptions()
     by_name = isinstance(model, str | Path)
@@ -110,6 +111,13 @@ def finetune(
     require_texts(model, given, "search", options)
     trained_on = "cpu" if cpu else best_device() if cpu is False else kind
     loaded = open_model(model, tokenizer, load_options(model, options, config, trained_on))
+    scaling = scaling or loaded.checkpoint_scaling
+    if scaling is None:
+        raise LongRopeError(
+            f"expected a `scaling` to train {loaded.name} for, whose checkpoint states none",
+            code="missing-scaling",
+            hint="give the scaling.json of a search",
+        )
     device = kind if by_name else device_of(loaded.model).type
     named = options.device if "device" in options.model_fields_set else AUTO
     if not by_name and named != AUTO and torch.device(named).type != device:

@@ -33,7 +33,7 @@ def finetune_in_processes(
     processes: int,
     model: str,
     *,
-    scaling: Path,
+    scaling: Path | None,
     data: Sequence[str],
     field: Sequence[str] | None = None,
     output_dir: Path,
@@ -50,7 +50,7 @@ def finetune_in_processes(
     callbacks = callbacks or Callbacks()
     arguments = {
         "model": model,
-        "scaling": str(scaling),
+        "scaling": None if scaling is None else str(scaling),
         "data": list(data),
         "field": None if field is None else list(field),
         "output_dir": str(output_dir),
