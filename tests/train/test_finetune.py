@@ -287,9 +287,10 @@ def test_a_scaling_of_another_model_is_refused(checkpoint: Path, sources: Path, 
 
 
 def test_a_model_without_a_scaling_needs_one(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match="whose checkpoint states none") as error:
-        finetune(checkpoint, data=sources, output_dir=tmp_path / "run", config=CONFIG)
-    assert error.value.code == "missing-scaling"
+    for model in (checkpoint, open_fresh(checkpoint), open_fresh(checkpoint).model):
+        with pytest.raises(LongRopeError, match="whose checkpoint states none") as error:
+            finetune(model, data=sources, output_dir=tmp_path / "run", config=CONFIG)
+        assert error.value.code == "missing-scaling"
     assert not (tmp_path / "run").exists()
 
 

@@ -33,7 +33,7 @@ from longrope.models.dequantised import model_folder
 from longrope.models.devices import AUTO, best_device, device_of, require_one_kind, says_where, usable_device
 from longrope.models.fingerprint import fingerprint
 from longrope.models.finite import require_sound_weights
-from longrope.models.loading import LoadedModel, open_model
+from longrope.models.loading import LoadedModel, config_and_scaling, name_of, open_model
 from longrope.models.saving import plain_saves
 from longrope.models.scaled import ScaledModel
 from longrope.models.texts import check_vocabulary, require_texts, sources_or_books
@@ -107,17 +107,11 @@ def finetune(
         raise LongRopeError(
             "`cpu=False` trains on a GPU, and none is found here", code="invalid-setting", hint="leave it out"
         )
+    scaling = scaling or _own_scaling(model, options)
     given = as_sources(data, field)
     require_texts(model, given, "search", options)
     trained_on = "cpu" if cpu else best_device() if cpu is False else kind
     loaded = open_model(model, tokenizer, load_options(model, options, config, trained_on))
-    scaling = scaling or loaded.checkpoint_scaling
-    if scaling is None:
-        raise LongRopeError(
-            f"expected a `scaling` to train {loaded.name} for, whose checkpoint states none",
-            code="missing-scaling",
-            hint="give the scaling.json of a search",
-        )
     device = kind if by_name else device_of(loaded.model).type
     named = options.device if "device" in options.model_fields_set else AUTO
     if not by_name and named != AUTO and torch.device(named).type != device:
@@ -134,6 +128,23 @@ def finetune(
     finally:
         loaded.model.eval()
     return FinetuneResult.load(output_dir)
+
+
+def _own_scaling(model: PreTrainedModel | LoadedModel | str | Path, options: LoadOptions) -> RopeScaling:
+    """The scaling that the checkpoint states; no weights are read. Raises LongRopeError where it states none."""
+    if isinstance(model, LoadedModel):
+        name, found = model.name, model.checkpoint_scaling
+    else:
+        trusted = options.trust_remote_code
+        name = name_of(model) if isinstance(model, PreTrainedModel) else str(model)
+        found = config_and_scaling(model, options.original_length, trust_remote_code=trusted)[2]
+    if found is None:
+        raise LongRopeError(
+            f"expected a `scaling` to train {name} for, whose checkpoint states none",
+            code="missing-scaling",
+            hint="give the scaling.json of a search",
+        )
+    return found
 
 
 @dataclass(frozen=True)
