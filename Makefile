@@ -20,9 +20,9 @@ SMOLLM2 := --target-length 16k --method gradient --steps 4 --no-continuation --s
   --attn-implementation blocked
 
 demo-smollm2: $(STAMP) ## the same for SmolLM2-135M, a GGUF file, from 8k to 16k tokens (93 MB fetched; about an hour; goes on where it was stopped)
-	@model=$$($(BIN)/python scripts/smollm2.py) && $(BIN)/longrope extend "$$model" $(SMOLLM2) -o runs/smollm2 \
+	@model=$$($(BIN)/python scripts/smollm2.py) && $(BIN)/longrope extend "$$model" $(SMOLLM2) -o runs/smollm2-demo \
 	  --data book:an-american-tragedy --eval-data book:les-miserables --eval-data book:the-diary-of-samuel-pepys \
-	  $$(if [ -e runs/smollm2 ]; then echo --resume; fi)
+	  $$(if [ -e runs/smollm2-demo ]; then echo --resume; fi)
 
 docs: $(STAMP) ## build the documentation as a site in site/, strictly
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

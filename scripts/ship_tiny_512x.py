@@ -76,7 +76,8 @@ def card(record: dict[str, Any], scaling: RopeScaling, rows: list[EvalRow]) -> s
     tuned = stages_of(record, "finetune")
     steps = "; ".join(
         f"{stage['settings']['steps']} steps of {stage['settings']['batch']} rows of "
-        f"{format_length(stage['settings']['length'])} up to {format_length(stage['settings']['skip_to'])}"
+        f"{format_length(stage['settings']['length'])} up to "
+        f"{format_length(stage['settings']['skip_to'] or stage['settings']['length'])}"
         for stage in tuned
     )
     making, measuring = minutes(stages_of(record, "search", "finetune")), minutes(stages_of(record, "evaluate"))

@@ -25,6 +25,9 @@ _KINDS = (
 
 LARGEST_JSON = 64_000_000
 """Bytes of a JSON file that is read at once: parsed it takes some ten times as much."""
+LARGEST_RECORD = 512_000_000
+"""The same of scaling.json and finetune.json, which name every text that weights have seen: 73 bytes each, and again in
+what later trainings carry."""
 
 
 def refuse_special(path: str | os.PathLike[str], limit: int | None = None) -> None:

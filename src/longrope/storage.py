@@ -102,13 +102,13 @@ def differences(found: Any, wanted: Any, but: Collection[str], place: str = "") 
     return list(dict.fromkeys(differing for one in inner for differing in differences(one[0], one[1], but, one[2])))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file `path`.
+def read_json(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object in the file `path`, of at most `limit` bytes.
 
     Raises LongRopeError, naming the path: `missing-file` when there is no such file, `damaged-file` when it holds
     anything else than a JSON object.
     """
-    refuse_special(path, LARGEST_JSON)
+    refuse_special(path, limit)
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError as error:

@@ -286,6 +286,16 @@ def test_a_scaling_of_another_model_is_refused(checkpoint: Path, sources: Path, 
         finetune(checkpoint, scaling=yarn_scaling(other), data=sources, output_dir=tmp_path / "run", config=CONFIG)
 
 
+def test_more_documents_than_a_result_can_name(
+    checkpoint: Path, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longrope.train.output.MOST_DOCUMENTS", 0)
+    with pytest.raises(LongRopeError, match="at most 0 documents, each of which the result names") as error:
+        run(checkpoint, sources, tmp_path / "run")
+    assert error.value.code == "too-large"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_without_a_scaling_needs_one(checkpoint: Path, sources: Path, tmp_path: Path) -> None:
     for model in (checkpoint, open_fresh(checkpoint), open_fresh(checkpoint).model):
         with pytest.raises(LongRopeError, match="whose checkpoint states none") as error:

@@ -140,8 +140,8 @@ Baselines = Annotated[
 Measured = Annotated[
     str,
     option(
-        """A model folder, the folder of a run, a hub name (owner/model), 'tiny' or 'tiny-512x'; or the address of a
-        server with OpenAI's completions, http://localhost:8000/v1.""",
+        """A model folder, the folder of a run, a GGUF file, a hub name (owner/model), 'tiny' or 'tiny-512x'; or the
+        address of a server with OpenAI's completions, http://localhost:8000/v1.""",
     ),
 ]
 SuiteSettings = Annotated[EvalConfig, Options("Suites")]

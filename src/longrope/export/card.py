@@ -17,7 +17,7 @@ from longrope.export.config import HF, PHI3, UNIFIED
 from longrope.export.forms import ExpressedScaling, express, notes_on
 from longrope.export.gguf.convert import MODEL_TYPES
 from longrope.export.markdown import code_block, code_span, plain
-from longrope.export.origin import Origin, public_name
+from longrope.export.origin import Origin, public_name, search_of
 from longrope.export.verify import Verification
 from longrope.models.gguf.rope import CONTEXT_STEP, short_context
 from longrope.provenance import command_line, versions
@@ -217,7 +217,7 @@ def model_card(
     )
     limits = "\n".join(f"- {note}" for note in _limits(unsupported, expressed, servings, to_know))
     sections = "\n\n".join(_section(serving) for serving in servings)
-    method = plain(scaling.provenance.get("method", "not recorded"))
+    method = plain(search_of(scaling.provenance).get("method", "not recorded"))
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     return f"""---
 library_name: transformers
@@ -285,7 +285,7 @@ def _limits(
 
 def _commands(scaling: RopeScaling) -> str:
     """The command of the search, where it is recorded, and that of this export."""
-    search, export = scaling.provenance.get("command"), command_line()
+    search, export = search_of(scaling.provenance).get("command"), command_line()
     commands = {"search and export": export} if search == export else {"search": search, "export": export}
     return "\n".join(f"- {name}: {code_span(command)}" for name, command in commands.items() if command)
 

@@ -66,15 +66,35 @@ class Origin:
 
 def origin_of(model_name: str, source: Path, scaling: RopeScaling) -> Origin:
     """The origin of the model `model_name`, whose files are in `source`, exported with `scaling`."""
-    recorded = scaling.provenance.get("training")
-    entries = recorded if isinstance(recorded, list) else []
-    trainings = tuple(entry for entry in entries if isinstance(entry, dict))
+    trainings = tuple(_trainings(scaling.provenance))
     first = str(trainings[0].get("model", "")) if trainings else model_name
     hub = first if _HUB_NAME.fullmatch(first) and not Path(first).exists() else None
     cards = [source / CARD, *([folder / CARD] if (folder := _local(first)) is not None else [])]
     licence = next((found for card in cards if (found := _licence(card)) is not None), None)
     has_file = any(source.glob("LICENSE*"))
     return Origin(public_name(first), hub, licence, has_file, trainings)
+
+
+def search_of(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of the search that found the factors: in the scaling of a recipe's run, of its last search."""
+    inner = [] if "method" in provenance else [search_of(found) for found in reversed(_stages(provenance))]
+    return next((found for found in inner if "method" in found), provenance)
+
+
+def _trainings(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trainings that the weights have had, in order, each once: those that the scaling of the weights before them
+    carried along, those of a recipe's stages, its own."""
+    carried, own = provenance.get("carried"), provenance.get("training")
+    earlier = [carried] if isinstance(carried, dict) else []
+    found = [training for before in (*earlier, *_stages(provenance)) for training in _trainings(before)]
+    found += [entry for entry in (own if isinstance(own, list) else []) if isinstance(entry, dict)]
+    return [entry for place, entry in enumerate(found) if entry not in found[:place]]
+
+
+def _stages(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each stage of a recipe's run recorded, in order; none for any other scaling."""
+    stages = provenance.get("stages")
+    return [found for found in stages.values() if isinstance(found, dict)] if isinstance(stages, dict) else []
 
 
 def public_name(model_name: str) -> str:

@@ -14,7 +14,7 @@ from longrope.models.loading import config_and_scaling, load_config
 from longrope.rope.closed_form_scalings import FORMULAS
 from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling
-from longrope.run_files import EVALUATION, SCALING, SEARCH_LOG
+from longrope.run_files import CHECKPOINT, EVALUATION, FINETUNE_SUMMARY, RECIPE, SCALING, SEARCH_LOG
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _source_of_run(
             code="no-such-model",
         )
     own = RopeScaling.load(path)
-    model = own.provenance.get("model")
+    model = _model_of_run(folder, own.provenance.get("model"))
     hint = f"give the model itself, and {path} as `scaling`"
     if not isinstance(model, str):
         raise LongRopeError(f"{path} does not say which model it is for", code="no-such-model", hint=hint)
@@ -121,6 +121,16 @@ def _source_of_run(
     # The run was made with this original length, stated or given.
     original_length = original_length or own.geometry.original_length
     return ExportSource(model, scaling, scaling_path, original_length, evidence, notes)
+
+
+def _model_of_run(folder: Path, recorded: object) -> object:
+    """The model of a run: its own checkpoint, wherever the run lies now, else the one that its scaling names."""
+    if (folder / FINETUNE_SUMMARY).is_file() and (folder / CHECKPOINT / "config.json").is_file():
+        return str(folder / CHECKPOINT)
+    if isinstance(recorded, str) and (folder / RECIPE).is_file():
+        stage = folder / Path(recorded).name
+        return str(stage) if (stage / FINETUNE_SUMMARY).is_file() else recorded
+    return recorded
 
 
 def _read(scaling: RopeScaling | str | Path) -> tuple[RopeScaling, Path | None]:

@@ -5,7 +5,7 @@ Weights come from safetensors or GGUF only; a checkpoint's own code runs only wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -363,7 +363,10 @@ def find_checkpoint_scaling(name: str | None, config: Any, geometry: RopeGeometr
     """
     recorded = None if name is None else recorded_scaling(name)
     if name is None or recorded is None or is_export(config, recorded):
-        return scaling_of_config(config, original_length=geometry.original_length)
+        stated = scaling_of_config(config, original_length=geometry.original_length)
+        if stated is None or recorded is None:
+            return stated
+        return replace(stated, provenance=recorded.provenance)  # the texts that the weights have seen
     refuse_folded(getattr(config, RECORD, None), name)
     try:
         recorded.check_fits(geometry)

@@ -16,12 +16,13 @@ from longrope.data.sources import TextSource, as_sources, read_all
 from longrope.data.tokens import tokenize
 from longrope.errors import LongRopeError
 from longrope.evaluation.base import EvalContext
+from longrope.evaluation.held_out import seen_documents
 from longrope.evaluation.run import SUITES
 from longrope.models.checkpoint_files import gguf_path
 from longrope.models.devices import device_of, require_one_kind
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.rope import check_architecture, rope_of
-from longrope.models.loading import LoadedModel
+from longrope.models.loading import LoadedModel, recorded_scaling
 from longrope.models.targets import as_if_trained
 from longrope.models.texts import sources_or_books
 from longrope.models.weightless import weightless
@@ -100,7 +101,7 @@ def check_recipe(
     after they were seen, a training step that does not fit or is impossible, and packages that are missing. `loaded` is
     the model the recipe begins with; steps whose folders are `finished` are left alone.
     """
-    seen: dict[str, str] = {}
+    seen = set(seen_documents(recorded_scaling(loaded.name)))
     rounds: list[TextRounds] = []
     short = (
         loaded.geometry.original_length
@@ -111,6 +112,8 @@ def check_recipe(
         stage = step.stage
         try:
             if step.folder not in finished:
+                if isinstance(stage, FinetuneStage):
+                    _require_beyond(_kept_window(loaded, step, steps), stage.settings.reach)
                 rounds += _check(loaded, recipe, step, short, seen)
         except LongRopeError as error:
             raise error.within(f"stage {place} ({stage.stage})") from error
@@ -119,7 +122,7 @@ def check_recipe(
     return rounds
 
 
-def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: dict[str, str]) -> list[TextRounds]:
+def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: set[str]) -> list[TextRounds]:
     stage, sources = step.stage, stage_sources(loaded.name, recipe, step.stage)
     if isinstance(stage, ExportStage):
         if stage.to == "gguf":
@@ -131,7 +134,7 @@ def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: di
         _check_evaluation(loaded, stage, step, sources, seen)
         return []
     documents = read_all(sources, tokenizer=loaded.tokenizer)
-    seen |= {document.sha256: document.name for document in documents}
+    seen |= {document.sha256 for document in documents}
     if isinstance(stage, FinetuneStage):
         return [TextRounds(step.title, _check_training(loaded, stage, documents, short))]
     if stage.workers is not None:
@@ -142,6 +145,26 @@ def _check(loaded: LoadedModel, recipe: Recipe, step: Step, short: int, seen: di
         for length in stage.lengths:
             prepare_texts(loaded, documents, length, stage.settings)
     return []
+
+
+def _kept_window(loaded: LoadedModel, step: Step, steps: Sequence[Step]) -> int:
+    """The longest window beside the target's own in the scaling that a fine-tuning is given; 0 for the original one."""
+    search = next((earlier for earlier in steps if earlier.folder == step.factors), None)
+    own = loaded.checkpoint_scaling
+    if search is None:
+        return 0 if own is None or len(own.windows) == 1 else own.windows[-2].max_length
+    return 0 if search.weights is None and own is None else search.trained_length
+
+
+def _require_beyond(kept: int, reach: int) -> None:
+    """Raise LongRopeError where a fine-tuning's rows would be computed under an earlier window than the target's."""
+    if reach <= kept:
+        raise LongRopeError(
+            f"expected rows that reach beyond {kept} tokens, for which the scaling keeps the window of before; found "
+            f"{reach}",
+            code="not-longer",
+            hint="give a larger `length`, or `skip_to`",
+        )
 
 
 def _require(package: str, extra: str) -> None:
@@ -198,7 +221,7 @@ def _check_training(
 
 
 def _check_evaluation(
-    loaded: LoadedModel, stage: EvaluateStage, step: Step, sources: Sequence[TextSource], seen: dict[str, str]
+    loaded: LoadedModel, stage: EvaluateStage, step: Step, sources: Sequence[TextSource], seen: set[str]
 ) -> None:
     for name in stage.against:
         check_baseline(name)

@@ -22,6 +22,7 @@ from longrope.recipes.check import stage_field, stage_texts
 from longrope.recipes.graph import Step
 from longrope.recipes.schema import STAGES, Recipe
 from longrope.report.run import figures_folder
+from longrope.rope.scaling import numbers_sha256
 from longrope.run_files import FINETUNE_IDENTITY, LOCK, RECIPE, REPORT, RESULT, SCALING, SEARCH_LOG, STAGE
 from longrope.settings import Settings
 from longrope.storage import check_output_folder, json_ready, read_json, refuse_links, write_json_atomic
@@ -51,6 +52,8 @@ class RunFolder:
             "device": loaded.options.device,
             "versions": versions(),
         }
+        if loaded.checkpoint_scaling is not None:
+            identity["scaling_sha256"] = numbers_sha256(loaded.checkpoint_scaling)
         stages = {}
         for step in steps:
             texts = stage_texts(loaded.name, recipe, step.stage)
@@ -111,7 +114,10 @@ class RunFolder:
         if found is None:
             check_output_folder(self.path)
             return
-        if differing := sorted(key for key, value in self.identity.items() if found.get(key) != value):
+        wanted = dict(self.identity)
+        if "scaling_sha256" not in found:  # a run from before it was recorded goes on
+            wanted.pop("scaling_sha256", None)
+        if differing := sorted(key for key, value in wanted.items() if found.get(key) != value):
             raise LongRopeError(
                 f"the run in {self.path} is another one (it differs in {', '.join(differing)}); nothing is overwritten",
                 code="other-run",

@@ -93,7 +93,8 @@ class _Run:
     def __init__(self, stages: Stages, count: int) -> None:
         self.stages, self.out, self.count = stages, stages.out, count
         self.model = stages.base.name
-        self.scaling = stages.base.checkpoint_scaling
+        own = stages.base.checkpoint_scaling
+        self.scaling = None if own is None else own.with_provenance(model=self.model)
         self.provenance: dict[str, Any] = {}
         self.hashes: dict[str, dict[str, str]] = {}
 

@@ -149,7 +149,8 @@ class Stages:
         output = folder / EVALUATION
         loaded = self._open(step, stage)
         compared = ORIGINAL in stage.against or any(SUITES[name].with_original for name in stage.suites)
-        before = open_model(self.base.name, options=loaded.options) if step.weights is not None and compared else None
+        extended = step.weights is not None or self.base.checkpoint_scaling is not None
+        before = open_model(self.base.name, options=loaded.options) if extended and compared else None
         evaluate(
             loaded,
             data=stage_sources(self.base.name, self.recipe, stage),

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
-from longrope.input_files import LARGEST_JSON, refuse_special
+from longrope.input_files import LARGEST_RECORD, refuse_special
 from longrope.rope.geometry import RopeGeometry
 from longrope.run_files import SCALING
 from longrope.storage import sha256_text, write_json_atomic
@@ -276,7 +276,7 @@ class RopeScaling:
     @classmethod
     def load(cls, path: Path | str) -> RopeScaling:
         """Read what `save` wrote. Raises LongRopeError, with the path, when that is not a scaling."""
-        refuse_special(path, LARGEST_JSON)
+        refuse_special(path, LARGEST_RECORD)
         try:
             text = Path(path).read_bytes().decode("utf-8")
         except OSError as error:

@@ -47,7 +47,7 @@ from longrope.train.config import FinetuneConfig
 from longrope.train.lora import require_low_rank, with_lora
 from longrope.train.loss import FusedLoss, chunked_loss, fused_loss, require_documents_apart
 from longrope.train.memory import require_room
-from longrope.train.output import FinetuneResult, FinishedTraining
+from longrope.train.output import FinetuneResult, FinishedTraining, require_nameable
 from longrope.train.placement import load_options, require_places
 from longrope.train.resume import check_run_folder, claimed, last_sealed
 from longrope.train.trainer import data_parallel, make_trainer, training_arguments
@@ -286,6 +286,7 @@ def packed_rows(
         long_from=config.long_from,
         long_to=config.long_to,
     )
+    require_nameable(rows)
     for document in rows.documents:
         check_vocabulary(loaded, torch.from_numpy(document.ids.copy()))
     return rows

@@ -10,7 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.data.packing import PackedRows
-from longrope.models.checkpoint_files import copy_companions
+from longrope.errors import LongRopeError
+from longrope.input_files import LARGEST_RECORD
+from longrope.models.checkpoint_files import RECORD, copy_companions
 from longrope.models.dequantised import model_folder
 from longrope.models.loading import LoadedModel
 from longrope.provenance import record
@@ -22,6 +24,19 @@ from longrope.train.config import FinetuneConfig
 from longrope.train.resume import remove_checkpoints, saving
 from longrope.train.trainer import WindowTrainer
 from longrope.written import note, sha256_file, temporary_folder
+
+MOST_DOCUMENTS = 2_000_000
+"""The most documents of a run: its results name each, in files that are read at once (LARGEST_RECORD)."""
+
+
+def require_nameable(rows: PackedRows) -> None:
+    """Raise LongRopeError (`too-large`) for rows from more documents than results can name."""
+    if (found := len(rows.document_hashes)) > MOST_DOCUMENTS:
+        raise LongRopeError(
+            f"expected rows from at most {MOST_DOCUMENTS} documents, each of which the result names; found {found}",
+            code="too-large",
+            hint="give fewer `steps`, or longer documents",
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +57,7 @@ class FinetuneResult:
     def load(cls, folder: str | Path) -> FinetuneResult:
         """Read the result of the run in `folder`. Raises LongRopeError when the run is not finished."""
         folder = Path(folder)
-        summary = read_json(folder / FINETUNE_SUMMARY)
+        summary = read_json(folder / FINETUNE_SUMMARY, LARGEST_RECORD)
         return cls(RopeScaling.load(folder / SCALING), folder / SCALING, Path(summary["checkpoint"]), summary)
 
     def save(self, folder: str | Path) -> None:
@@ -161,6 +176,7 @@ class FinishedTraining:
         with model_folder(self.loaded.name, weights=False) as source:
             copy_companions(source, folder)
             config = read_json(source / "config.json")
+        config.pop(RECORD, None)  # of an export that was trained on: these are no longer its weights
         name = str(dtype).removeprefix("torch.")
         config |= {key: name for key in ("dtype", "torch_dtype") if key == "dtype" or key in config}
         write_json_atomic(folder / "config.json", config)
