@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from longrope.errors import LongRopeError
 from longrope.evaluation.held_out import seen_documents
 from longrope.evaluation.results import EvalResults
-from longrope.export.source import find_source
+from longrope.export.source import find_source, measured_stages
 from longrope.models.checkpoint_files import RECORD
 from longrope.models.loading import LoadedModel, open_model
 from longrope.recipes.run import run_recipe
@@ -89,6 +89,7 @@ def test_the_card_of_a_recipes_export(runs: Path, loaded: LoadedModel) -> None:
     for card, trainings in ((once, 1), (twice, 2)):
         assert card.count("\n- 3 steps of rows of 256 tokens, mix long") == trainings
         assert "Nothing was trained" not in card
+        assert ("Nothing had been measured" in card) == (card is once)
         assert f"# {Path(loaded.name).name}, fine-tuned, with" in card
         assert "\nMethod: longrope.\n" in card
         assert "\n- search and export: `" in card
@@ -104,7 +105,9 @@ def test_measured_and_exported_as_it_is(extended: Path, tmp_path: Path) -> None:
     assert done.scaling.windows == windows
     assert RopeScaling.load(tmp_path / "run/02-export/scaling.json").windows == windows
     assert EvalResults.load(tmp_path / "run/01-evaluate/eval.json").rows
-    assert find_source(tmp_path / "run").model == str(extended)
+    found = find_source(tmp_path / "run")
+    assert found.model == str(extended)
+    assert tuple(found.evidence) == EvalResults.load(tmp_path / "run/01-evaluate/eval.json").rows
 
 
 def test_compared_with_the_model_as_it_came(extended: Path, tmp_path: Path) -> None:
@@ -160,3 +163,14 @@ def test_a_run_that_was_moved_is_exported_with_its_own_weights(
     assert find_source(tmp_path / "kept/tuned").model == str(tmp_path / "kept/tuned/checkpoint")
     shutil.copytree(runs / "whole", tmp_path / "kept/whole")
     assert find_source(tmp_path / "kept/whole").model == str(tmp_path / "kept/whole/03-finetune-256")
+
+
+def test_a_card_has_what_was_measured_of_these_weights(runs: Path) -> None:
+    """Not what was measured before they were trained on under the same scaling, nor of another one."""
+    further, rows = runs / "further", EvalResults.load(runs / "further/02-evaluate/eval.json").rows
+    scaling = RopeScaling.load(further / "scaling.json")
+    assert rows == tuple(measured_stages(further, scaling, "01-finetune-256", "03-export"))
+    assert rows == tuple(measured_stages(further, scaling))
+    assert measured_stages(further, scaling, "03-export") == measured_stages(further, scaling, end="02-evaluate") == []
+    other = replace(scaling, windows=(replace(scaling.windows[-1], attention_factor=1.5),))
+    assert measured_stages(further, other) == []

@@ -342,7 +342,8 @@ def _needles(rows: Sequence[EvalRow]) -> list[EvalRow]:
 def _table(title: str, rows: Sequence[EvalRow]) -> str:
     lengths = sorted({row.length for row in rows})
     names = list(dict.fromkeys(row.scaling for row in rows))
-    trials = max(row.trials for row in rows)
+    fewest, most = (pick(row.trials for row in rows) for pick in (min, max))
+    trials = f"{most}" if fewest == most else f"{fewest} to {most}"
     cells = {(row.scaling, row.length): row for row in rows}
     text = f"{plain(title.capitalize())}, by length in tokens ({trials} trials, ± the standard error over them):\n\n"
     text += "| method | " + " | ".join(map(str, lengths)) + " |\n|---|" + "---|" * len(lengths) + "\n"

@@ -5,11 +5,13 @@ longrope export run/ --to hf -o extended/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.evaluation.results import EvalRow
 from longrope.export.card import Serving
 from longrope.export.config import GGUF, NONE, ExportConfig
 from longrope.export.hf import export_hf
@@ -78,6 +80,7 @@ def export_checkpoint(
     push: str | None = None,
     trust_remote_code: bool = False,
     target_length: int | str | None = None,
+    evidence: Sequence[EvalRow] = (),
 ) -> ExportResult:
     """Write `model` with the longer window of `scaling` to `output_dir`, reload it and compare its logits.
 
@@ -89,7 +92,8 @@ def export_checkpoint(
     `config=ExportConfig(target=…)`: hf (the default), hf-unified, phi3 or gguf. `original_length`, such as 4096 or "4k"
     tokens, goes before the window that the model's config states. The proof of a folder runs on `device`, by default
     `auto`. `push` is a repository on the hub, owner/name, to which the proved export is uploaded with huggingface_hub's
-    own token: a new private one, or one that has files already, which gets a pull request.
+    own token: a new private one, or one that has files already, which gets a pull request. `evidence` are rows of an
+    evaluation for the model card, beside those of a run.
 
     Raises LongRopeError when something cannot be exported exactly (`not-expressible`, unless `config.allow_lossy`),
     when the reloaded checkpoint computes other frequencies or logits (`differs`), when the model or the scaling is
@@ -122,6 +126,7 @@ def export_checkpoint(
     target_tokens = None if target_length is None else parse_length(target_length)
     stated = None if original_length is None else parse_length(original_length)
     source = find_source(model, scaling, stated, target_tokens, trust_remote_code=trust_remote_code)
+    source = replace(source, evidence=[*source.evidence, *evidence])
     done = _exported(source, output, config, device or AUTO, trust_remote_code)
     if destination is None:
         return done

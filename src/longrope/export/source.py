@@ -13,8 +13,8 @@ from longrope.models.checkpoint_files import resolve
 from longrope.models.loading import config_and_scaling, load_config
 from longrope.rope.closed_form_scalings import FORMULAS
 from longrope.rope.geometry import RopeGeometry
-from longrope.rope.scaling import RopeScaling
-from longrope.run_files import CHECKPOINT, EVALUATION, FINETUNE_SUMMARY, RECIPE, SCALING, SEARCH_LOG
+from longrope.rope.scaling import RopeScaling, numbers_sha256
+from longrope.run_files import CHECKPOINT, EVALUATION, FINETUNE_SUMMARY, RECIPE, SCALING, SEARCH_LOG, STAGE
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,29 @@ def _source_of_run(
     scaling, scaling_path = _read(path if given is None else given)
     evidence: list[EvalRow] = []
     notes = []
-    if given is None and (folder / EVALUATION).is_file():
+    if given is None:
         try:
-            evidence = list(EvalResults.load(folder / EVALUATION).rows)
+            if (folder / EVALUATION).is_file():
+                evidence = list(EvalResults.load(folder / EVALUATION).rows)
+            evidence += measured_stages(folder, own, Path(str(model)).name)
         except LongRopeError as error:
             notes.append(f"the run's measurements are left out of the model card: {one_line(error)}")
     # The run was made with this original length, stated or given.
     original_length = original_length or own.geometry.original_length
     return ExportSource(model, scaling, scaling_path, original_length, evidence, notes)
+
+
+def measured_stages(run: Path, scaling: RopeScaling, weights: str = "", end: str | None = None) -> list[EvalRow]:
+    """The rows of a recipe's evaluate stages about `scaling`: of those behind the stage `weights`, which trained what is
+    exported, and before the stage `end`. Raises LongRopeError for a result that cannot be read.
+    """
+    rows: list[EvalRow] = []
+    for folder in sorted(run.glob("[0-9]*-evaluate")):
+        after = not (run / weights).is_dir() or folder.name > weights
+        finished = after and (end is None or folder.name < end) and (folder / STAGE).is_file()
+        if finished and numbers_sha256(RopeScaling.load(folder / SCALING)) == numbers_sha256(scaling):
+            rows += EvalResults.load(folder / EVALUATION).rows
+    return rows
 
 
 def _model_of_run(folder: Path, recorded: object) -> object:

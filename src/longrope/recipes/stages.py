@@ -172,6 +172,7 @@ class Stages:
     def _export(self, step: Step, stage: ExportStage, folder: Path, scaling: RopeScaling) -> dict[str, Any]:
         from longrope.export.config import GGUF, ExportConfig
         from longrope.export.export import export_checkpoint
+        from longrope.export.source import measured_stages
 
         scaling.save(folder / SCALING)
         done = export_checkpoint(
@@ -182,5 +183,6 @@ class Stages:
             config=ExportConfig(fold_attention_factor=stage.fold_attention_factor, allow_lossy=stage.allow_lossy),
             original_length=self.base.options.original_length,
             trust_remote_code=self.base.options.trust_remote_code,
+            evidence=measured_stages(self.out, scaling, step.weights or "", step.folder),
         )
         return {"checkpoint": str(done.path), "to": stage.to, "losses": done.unsupported, "notes": done.notes}
