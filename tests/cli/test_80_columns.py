@@ -35,6 +35,26 @@ def at_80(wide_output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.output, "width", 80)
 
 
+def test_benchmarks_by_shots_and_filter(capsys):
+    """The best is the lowest where lm-eval says that lower is better."""
+
+    def row(name, metric, value, **detail):
+        return EvalRow("retention", name, 256, metric, value, 0.0, 3, detail)
+
+    rows = []
+    for name, shift in (("original", 0.0), ("longrope", 0.1)):
+        rows.append(row(name, "bits_per_byte,none", 0.5 + shift, task="own", higher_is_better=False))
+        rows += [row(name, "acc,none", 0.2 + shift, task="arc", shots=n, higher_is_better=True) for n in (0, 25)]
+        rows += [row(name, f"match,{kind}", 0.3 + shift, task="gsm8k") for kind in ("strict", "flexible")]
+    show_evaluation(rows)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    said = " ".join(word for line in lines for word in line)
+    for title in ("own bits_per_byte", "arc:0 acc", "arc:25 acc", "match (strict)", "match (flexible)"):
+        assert title in said, title
+    best = [line[0] for line in lines if line for word in line if word.endswith("*")]
+    assert (best.count("original"), best.count("this")) == (1, 4)
+
+
 @pytest.fixture
 def llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The config of Llama 3 8B in a folder of the current directory."""

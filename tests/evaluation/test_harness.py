@@ -90,13 +90,14 @@ def test_the_applied_scaling_is_what_lm_eval_measures(
         assert row.value == pytest.approx(nll / size / math.log(2), rel=1e-4)
         assert (row.suite, row.scaling, row.length, row.trials) == ("retention", method.name, WINDOW, 3)
         assert row.metric == "bits_per_byte,none"
-        assert row.detail == {"task": "own_texts"}
+        assert row.detail == {"task": "own_texts", "higher_is_better": False}
     assert tiny().rotaries[0].pinned is None
 
 
 def test_shots_limit_and_standard_error(harness: Harness, choices: HarnessTask, capfd) -> None:
     (row,) = harness.measure(tiny(), tiny_tokenizer(), choices, none(), length=WINDOW, limit=5, batch_size=2)
     assert row.metric == "acc,none"
+    assert row.detail == {"task": "own_choices", "shots": 2, "higher_is_better": True}
     assert row.trials == 5
     assert row.value == 1.0
     assert row.stderr == 0.0

@@ -17,7 +17,7 @@ import torch
 
 from longrope.data.books import read_book
 from longrope.data.sources import read_all
-from longrope.evaluation import passkey
+from longrope.evaluation import harness, passkey
 from longrope.evaluation.config import SUITE_NAMES, EvalConfig, HarnessTask
 from longrope.evaluation.held_out import seen_documents
 from longrope.evaluation.perplexity import perplexity
@@ -340,6 +340,47 @@ def test_retention_compares_short_texts_with_the_original_model(loaded: LoadedMo
     assert rows["original", "perplexity"] == rows["longrope", "perplexity"] < rows["pi", "perplexity"]
     assert rows["pi", "top1_agreement"] < 0.9
     assert {row.length for row in found.rows} == {256}
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HarnessTask:
+    """A task file with two solved examples, and in lm-eval's place one result."""
+    asked = HarnessTask(str(tmp_path / "own.yaml"), 2)
+    Path(asked.name).write_text("task: own")
+
+    class Answers:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def measure(self, _scaled: Any, _tokenizer: Any, task: HarnessTask, method: Any, **more: Any) -> list[Any]:
+            found = {"results": {"own": {"acc,none": 0.5}}, "n-samples": {"own": {"effective": 3}}}
+            return harness._rows(found, task, method.name, more["length"])
+
+    monkeypatch.setattr(harness, "Harness", Answers)
+    return asked
+
+
+def test_another_version_of_a_task_file_is_another_evaluation(
+    loaded: LoadedModel, texts: list[str], benchmark: HarnessTask, tmp_path: Path
+) -> None:
+    output, config = tmp_path / "eval.json", EvalConfig(samples=2, tasks=(benchmark,))
+    options: dict[str, Any] = {"suites": "retention", "baselines": [], "lengths": (), "config": config}
+    run(loaded, texts, **options, output=output)
+    output.unlink()
+    Path(benchmark.name).write_text("task: own\ndescription: other")
+    with refused("other-run", "suites differ"):
+        run(loaded, texts, **options, output=output, resume=True)
+
+
+def test_a_benchmark_of_two_suites_is_measured_once(
+    loaded: LoadedModel, texts: list[str], benchmark: HarnessTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other numbers of solved examples it is another measurement."""
+    monkeypatch.setattr(harness, "OPEN_LLM", (benchmark,))
+    config = EvalConfig(samples=2, tasks=(benchmark, replace(benchmark, shots=0)))
+    found = run(loaded, texts, suites=("retention", "open-llm"), baselines=[], lengths=(), config=config)
+    details = [row.detail for row in found.rows if row.metric == "acc,none" and row.scaling == "longrope"]
+    assert details == [{"task": "own", "shots": 2}, {"task": "own", "shots": 0}]
 
 
 def test_the_original_may_be_another_model(loaded: LoadedModel, texts: list[str]) -> None:

@@ -181,9 +181,8 @@ def run_tasks(
                 if log is not None:
                     log.append(result)
                 done[result.key] = result
-    return [
-        done[_key(task, method)] for suite in suites for method in _methods(suite, comparison) for task in suite.tasks()
-    ]
+    keys = [_key(task, method) for suite in suites for method in _methods(suite, comparison) for task in suite.tasks()]
+    return [done[key] for key in dict.fromkeys(keys)]  # two suites may have a task in common
 
 
 def _methods(suite: Suite, comparison: Comparison) -> list[Method]:

@@ -118,7 +118,7 @@ class Harness:
                 raise LongRopeError(
                     f"lm-eval cannot run {task.name}: {one_line(error)}", code="runtime-fault"
                 ) from error
-        return _rows(found, task.name, method.name, length)
+        return _rows(found, task, method.name, length)
 
 
 @contextmanager
@@ -151,11 +151,17 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _rows(found: dict[str, Any], name: str, scaling: str, length: int) -> list[EvalRow]:
-    """The rows of the task or group `name`, or of every task that its file or tag stands for."""
+def _rows(found: dict[str, Any], asked: HarnessTask, scaling: str, length: int) -> list[EvalRow]:
+    """The rows of the task or group `asked`, or of every task that its file or tag stands for.
+
+    Their detail has the task, the solved examples where they were asked for, and `higher_is_better` where lm-eval says
+    it.
+    """
+    shots = {} if asked.shots is None else {"shots": asked.shots}
     counts = {task: count["effective"] for task, count in found["n-samples"].items()}
     rows = []
-    for task in [name] if name in found["results"] else found["results"]:
+    for task in [asked.name] if asked.name in found["results"] else found["results"]:
+        directions = found.get("higher_is_better", {}).get(task) or {}
         own = found["results"][task]
         trials = counts.get(task, sum(counts.values()))  # a group has the questions of all its tasks
         for metric, value in own.items():
@@ -164,7 +170,10 @@ def _rows(found: dict[str, Any], name: str, scaling: str, length: int) -> list[E
                 continue
             stderr = own.get(f"{base}_stderr,{chosen}")
             known = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
-            rows.append(EvalRow(RETENTION, scaling, length, metric, float(value), known, trials, {"task": task}))
+            said = directions.get(base)
+            better = {"higher_is_better": said} if isinstance(said, bool) else {}
+            detail = {"task": task, **shots, **better}
+            rows.append(EvalRow(RETENTION, scaling, length, metric, float(value), known, trials, detail))
     return rows
 
 

@@ -205,6 +205,27 @@ def row_from_json(row: Any) -> EvalRow:
     return EvalRow(**values)
 
 
+def shown_measures(rows: Sequence[EvalRow]) -> list[tuple[str, str]]:
+    """(task, metric) of each row of lm-eval's tasks, to show; ("", metric) of other rows.
+
+    The task is `NAME:SHOTS` where it was measured with several numbers of solved examples, the metric `METRIC (FILTER)`
+    where several filters of replies give one.
+    """
+    shots: dict[str, set[str]] = {}
+    filters: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        task, (metric, _, chosen) = str(row.detail.get("task", "")), row.metric.partition(",")
+        shots.setdefault(task, set()).add(str(row.detail.get("shots")))
+        filters.setdefault((task, metric), set()).add(chosen)
+    found = []
+    for row in rows:
+        task, (metric, _, chosen) = str(row.detail.get("task", "")), row.metric.partition(",")
+        several, given = len(filters[task, metric]) > 1, row.detail.get("shots")
+        name = task if given is None or len(shots[task]) == 1 else f"{task}:{given}"
+        found.append((name, f"{metric} ({chosen})" if several else metric))
+    return found
+
+
 def values_by_length(rows: Sequence[EvalRow], scaling: str, metric: str = "perplexity") -> dict[int, float]:
     """length -> value of one method, in the order measured."""
     return {row.length: row.value for row in rows if row.scaling == scaling and row.metric == metric}

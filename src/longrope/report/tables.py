@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from longrope.evaluation.results import EvalRow
+from longrope.evaluation.results import EvalRow, shown_measures
 from longrope.evaluation.verdict import best_by_length, headline_cells
 from longrope.report.numbers import NOTHING, Cell, count, fixed, per_cent, share, with_error
 from longrope.report.styles import MethodStyle, Shown
@@ -214,13 +214,13 @@ def effective_lengths(rows: Sequence[EvalRow], shown: Shown) -> Table:
 
 def retention(rows: Sequence[EvalRow], shown: Shown) -> Table:
     """A line per measure, a column per method, and the change against the original model."""
-    measures = list(dict.fromkeys((str(row.detail.get("task", "")), row.metric, row.length) for row in rows))
-    values = {(row.scaling, str(row.detail.get("task", "")), row.metric, row.length): row for row in rows}
+    measures: dict[tuple[str, str, int], dict[str, EvalRow]] = {}
+    for row, (task, metric) in zip(rows, shown_measures(rows), strict=True):
+        measures.setdefault((task, metric, row.length), {})[row.scaling] = row
     present = _among(rows, shown)
     lines = []
-    for task, metric, length in measures:
-        original = values.get((ORIGINAL, task, metric, length))
-        cells = [_kept(values.get((one.name, task, metric, length)), original) for one in present]
+    for (task, metric, length), values in measures.items():
+        cells = [_kept(values.get(one.name), values.get(ORIGINAL)) for one in present]
         lines.append(Line(_measure(task, metric, length), tuple(cells)))
     caption = "Short texts, ± one standard error; in parentheses the change against the original model."
     return Table(caption, ("measure", *(one.label for one in present)), tuple(lines))
@@ -236,11 +236,9 @@ def _kept(row: EvalRow | None, original: EvalRow | None) -> Cell:
 
 
 def _measure(task: str, metric: str, length: int) -> str:
-    if metric == "perplexity":
+    if not task and metric == "perplexity":
         return f"perplexity, {format_length(length)} tokens"
-    if metric == "top1_agreement":
-        return "same most likely token (share)"
-    return f"{task}: {metric.partition(',')[0]}"
+    return f"{task}: {metric}" if task else "same most likely token (share)" if metric == "top1_agreement" else metric
 
 
 def _among(rows: Iterable[EvalRow], shown: Shown) -> list[MethodStyle]:

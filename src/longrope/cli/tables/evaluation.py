@@ -93,17 +93,18 @@ def _effective_lengths(rows: Sequence[EvalRow]) -> None:
 
 def _retention(rows: Sequence[EvalRow]) -> bool:
     """Print short-context quality: a column for each metric and benchmark; True if something is marked as the best."""
+    from longrope.evaluation.results import shown_measures
     from longrope.evaluation.verdict import LOWER_IS_BETTER, Measured, rank_methods
 
-    def column(row: EvalRow) -> str:
-        return f"{row.detail['task']} {row.metric.partition(',')[0]}" if row.detail else row.metric.replace("_", " ")
-
-    columns = {column(row): row.metric for row in rows}
+    columns: dict[str, list[EvalRow]] = {}
+    for row, (task, metric) in zip(rows, shown_measures(rows), strict=True):
+        columns.setdefault(f"{task} {metric}" if task else metric.replace("_", " "), []).append(row)
     labels = _labels(list(dict.fromkeys(row.scaling for row in rows)))
     texts: dict[str, list[str]] = {name: [] for name in labels}
-    for title, metric in columns.items():
-        cells = {row.scaling: Measured.of(row) for row in rows if column(row) == title}
-        ranking = rank_methods(cells, lower_is_better=metric in LOWER_IS_BETTER)
+    for own in columns.values():
+        cells, metric = {row.scaling: Measured.of(row) for row in own}, own[0].metric
+        higher = own[0].detail.get("higher_is_better", metric not in LOWER_IS_BETTER)
+        ranking = rank_methods(cells, lower_is_better=not higher)
         for name in texts:
             cell = _plus_minus(cells.get(name), 2 if metric == "perplexity" else 3)
             texts[name].append(_marked(cell, ranking is not None and name in ranking.winners, len(labels) > 1))
