@@ -29,6 +29,7 @@ from longrope.evaluation.task_files import refuse_code, sandboxed_templates
 from longrope.models.finite import require_finite_logits
 from longrope.models.scaled import ScaledModel
 from longrope.rope.baselines import Method
+from longrope.written import sha256_file
 
 RETENTION = "retention"
 """The suite that the rows of all benchmarks belong to."""
@@ -209,9 +210,11 @@ class BenchmarkSuite(Suite):
     def settings(self) -> dict[str, Any]:
         if not self.benchmarks:
             return {"length": self.length}
+        files = {task.name: sha256_file(Path(task.name)) for task in self.benchmarks if task.is_file}
         return {
             "length": self.length,
             "tasks": list(map(str, self.benchmarks)),
+            **({"task_files_sha256": files} if files else {}),
             "task_limit": self.context.config.task_limit,
             "task_batch": self.context.config.task_batch,
             "lm_eval": metadata.version("lm-eval"),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
+from longrope.evaluation.base import TextContext
 from longrope.evaluation.config import RULER_TASKS as TASKS
+from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.results import EvalRow
 from longrope.evaluation.ruler import suite as module
 from longrope.evaluation.ruler import words
 from longrope.evaluation.ruler.suite import (
+    RulerSuite,
     effective_lengths,
     means,
     measure_ruler,
@@ -22,6 +27,16 @@ from longrope.evaluation.ruler.suite import (
 from longrope.evaluation.ruler.tasks import draw_task
 from tests.evaluation.embedded import key, none, tiny, tiny_tokenizer, tokenized
 from tests.evaluation.tiny import refused
+
+
+def test_settings_tell_versions_of_the_questions_apart(tmp_path: Path) -> None:
+    path, found = tmp_path / "dev.json", []
+    for text in ("Who?", "When?"):
+        asked = {"question": text, "answers": [{"text": "a"}]}
+        path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "text", "qas": [asked]}]}]}))
+        config = EvalConfig(ruler_tasks=("qa_1",), qa_file=path)
+        found.append(RulerSuite(TextContext(tiny_tokenizer(), [600], [], 0, config)).settings())
+    assert found[0] != found[1]
 
 
 def test_string_matching() -> None:

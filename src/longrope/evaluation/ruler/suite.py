@@ -178,7 +178,8 @@ class RulerSuite(Suite):
         config = self.context.config
         chosen = {"trials": config.trials, "tasks": list(config.chosen_ruler_tasks)}
         words = {"wonderwords": metadata.version("wonderwords"), "words_sha256": words_sha256()}
-        return {**chosen, "threshold": config.threshold, "share": config.share, **words}
+        asked = {} if self.questions is None else {"questions_sha256": self.questions.sha256}
+        return {**chosen, "threshold": config.threshold, "share": config.share, **asked, **words}
 
     def tasks(self) -> Iterator[EvalTask]:
         for length in self.context.lengths:
