@@ -218,6 +218,15 @@ def test_the_head_says_when_how_long_on_what_and_with_which_code(tmp_path):
     )
 
 
+def test_a_server_is_what_computed_its_numbers(tmp_path):
+    measured = runs.evaluation(["perplexity"], server="http://box:8000/v1")
+    measured.provenance.update(processor="Laptop CPU", gpu="1 × small")
+    path = runs.write_evaluation(tmp_path / "eval.json", measured)
+    (chapter,) = build(collect([path])).chapters
+    assert {fact.term: fact.lines for fact in chapter.about}["Computed on"] == ("http://box:8000/v1",)
+    assert not {"Machine", "Processor", "GPU"} & {fact.term for fact in chapter.facts}
+
+
 def test_a_browser_shows_the_value_of_a_point(full_page):
     figure = re.search(r'id="perplexity".*?<svg.*?</svg>', full_page.read_text("utf-8"), re.DOTALL)[0]
     titles = re.findall(r"<title>(.*?)</title>", figure)

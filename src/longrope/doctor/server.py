@@ -215,7 +215,9 @@ def diagnose_server(
             hint="give the scaling.json that the server should apply as `expect`",
         )
     asked = Server(server, options or ServerOptions())
-    notes = [] if asked.check_tokenizer(loaded.tokenizer) else ["the server does not tell its tokens: not compared"]
+    notes: list[str] = []
+    if not asked.check_tokenizer(loaded.tokenizer):
+        notes += asked.warnings or ["the server does not tell its tokens: not compared"]
     chosen = _lengths(scaling, asked, lengths, notes)
     texts = _texts(loaded, max(chosen))
     callbacks.on_device(says_where(loaded.model))

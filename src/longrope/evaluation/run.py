@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,10 @@ def evaluate(
                 options=server,
                 callbacks=callbacks,
             )
+            results = replace(results, provenance=record() | finished(started))
+            results.require_finite()
             if path is not None:
-                results.save(path)
+                keep_or_write_json(path, results.to_json(), but=_NAMED)
             return results
         if server not in (None, ServerOptions()):
             raise LongRopeError(

@@ -20,6 +20,7 @@ METHODS = {
     "cma": "CMA-ES on the gradient search's parametrisation",
 }
 OBJECTIVES = {"perplexity": "perplexity", "needle": "the answers about hidden needles"}
+_MACHINE = ("machine", "processor", "gpu")
 _ELSEWHERE = {"model", "model_fingerprint", "documents", "document_sha256", "samples_sha256", "warnings"}
 
 
@@ -81,8 +82,8 @@ def about(run: Run) -> list[Fact]:
 
 
 def _machines(origins: dict[str, dict[str, Any]]) -> Iterable[str]:
-    """The GPU where there is one, else the processor, each once."""
-    found = (one.get("gpu") or one.get("processor") for one in origins.values())
+    """The server where one was measured, else the GPU where there is one, else the processor, each once."""
+    found = (one.get("server") or one.get("gpu") or one.get("processor") for one in origins.values())
     yield from dict.fromkeys(str(name) for name in found if name)
 
 
@@ -139,11 +140,15 @@ def facts(run: Run) -> list[Fact]:
 
 
 def _origins(run: Run) -> dict[str, dict[str, Any]]:
-    """File name -> the record of `provenance.record()` in it."""
+    """File name -> the record of `provenance.record()` in it; of a server its address, not the machine that asked it."""
     origins: dict[str, dict[str, Any]] = {}
     if run.scaling is not None:
         origins[SCALING] = run.scaling.provenance
-    origins |= {file: evaluation.provenance for file, evaluation in run.evaluations.items()}
+    for file, evaluation in run.evaluations.items():
+        origins[file], address = evaluation.provenance, evaluation.settings.get("server")
+        if address is not None:
+            kept = {name: value for name, value in evaluation.provenance.items() if name not in _MACHINE}
+            origins[file] = kept | {"server": address}
     if run.extension is not None:
         origins[EXTENSION] = run.extension.provenance
     return origins

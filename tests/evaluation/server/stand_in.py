@@ -26,6 +26,8 @@ class StandIn:
         self.models = ["tiny"]
         self.logprobs = True
         self.tokenize = True
+        self.no_tokens = 404
+        """The status of its answer where it does not tokenize."""
         self.repetition_penalty = 1.0
         """The penalty of the served generation_config.json."""
         self.logprob_token_ids = True
@@ -107,7 +109,7 @@ def serving(stand_in: StandIn) -> Iterator[str]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path == "/tokenize":
                 tokens = tiny_tokenizer().encode(body["prompt"], add_special_tokens=False)
-                self.answer(200, {"tokens": tokens}) if stand_in.tokenize else self.answer(404, {})
+                self.answer(200, {"tokens": tokens}) if stand_in.tokenize else self.answer(stand_in.no_tokens, {})
                 return
             stand_in.asked.append(body)
             failure = stand_in.failures.pop(0) if stand_in.failures else None

@@ -208,6 +208,30 @@ def test_another_tokenizer_is_found_out(stand_in: StandIn, address: str, monkeyp
     assert not server.check_tokenizer(tiny_tokenizer())
 
 
+def test_tokens_that_could_not_be_compared_are_a_warning(stand_in: StandIn, address: str, text: str) -> None:
+    """A server without the question is no fault, and any other answer is not its "does not tell"."""
+    stand_in.tokenize = False
+    assert "warnings" not in ask(address, text, suites="passkey", lengths=[256]).settings
+    stand_in.no_tokens = 401
+    settings = ask(address, text, suites="passkey", lengths=[256]).settings
+    assert settings["tokenizer_compared"] is False
+    (warning,) = settings["warnings"]
+    assert warning.startswith("the tokenizer was not compared with the server's: ")
+    assert "401" in warning
+
+
+def test_a_finished_run_is_left_as_it_is(address: str, text: str, tmp_path: Path) -> None:
+    output = tmp_path / "eval.json"
+    ask(address, text, suites="passkey", lengths=[256], output=output)
+    before = output.read_bytes()
+    assert {"finished", "seconds"} <= json.loads(before).keys()
+    ask(address, text, suites="passkey", lengths=[256], output=output, resume=True)
+    assert output.read_bytes() == before
+    output.write_bytes(before.replace(b'"seed": 0', b'"seed": 1'))
+    with pytest.raises(LongRopeError, match="not what this run came to"):
+        ask(address, text, suites="passkey", lengths=[256], output=output, resume=True)
+
+
 def test_no_server_is_one_line(cli: Any) -> None:
     ran = cli(
         "eval", "http://127.0.0.1:9", "--tokenizer", "tiny", "--suite", "passkey", "--lengths", "256", "--retries", 0

@@ -18,6 +18,8 @@ from longrope.data.tokens import Ids, encode
 from longrope.errors import LongRopeError, one_line
 from longrope.evaluation.server.config import ServerOptions
 
+_NO_SUCH_QUESTION = (404, 405, 501)
+"""The answers of a server that lacks a question: it does not tell, and that is no fault."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 PROBE = "The pass key is 71432. Naïve café, 3.14 — and\n\ttwo  blanks."
@@ -43,6 +45,8 @@ class Server:
         base = address.rstrip("/")
         self.address = base if base.partition("://")[2].count("/") else f"{base}/v1"
         self.options = options
+        self.warnings: list[str] = []
+        """What could not be checked, and why, for the results."""
         self._unknown: set[str] = set()
         more: dict[str, Any] = {"timeout": options.timeout, "max_retries": options.retries}
         try:
@@ -83,7 +87,8 @@ class Server:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Compare a text's tokens with the server's; False where the server does not tell them.
 
-        Raises LongRopeError where they differ: prompts would be other texts than they say.
+        Where it should, and something else goes wrong, `warnings` says it. Raises LongRopeError where the tokens
+        differ: prompts would be other texts than they say.
         """
         root = self.address.removesuffix("/v1")
         # vLLM and SGLang read the first two, llama.cpp the others.
@@ -93,8 +98,10 @@ class Server:
             answer = self._client.post(
                 f"{root}/tokenize", body=question | plain, cast_to=object, options={"max_retries": 0}
             )
-        except (self._openai.OpenAIError, ValueError):
+        except (self._openai.OpenAIError, ValueError) as error:
             answer = None
+            if getattr(error, "status_code", None) not in _NO_SUCH_QUESTION:
+                self.warnings.append(f"the tokenizer was not compared with the server's: {one_line(error)}")
         found = answer.get("tokens") if isinstance(answer, dict) else None
         if not isinstance(found, list) or not all(isinstance(token, int) for token in found):
             return False

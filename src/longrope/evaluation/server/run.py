@@ -98,6 +98,8 @@ def evaluate_server(
         "suites": {suite.name: suite.settings() for suite in prepared},
         **seen,
     }
+    if server.warnings:
+        settings["warnings"] = [*seen.get("warnings", []), *server.warnings]
     with task_log(log_file, settings | {"versions": versions()}, resume) as log:
         results = list(_run(server, prepared, log, callbacks))
     rows = [row for result in results for row in result.rows]
