@@ -140,7 +140,7 @@ def facts(run: Run) -> list[Fact]:
 
 
 def _origins(run: Run) -> dict[str, dict[str, Any]]:
-    """File name -> the record of `provenance.record()` in it; of a server its address, not the machine that asked it."""
+    """File name -> the record of `provenance.record()` in it; of a server its address for the machine that asked."""
     origins: dict[str, dict[str, Any]] = {}
     if run.scaling is not None:
         origins[SCALING] = run.scaling.provenance

@@ -260,6 +260,28 @@ def test_behind_a_books_end_comes_its_beginning() -> None:
     assert len(strange) <= 2  # where the end meets the beginning
 
 
+def in_script(text: str) -> RulerSamples:
+    """One sample of niah_single_2 in a long document of repeated `text`."""
+    ids = encode(tiny_tokenizer(), text * (4 * LENGTH // len(text) + 1))
+    document = TokenizedDocument("道", "ab" * 32, np.asarray(ids, dtype=np.int32))
+    return draw_task("niah_single_2", tiny_tokenizer(), length=LENGTH, count=1, seed=0, documents=[document])
+
+
+@pytest.mark.parametrize("text", ["道可道，非常道。名可名，非常名！", "ความรู้คู่คุณธรรม นำชีวิต "])
+def test_scripts_with_few_blanks(text: str) -> None:
+    """Chinese is cut behind its sentences, Thai at its blanks between phrases; the needle stands in the text."""
+    samples = in_script(text)
+    assert len(samples.samples[0].ids) + samples.samples[0].room >= 0.9 * LENGTH
+    before, _, after = texts(samples)[0].partition("One of the special magic")
+    assert all(part.count(text[:3]) > 1 for part in (before, after))
+
+
+def test_a_text_without_any_blank_is_refused_by_name() -> None:
+    with pytest.raises(LongRopeError, match=r"RULER's niah_single_2 .* expected 道 to have enough .* 1100") as caught:
+        in_script("道可道非常道")
+    assert caught.value.code == "too-short-text"
+
+
 def test_samples_name_their_documents() -> None:
     assert draw("niah_single_2").sources == {book().sha256: "book"}
     assert draw("niah_single_1").sources == draw("vt").sources == {}

@@ -106,8 +106,10 @@ def _draw(kind: str, rng: random.Random) -> str:
 
 
 def _between_sentences(text: str, needles: Sequence[str], rng: random.Random) -> str:
-    """The text with a needle at as many of the DEPTHS, between two sentences each."""
-    sentences = re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"”’'])\s+", text)
+    """The text with a needle at as many of the DEPTHS, between two sentences each; of one without sentences, words."""
+    sentences = re.split(r"(?<=[.!?。！？])\s+|(?<=[.!?。！？][\"”’'」』])\s+", text)
+    if len(sentences) == 1:
+        sentences = text.split(" ")
     places = sorted(int(len(sentences) * depth / 100) for depth in rng.sample(DEPTHS, len(needles)))
     pieces: list[str] = []
     begin = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,9 @@ TOO_SHORT = "too-short-length"
 """The code of the error where a task does not fit a length."""
 _ROOM = dict.fromkeys(NIAH, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}  # tokens RULER leaves for the reply
 _SPARE = 8  # tokens beyond the reference answer that a reply may take below SHORTEST
+_FULL = 0.9  # the least share of a length that a haystack of words of a document fills
+_PIECES = re.compile(r"\s+|(?<=[。！？])(?![」』”’])")
+"""What stands between two words, or behind a sentence of a script without blanks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,8 +78,8 @@ def draw_task(
 ) -> RulerSamples:
     """`count` samples of `task` with the largest haystack whose prompt and room for a reply take `length` tokens.
 
-    Raises LongRopeError, naming the task, when its shortest form does not fit `length`, or the documents or questions
-    are too few.
+    Raises LongRopeError, naming the task, when its shortest form does not fit `length`, the documents or questions are
+    too few, or a document has too few blanks to be cut to `length`.
     """
     makers, sources = _makers(task, tokenizer, length, count, seed, documents, questions)
     begin = bos_prefix(tokenizer)
@@ -100,6 +104,13 @@ def draw_task(
             sample = fit(make, tokens, length, maker.smallest, maker.largest)
         except LongRopeError as error:
             raise LongRopeError(f"RULER's {task} {error}", code=error.code) from error
+        if maker.document and tokens(sample) < _FULL * length:
+            raise LongRopeError(
+                f"RULER's {task} cuts texts between words: expected {maker.document} to have enough of them to fill "
+                f"{length} tokens, found {tokens(sample)} tokens in {maker.largest} words",
+                code="too-short-text",
+                hint="give texts with blanks between words, or `ruler_tasks` that need no text, such as niah_single_1",
+            )
         samples.append(FittedSample(joined(begin, encode(tokenizer, sample.prompt)), room(sample), sample.answers))
     return RulerSamples(task, length, tuple(samples), sources)
 
@@ -150,11 +161,12 @@ def fit(
 
 @dataclass(frozen=True)
 class _Maker:
-    """A function that makes one sample of any size from `smallest` to `largest`."""
+    """A function that makes one sample of any size from `smallest` to `largest`, of words of `document` if any."""
 
     make: Callable[[int, random.Random], Sample]
     smallest: int
     largest: int | None = None
+    document: str = ""
 
 
 def _makers(
@@ -177,8 +189,8 @@ def _makers(
             # Line ends become blanks, so `length` tokens would be too few; behind a book's end comes its beginning.
             reach = range(place.offset, place.offset + 2 * length)
             ids = by_hash[place.document_sha256].ids.take(reach, mode="wrap")
-            words = tokenizer.decode(ids.tolist()).split()[1:-1]  # the outer ones may be cut
-            makers.append(_Maker(partial(NIAH[task].make, words=words), 1, len(words)))
+            words = [word for word in _PIECES.split(tokenizer.decode(ids.tolist())) if word][1:-1]  # outer ones are cut
+            makers.append(_Maker(partial(NIAH[task].make, words=words), 1, len(words), place.document))
         return makers, {place.document_sha256: place.document for place in places}
     if task == "vt":
         solved = [_solved(tokenizer, seed, trial) for trial in range(count)]
