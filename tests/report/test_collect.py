@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from longrope.errors import LongRopeError
 from longrope.report.collect import collect
+from longrope.report.page import build
 from longrope.report.styles import OWN, method_styles
 from longrope.report.summary import headline
 from tests.report import runs
@@ -115,6 +117,28 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert len(collect([folders[0], folders[0]])) == 1
     taken = runs.write_run(tmp_path / "yarn", suites=["passkey"])
     assert [run.name for run in collect([taken])] == ["run yarn"]
+
+
+def test_a_run_that_is_called_like_a_method_of_another_keeps_its_measurements(tmp_path):
+    """A server's method has the served model's name, which a file may have too."""
+    paths = []
+    for file, method in (("a", "b"), ("b", "yarn"), ("run b", "yarn")):
+        measured = runs.evaluation(["perplexity"])
+        measured.rows[:] = [replace(row, scaling=method) for row in measured.rows if row.scaling == "yarn"]
+        paths.append(runs.write_evaluation(tmp_path / f"{file}.json", measured))
+    found = collect(paths)
+    assert not {run.name for run in found} & {"b", "yarn"}
+    assert len({run.name for run in found}) == 3
+    report = build(found)
+    assert [[one.name for one in part.exhibits] for part in report.chapters[1:]].count([]) == 0
+    assert any(line.label == "b" for line in report.chapters[1].exhibits[0].tables[0].lines)
+
+
+def test_exhibits_of_names_that_look_alike_have_names_of_their_own(tmp_path):
+    names = ("exp_1", "exp-1", "exp-1-2", "道", "名", "compared")
+    folders = [runs.write_run(tmp_path / name, suites=["passkey"]) for name in names]
+    found = [exhibit.name for exhibit in build(collect(folders)).exhibits]
+    assert len(set(found)) == len(found)
 
 
 def test_a_runtime_that_rounds_is_shown_by_its_divergence(tmp_path):

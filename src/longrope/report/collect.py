@@ -215,15 +215,20 @@ def _refuse_twice(run: Run) -> None:
 def _named_apart(runs: list[Run]) -> list[Run]:
     """Give every run a name of its own: two of the same name get their parent folder in front, or the whole path.
 
-    A run that is called like a baseline is renamed, too.
+    A run that is called like a method that any of them measured is renamed, too.
     """
-    runs = [replace(run, name=f"run {run.name}") if is_baseline(run.name) else run for run in runs]
+    methods = {OWN, *(name for run in runs for name in run.others)}
+
+    def unlike(name: str) -> str:
+        return unlike(f"run {name}") if is_baseline(name) or name in methods else name
+
+    runs = [replace(run, name=unlike(run.name)) for run in runs]
     for parts in (2, 0):
         names = [run.name for run in runs]
         if len(set(names)) == len(names):
             break
         runs = [
-            replace(run, name="/".join(run.path.resolve().with_suffix("").parts[-parts:]))
+            replace(run, name=unlike("/".join(run.path.resolve().with_suffix("").parts[-parts:])))
             if names.count(run.name) > 1
             else run
             for run in runs

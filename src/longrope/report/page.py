@@ -67,7 +67,11 @@ def build(runs: Sequence[Run]) -> Report:
         shown = method_styles([*(run.name for run in runs), *others])
         compared = {run.name for run in runs}
         rest = {name: method for name, method in shown.items() if name not in compared}
-        chapters = [_chapter(run, {OWN: replace(shown[run.name], name=OWN), **rest}, run.name) for run in runs]
+        slugs = _slugs([run.name for run in runs])
+        chapters = [
+            _chapter(run, {OWN: replace(shown[run.name], name=OWN), **rest}, run.name, slug)
+            for run, slug in zip(runs, slugs, strict=True)
+        ]
         return Report(f"{listed([run.name for run in runs])}, side by side", (_first_chapter(runs, shown), *chapters))
 
 
@@ -93,10 +97,10 @@ def _first_chapter(runs: Sequence[Run], shown: Shown) -> Chapter:
     )
 
 
-def _chapter(run: Run, shown: Shown, name: str) -> Chapter:
+def _chapter(run: Run, shown: Shown, name: str, slug: str = "") -> Chapter:
     found = exhibits(run, shown)
-    if name:
-        found = [replace(exhibit, name=f"{_slug(name)}-{exhibit.name}") for exhibit in found]
+    if slug:
+        found = [replace(exhibit, name=f"{slug}-{exhibit.name}") for exhibit in found]
     return Chapter(
         name,
         description(run),
@@ -110,9 +114,14 @@ def _chapter(run: Run, shown: Shown, name: str) -> Chapter:
     )
 
 
-def _slug(name: str) -> str:
-    """`name` as part of a file name and an anchor."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
+def _slugs(names: Sequence[str]) -> list[str]:
+    """Each of `names` as part of a file name and an anchor; what comes out alike is numbered."""
+    found = ["compared"]  # the exhibits of the first chapter
+    for name in names:
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
+        numbered = (f"{slug}-{number}" for number in range(2, len(names) + 2))
+        found.append(slug if slug not in found else next(one for one in numbered if one not in found))
+    return found[1:]
 
 
 def render(report: Report, version: str) -> str:
