@@ -33,7 +33,8 @@ TOO_SHORT = "too-short-length"
 """The code of the error where a task does not fit a length."""
 _ROOM = dict.fromkeys(NIAH, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}  # tokens RULER leaves for the reply
 _SPARE = 8  # tokens beyond the reference answer that a reply may take below SHORTEST
-_FULL = 0.9  # the least share of a length that a haystack of words of a document fills
+_FULL = 0.9  # the least share of a length that a haystack of words of a document fills; or all but one long word:
+_WORD = 64  # tokens
 _PIECES = re.compile(r"\s+|(?<=[。！？])(?![」』”’])")
 """What stands between two words, or behind a sentence of a script without blanks."""
 
@@ -104,7 +105,7 @@ def draw_task(
             sample = fit(make, tokens, length, maker.smallest, maker.largest)
         except LongRopeError as error:
             raise LongRopeError(f"RULER's {task} {error}", code=error.code) from error
-        if maker.document and tokens(sample) < _FULL * length:
+        if maker.document and tokens(sample) < min(_FULL * length, length - _WORD):
             raise LongRopeError(
                 f"RULER's {task} cuts texts between words: expected {maker.document} to have enough of them to fill "
                 f"{length} tokens, found {tokens(sample)} tokens in {maker.largest} words",
