@@ -51,3 +51,41 @@ def test_a_field_of_a_row(field: str, cli: Callable[..., Ran], tmp_path: Path) -
         if ran.code not in (0, 2) or (ran.code == 2 and not one_line):
             wrong.append((str(value)[:30], ran.code, ran.err[-300:]))
     assert not wrong
+
+
+def lengths(suite: str, metric: str, value: float, **changes: Any) -> list[dict[str, Any]]:
+    """Rows of two lengths."""
+    return [ROW | {"suite": suite, "metric": metric, "value": value, "length": n} | changes for n in (128, 256)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (lengths("passkey", "accuracy", 5.0), "value of a row (passkey accuracy) cannot be 5.0"),
+        (lengths("needle", "accuracy", 0.5), "a row (needle accuracy) needs 'depth' in its detail, found {}"),
+        (lengths("needle", "accuracy", 0.5, detail={"depth": "deep"}), "needs 'depth'"),
+        (lengths("needle", "accuracy", 0.5, detail={"depth": 0.5}, trials=0), "trials of a row"),
+        (lengths("ruler", "score", 50.0), "needs 'task'"),
+        (lengths("ruler", "score", 101.0, detail={"task": "mean"}), "value of a row"),
+        (lengths("ruler", "effective_length", 128, detail={"rule": "absolute"}), "needs 'threshold'"),
+        (lengths("perplexity", "nll", 2.0, detail={"from": 0}), "needs 'to'"),
+        (lengths("perplexity", "perplexity", 0.0), "value of a row"),
+    ],
+)
+def test_a_row_that_its_metric_cannot_have(
+    rows: list[dict[str, Any]], said: str, cli: Callable[..., Ran], tmp_path: Path
+) -> None:
+    file = tmp_path / "eval.json"
+    file.write_text(json.dumps({"schema": "longrope.eval/1", "settings": {"model": "m"}, "results": rows}))
+    ran = cli("report", file, "-o", tmp_path / "report.html")
+    assert ran.code == 2, ran.err
+    assert said in " ".join(ran.err.split())
+
+
+def test_a_name_with_dollars_is_no_formula(cli: Callable[..., Ran], tmp_path: Path) -> None:
+    file, page = tmp_path / "eval.json", tmp_path / "report.html"
+    rows = lengths("passkey", "accuracy", 0.5, scaling="$x^{$")
+    file.write_text(json.dumps({"schema": "longrope.eval/1", "settings": {"model": "m"}, "results": rows}))
+    ran = cli("report", file, "-o", page)
+    assert ran.code == 0, ran.err
+    assert "$x^{$" in page.read_text("utf-8")

@@ -22,7 +22,23 @@ from longrope.run_files import EXTENSION, SCALING, SEARCH_LOG, SEARCH_SUMMARY
 from longrope.storage import sha256_text
 from longrope.units import LONGEST
 
-_RANGES = {"length": (1, LONGEST), "trials": (0, 10**12), "value": (-1e100, 1e100), "stderr": (0, 1e100)}
+_RANGES = {"length": (1, LONGEST), "trials": (1, 10**12), "value": (-1e100, 1e100), "stderr": (0, 1e100)}
+_VALUES: dict[str, tuple[float, float]] = {
+    "accuracy": (0, 1),
+    "top1_agreement": (0, 1),
+    "perplexity": (1e-100, 1e100),
+    "score": (0, 100),
+    "effective_length": (0, LONGEST),
+}
+"""Metric -> the range of its values, where not all are possible."""
+_DETAILS: dict[str, dict[str, tuple[float, float] | None]] = {
+    "nll": {"from": (0, LONGEST), "to": (1, LONGEST)},
+    "needle accuracy": {"depth": (0, 1)},
+    "needle answer_logprob": {"depth": (0, 1)},
+    "ruler score": {"task": None},
+    "ruler effective_length": {"threshold": (0, 1e100)},
+}
+"""Metric, or suite and metric -> what the detail of a row must hold: a number in a range, or (None) a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +194,27 @@ def _load(path: Path) -> EvalResults:
     """The evaluation in a file. Raises LongRopeError, also for a number that no figure could show."""
     evaluation = EvalResults.load(path)
     for row in evaluation.rows:
-        for name, (least, most) in _RANGES.items():
+        measured = f"{row.suite} {row.metric}"
+        for name, (least, most) in (_RANGES | {"value": _VALUES.get(row.metric, _RANGES["value"])}).items():
             found = getattr(row, name)
             if found is not None and (found < least or found > most):  # NaN is neither
-                raise LongRopeError(f"{path}: {name} of a row cannot be {shown(found)}", code="damaged-file")
+                raise LongRopeError(
+                    f"{path}: {name} of a row ({measured}) cannot be {shown(found)}", code="damaged-file"
+                )
+        for name, limits in (_DETAILS.get(measured) or _DETAILS.get(row.metric) or {}).items():
+            if not _holds(row.detail.get(name), limits):
+                raise LongRopeError(
+                    f"{path}: a row ({measured}) needs {name!r} in its detail, found {shown(row.detail)}",
+                    code="damaged-file",
+                )
     return evaluation
+
+
+def _holds(found: Any, limits: tuple[float, float] | None) -> bool:
+    """True if `found` is a text or, where there are `limits`, a number within them."""
+    if limits is None:
+        return isinstance(found, str)
+    return isinstance(found, int | float) and not isinstance(found, bool) and limits[0] <= found <= limits[1]
 
 
 def _with_own_name(evaluation: EvalResults) -> EvalResults:

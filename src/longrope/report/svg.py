@@ -26,6 +26,7 @@ _SETTINGS: dict[Any, Any] = {
     # A fixed salt: the same numbers give the same bytes.
     "svg.hashsalt": "longrope",
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names are shown as they are
     "font.size": 8.5,
     "axes.labelsize": 8.5,
     "xtick.labelsize": 8,
