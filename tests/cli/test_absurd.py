@@ -84,7 +84,7 @@ NEEDS = {
     "--lora-alpha": ("--lora", "2"),
     "--threshold": ("--suite", "ruler"),
     "--share": ("--suite", "ruler"),
-    "--trials": ("--suite", "passkey"),
+    "--trials": ("--suite", "needle"),
     "--depths": ("--suite", "needle"),
     "--needles": ("--suite", "needle"),
     "--workers": (),
@@ -202,7 +202,7 @@ SUFFIX = {
 }
 WITH = {
     "--tasks": ("--suite", "retention"),
-    "--qa-file": ("--suite", "ruler", "--ruler-tasks", "qa_1"),
+    "--qa-file": ("--suite", "ruler,perplexity", "--ruler-tasks", "qa_1"),
     "--original": ("--against", "original"),
     "--gguf": ("--to", "gguf"),
 }

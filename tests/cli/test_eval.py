@@ -162,6 +162,12 @@ def test_refusals_name_the_options(cli, tmp_path):
         (("--lengths", "256", "--suite", "passkey", "--resume"), "give its -o"),
         (("--lengths", "256", "--suite", "passkey", "--resume", "-o", tmp_path / "a.json"), "without --resume"),
         (("--lengths", "256", "--suite", "passkey", "--original", tmp_path / "none"), "no model folder"),
+        (("--lengths", "256", "--suite", "passkey", "--data", "book:les-miserables"), "--data is about texts"),
+        (("--lengths", "256", "--suite", "passkey", "--allow-seen"), "--allow-seen is about texts"),
+        (
+            ("--lengths", "256", "--suite", "ruler", "--ruler-tasks", "vt", "--qa-file", "a.json"),
+            "found --ruler-tasks of",
+        ),
     ):
         ran = cli("eval", "tiny", *arguments)
         assert message in ran.refusal, arguments

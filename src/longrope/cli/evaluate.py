@@ -35,8 +35,11 @@ def command(
     as_json: given.Json = False,
 ) -> None:
     """Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts."""
-    from longrope.evaluation.run import evaluate, log_path
+    from longrope.evaluation.run import SUITES, evaluate, log_path
 
+    chosen, texts = given.chosen_suites(suites, config), {"data": data, "field": field, "allow_seen": allow_seen}
+    if all(name in SUITES and not SUITES[name].needs_text(config) for name in chosen):
+        given.refuse_unread(texts, chosen)
     quiet_libraries()
     job: Any = {"seed": seed, "output": output, "resume": resume, "load": load, "server": server}
     job |= {"original": original, "allow_seen": allow_seen, "context_parallel": context_parallel}
@@ -45,7 +48,7 @@ def command(
             model,
             data=given.sources(data, field),
             lengths=split_names(lengths, "lengths"),
-            suites=given.chosen_suites(suites, config),
+            suites=chosen,
             scaling=scaling,
             baselines=split_names(baselines, "baselines"),
             config=config,

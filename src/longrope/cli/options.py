@@ -5,6 +5,7 @@ The options of a configuration are made from its settings (`verb.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -244,6 +245,17 @@ def chosen_suites(suites: str, config: EvalConfig) -> tuple[str, ...]:
     names = split_names(suites, "suites")
     config.refuse_unused(names)
     return names
+
+
+def refuse_unread(given: Mapping[str, object], suites: Sequence[str]) -> None:
+    """Raise LongRopeError for an option about texts where no suite reads any."""
+    for name, value in given.items():
+        if value:
+            raise LongRopeError(
+                f"`{name}` is about texts to measure on; found {', '.join(suites)} in `suites`, which reads none",
+                code="setting-of-another-suite",
+                hint="leave it out",
+            )
 
 
 def json_object(name: str, path: Path | None) -> dict[str, Any]:

@@ -110,15 +110,26 @@ class EvalConfig(Settings):
     """Setting -> the suites that use it; the budgets `samples`, `trials` and `depths` may stand in any."""
 
     def refuse_unused(self, suites: Sequence[str], names: Sequence[str] = ()) -> None:
-        """Raise LongRopeError for a setting that was given and that none of `suites` uses; only of `names`, if any."""
+        """Raise LongRopeError for a setting that was given and that none of `suites` uses; only of `names`, if any.
+
+        Raises LongRopeError for questions of a task of RULER that was not chosen, too.
+        """
         for name, users in self.OF_SUITES.items():
-            unused = name in self.model_fields_set and not set(users) & set(suites)
+            given = name in self.model_fields_set and getattr(self, name) is not None
+            unused = given and not set(users) & set(suites)
             if unused and name in (names or self.OF_SUITES):
                 raise LongRopeError(
                     f"`{name}` is a setting of {' and '.join(users)}; found {', '.join(suites)} in `suites`",
                     code="setting-of-another-suite",
                     hint="leave it out",
                 )
+        if self.qa_file is not None and QA_TASK not in self.chosen_ruler_tasks:
+            raise LongRopeError(
+                f"`qa_file` holds the questions of RULER's {QA_TASK}; found `ruler_tasks` of "
+                f"{', '.join(self.chosen_ruler_tasks)}",
+                code="setting-of-another-suite",
+                hint="leave it out",
+            )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -150,7 +150,12 @@ def evaluate(
                 hint="measure it without `context_parallel`",
             )
         if is_server(model):
-            given = {"scaling": scaling, "baselines": baselines, "original": original, "target_length": target_length}
+            given: dict[str, object] = {"scaling": scaling, "baselines": baselines}
+            given |= {"original": original, "target_length": target_length}
+            usual = LoadOptions().model_dump()  # what is not given
+            given |= {
+                name: value for name, value in (load or LoadOptions()).model_dump().items() if value != usual[name]
+            }
             if wrong := [name for name, value in given.items() if value]:
                 raise LongRopeError(
                     f"a server is measured as it is: `{wrong[0]}` has no effect on it",
@@ -190,7 +195,7 @@ def evaluate(
             )
         aimed = None if target_length is None else parse_length(target_length)
         against = named_baselines(baselines)
-        _refuse_unused(chosen, against, config, target_length if windows else None)
+        _refuse_unused(against, target_length if windows else None)
         if any(suite.needs_text(config) for suite in chosen):
             require_texts(model, as_sources(data, field), "evaluation", load)
         loaded = processes.open(opened)
@@ -276,6 +281,7 @@ def _suites(names: Sequence[str], lengths: Sequence[int], config: EvalConfig) ->
             code="invalid-setting",
             hint="add it to `suites`, or leave `tasks` out",
         )
+    config.refuse_unused(names, ("qa_file",))
     if any(suite.by_length for suite in chosen):
         if lengths:
             check_lengths(lengths, max(lengths), None)
@@ -309,14 +315,8 @@ def _with_remarks(
     return settings | {"warnings": [*settings.get("warnings", []), warning]}
 
 
-def _refuse_unused(
-    chosen: Sequence[type[Suite]],
-    against: Mapping[str, RopeScaling | None],
-    config: EvalConfig,
-    target_length: object,
-) -> None:
-    """Raise LongRopeError for an argument that nothing of this evaluation would use."""
-    config.refuse_unused([suite.name for suite in chosen], ("qa_file",))
+def _refuse_unused(against: Mapping[str, RopeScaling | None], target_length: object) -> None:
+    """Raise LongRopeError for a target length that no closed form of this evaluation would use."""
     made = [name for name, scaling in against.items() if scaling is None and name in (*CLOSED_FORMS, *SECOND_FORMS)]
     if target_length is not None and not set(made) - {"none"}:
         raise LongRopeError(

@@ -18,6 +18,7 @@ from longrope.evaluation.server.client import Server
 from longrope.evaluation.server.config import ServerOptions
 from longrope.export.config import ExportConfig
 from longrope.export.export import export_checkpoint
+from longrope.models.config import LoadOptions
 from longrope.rope.closed_form_scalings import yarn
 from longrope.rope.scaling import RopeScaling
 from tests.evaluation.embedded import geometry, tiny_tokenizer
@@ -184,6 +185,8 @@ def test_what_a_server_cannot_be_asked_is_refused_before_the_first_prompt(
         ({"tokenizer": None}, "needs the `tokenizer` of its model"),
         ({"baselines": ["yarn"]}, "`baselines` has no effect on it"),
         ({"scaling": tmp_path / "scaling.json"}, "`scaling` has no effect on it"),
+        ({"load": LoadOptions(dtype="bfloat16")}, "`dtype` has no effect on it"),
+        ({"config": SMALL.replace(qa_file=tmp_path / "qa.json")}, "`qa_file` holds the questions"),
         ({"suites": "retention", "lengths": []}, "a server can be measured by perplexity, passkey, needle, ruler"),
         ({"config": SMALL.replace(stride=64)}, "found a `stride`"),
         ({"lengths": [1024]}, "expected lengths of at most 512 tokens, which the server was started for"),
