@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from longrope.evaluation.results import EvalRow
+from longrope.evaluation.results import EvalRow, mean_and_stderr
 from longrope.evaluation.verdict import Measured, alike, best_by_length, headline_cells, rank_methods, verdict
 
 
@@ -50,7 +50,26 @@ def test_needles_of_all_depths_count_together():
     ]
     cells = headline_cells(needles, "needle")
     assert cells["a"][64].value == 0.75
-    assert cells["a"][64].stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 20))
+    assert cells["a"][64].stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 19))
+
+
+@pytest.mark.parametrize("trials", [5, 8, 10, 16, 20, 25, 30, 40, 50, 64, 100, 200, 300])
+def test_all_and_all_but_one_are_alike_however_many(trials: int):
+    """They are one standard error of the difference apart, and no rounding decides."""
+    all_of_them, but_one = ([1.0] * trials, [1.0] * (trials - 1) + [0.0])
+    assert alike(Measured(*mean_and_stderr(all_of_them)), Measured(*mean_and_stderr(but_one)))
+    needles = [
+        row(name, 64, hit, suite="needle", metric="accuracy", trials=1, detail={"depth": place})
+        for name, hits in (("a", all_of_them), ("b", but_one))
+        for place, hit in enumerate(hits)
+    ]
+    assert best_by_length(headline_cells(needles, "needle"), "needle")[64].winners == {"a", "b"}
+
+
+def test_what_was_measured_twice_counts_once():
+    """Only needles are shares of depths; of two perplexities at one length the one of more texts stands."""
+    rows = [row("a", 64, 50.0, trials=2), row("a", 64, 55.0, trials=60), row("a", 64, 40.0, trials=5)]
+    assert headline_cells(rows, "perplexity")["a"][64].value == 55.0
 
 
 def test_the_sentences():

@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 
 from longrope.errors import LongRopeError
+from longrope.evaluation.results import EvalRow
 from longrope.report.collect import collect
 from longrope.report.page import build
 from longrope.report.styles import OWN, method_styles
-from longrope.report.summary import headline
+from longrope.report.summary import headline, method_of
+from longrope.report.tables import effective_lengths
 from tests.report import runs
 
 
@@ -58,6 +60,36 @@ def test_another_scaling_keeps_its_name(tmp_path):
     folder = runs.write_run(tmp_path / "run", made, suites=["perplexity"])
     (run,) = collect([folder, runs.write_evaluation(tmp_path / "eval.json", measured)])
     assert {row.scaling for row in run.of("passkey")} >= {OWN, "other.json"}
+
+
+def test_another_scaling_in_the_folder_of_a_run_is_not_its_own(tmp_path):
+    folder = runs.write_run(tmp_path / "run", suites=["perplexity"])
+    other = runs.evaluation(["needle"], of=runs.scaling(attention_factor=1.0))
+    runs.write_evaluation(folder / "other.json", other)
+    (run,) = collect([folder])
+    assert OWN in {row.scaling for row in run.of("perplexity")}
+    assert {row.scaling for row in run.of("needle")} == set(runs.METHODS)
+
+
+def test_a_checkpoint_as_it_is_and_not_the_original_is_what_a_report_is_about(tmp_path):
+    """Suites on short texts name the original first, also where no other suite names it at all."""
+    measured = runs.evaluation(["perplexity", "retention"])
+    rows = [replace(row, scaling="checkpoint") if row.scaling == "scaling.json" else row for row in measured.rows]
+    kept = [row for row in rows if row.scaling in ("yarn", "checkpoint")]
+    kept += [row for row in rows if row.scaling == "original" and row.suite == "retention"]
+    (run,) = collect([runs.write_evaluation(tmp_path / "eval.json", replace(measured, rows=kept))])
+    assert method_of(run) == "checkpoint"
+
+
+def test_the_effective_length_of_several_evaluations_is_the_longest(tmp_path):
+    """Each knows its own lengths; a later one at lengths where nothing passes does not take it back."""
+    rule = {"rule": "absolute", "threshold": 85.0}
+    rows = [
+        EvalRow("ruler", OWN, length, "effective_length", value, None, 0, rule)
+        for length, value in ((512, 512), (2048, 0))
+    ]
+    (line,) = effective_lengths(rows, method_styles([OWN])).lines
+    assert [cell.text for cell in line.cells] == ["512"]
 
 
 @pytest.mark.parametrize("where", ["file", "folder"])

@@ -58,6 +58,7 @@ def test_by_length(draw, suite, metric, ylabel, scale):
     own = [(row.length, scale * row.value) for row in rows if row.scaling == "scaling.json"]
     np.testing.assert_allclose(points(figure, light("vermilion")).T, own)
     figure.draw_without_rendering()
+    np.testing.assert_allclose(points(draw(rows[::-1], SHOWN, 256), light("vermilion")).T, own)  # lengths in any order
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert ticks == ["256", "512", "1k", "2k"]
 

@@ -13,6 +13,7 @@ from longrope.rope.baselines import CHECKPOINT, ORIGINAL
 from longrope.units import format_length
 
 LOWER_IS_BETTER = frozenset({"perplexity", "nll"})
+ROUNDING = 1e-9
 _NAMES = {
     "perplexity": "perplexity {:.2f}",
     "passkey": "{:.1%} of the passkeys",
@@ -55,18 +56,20 @@ class Ranking:
 
 
 def headline_cells(rows: Sequence[EvalRow], suite: str) -> Cells:
-    """The numbers of `HEADLINES` with their standard errors; of needles those of all depths together."""
+    """The numbers of `HEADLINES` with their standard errors; of needles those of all depths together, of anything else
+    that was measured twice the one of more trials.
+    """
     kept = [row for row in rows if row.suite == suite and row.metric == HEADLINES[suite]]
     if suite == "ruler":
         kept = [row for row in kept if row.detail.get("task") == "mean"]
     cells: dict[str, dict[int, Measured]] = {}
     for name, length in dict.fromkeys((row.scaling, row.length) for row in kept):
         same = [row for row in kept if (row.scaling, row.length) == (name, length)]
-        measured = Measured.of(same[0])
-        if len(same) > 1:
-            trials = sum(row.trials for row in same)
+        measured = Measured.of(max(same, key=lambda row: row.trials))
+        trials = sum(row.trials for row in same)
+        if len(same) > 1 and suite == "needle" and trials > 1:
             value = math.fsum(row.value * row.trials for row in same) / trials
-            measured = Measured(value, math.sqrt(value * (1 - value) / trials))
+            measured = Measured(value, math.sqrt(value * (1 - value) / (trials - 1)))  # as of one row of so many
         cells.setdefault(name, {})[length] = measured
     return cells
 
@@ -75,13 +78,14 @@ def alike(first: Measured, second: Measured) -> bool:
     """True if two values differ by no more than the standard error of their difference.
 
     Of losses on the same texts that is the error of the mean of the differences, text by text: texts differ by far more
-    than methods do. Else it is √(a² + b²) of the standard errors a and b, which errs on the side of "alike".
+    than methods do. Else it is √(a² + b²) of the standard errors a and b, which errs on the side of "alike"; all of n
+    against all but one of n are exactly that far apart.
     """
     ours, theirs = first.losses or {}, second.losses or {}
     if len(ours) > 1 and ours.keys() == theirs.keys():
         mean, error = mean_and_stderr([ours[text] - theirs[text] for text in ours])
         return abs(mean) <= (error or 0.0)
-    return abs(first.value - second.value) <= math.hypot(first.stderr or 0.0, second.stderr or 0.0)
+    return abs(first.value - second.value) <= math.hypot(first.stderr or 0.0, second.stderr or 0.0) * (1 + ROUNDING)
 
 
 def rank_methods(values: Mapping[str, Measured], *, lower_is_better: bool) -> Ranking | None:

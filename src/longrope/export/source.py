@@ -126,8 +126,8 @@ def _source_of_run(
 
 
 def measured_stages(run: Path, scaling: RopeScaling, weights: str = "", end: str | None = None) -> list[EvalRow]:
-    """The rows of a recipe's evaluate stages about `scaling`: of those behind the stage `weights`, which trained what is
-    exported, and before the stage `end`. Raises LongRopeError for a result that cannot be read.
+    """The rows of a recipe's evaluate stages about `scaling`: those behind the stage `weights`, which made the weights,
+    and before the stage `end`. Raises LongRopeError for a result that cannot be read.
     """
     rows: list[EvalRow] = []
     for folder in sorted(run.glob("[0-9]*-evaluate")):

@@ -150,7 +150,7 @@ def _folder(path: Path) -> Run:
     evaluations = {}
     for file in sorted(path.glob("*.json")):
         if file.name not in (SCALING, EXTENSION) and _is_evaluation(file):
-            evaluations[file.name] = _with_own_name(_load(file))
+            evaluations[file.name] = _with_own_name(_load(file), scaling)
     if scaling is None and not evaluations:
         raise LongRopeError(
             f"expected {path} to hold a finished run: a {SCALING} or evaluation files (*.json); found neither",
@@ -217,9 +217,13 @@ def _holds(found: Any, limits: tuple[float, float] | None) -> bool:
     return isinstance(found, int | float) and not isinstance(found, bool) and limits[0] <= found <= limits[1]
 
 
-def _with_own_name(evaluation: EvalResults) -> EvalResults:
-    """Rename the evaluated scaling to OWN in the rows; it is the one whose hash the settings state."""
+def _with_own_name(evaluation: EvalResults, own: RopeScaling | None = None) -> EvalResults:
+    """Rename the evaluated scaling to OWN in the rows; it is the one whose hash the settings state, unless the run's
+    `own` is another one.
+    """
     digest = evaluation.settings.get("scaling_sha256")
+    if own is not None and digest is not None and digest != _digest(own):
+        return evaluation
     hashes = evaluation.settings.get("against_sha256")
     names = [name for name, value in hashes.items() if value == digest] if isinstance(hashes, dict) else []
     rows = tuple(replace(row, scaling=OWN) if row.scaling in names else row for row in evaluation.rows)

@@ -61,9 +61,10 @@ def verdict(run: Run, shown: Shown) -> list[str]:
 
 
 def method_of(run: Run) -> str:
-    """The method that a run is about: its own scaling, else the checkpoint as it is."""
+    """The method that a run is about: its own scaling, else the checkpoint as it is, the last one of its results."""
     names = list(dict.fromkeys(row.scaling for row in run.rows))
-    return OWN if OWN in names or not names else names[-1]
+    extended = [name for name in names if name != ORIGINAL] or names  # suites on short texts put the original first
+    return OWN if OWN in names or not names else extended[-1]
 
 
 def original_row(run: Run, rows: Sequence[EvalRow], length: int) -> EvalRow | None:

@@ -206,7 +206,10 @@ def by_task(rows: Sequence[EvalRow], shown: Shown, caption: str) -> Table:
 def effective_lengths(rows: Sequence[EvalRow], shown: Shown) -> Table:
     """The longest length whose mean score passes a threshold, a column per rule and threshold."""
     rules = sorted({(str(row.detail.get("rule")), float(row.detail["threshold"])) for row in rows})
-    cells = {(row.scaling, str(row.detail.get("rule")), float(row.detail["threshold"])): row.value for row in rows}
+    cells: dict[tuple[str, str, float], float] = {}
+    for row in rows:  # of several evaluations, each at its own lengths
+        key = row.scaling, str(row.detail.get("rule")), float(row.detail["threshold"])
+        cells[key] = max(row.value, cells.get(key, row.value))
     lines = [_line(one, [_tokens(cells.get((one.name, *rule))) for rule in rules]) for one in _among(rows, shown)]
     head = ("scaling", *(f"{rule} (≥ {threshold:g})" for rule, threshold in rules))
     return Table("Effective length in tokens: the longest whose mean score passes the threshold.", head, tuple(lines))

@@ -86,7 +86,9 @@ def _figure(
     figure, axes = new_figure()
     handles, labels = [], []
     for name, method in shown.items():
-        own = [row for row in rows if row.scaling == name and math.isfinite(row.value)]
+        own = sorted(
+            (row for row in rows if row.scaling == name and math.isfinite(row.value)), key=lambda row: row.length
+        )
         if not own:
             continue
         bars = [[scale * max(0.0, errors(row)[side]) for row in own] for side in (0, 1)]
