@@ -47,7 +47,8 @@ FINETUNING = (
 LOAD = "--dtype bfloat16 --attn-implementation blocked"
 CLOSED_FORMS = "none,yarn,ntk,ntk-critical,pi"
 NEEDLES = "--suite needle --trials 2 --depths 5 --needles 5"
-PASSKEYS = "--suite passkey --trials 5"
+PASSKEYS_ALONE = "--suite passkey "  # which need no texts
+PASSKEYS = f"{PASSKEYS_ALONE}--trials 5"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def searched(model: str, out: Path, name: str, length: str, options: str) -> Sta
 def measured(model: str, books: Path, out: Path, name: str, options: str, scaling: str | None = None) -> Stage:
     """`longrope eval` of these options on the books, with the scaling that the search of this name found."""
     end = out / f"{name}.json"
-    words = ["eval", model, *shlex.split(options), "--data", str(books)]
+    texts = [] if PASSKEYS_ALONE in options else ["--data", str(books)]
+    words = ["eval", model, *shlex.split(options), *texts]
     words += ["--scaling", str(out / scaling / "scaling.json")] if scaling else []
     return Stage(end, [*words, *LOAD.split(), "-o", str(end)], end.with_suffix(".cells.jsonl"))
 
@@ -106,7 +108,7 @@ def more_stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
 def ramp_stages(model: str, books: Path, out: Path) -> Iterator[Stage]:
     """What is measured of the best start of the search to four times the window, without its gradient steps."""
     yield measured(model, books, out, "perplexity-ramp-32k", "--lengths 32k,8k,2k --samples 2", "ramp-32k")
-    passkeys = "--suite passkey --trials 3 --lengths 32k --against yarn,none"
+    passkeys = f"{PASSKEYS_ALONE}--trials 3 --lengths 32k --against yarn,none"
     yield measured(model, books, out, "passkeys-ramp-32k", passkeys, "ramp-32k")
 
 
