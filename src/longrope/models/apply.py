@@ -39,9 +39,11 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
     window that holds the text, and `save_pretrained` states the scaling in the saved config. `remove_scaling` puts
     the model's own modules back.
 
-    Raises LongRopeError when `scaling` cannot be read, when it was made for another geometry, when the model has no
-    rotary module, or when its logits do not move with the factors. The model is then as it was.
+    Raises LongRopeError when `model` is no transformers model but a wrapper of one (PEFT, `torch.compile`), when
+    `scaling` cannot be read, when it was made for another geometry, when the model has no rotary module, or when its
+    logits do not move with the factors. The model is then as it was.
     """
+    _require_unwrapped(model)
     if not isinstance(scaling, RopeScaling):
         scaling = load_scaling(scaling)
     layer_type = scaled_layer_type(model.config)
@@ -71,7 +73,11 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
 
 
 def remove_scaling(model: PreTrainedModel) -> None:
-    """Put the model's own rotary modules back; a model without a scaling stays as it is."""
+    """Put the model's own rotary modules back; a model without a scaling stays as it is.
+
+    Raises LongRopeError when `model` is no transformers model but a wrapper of one.
+    """
+    _require_unwrapped(model)
     for hook in method_hooks(model):
         hook.take_off()
     for name, rotary in _applied(model):
@@ -88,13 +94,26 @@ def scaled(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> Iterato
     """`apply_scaling` for the length of a `with` block.
 
     After the block the model is as before: with the scaling that was applied to it, the window pinned in that, and the
-    options of its generation; or with none.
+    options of its generation; or with none. Raises LongRopeError as `apply_scaling` does.
     """
+    _require_unwrapped(model)
     put_back = _remember(model)
     try:
         yield apply_scaling(model, scaling)
     finally:
         put_back()
+
+
+def _require_unwrapped(model: object) -> None:
+    """Raise LongRopeError unless `model` is a transformers model: `generate` of a wrapper passes by its hooks."""
+    if isinstance(model, PreTrainedModel):
+        return
+    inner = "`model.get_base_model()`" if hasattr(model, "get_base_model") else "the model inside"
+    raise LongRopeError(
+        f"expected a transformers model to scale, found {type(model).__name__}",
+        code="unsupported-model",
+        hint=f"scale the model before it is wrapped, or {inner}" if isinstance(model, nn.Module) else "",
+    )
 
 
 def _remember(model: PreTrainedModel) -> Callable[[], None]:
