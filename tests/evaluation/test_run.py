@@ -358,6 +358,11 @@ def test_the_original_may_be_another_model(loaded: LoadedModel, texts: list[str]
     assert [row.scaling for row in rows if row.suite == "passkey"] == ["original", "longrope"]
 
 
+def test_the_original_may_be_the_model_itself(loaded: LoadedModel, texts: list[str]) -> None:
+    options = {"suites": "perplexity", "lengths": 320, "baselines": "original"}
+    assert run(loaded, texts, **options, original=loaded.model).rows == run(loaded, texts, **options).rows
+
+
 def test_what_cannot_be_measured_is_refused_first(loaded: LoadedModel, texts: list[str], checkpoint: Path) -> None:
     own = scaling(loaded)
     fail = EvalConfig(ruler_tasks=("vt", "niah_single_1", "cwe"))

@@ -55,9 +55,11 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
         places = rotary_modules(model)
         require_one_base(model, [module for _, module in places], scaling.geometry)
         rotaries = {module: LongRopeRotary(module, scaling, layer_type) for _, module in places}
+        held = []
         for name, module in places:
             _place(model, name, rotaries[module])
-        handle = ScaledModel(model, tuple(rotaries.values()))
+            held.append((*_holder(model, name), rotaries[module]))
+        handle = ScaledModel(model, tuple(rotaries.values()), tuple(held))
         if not _logits_move(handle):
             raise LongRopeError(
                 f"{type(model).__name__} ignores its rotary module: logits are the same for different rescale factors, "
@@ -172,8 +174,14 @@ def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+    parent, child = _holder(model, name)
+    setattr(parent, child, module)
+
+
+def _holder(model: PreTrainedModel, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the module `name`, and the name under which it does."""
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    return model.get_submodule(parent), child
 
 
 def _logits_move(handle: ScaledModel) -> bool:
