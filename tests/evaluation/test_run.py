@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -313,6 +314,18 @@ def test_a_loaded_model_keeps_the_scaling_that_its_caller_applied(
     other = evaluate(loaded.model, loaded.tokenizer, **once, scaling=scaling(loaded), scaling_name="other")
     assert {row.scaling: row.value for row in other.rows if row.metric == "perplexity"} == {"other": values["mine"]}
     assert applied_scaling(loaded.model) is applied
+
+
+@pytest.mark.parametrize("place", ["", "moved"])
+def test_a_model_without_a_folder(loaded: LoadedModel, texts: list[str], tmp_path: Path, place: str) -> None:
+    """It was built in memory, or its folder has moved since: nothing is recorded beside it."""
+    model = copy.deepcopy(loaded.model)
+    model.name_or_path = str(tmp_path / place) if place else ""
+    once: dict[str, Any] = {"data": texts, "lengths": 256}
+    expected = perplexity(loaded, **once, samples=1)
+    assert perplexity(model, loaded.tokenizer, **once, samples=1) == expected
+    found = evaluate(model, loaded.tokenizer, **once, config=EvalConfig(samples=1), baselines="original")
+    assert values_by_length(found.rows, "original") == values_by_length(found.rows, "none") == expected
 
 
 def test_baselines_may_be_scalings_paths_and_names(loaded: LoadedModel, tmp_path: Path) -> None:

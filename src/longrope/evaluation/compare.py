@@ -9,7 +9,7 @@ from pathlib import Path
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import OWN
 from longrope.models.apply import applied_scaling
-from longrope.models.loading import LoadedModel, is_export, load_config, recorded_scaling
+from longrope.models.loading import LoadedModel, is_export, load_config
 from longrope.rope.baselines import (
     BASELINES,
     CHECKPOINT,
@@ -163,7 +163,7 @@ def as_it_is(loaded: LoadedModel) -> Method | None:
 def _before(loaded: LoadedModel, original: LoadedModel | None, target: int) -> Method:
     """The model before it was extended, as a method called `original`."""
     model = original or loaded
-    recorded = recorded_scaling(loaded.name) if original is None else None
+    recorded = loaded.recorded if original is None else None
     if recorded is not None:  # the checkpoint's scaling is the extension
         config = load_config(loaded.name, trust_remote_code=loaded.options.trust_remote_code)
         stated = scaling_of_config(config, original_length=loaded.geometry.original_length)

@@ -87,7 +87,7 @@ def perplexity(
     (method,) = Comparison.of(loaded, wanted, name, {}, max(windows)).methods
     method.window(max(windows))
     documents = read_texts(loaded, data, field)
-    check_unseen(loaded.name, documents, [wanted], allow_seen)
+    check_unseen(loaded.recorded, documents, [wanted], allow_seen)
     drawn = EvalContext.of(loaded, windows, documents, seed, EvalConfig(samples=samples)).samples(max(windows))
     with with_scaling(loaded.model, RopeScaling.original(loaded.geometry)) as scaled:
         rows = measure_perplexity(scaled, drawn, windows, method, stride=stride)

@@ -212,7 +212,7 @@ def evaluate(
         for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
             method.window(longest)
         documents = read_texts(loaded, data, field) if any(suite.needs_text(config) for suite in chosen) else []
-        seen = check_unseen(loaded.name, documents, comparison.scalings.values(), allow_seen)
+        seen = check_unseen(loaded.recorded, documents, comparison.scalings.values(), allow_seen)
         context = EvalContext.of(loaded, windows, documents, seed, config)
         prepared = [suite(context) for suite in chosen]
         for suite in prepared:
