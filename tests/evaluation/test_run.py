@@ -328,6 +328,23 @@ def test_a_model_without_a_folder(loaded: LoadedModel, texts: list[str], tmp_pat
     assert values_by_length(found.rows, "original") == values_by_length(found.rows, "none") == expected
 
 
+def test_training_mode_comes_back(loaded: LoadedModel, texts: list[str]) -> None:
+    model = copy.deepcopy(loaded.model).train()
+    frozen = model.model.layers[0].eval()
+    once: dict[str, Any] = {"data": texts, "lengths": 256}
+    perplexity(model, loaded.tokenizer, **once, samples=1)
+    assert model.training
+    original = copy.deepcopy(model)
+    evaluate(model, loaded.tokenizer, **once, config=EvalConfig(samples=1), baselines="original", original=original)
+    again = replace(loaded, model=model)
+    model.train()
+    frozen.eval()
+    perplexity(again, **once, samples=1)
+    assert model.training
+    assert original.training
+    assert not any(module.training for module in frozen.modules())
+
+
 def test_baselines_may_be_scalings_paths_and_names(loaded: LoadedModel, tmp_path: Path) -> None:
     path, other = tmp_path / "own.json", tmp_path / "other.json"
     scaling(loaded).save(path)

@@ -199,8 +199,12 @@ def _logits_move(handle: ScaledModel) -> bool:
 
 @contextmanager
 def kept_modes(model: object) -> Iterator[None]:
-    """Puts the modules of a loaded `model` that are in training mode back into it after the block."""
-    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    """Puts the modules of `model`, loaded by the caller, that are in training mode back into it after the block.
+
+    A `LoadedModel` is one too; a name, a folder or None has nothing to put back.
+    """
+    inner = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    training = [module for module in inner.modules() if module.training] if isinstance(inner, nn.Module) else []
     try:
         yield
     finally:
