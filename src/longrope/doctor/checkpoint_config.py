@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.checks import positive_number, shown, whole_number
+from longrope.checks import LARGEST_FACTOR, positive_number, shown, whole_number
 from longrope.doctor.table import ModelClass, model_class
 from longrope.errors import LongRopeError
 from longrope.models.adapters import adapter_config_of, adapter_error
@@ -140,6 +140,7 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
             raise LongRopeError(
                 f"expected {name} of {path} to be an object or null; found {shown(values[name])}", code="damaged-file"
             )
+        _check_factor(values.get(name) or {}, f"{name} of {path}")
     record = whole.get(RECORD)
     family = str(values.get("model_type", "unknown"))
     stated = values.get("max_position_embeddings", model_class(family).length)  # Gemma 3 4B leaves it to the class
@@ -153,6 +154,16 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
         tokenizer_length=_tokenizer_length(folder),
         record=record if isinstance(record, dict) else {},
     )
+
+
+def _check_factor(dictionary: Mapping[str, Any], where: str) -> None:
+    """Raise LongRopeError for a factor beyond all that can be computed with; of others, each runtime says its own."""
+    for entry in (dictionary, *(inner for inner in dictionary.values() if isinstance(inner, Mapping))):
+        factor = entry.get("factor")
+        if isinstance(factor, int | float) and not abs(factor) <= LARGEST_FACTOR:
+            raise LongRopeError(
+                f"expected factor in {where} of at most {LARGEST_FACTOR:g}; found {shown(factor)}", code="damaged-file"
+            )
 
 
 def _tokenizer_length(folder: Path) -> int | None:

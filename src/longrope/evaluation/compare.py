@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from longrope.checks import scale_factor
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import OWN
 from longrope.models.apply import applied_scaling
@@ -156,7 +157,7 @@ def as_it_is(loaded: LoadedModel) -> Method | None:
             stated_window(loaded.model.config) or loaded.geometry.original_length
         )  # what transformers computes with
         computed = replace(loaded.geometry, original_length=window)
-        return dynamic_method(computed, float(parameters.get("factor", 1.0)))
+        return dynamic_method(computed, scale_factor("factor", parameters.get("factor", 1.0)))
     return None
 
 

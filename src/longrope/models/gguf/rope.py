@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from longrope.checks import LARGEST_FACTOR
 from longrope.errors import LongRopeError
 from longrope.models.gguf.container import F32, GgufFile, read_gguf
 from longrope.rope.scaling import RopeScaling
@@ -109,6 +110,12 @@ def rope_of(file: GgufFile) -> GgufRope:
         _number(file, f"{architecture}.rope.{name}")
         for name in ("scaling.attn_factor", "scaling.factor", "freq_base", "scale_linear")
     )
+    for name, given in (("scaling.factor", factor), ("scale_linear", linear)):
+        if given is not None and abs(given) > LARGEST_FACTOR:
+            raise LongRopeError(
+                f"{file.path}: expected {architecture}.rope.{name} of at most {LARGEST_FACTOR:g}, found {given:g}",
+                code="damaged-file",
+            )
     exported = file.value(SCALING_KEY)
     return GgufRope(
         path=file.path,
