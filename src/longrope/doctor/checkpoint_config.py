@@ -16,12 +16,12 @@ from longrope.errors import LongRopeError
 from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD
 from longrope.models.config_sizes import check_sizes
+from longrope.rope.geometry import LARGEST_DIM
 from longrope.run_files import SCALING
 from longrope.storage import read_json
 
 DICTIONARIES = ("rope_scaling", "rope_parameters")
 BY_HAND = "edit config.json"
-_LARGEST_HEAD = 2**16  # a larger number comes from a damaged file, and would take the memory
 ORIGINAL = "original_max_position_embeddings"
 
 
@@ -91,9 +91,9 @@ class CheckpointConfig:
         Raises LongRopeError when config.json does not say how large a head is.
         """
         size = self._rotary_dim(parameters)
-        if not 2 <= size <= _LARGEST_HEAD:
+        if not 2 <= size <= LARGEST_DIM:
             raise LongRopeError(
-                f"expected 2 to {_LARGEST_HEAD} rotary dimensions in {self.path}; found {size}", code="damaged-file"
+                f"expected 2 to {LARGEST_DIM} rotary dimensions in {self.path}; found {size}", code="damaged-file"
             )
         return size
 

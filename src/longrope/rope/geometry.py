@@ -23,7 +23,8 @@ FloatArray = npt.NDArray[np.float64]
 
 FULL_ATTENTION = "full_attention"
 """The layer type that is scaled in a model with one rotary embedding per layer type."""
-_LARGEST_DIM = 2**16  # a larger one comes from a damaged file, and would take the memory
+LARGEST_DIM = 2**16
+"""The largest dimension of a head: a larger one comes from a damaged file, and would take the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class RopeGeometry:
 
     def __post_init__(self) -> None:
         """Check every field and store plain Python numbers, whatever came in (NumPy, a base written as an integer)."""
-        rotary_dim = count_in("rotary_dim", self.rotary_dim, 2, _LARGEST_DIM)
+        rotary_dim = count_in("rotary_dim", self.rotary_dim, 2, LARGEST_DIM)
         if rotary_dim % 2:
             raise LongRopeError(
                 f"rotary_dim must be even, one rotary pair is two dimensions; found {rotary_dim}",
