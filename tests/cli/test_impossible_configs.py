@@ -94,6 +94,20 @@ def test_sizes(name: str, model: Path, cli: Callable[..., Ran]) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    "inside",
+    [
+        {"vision_config": {"num_hidden_layers": 10**9}},
+        {"thinker_config": {"audio_config": {"d_model": 10**9}}},
+        {"n_layer": 10**9},
+    ],
+    ids=str,
+)
+def test_sizes_of_the_parts_inside(inside: dict[str, object], model: Path, cli: Callable[..., Ran]) -> None:
+    shutil.copy(model / "config.json", model / "whole.json")
+    assert not outcomes(cli, model, **inside)
+
+
 @pytest.mark.parametrize("number", range(len(ROPE)))
 def test_rope(number: int, model: Path, cli: Callable[..., Ran]) -> None:
     whole = json.loads((model / "config.json").read_text())
