@@ -190,6 +190,8 @@ def test_in_a_folder_with_its_checkpoint(tmp_path):
     assert set(verdicts(tmp_path)) == {"llama.cpp", "llama.cpp-short", "ollama"}
     found = diagnose(tmp_path)
     assert all(one.label.endswith("model.gguf") for one in found.findings)
+    upper = (tmp_path / "model.gguf").rename(tmp_path / "model.GGUF")
+    assert verdicts(upper) == verdicts(tmp_path) == {one.runtime.name: one.verdict for one in found.findings}
 
 
 def test_a_file_that_is_not_ours(tmp_path):

@@ -5,6 +5,7 @@ Nothing here knows a runtime: `readings.py` holds how each of them reads the set
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class CheckpointConfig:
     @property
     def repair(self) -> str:
         """The advice to repair this config.json: the command, where there is a scaling.json to write it from."""
-        command = f"longrope fix-config {self.path}"
+        command = f"longrope fix-config {shlex.quote(str(self.path))}"
         return command if (self.path / SCALING).is_file() else BY_HAND
 
     def dictionary(self, name: str) -> dict[str, Any]:
