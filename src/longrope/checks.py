@@ -12,6 +12,9 @@ LARGEST_SEED = 2**32 - 1
 MOST = 10**6
 """The largest of most counts, far above all that anybody has run; more is a slip, and would take memory or years."""
 
+LARGEST_FACTOR = 1e9
+"""The largest rescale factor: a larger one turns angles into noise, and comes from a damaged file."""
+
 
 def shown(value: object) -> str:
     """`repr` of a value on one line, short enough for an error message."""
@@ -46,3 +49,13 @@ def positive_number(field: str, value: object) -> float:
         if math.isfinite(number) and number > 0:
             return number
     raise LongRopeError(f"{field} must be a finite number above 0; found {shown(value)}", code="invalid-number")
+
+
+def scale_factor(field: str, value: object) -> float:
+    """`value` as float. Raises LongRopeError, naming `field`, when it is no number above 0 and up to LARGEST_FACTOR."""
+    number = positive_number(field, value)
+    if number > LARGEST_FACTOR:
+        raise LongRopeError(
+            f"expected {field} of at most {LARGEST_FACTOR:g}, found {shown(value)}", code="invalid-number"
+        )
+    return number

@@ -68,6 +68,10 @@ def test_a_list_and_a_renamed_setting() -> None:
         (("search", "tiny", "-o", "run", "--target-length", "4k", "--eval-data", "x"), "search has no --eval-data"),
         (("eval", "tiny", "--below=ramp"), "eval has no --below; search and extend have it"),
         (("search", "tiny\udcff"), "expected printable text"),
+        (("search", "tiny\x1b[31m"), "expected printable text"),
+        (("inspect", "no\u3000such"), "there is no model folder at no"),
+        (("inspect", "no\u00a0such"), "there is no model folder at no"),
+        (("inspect", "no\u200dsuch"), "there is no model folder at no\u200dsuch"),
     ],
 )
 def test_usage_errors_are_one_line(cli, arguments: tuple[object, ...], printed: str) -> None:

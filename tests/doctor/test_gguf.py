@@ -190,6 +190,8 @@ def test_in_a_folder_with_its_checkpoint(tmp_path):
     assert set(verdicts(tmp_path)) == {"llama.cpp", "llama.cpp-short", "ollama"}
     found = diagnose(tmp_path)
     assert all(one.label.endswith("model.gguf") for one in found.findings)
+    upper = (tmp_path / "model.gguf").rename(tmp_path / "model.GGUF")
+    assert verdicts(upper) == verdicts(tmp_path) == {one.runtime.name: one.verdict for one in found.findings}
 
 
 def test_a_file_that_is_not_ours(tmp_path):
@@ -218,6 +220,13 @@ def test_bad_files(tmp_path):
         with pytest.raises(LongRopeError) as error:
             diagnose(path)
         assert error.value.code == "damaged-file"
+    for keys in ({"rope.dimension_count": 2**31}, {"rope.dimension_count": None, "attention.key_length": 2**31}):
+        with pytest.raises(LongRopeError, match=r"at most 65536 rotary dimensions by .*, found 2147483648") as error:
+            diagnose(write(path, keys | {"rope.scaling.type": None}, dict.fromkeys(TENSORS)))
+        assert error.value.code == "damaged-file"
+    with pytest.raises(LongRopeError, match=r"rope\.scaling\.factor of at most 1e[+]09, found 1e[+]30") as error:
+        diagnose(write(path, {"rope.scaling.factor": 1e30}))
+    assert error.value.code == "damaged-file"
     path.write_bytes(whole)
     with pytest.raises(LongRopeError, match="rotary_dim 32") as error:
         diagnose(path, expect=RopeScaling.extended(RopeGeometry(32, 1e4, 64), 256, [2.0] * 16))

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from longrope.doctor.checkpoint_config import read_checkpoint_config
+from longrope.doctor.compare import Checkpoint
 from longrope.doctor.lints import lint_config
+from longrope.doctor.table import runtimes
 from tests.doctor.doctor_cases import (
     ENTRY,
     LAYERS,
@@ -110,4 +112,9 @@ def test_a_lint_says_what_and_what_to_do(tmp_path):
     assert lint.advice == "write factor 4, or the lengths that it is the ratio of"
     (folder / "scaling.json").write_text("{}")
     assert lint_config(read_checkpoint_config(folder))[0].advice == f"longrope fix-config {folder}"
+    spaced = folder.rename(tmp_path / "my model")
+    assert lint_config(read_checkpoint_config(spaced))[0].advice == f"longrope fix-config '{spaced}'"
+    checkpoint = Checkpoint(path=str(spaced), family="llama", repair="")
+    advice = runtimes()["vllm"].advice.format(**checkpoint.placeholders, target=1, switch=1)
+    assert advice.startswith(f"vllm serve '{spaced}' --max-model-len")
     assert SIZES["num_attention_heads"] == 2

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from longrope.doctor import server as module
 from longrope.doctor.server import PLAIN, ServerDiagnosis, diagnose_server, hypotheses
 from longrope.errors import LongRopeError
 from longrope.evaluation.server.config import ServerOptions
 from longrope.models.apply import scaled
 from longrope.rope.closed_forms import su_attention_factor, yarn
+from longrope.rope.geometry import RopeGeometry
 from longrope.rope.scaling import RopeScaling, Window
 from tests.conftest import Ran
 from tests.evaluation.embedded import geometry, tiny, tiny_tokenizer
@@ -175,6 +179,61 @@ def test_lengths_by_default_are_those_that_the_server_takes() -> None:
     assert found.notes == ("the server takes 300 tokens; longer texts, up to 512, are not compared",)
     with pytest.raises(LongRopeError, match="expected lengths of at most 300 tokens"):
         diagnose(short, lengths=[300])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"server": "http://127.0.0.1:9"}, "no answer from"),
+        ({"expect": RopeScaling.original(RopeGeometry(32, 10_000.0, L))}, "this model has rotary_dim"),
+        (
+            {"lengths": [128, TARGET + 1]},
+            "expected `lengths` of 2 to 512 tokens, the target of the scaling; found 128, 513",
+        ),
+        ({"lengths": [1]}, "expected `lengths` of 2 to 512 tokens"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_before_weights_are_loaded(
+    more: dict[str, Any], said: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "open_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(LongRopeError, match=re.escape(said)):
+        diagnose_server("tiny", **({"server": address, "expect": scaling(), "options": ONCE} | more))
+
+
+class Failing(Rotating):
+    """Fails from texts of `length` tokens on; where `nan` is set, by log-probabilities that are NaN."""
+
+    def __init__(self, length: int, *, nan: bool = False) -> None:
+        super().__init__(RULES["right"][0])
+        self.length, self.nan = length, nan
+
+    def refusal(self, body: dict[str, Any]) -> str | None:
+        return "out of memory" if len(body["prompt"]) >= self.length and not self.nan else super().refusal(body)
+
+    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        answer = super().completion(body)
+        if len(body["prompt"]) >= self.length:
+            answer["choices"][0]["logprobs"]["token_logprobs"][-2] = float("nan")
+        return answer
+
+
+@pytest.mark.parametrize(("nan", "said"), [(False, "out of memory"), (True, "found NaN or infinity at 257 tokens")])
+def test_a_server_that_fails_after_some_lengths(nan: bool, said: str) -> None:
+    found = diagnose(Failing(L + 1, nan=nan))
+    assert [(at.length, at.as_expected) for at in found.lengths] == [(128, True)]
+    (note,) = found.notes
+    assert note.startswith("from 257 tokens on nothing is compared: ")
+    assert said in note
+    with pytest.raises(LongRopeError, match=said):
+        diagnose(Failing(2, nan=nan), lengths=[L + 1])
+
+
+def test_losses_of_the_model_here_that_are_not_finite() -> None:
+    broken = replace(scaling(), windows=tuple(replace(one, attention_factor=1e300) for one in scaling().windows))
+    with pytest.raises(LongRopeError, match=r"the loss is not finite .* at 128 tokens"):
+        diagnose(Rotating(RULES["right"][0]), expect=broken)
 
 
 def test_without_a_scaling_there_is_nothing_to_tell() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -315,6 +316,35 @@ def test_a_loaded_model_keeps_the_scaling_that_its_caller_applied(
     assert applied_scaling(loaded.model) is applied
 
 
+@pytest.mark.parametrize("place", ["", "moved"])
+def test_a_model_without_a_folder(loaded: LoadedModel, texts: list[str], tmp_path: Path, place: str) -> None:
+    """It was built in memory, or its folder has moved since: nothing is recorded beside it."""
+    model = copy.deepcopy(loaded.model)
+    model.name_or_path = str(tmp_path / place) if place else ""
+    once: dict[str, Any] = {"data": texts, "lengths": 256}
+    expected = perplexity(loaded, **once, samples=1)
+    assert perplexity(model, loaded.tokenizer, **once, samples=1) == expected
+    found = evaluate(model, loaded.tokenizer, **once, config=EvalConfig(samples=1), baselines="original")
+    assert values_by_length(found.rows, "original") == values_by_length(found.rows, "none") == expected
+
+
+def test_training_mode_comes_back(loaded: LoadedModel, texts: list[str]) -> None:
+    model = copy.deepcopy(loaded.model).train()
+    frozen = model.model.layers[0].eval()
+    once: dict[str, Any] = {"data": texts, "lengths": 256}
+    perplexity(model, loaded.tokenizer, **once, samples=1)
+    assert model.training
+    original = copy.deepcopy(model)
+    evaluate(model, loaded.tokenizer, **once, config=EvalConfig(samples=1), baselines="original", original=original)
+    again = replace(loaded, model=model)
+    model.train()
+    frozen.eval()
+    perplexity(again, **once, samples=1)
+    assert model.training
+    assert original.training
+    assert not any(module.training for module in frozen.modules())
+
+
 def test_baselines_may_be_scalings_paths_and_names(loaded: LoadedModel, tmp_path: Path) -> None:
     path, other = tmp_path / "own.json", tmp_path / "other.json"
     scaling(loaded).save(path)
@@ -397,6 +427,11 @@ def test_the_original_may_be_another_model(loaded: LoadedModel, texts: list[str]
     theirs = next(row for row in alone.rows if (row.scaling, row.metric) == ("none", "perplexity"))
     assert ours.value == theirs.value
     assert [row.scaling for row in rows if row.suite == "passkey"] == ["original", "longrope"]
+
+
+def test_the_original_may_be_the_model_itself(loaded: LoadedModel, texts: list[str]) -> None:
+    options = {"suites": "perplexity", "lengths": 320, "baselines": "original"}
+    assert run(loaded, texts, **options, original=loaded.model).rows == run(loaded, texts, **options).rows
 
 
 def test_what_cannot_be_measured_is_refused_first(loaded: LoadedModel, texts: list[str], checkpoint: Path) -> None:

@@ -110,6 +110,15 @@ def test_no_space_before_the_first_word(tmp_path):
     assert differing_texts(save(tmp_path, sentencepiece() | {"add_space_prefix": False})) == []
 
 
+@pytest.mark.parametrize("wrong", [10**6, True])
+def test_special_tokens_that_are_not_in_the_vocabulary(wrong, tmp_path):
+    """They are llama.cpp's defaults, or none."""
+    found = load_tokenizer(str(save(tmp_path, sentencepiece() | {"bos_token_id": wrong})))
+    assert found.bos_token_id == found("x").input_ids[0] == 1
+    found = load_tokenizer(str(save(tmp_path, byte_level() | {"pre": "gpt-2", "eos_token_id": wrong})))
+    assert (found.bos_token_id, found.eos_token_id) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("keys", "named"),
     [

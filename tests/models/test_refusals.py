@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from longrope.costs.plan import plan
 from longrope.errors import LongRopeError
-from longrope.models.apply import apply_scaling, geometry_of
+from longrope.models.apply import apply_scaling, geometry_of, remove_scaling, scaled
 from longrope.models.cache_argument import cache_fault
 from longrope.models.chunked import base_of
 from longrope.models.generation.cache import prefill
@@ -67,6 +68,27 @@ def test_no_causal_language_model(family, tmp_path) -> None:
         ) as refusal:
             job(str(tmp_path))
         assert refusal.value.code == "unsupported-model"
+
+
+@pytest.mark.parametrize("wrap", ["peft", "compile"])
+def test_a_wrapped_model(wrap: str) -> None:
+    """The wrapper's `generate` is that of the model inside, which would get no hooks."""
+    model = tiny_model("llama")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    wrapper: Any = peft.get_peft_model(model, lora) if wrap == "peft" else torch.compile(model)
+    before = dict(model.named_modules())
+    with pytest.raises(LongRopeError, match="expected a transformers model to scale, found ") as applied:
+        apply_scaling(wrapper, doubled())
+    assert "before it is wrapped, or " + ("`model.get_base_model()`" * (wrap == "peft")) in applied.value.hint
+    with pytest.raises(LongRopeError, match="expected a transformers model"), scaled(wrapper, doubled()):
+        pass
+    apply_scaling(model, doubled())
+    with pytest.raises(LongRopeError, match="expected a transformers model") as removed:
+        remove_scaling(wrapper)
+    assert {applied.value.code, removed.value.code} == {"unsupported-model"}
+    assert "generate" in vars(model)
+    remove_scaling(model)
+    assert dict(model.named_modules()) == before
 
 
 def with_rotary(rotary: nn.Module) -> PreTrainedModel:

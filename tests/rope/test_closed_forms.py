@@ -176,6 +176,8 @@ def test_registry() -> None:
         (lambda: closed.ntk_critical(LLAMA2_7B, 1 << 32, 1), "critical_dim 1 is too low for a ratio of .* overflow"),
         (lambda: closed.yarn(LLAMA2_7B, 8192, critical_dim=65), "critical_dim must be a pair index"),
         (lambda: closed.yarn(LLAMA2_7B, 8192, 1.0, 32.0), "beta_fast must not be below beta_slow"),
+        (lambda: closed.yarn(LLAMA2_7B, 8192, 1e308), "expected beta_fast and beta_slow of 1e-09 to 1e[+]09"),
+        (lambda: closed.yarn(LLAMA2_7B, 8192, 1.0, 1e-320), "expected beta_fast and beta_slow of 1e-09 to 1e[+]09"),
         (lambda: closed.llama3(LLAMA2_7B, 8, 4.0, 4.0), "low_freq_factor must be below high_freq_factor"),
         (lambda: closed.llama3(LLAMA2_7B, 0.5), "target_length must not be below"),
         (lambda: closed.su_attention_factor(LLAMA2_7B, -1), "target_length must be"),

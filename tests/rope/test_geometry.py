@@ -109,3 +109,12 @@ def test_validation_names_the_field(field: str, value: Any) -> None:
     assert caught.value.code in ("invalid-number", "invalid-geometry")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rotary_dim", 2**17), ("original_length", 2**41), ("rotary_dim", 10**400)]
+)
+def test_what_no_model_has_is_refused(field: str, value: int) -> None:
+    fields: dict[str, Any] = {"rotary_dim": 128, "base": 1e4, "original_length": 4096} | {field: value}
+    with pytest.raises(LongRopeError, match=rf"^expected {field} of at most .*, found "):
+        RopeGeometry(**fields)

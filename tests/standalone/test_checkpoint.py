@@ -89,6 +89,7 @@ SIZES = {"d_model": 32, "n_heads": 2, "num_layers": 2, "base_length": 16, "rope_
         (lambda folder: describe(folder, {"sizes": SIZES | {"n_heads": 5}}), "must be a multiple of n_heads"),
         (lambda folder: describe(folder, {"sizes": SIZES | {"base_length": 8}}), "use a scaling made for this model"),
         (lambda folder: describe(folder, {"sizes": SIZES | {"num_layers": 3}}), "should have shape"),
+        (lambda folder: describe(folder, {"sizes": SIZES | {"num_layers": 10**12}}), "num_layers of at most 10000"),
         (lambda folder: describe(folder, {"scaling": {}}), "expected a scaling with schema"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot read the weights"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 40), "cannot read the weights"),
@@ -103,3 +104,13 @@ def test_what_cannot_be_loaded(tmp_path: Path, damage, message: str) -> None:
     with pytest.raises(LongRopeError, match=message) as raised:
         StandaloneModel.load(tmp_path / "model")
     assert "\n" not in str(raised.value)
+
+
+def test_nothing_is_made_of_sizes_that_the_weights_have_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file must not take the memory of a large model."""
+    saved(tmp_path / "model")
+    describe(tmp_path / "model", {"sizes": SIZES | {"d_model": 2**20, "n_heads": 2**16, "num_layers": 10_000}})
+    monkeypatch.setattr(StandaloneModel, "_draw_weights", lambda *_: pytest.fail("weights were made"))
+    with pytest.raises(LongRopeError, match="are not those of its sizes") as raised:
+        StandaloneModel.load(tmp_path / "model")
+    assert raised.value.code == "damaged-file"

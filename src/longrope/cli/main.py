@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import traceback
 from typing import Any
+from unicodedata import category
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 
@@ -82,7 +83,8 @@ app.register_install_completion_command(help="Install completion for your shell.
 
 def run(arguments: list[str]) -> int:
     """Run the command line on `arguments` and return its exit code."""
-    if any(not argument.isprintable() for argument in arguments):  # bytes that are no text come in as surrogates
+    # Control characters, and surrogates, as which bytes that are no text come in.
+    if any(category(letter) in ("Cc", "Cs") for argument in arguments for letter in argument):
         return _fail("expected printable text as arguments; found one that is not")
     try:
         if arguments and arguments[0] in VERBS:

@@ -5,23 +5,24 @@ Nothing here knows a runtime: `readings.py` holds how each of them reads the set
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.checks import positive_number, shown, whole_number
+from longrope.checks import LARGEST_FACTOR, positive_number, shown, whole_number
 from longrope.doctor.table import ModelClass, model_class
 from longrope.errors import LongRopeError
 from longrope.models.adapters import adapter_config_of, adapter_error
 from longrope.models.checkpoint_files import RECORD
 from longrope.models.config_sizes import check_sizes
+from longrope.rope.geometry import LARGEST_DIM
 from longrope.run_files import SCALING
 from longrope.storage import read_json
 
 DICTIONARIES = ("rope_scaling", "rope_parameters")
 BY_HAND = "edit config.json"
-_LARGEST_HEAD = 2**16  # a larger number comes from a damaged file, and would take the memory
 ORIGINAL = "original_max_position_embeddings"
 
 
@@ -54,7 +55,7 @@ class CheckpointConfig:
     @property
     def repair(self) -> str:
         """The advice to repair this config.json: the command, where there is a scaling.json to write it from."""
-        command = f"longrope fix-config {self.path}"
+        command = f"longrope fix-config {shlex.quote(str(self.path))}"
         return command if (self.path / SCALING).is_file() else BY_HAND
 
     def dictionary(self, name: str) -> dict[str, Any]:
@@ -91,9 +92,9 @@ class CheckpointConfig:
         Raises LongRopeError when config.json does not say how large a head is.
         """
         size = self._rotary_dim(parameters)
-        if not 2 <= size <= _LARGEST_HEAD:
+        if not 2 <= size <= LARGEST_DIM:
             raise LongRopeError(
-                f"expected 2 to {_LARGEST_HEAD} rotary dimensions in {self.path}; found {size}", code="damaged-file"
+                f"expected 2 to {LARGEST_DIM} rotary dimensions in {self.path}; found {size}", code="damaged-file"
             )
         return size
 
@@ -140,6 +141,7 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
             raise LongRopeError(
                 f"expected {name} of {path} to be an object or null; found {shown(values[name])}", code="damaged-file"
             )
+        _check_factor(values.get(name) or {}, f"{name} of {path}")
     record = whole.get(RECORD)
     family = str(values.get("model_type", "unknown"))
     stated = values.get("max_position_embeddings", model_class(family).length)  # Gemma 3 4B leaves it to the class
@@ -153,6 +155,16 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
         tokenizer_length=_tokenizer_length(folder),
         record=record if isinstance(record, dict) else {},
     )
+
+
+def _check_factor(dictionary: Mapping[str, Any], where: str) -> None:
+    """Raise LongRopeError for a factor beyond all that can be computed with; of others, each runtime says its own."""
+    for entry in (dictionary, *(inner for inner in dictionary.values() if isinstance(inner, Mapping))):
+        factor = entry.get("factor")
+        if isinstance(factor, int | float) and not abs(factor) <= LARGEST_FACTOR:
+            raise LongRopeError(
+                f"expected factor in {where} of at most {LARGEST_FACTOR:g}; found {shown(factor)}", code="damaged-file"
+            )
 
 
 def _tokenizer_length(folder: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -52,8 +53,8 @@ class Checkpoint:
 
     @property
     def placeholders(self) -> dict[str, Any]:
-        """The values of the placeholders in the table's texts."""
-        return {"path": self.path, "family": self.family, "repair": self.repair}
+        """The values of the placeholders in the table's texts, in which the path is part of a command."""
+        return {"path": shlex.quote(self.path), "family": self.family, "repair": self.repair}
 
 
 @dataclass(frozen=True, slots=True)

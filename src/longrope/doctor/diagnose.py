@@ -28,6 +28,7 @@ from longrope.run_files import SCALING
 ALL = "all"
 REFERENCE = "transformers-5"
 """The runtime whose reading of another tool's config.json is the reference, unless it ignores a stated key."""
+_GGUF_FILES = "*.[gG][gG][uU][fF]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +93,15 @@ def diagnose(
         path = gguf_path(str(checkpoint)) or path
     if path.exists() and not path.is_dir():
         require_regular(path)
-    elif not any(path.glob("*.gguf")):
+    elif not any(path.glob(_GGUF_FILES)):
         path = config_folder(str(checkpoint))
-    if path.is_file() and path.suffix != ".gguf":
+    if path.is_file() and path.suffix.lower() != ".gguf":
         raise LongRopeError(f"expected a checkpoint folder or a .gguf file; found {path}", code="no-such-model")
     if path.is_dir():
         check_files(path)
     given = Path(expect) if isinstance(expect, str) else expect
     rows = [row for row in runtimes().values() if not names or row.name in names or ALL in names]
-    gguf = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    gguf = [path] if path.is_file() else sorted(path.glob(_GGUF_FILES))
     parts = [_diagnose_gguf(file, given, rows) for file in gguf]
     if path.is_dir() and ((path / "config.json").is_file() or not gguf):
         parts.insert(0, _diagnose_folder(path, given, rows))

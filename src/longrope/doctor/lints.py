@@ -215,7 +215,8 @@ def _yarn_window(original: int, length: int, factor: Any) -> Iterator[Lint]:
 def _attention(value: Any, name: str) -> Iterator[Lint]:
     low, high = _ATTENTION_BOUNDS
     if isinstance(value, int | float) and not low <= value <= high:
-        says = f"{name} is {value:g}, outside of [{low:g}, {high:g}]: attention logits scale with its square"
+        found = shown(value) if isinstance(value, int) else f"{value:g}"  # an integer may be too large for a float
+        says = f"{name} is {found}, outside of [{low:g}, {high:g}]: attention logits scale with its square"
         yield Lint(
             "attention-factor", says, "it should be near √(1 + ln s/ln L); was the ratio s written in its place?"
         )

@@ -13,7 +13,7 @@ of a prompt is compared on the last tokens of every text, another one on the mos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from longrope.evaluation.server.config import ServerOptions
 from longrope.models.apply import scaled
 from longrope.models.config import LoadOptions
 from longrope.models.devices import device_of, says_where
-from longrope.models.loading import LoadedModel, open_model
+from longrope.models.finite import require_finite, require_finite_logits
+from longrope.models.loading import LoadedModel, config_and_scaling, load_tokenizer, open_model
 from longrope.models.scaled import ScaledModel
 from longrope.models.scoring import last_logits, token_nll
 from longrope.rope.closed_forms import su_attention_factor
@@ -202,23 +203,27 @@ def diagnose_server(
     shipped books (default: half of L, L, L + 1 and the target, as far as the server's context goes, one token for its
     reply). Weights are loaded here by `load`, and run once for each hypothesis and text.
 
-    Raises LongRopeError for a checkpoint without a scaling, another tokenizer, lengths above the server's context, and
-    a server that gives no log-probabilities at all.
+    Raises LongRopeError, before weights are loaded, for a checkpoint without a scaling, one that is not for it, another
+    tokenizer, and lengths above the scaling's target or the server's context; later for a server that gives no
+    log-probabilities, and numbers that are not finite. An error of the server after some lengths is a note.
     """
-    loaded, callbacks = open_model(str(checkpoint), options=load), callbacks or Callbacks()
-    scaling = expect if isinstance(expect, RopeScaling) else RopeScaling.load(expect) if expect else None
-    scaling = scaling or loaded.checkpoint_scaling
+    name, load, callbacks = str(checkpoint), load or LoadOptions(), callbacks or Callbacks()
+    _, geometry, own = config_and_scaling(name, load.original_length, trust_remote_code=load.trust_remote_code)
+    scaling = expect if isinstance(expect, RopeScaling) else RopeScaling.load(expect) if expect else own
     if scaling is None:
         raise LongRopeError(
             f"{checkpoint} has no scaling, so there is nothing to tell apart on a server",
             code="no-scaling",
             hint="give the scaling.json that the server should apply as `expect`",
         )
+    scaling.check_fits(replace(geometry, original_length=scaling.geometry.original_length))  # L is the scaling's
     asked = Server(server, options or ServerOptions())
     notes: list[str] = []
-    if not asked.check_tokenizer(loaded.tokenizer):
+    tokenizer = load_tokenizer(name, trust_remote_code=load.trust_remote_code)
+    if not asked.check_tokenizer(tokenizer):
         notes += asked.warnings or ["the server does not tell its tokens: not compared"]
     chosen = _lengths(scaling, asked, lengths, notes)
+    loaded = open_model(name, tokenizer, load)
     texts = _texts(loaded, max(chosen))
     callbacks.on_device(says_where(loaded.model))
     with scaled(loaded.model, RopeScaling.original(scaling.geometry)) as handle:
@@ -227,16 +232,22 @@ def diagnose_server(
         for length in chosen:
             ids = texts[:, :length]
             try:
-                seen = _seen(asked, ids) if by_prompt else None
+                try:
+                    seen = _seen(asked, ids) if by_prompt else None
+                except LongRopeError as error:
+                    if error.code != "not-expressible":
+                        raise
+                    by_prompt, seen = False, None
+                nats = _distances(handle, among, ids, asked, seen)
+                if in_short_texts is None and nats and ROUNDED < min(nats.values()) <= FAR:
+                    short = _texts(loaded, SHORT, SHORT_TEXTS)
+                    found = _distances(handle, among, short, asked, _seen(asked, short) if by_prompt else None)
+                    in_short_texts = min(found.values(), default=FAR)
             except LongRopeError as error:
-                if error.code != "not-expressible":
+                if error.code != "server-error" or not any(row.distances for row in rows):
                     raise
-                by_prompt, seen = False, None
-            nats = _distances(handle, among, ids, asked, seen)
-            if in_short_texts is None and nats and ROUNDED < min(nats.values()) <= FAR:
-                short = _texts(loaded, SHORT, SHORT_TEXTS)
-                found = _distances(handle, among, short, asked, _seen(asked, short) if by_prompt else None)
-                in_short_texts = min(found.values(), default=FAR)
+                notes.append(f"from {length} tokens on nothing is compared: {error.message}")
+                break
             ratio = GROWN if by_prompt else APART
             rows.append(_judged(length, _expected(scaling, length, among), among, nats, in_short_texts, ratio))
     if not any(row.distances for row in rows):
@@ -262,6 +273,12 @@ def _lengths(scaling: RopeScaling, server: Server, given: Sequence[int], notes: 
     """The lengths to compare at, each with room for a token of reply in the server's context."""
     room = None if server.context_length is None else server.context_length - 1
     if given:
+        if not 2 <= min(given) <= max(given) <= scaling.target_length:
+            raise LongRopeError(
+                f"expected `lengths` of 2 to {scaling.target_length} tokens, the target of the scaling; found "
+                f"{', '.join(map(str, given))}",
+                code="invalid-setting",
+            )
         server.check_lengths([length + 1 for length in given])
         return sorted(set(given))
     windows = scaling.windows
@@ -339,6 +356,7 @@ def _by_prompts(
     for hypothesis in among:
         with handle.using(hypothesis.window), torch.inference_mode():
             own = torch.cat([token_nll(handle.model, batch, start=start).double().cpu() for batch in batches])
+        require_finite(handle.model, own, "the loss is", ids.shape[1])
         distances[str(hypothesis)] = float(np.abs(own.numpy() - seen).mean())
     return distances
 
@@ -355,6 +373,7 @@ def _by_next_tokens(
         for row, top in answers:
             with handle.using(hypothesis.window), torch.inference_mode():
                 logits = last_logits(handle.model, row[None].to(device_of(handle.model)), 1)[0, -1]
+            require_finite_logits(handle.model, logits, len(row))
             own = logits.double().log_softmax(-1).cpu().numpy()
             values = np.array([value for _, value in top])
             named = [token for token, _ in top if token is not None]

@@ -171,7 +171,7 @@ def run_tasks(
     callbacks.on_eval_start(sum(task.steps * len(_methods(suite, comparison)) for suite, task in tasks))
     with ExitStack() as stack:
         scaled = before = stack.enter_context(with_scaling(loaded.model, RopeScaling.original(loaded.geometry)))
-        if original is not None:
+        if original is not None and original.model is not loaded.model:
             before = stack.enter_context(with_scaling(original.model, RopeScaling.original(original.geometry)))
         for suite, task in tasks:
             methods = [

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from longrope.checks import scale_factor
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import OWN
 from longrope.models.apply import applied_scaling
-from longrope.models.loading import LoadedModel, is_export, load_config, recorded_scaling
+from longrope.models.loading import LoadedModel, is_export, load_config
 from longrope.rope.baselines import (
     BASELINES,
     CHECKPOINT,
@@ -156,14 +157,14 @@ def as_it_is(loaded: LoadedModel) -> Method | None:
             stated_window(loaded.model.config) or loaded.geometry.original_length
         )  # what transformers computes with
         computed = replace(loaded.geometry, original_length=window)
-        return dynamic_method(computed, float(parameters.get("factor", 1.0)))
+        return dynamic_method(computed, scale_factor("factor", parameters.get("factor", 1.0)))
     return None
 
 
 def _before(loaded: LoadedModel, original: LoadedModel | None, target: int) -> Method:
     """The model before it was extended, as a method called `original`."""
     model = original or loaded
-    recorded = recorded_scaling(loaded.name) if original is None else None
+    recorded = loaded.recorded if original is None else None
     if recorded is not None:  # the checkpoint's scaling is the extension
         config = load_config(loaded.name, trust_remote_code=loaded.options.trust_remote_code)
         stated = scaling_of_config(config, original_length=loaded.geometry.original_length)

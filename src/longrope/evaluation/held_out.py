@@ -9,7 +9,7 @@ from longrope.data.documents import Document
 from longrope.data.samples import require_disjoint, shared_names
 from longrope.data.sources import Field, TextData, as_sources, read_all
 from longrope.errors import LongRopeError
-from longrope.models.loading import LoadedModel, recorded_scaling
+from longrope.models.loading import LoadedModel
 from longrope.models.texts import sources_or_books
 from longrope.rope.scaling import RopeScaling
 
@@ -24,14 +24,17 @@ def read_texts(loaded: LoadedModel, data: TextData, field: Field | None = None) 
 
 
 def check_unseen(
-    name: str, documents: Sequence[Document], scalings: Iterable[RopeScaling | None], allow_seen: bool
+    recorded: RopeScaling | None,
+    documents: Sequence[Document],
+    scalings: Iterable[RopeScaling | None],
+    allow_seen: bool,
 ) -> dict[str, Any]:
     """The documents that the search or training of a scaling has seen, as entries for the results' settings.
 
-    `scalings` are those that are measured; the one recorded beside the model `name` counts too. Empty where no
+    `scalings` are those that are measured; the one that is `recorded` beside the model counts too. Empty where no
     document was seen. Raises LongRopeError where one was, unless `allow_seen`.
     """
-    hashes = {value for scaling in (recorded_scaling(name), *scalings) for value in seen_documents(scaling)}
+    hashes = {value for scaling in (recorded, *scalings) for value in seen_documents(scaling)}
     if not allow_seen:
         hint = "evaluate on other documents, or give `allow_seen=True`, which the results will say"
         require_disjoint(hashes, documents, hint)

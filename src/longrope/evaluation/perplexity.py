@@ -28,6 +28,7 @@ from longrope.evaluation.config import EvalConfig
 from longrope.evaluation.held_out import check_unseen, read_texts
 from longrope.evaluation.results import EvalRow, mean_and_stderr, values_by_length
 from longrope.evaluation.retrieval import ids_sha256
+from longrope.models.apply import kept_modes
 from longrope.models.apply import scaled as with_scaling
 from longrope.models.config import LoadOptions
 from longrope.models.devices import device_of
@@ -64,7 +65,8 @@ def perplexity(
     The numbers are those of `evaluate` with the suite `perplexity`, which also gives standard errors.
 
     Args:
-        model: A loaded transformers model (its scaling, if one is applied, is put back at the end), a folder or a name.
+        model: A loaded transformers model (its scaling, if one is applied, and its training mode are put back at the
+            end), a folder or a name.
         tokenizer: Its tokenizer; by default the one that `model` came with.
         data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`.
         field: The field of rows of `data` that holds their text or chat messages (`a.b` for a nested one); of several,
@@ -80,17 +82,18 @@ def perplexity(
 
     Raises LongRopeError for lengths that the scaling or the texts cannot give, and for texts that were seen.
     """
-    require_texts(model, as_sources(data, field), "evaluation", load)
-    loaded, windows = open_model(model, tokenizer, load), list(dict.fromkeys(parse_lengths(lengths)))
-    check_lengths(windows, max(windows, default=0), stride)
-    wanted, name = scaling_to_measure(loaded, scaling)
-    (method,) = Comparison.of(loaded, wanted, name, {}, max(windows)).methods
-    method.window(max(windows))
-    documents = read_texts(loaded, data, field)
-    check_unseen(loaded.name, documents, [wanted], allow_seen)
-    drawn = EvalContext.of(loaded, windows, documents, seed, EvalConfig(samples=samples)).samples(max(windows))
-    with with_scaling(loaded.model, RopeScaling.original(loaded.geometry)) as scaled:
-        rows = measure_perplexity(scaled, drawn, windows, method, stride=stride)
+    with kept_modes(model):
+        require_texts(model, as_sources(data, field), "evaluation", load)
+        loaded, windows = open_model(model, tokenizer, load), list(dict.fromkeys(parse_lengths(lengths)))
+        check_lengths(windows, max(windows, default=0), stride)
+        wanted, name = scaling_to_measure(loaded, scaling)
+        (method,) = Comparison.of(loaded, wanted, name, {}, max(windows)).methods
+        method.window(max(windows))
+        documents = read_texts(loaded, data, field)
+        check_unseen(loaded.recorded, documents, [wanted], allow_seen)
+        drawn = EvalContext.of(loaded, windows, documents, seed, EvalConfig(samples=samples)).samples(max(windows))
+        with with_scaling(loaded.model, RopeScaling.original(loaded.geometry)) as scaled:
+            rows = measure_perplexity(scaled, drawn, windows, method, stride=stride)
     return values_by_length(rows, method.name)
 
 

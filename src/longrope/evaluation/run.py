@@ -31,6 +31,7 @@ from longrope.evaluation.server.config import ServerOptions, is_server
 from longrope.evaluation.server.run import evaluate_server
 from longrope.evaluation.task_log import samples_of, task_log
 from longrope.locked import has_lines
+from longrope.models.apply import kept_modes
 from longrope.models.config import LoadOptions
 from longrope.models.devices import device_of
 from longrope.models.fingerprint import fingerprint
@@ -83,8 +84,9 @@ def evaluate(
     """Measure a model under a scaling and under baselines, all on the same samples.
 
     Args:
-        model: A loaded transformers model (its scaling, if one is applied, is put back at the end), a folder, a hub
-            name or the name of an embedded model; or the address of a server, http://…, which is measured as it is.
+        model: A loaded transformers model (its scaling, if one is applied, and its training mode are put back at the
+            end), a folder, a hub name or the name of an embedded model; or the address of a server, http://…, which is
+            measured as it is.
         tokenizer: Its tokenizer or the name of a model that has it; by default the one that `model` came with.
         data: Held-out texts: files, folders, `book:NAME`, `hf:NAME`. The search and training of the measured scalings
             must not have seen them, which is checked by hash.
@@ -127,7 +129,11 @@ def evaluate(
     started = time.perf_counter()
     if context_parallel > 1:
         _refuse_sharing(model, original)
-    with sharing(context_parallel, device_kind(model, load)) as processes:
+    with (
+        kept_modes(model),
+        kept_modes(original),
+        sharing(context_parallel, device_kind(model, load)) as processes,
+    ):
         if not processes.leads:
             return EvalResults.from_json(json.loads(processes.help(opened, callbacks)), "the results")
         path = None if output is None else Path(output)
@@ -220,7 +226,7 @@ def evaluate(
         for method in comparison.methods:  # a length that no window reaches is refused before anything is measured
             method.window(longest)
         documents = read_texts(loaded, data, field) if any(suite.needs_text(config) for suite in chosen) else []
-        seen = check_unseen(loaded.name, documents, comparison.scalings.values(), allow_seen)
+        seen = check_unseen(loaded.recorded, documents, comparison.scalings.values(), allow_seen)
         context = EvalContext.of(loaded, windows, documents, seed, config)
         prepared = [suite(context) for suite in chosen]
         for suite in prepared:

@@ -7,6 +7,7 @@ HF_TOKEN), which this package never sees.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def push(path: Path, destination: Destination, message: str) -> str:
     api, name = HfApi(), destination.name
     with _as_errors(
         f"{path} is whole, but was not pushed to {name}",
-        f"hf upload {name} {path}{'' if path.is_dir() else f' {path.name}'}",
+        f"hf upload {name} {shlex.quote(str(path))}{'' if path.is_dir() else f' {shlex.quote(path.name)}'}",
     ):
         if destination.is_new:
             api.create_repo(name, private=True)

@@ -39,9 +39,11 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
     window that holds the text, and `save_pretrained` states the scaling in the saved config. `remove_scaling` puts
     the model's own modules back.
 
-    Raises LongRopeError when `scaling` cannot be read, when it was made for another geometry, when the model has no
-    rotary module, or when its logits do not move with the factors. The model is then as it was.
+    Raises LongRopeError when `model` is no transformers model but a wrapper of one (PEFT, `torch.compile`), when
+    `scaling` cannot be read, when it was made for another geometry, when the model has no rotary module, or when its
+    logits do not move with the factors. The model is then as it was.
     """
+    _require_unwrapped(model)
     if not isinstance(scaling, RopeScaling):
         scaling = load_scaling(scaling)
     layer_type = scaled_layer_type(model.config)
@@ -53,9 +55,11 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
         places = rotary_modules(model)
         require_one_base(model, [module for _, module in places], scaling.geometry)
         rotaries = {module: LongRopeRotary(module, scaling, layer_type) for _, module in places}
+        held = []
         for name, module in places:
             _place(model, name, rotaries[module])
-        handle = ScaledModel(model, tuple(rotaries.values()))
+            held.append((*_holder(model, name), rotaries[module]))
+        handle = ScaledModel(model, tuple(rotaries.values()), tuple(held))
         if not _logits_move(handle):
             raise LongRopeError(
                 f"{type(model).__name__} ignores its rotary module: logits are the same for different rescale factors, "
@@ -71,7 +75,11 @@ def apply_scaling(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> 
 
 
 def remove_scaling(model: PreTrainedModel) -> None:
-    """Put the model's own rotary modules back; a model without a scaling stays as it is."""
+    """Put the model's own rotary modules back; a model without a scaling stays as it is.
+
+    Raises LongRopeError when `model` is no transformers model but a wrapper of one.
+    """
+    _require_unwrapped(model)
     for hook in method_hooks(model):
         hook.take_off()
     for name, rotary in _applied(model):
@@ -88,13 +96,26 @@ def scaled(model: PreTrainedModel, scaling: RopeScaling | Path | str) -> Iterato
     """`apply_scaling` for the length of a `with` block.
 
     After the block the model is as before: with the scaling that was applied to it, the window pinned in that, and the
-    options of its generation; or with none.
+    options of its generation; or with none. Raises LongRopeError as `apply_scaling` does.
     """
+    _require_unwrapped(model)
     put_back = _remember(model)
     try:
         yield apply_scaling(model, scaling)
     finally:
         put_back()
+
+
+def _require_unwrapped(model: object) -> None:
+    """Raise LongRopeError unless `model` is a transformers model: `generate` of a wrapper passes by its hooks."""
+    if isinstance(model, PreTrainedModel):
+        return
+    inner = "`model.get_base_model()`" if hasattr(model, "get_base_model") else "the model inside"
+    raise LongRopeError(
+        f"expected a transformers model to scale, found {type(model).__name__}",
+        code="unsupported-model",
+        hint=f"scale the model before it is wrapped, or {inner}" if isinstance(model, nn.Module) else "",
+    )
 
 
 def _remember(model: PreTrainedModel) -> Callable[[], None]:
@@ -153,8 +174,14 @@ def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _place(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+    parent, child = _holder(model, name)
+    setattr(parent, child, module)
+
+
+def _holder(model: PreTrainedModel, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the module `name`, and the name under which it does."""
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    return model.get_submodule(parent), child
 
 
 def _logits_move(handle: ScaledModel) -> bool:
@@ -172,8 +199,12 @@ def _logits_move(handle: ScaledModel) -> bool:
 
 @contextmanager
 def kept_modes(model: object) -> Iterator[None]:
-    """Puts the modules of a loaded `model` that are in training mode back into it after the block."""
-    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    """Puts the modules of `model`, loaded by the caller, that are in training mode back into it after the block.
+
+    A `LoadedModel` is one too; a name, a folder or None has nothing to put back.
+    """
+    inner = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    training = [module for module in inner.modules() if module.training] if isinstance(inner, nn.Module) else []
     try:
         yield
     finally:

@@ -21,22 +21,30 @@ _LARGEST = {
     "max_position_embeddings": 2**40,
 }
 """Name -> its largest value: some hundred times that of any model that was published."""
+_OTHER_NAMES = dict.fromkeys(("n_layer", "n_layers", "num_layers", "depth"), 10_000)
+_OTHER_NAMES |= dict.fromkeys(("n_embd", "d_model", "embed_dim"), 2**20)
+"""Names that the same sizes have in some families, and in the models of images and sound beside a language model."""
 
 
 def check_sizes(values: Mapping[str, Any], where: str) -> None:
     """Raise LongRopeError (`invalid-config`) for a size in the content of a config.json that no model can have.
 
-    A size may be absent, null, or a list with one for each layer. `where` names the file.
+    A size may be absent, null, or a list with one for each layer. `where` names the file. Of the parts inside that are
+    no language model, which may lack a size or have 0, only those that are too large are refused.
     """
-    inner = values.get("text_config")
-    for part in (values, inner) if isinstance(inner, Mapping) else (values,):
-        for name, largest in _LARGEST.items():
+    inner, parts = values.get("text_config"), [(values, where)]
+    while parts:
+        part, place = parts.pop()
+        parts += [(found, f"{name} of {place}") for name, found in part.items() if isinstance(found, Mapping)]
+        for name, largest in (_LARGEST | _OTHER_NAMES).items():
             found = part.get(name)
             sizes = found if isinstance(found, list) and found else [found]
             for size in sizes if found is not None else ():
-                if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= largest:
+                whole = isinstance(size, int) and not isinstance(size, bool)
+                strict = name in _LARGEST and (part is values or part is inner)
+                if (whole and size > largest) or (strict and not (whole and size >= 1)):
                     raise LongRopeError(
-                        f"expected {name} of {where} to be a whole number of 1 to {largest}; found {shown(size)}",
+                        f"expected {name} of {place} to be a whole number of 1 to {largest}; found {shown(size)}",
                         code="invalid-config",
                     )
 

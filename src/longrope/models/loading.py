@@ -48,12 +48,7 @@ from longrope.models.gguf.tokenizer import load_gguf_tokenizer
 from longrope.models.gguf.weights import load_gguf_weights, stored_dtype
 from longrope.models.remarks import keys_of_others_unremarked
 from longrope.models.scalable import require_scalable, require_scalable_config
-from longrope.rope.geometry import (
-    RENAMED_TYPES,
-    RopeGeometry,
-    original_length_guess,
-    stated_types,
-)
+from longrope.rope.geometry import RENAMED_TYPES, RopeGeometry, original_length_guess, stated_types
 from longrope.rope.hf_config import scaling_of_config
 from longrope.rope.scaling import RopeScaling, Window, numbers_sha256
 from longrope.run_files import SCALING
@@ -241,6 +236,12 @@ class LoadedModel:
         """Tokens that the checkpoint supports: up to the end of its scaling, or the original window without one."""
         scaling = self.checkpoint_scaling
         return self.geometry.original_length if scaling is None else scaling.target_length
+
+    @property
+    def recorded(self) -> RopeScaling | None:
+        """`recorded_scaling` of its folder; None for a model that was built in memory, or whose folder is gone."""
+        here = self.name in EMBEDDED_MODELS or Path(self.name).expanduser().is_dir()
+        return recorded_scaling(self.name) if here and self.model.name_or_path else None
 
     @property
     def original_length_guess(self) -> str:

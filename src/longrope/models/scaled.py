@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
@@ -24,6 +24,8 @@ class ScaledModel:
 
     model: PreTrainedModel
     rotaries: tuple[LongRopeRotary, ...]
+    places: tuple[tuple[nn.Module, str, LongRopeRotary], ...]
+    """Every module that holds a rotary module, the name under which it does, and the rotary module."""
 
     @property
     def scaling(self) -> RopeScaling:
@@ -45,7 +47,20 @@ class ScaledModel:
 
         `factors` (D,) and `attention_factor` replace the window's numbers by tensors that gradients flow through.
         `positions` (B, N) are rotated by in the place of positions 0 … N − 1; masks stay those of the latter.
+
+        Raises LongRopeError where this scaling was removed from the model since, or replaced.
         """
+        if any(parent._modules.get(name) is not rotary for parent, name, rotary in self.places):
+            raise not_applied(self.model)
+        self._pin(window, factors, attention_factor, positions)
+
+    def _pin(
+        self,
+        window: Window | None,
+        factors: Tensor | None,
+        attention_factor: Tensor | None,
+        positions: Tensor | None,
+    ) -> None:
         for rotary in self.rotaries:
             rotary.pinned, rotary.factors, rotary.attention_factor = window, factors, attention_factor
             rotary.positions = positions
@@ -54,14 +69,17 @@ class ScaledModel:
     def using(
         self, window: Window | None, factors: Tensor | None = None, attention_factor: Tensor | None = None
     ) -> Iterator[PreTrainedModel]:
-        """`pin_window` for the length of a `with` block; the window pinned before is pinned again after it."""
+        """`pin_window` for the length of a `with` block; the window pinned before is pinned again after it.
+
+        Raises LongRopeError as `pin_window` does.
+        """
         first = self.rotaries[0]
         before = (first.pinned, first.factors, first.attention_factor, first.positions)
         self.pin_window(window, factors, attention_factor)
         try:
             yield self.model
         finally:
-            self.pin_window(*before)
+            self._pin(*before)  # also where the scaling was removed in the block
 
 
 def handle_of(model: PreTrainedModel | ScaledModel) -> ScaledModel:
@@ -74,6 +92,15 @@ def handle_of(model: PreTrainedModel | ScaledModel) -> ScaledModel:
         f"expected a model with a scaling, found {type(model).__name__} without",
         code="no-scaling",
         hint="call `apply_scaling(model, scaling)` first",
+    )
+
+
+def not_applied(model: PreTrainedModel) -> LongRopeError:
+    """The error for a handle on `model` whose scaling is no longer applied to it."""
+    return LongRopeError(
+        f"this scaling is no longer applied to {type(model).__name__}",
+        code="not-applied",
+        hint="give what the last `apply_scaling` returned",
     )
 
 

@@ -22,7 +22,7 @@ from longrope.models.checkpoint_files import gguf_path
 from longrope.models.devices import device_of, require_one_kind
 from longrope.models.gguf.container import read_gguf
 from longrope.models.gguf.rope import check_architecture, rope_of
-from longrope.models.loading import LoadedModel, recorded_scaling
+from longrope.models.loading import LoadedModel
 from longrope.models.targets import as_if_trained
 from longrope.models.texts import sources_or_books
 from longrope.models.weightless import weightless
@@ -101,7 +101,7 @@ def check_recipe(
     after they were seen, a training step that does not fit or is impossible, and packages that are missing. `loaded` is
     the model the recipe begins with; steps whose folders are `finished` are left alone.
     """
-    seen = set(seen_documents(recorded_scaling(loaded.name)))
+    seen = set(seen_documents(loaded.recorded))
     rounds: list[TextRounds] = []
     short = (
         loaded.geometry.original_length

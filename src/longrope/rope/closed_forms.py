@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from longrope.checks import positive_number, whole_number
+from longrope.checks import LARGEST_FACTOR, positive_number, whole_number
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import FloatArray, RopeGeometry
 
@@ -113,11 +113,20 @@ def pair_that_turns(geometry: RopeGeometry, turns: float, length: float) -> floa
 
 
 def ramp_ends(beta_fast: float, beta_slow: float) -> tuple[float, float]:
-    """The turns at the two ends of YaRN's ramp. Raises LongRopeError when `beta_fast` is below `beta_slow`."""
+    """The turns at the two ends of YaRN's ramp.
+
+    Raises LongRopeError when `beta_fast` is below `beta_slow`, or one is beyond all that can be computed with.
+    """
     fast, slow = positive_number("beta_fast", beta_fast), positive_number("beta_slow", beta_slow)
     if fast < slow:
         raise LongRopeError(
             f"beta_fast must not be below beta_slow; found {fast:g} and {slow:g}", code="invalid-setting"
+        )
+    if fast > LARGEST_FACTOR or slow < 1 / LARGEST_FACTOR:
+        raise LongRopeError(
+            f"expected beta_fast and beta_slow of {1 / LARGEST_FACTOR:g} to {LARGEST_FACTOR:g}; found {fast:g} and"
+            f" {slow:g}",
+            code="invalid-setting",
         )
     return fast, slow
 

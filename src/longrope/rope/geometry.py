@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longrope.checks import positive_number, shown, whole_number
+from longrope.checks import LARGEST_FACTOR, count_in, positive_number, shown, whole_number
 from longrope.errors import LongRopeError
+from longrope.units import LONGEST
 
 FloatArray = npt.NDArray[np.float64]
 
 FULL_ATTENTION = "full_attention"
 """The layer type that is scaled in a model with one rotary embedding per layer type."""
+LARGEST_DIM = 2**16
+"""The largest dimension of a head: a larger one comes from a damaged file, and would take the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class RopeGeometry:
 
     def __post_init__(self) -> None:
         """Check every field and store plain Python numbers, whatever came in (NumPy, a base written as an integer)."""
-        rotary_dim = whole_number("rotary_dim", self.rotary_dim, 2)
+        rotary_dim = count_in("rotary_dim", self.rotary_dim, 2, LARGEST_DIM)
         if rotary_dim % 2:
             raise LongRopeError(
                 f"rotary_dim must be even, one rotary pair is two dimensions; found {rotary_dim}",
@@ -51,7 +54,7 @@ class RopeGeometry:
             raise LongRopeError(f"base must be above 1; found {base:g}", code="invalid-geometry")
         object.__setattr__(self, "rotary_dim", rotary_dim)
         object.__setattr__(self, "base", base)
-        object.__setattr__(self, "original_length", whole_number("original_length", self.original_length, 2))
+        object.__setattr__(self, "original_length", count_in("original_length", self.original_length, 2, LONGEST))
 
     @property
     def pairs(self) -> int:
@@ -268,7 +271,7 @@ def _linear_factor(parameters: Mapping[str, Any]) -> float:
     """The factor of a `linear` scaling; 1 for another type, and for a factor that `scaling_of_config` refuses."""
     factor = parameters.get("factor")
     linear = parameters["rope_type"] == "linear"
-    return float(factor) if linear and isinstance(factor, int | float) and factor >= 1 else 1.0
+    return float(factor) if linear and isinstance(factor, int | float) and 1 <= factor <= LARGEST_FACTOR else 1.0
 
 
 WINDOW_NAMES = ("max_position_embeddings", "max_seq_len", "model_max_length", "n_positions", "n_ctx", "seq_length")

@@ -19,7 +19,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from longrope.checks import positive_number, shown, whole_number
+from longrope.checks import scale_factor, shown, whole_number
 from longrope.errors import LongRopeError
 from longrope.rope import closed_forms as closed
 from longrope.rope.geometry import (
@@ -180,7 +180,7 @@ def _required(parameters: _Parameters, name: str) -> Any:
 
 
 def _factor(parameters: _Parameters, name: str) -> float:
-    return positive_number(name, _required(parameters, name))
+    return scale_factor(name, _required(parameters, name))
 
 
 def _stated_factor(source: _Source) -> float:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from longrope.checks import positive_number, shown, whole_number
+from longrope.checks import LARGEST_FACTOR, positive_number, shown, whole_number
 from longrope.errors import LongRopeError
 from longrope.input_files import LARGEST_RECORD, refuse_special
 from longrope.rope.geometry import RopeGeometry
@@ -22,7 +22,7 @@ from longrope.storage import sha256_text, write_json_atomic
 
 SCHEMA = "longrope.scaling/1"
 MAX_POSITION = 2**31 - 1
-_FACTOR_BOUNDS = (1e-3, 1e9)
+_FACTOR_BOUNDS = (1e-3, LARGEST_FACTOR)
 
 
 @dataclass(frozen=True, repr=False)

@@ -113,8 +113,7 @@ class StandaloneModel(nn.Module):
     def load(cls, folder: Path | str) -> Self:
         """Read what `save` wrote, bit for bit, on the CPU. Raises LongRopeError when that is not such a model."""
         sizes, scaling, tensors = read_standalone(Path(folder))
-        model = cls(sizes.d_model, sizes.n_heads, sizes.num_layers, sizes.base_length, rope_base=sizes.rope_base)
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        expected = _shapes(sizes)  # before anything of these sizes is made
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if expected != found:
             name = sorted(set(expected.items()) ^ set(found.items()))[0][0]
@@ -123,6 +122,7 @@ class StandaloneModel(nn.Module):
                 f"{expected.get(name, 'none')}, found {found.get(name, 'none')}",
                 code="damaged-file",
             )
+        model = cls(sizes.d_model, sizes.n_heads, sizes.num_layers, sizes.base_length, rope_base=sizes.rope_base)
         model.load_state_dict(tensors, assign=True)
         model.scaling = scaling
         return model
@@ -213,6 +213,17 @@ class _SwiGLU(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
         return out
+
+
+def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's weights by name, without the weights."""
+    with torch.device("meta"):
+        layer = _Layer(sizes).state_dict()
+    embedding, width = (VOCABULARY, sizes.d_model), (sizes.d_model,)
+    shapes = {"embed_tokens.weight": embedding, "norm.weight": width, "lm_head.weight": embedding}
+    for index in range(sizes.num_layers):
+        shapes |= {f"layers.{index}.{name}": tuple(weight.shape) for name, weight in layer.items()}
+    return shapes
 
 
 def rotate(heads_BTHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

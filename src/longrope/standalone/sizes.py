@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from longrope.checks import whole_number
+from longrope.checks import count_in, whole_number
 from longrope.errors import LongRopeError
 from longrope.rope.geometry import RopeGeometry
-from longrope.units import format_length
+from longrope.units import LONGEST, format_length
 
 VOCABULARY = 256
 """Token ids are bytes."""
 _MLP_MULTIPLE = 64
+_LARGEST_WIDTH, _MOST_LAYERS = 2**20, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ class Sizes:
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
-        for field in fields(self)[:4]:
-            object.__setattr__(self, field.name, whole_number(field.name, getattr(self, field.name), 1))
+        for field, largest in zip(fields(self), (_LARGEST_WIDTH, _LARGEST_WIDTH, _MOST_LAYERS, LONGEST), strict=False):
+            object.__setattr__(self, field.name, count_in(field.name, getattr(self, field.name), 1, largest))
         if self.d_model % self.n_heads:
             raise LongRopeError(
                 f"d_model must be a multiple of n_heads; found {self.d_model} and {self.n_heads}",

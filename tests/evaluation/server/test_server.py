@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,12 @@ def test_parameters_that_a_server_refuses_are_left_out(stand_in: StandIn, addres
     stand_in.unknown = {"temperature"}
     with pytest.raises(LongRopeError, match="Extra inputs are not permitted: temperature"):
         ask(address, text, suites="passkey", lengths=[256])
+
+
+def test_a_tokenizer_without_a_model_beside_it(address: str, text: str, tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    for tokenizer.name_or_path in ("", str(tmp_path), str(tmp_path / "moved")):
+        assert ask(address, text, tokenizer=tokenizer, suites="perplexity", lengths=192).rows
 
 
 def test_what_a_server_cannot_be_asked_is_refused_before_the_first_prompt(

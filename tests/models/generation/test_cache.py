@@ -11,7 +11,8 @@ from transformers import DynamicCache
 
 from longrope.errors import LongRopeError
 from longrope.models import chunked
-from longrope.models.apply import apply_scaling, geometry_of
+from longrope.models.apply import apply_scaling, geometry_of, remove_scaling
+from longrope.models.apply import scaled as scaled_block
 from longrope.models.cache_argument import forward_argument
 from longrope.models.generation import cache as module
 from longrope.models.generation.cache import fill, new_cache, prefill
@@ -104,6 +105,41 @@ def test_the_model_and_the_window_of_its_scaling() -> None:
     with pytest.raises(LongRopeError) as error:
         prefill(tiny_model("llama"), text)
     assert error.value.code == "no-scaling"
+
+
+def test_the_scaling_was_replaced_or_removed() -> None:
+    scaled, window = scaled_and_window("llama")
+    model, prefix = scaled.model, prefill(scaled, TEXT, window)
+    expected = prefix.score(QUESTIONS[0])
+    other = RopeScaling.single(geometry_of(model), 256, window.factors)
+    for change in (lambda: apply_scaling(model, other), lambda: remove_scaling(model)):
+        change()
+        uses = (
+            lambda: prefill(scaled, TEXT, window),
+            lambda: prefix.score(QUESTIONS[0]),
+            lambda: prefix.greedy(QUESTIONS[0], 1),
+            lambda: scaled.pin_window(window),
+        )
+        for use in uses:
+            with pytest.raises(LongRopeError, match="no longer applied to LlamaForCausalLM") as error:
+                use()
+            assert error.value.code == "not-applied"
+    scaled = apply_scaling(model, scaled.scaling)
+    with scaled_block(model, other):  # for a while: the handle is right again after it
+        pass
+    assert torch.equal(prefill(scaled, TEXT, window).score(QUESTIONS[0]), expected)
+
+
+def test_removed_in_a_block_whose_error_is_not_hidden() -> None:
+    scaled, window = scaled_and_window("llama")
+
+    def block() -> None:
+        with scaled.using(window) as model:
+            remove_scaling(model)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
 
 
 def test_greedy_stops() -> None:

@@ -7,6 +7,7 @@ a server that wants one from OPENAI_API_KEY.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -137,8 +138,8 @@ class Server:
         A text that fills the server's context leaves no room for the reply, which vLLM and SGLang insist on: its last
         token is then not in the prompt, and vLLM is asked for its log-probability among those of the reply.
 
-        Raises LongRopeError where the server gives no log-probabilities of a prompt, as llama.cpp's does not, or none
-        of that last token.
+        Raises LongRopeError where the server gives no log-probabilities of a prompt, as llama.cpp's does not, none of
+        that last token, or one that is NaN or infinite.
         """
         return self._losses(ids, self._fills_context(len(ids)))
 
@@ -174,19 +175,31 @@ class Server:
                     hint=f"measure perplexity at {(self.context_length or len(ids)) - 1} tokens; a newer vLLM gives it",
                 )
             values = [*values, last]
-        return [-float(value) for value in values if value is not None]
+        return self._finite([-float(value) for value in values if value is not None], len(ids))
 
     def next_tokens(self, ids: Sequence[int] | Ids, count: int) -> list[tuple[int | None, float]]:
         """The `count` most likely tokens after a prompt, as (id, log p); the id is None where the server gives text.
 
         Empty where the server gives no log-probabilities for this prompt: llama.cpp's does not where its reply is the
-        end of the text.
+        end of the text. Raises LongRopeError for one that is NaN or infinite.
         """
         asked, more = f"the next token after {len(ids)}", {"return_tokens_as_token_ids": True}  # vLLM's
         answer = self._completion(ids, asked, more, max_tokens=1, logprobs=count)
         with self._plain_errors(asked):
             found = answer.choices[0].logprobs if answer.choices else None
-            return _most_likely(found)[:count]
+            most_likely = _most_likely(found)[:count]
+        self._finite([value for _, value in most_likely], len(ids))
+        return most_likely
+
+    def _finite(self, values: list[float], length: int) -> list[float]:
+        """`values`, of a text of `length` tokens. Raises LongRopeError where one is NaN or infinite."""
+        if not all(map(math.isfinite, values)):
+            raise LongRopeError(
+                f"expected finite log-probabilities from {self.address}, found NaN or infinity at {length} tokens",
+                code="server-error",
+                hint="check the weights that it has loaded, and its dtype",
+            )
+        return values
 
     def _completion(
         self, ids: Sequence[int] | Ids, asked: str, more: Mapping[str, Any] | None = None, **fields: Any

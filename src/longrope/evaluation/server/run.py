@@ -25,7 +25,7 @@ from longrope.evaluation.ruler.suite import RulerSuite, ruler_row, summary_rows
 from longrope.evaluation.server.client import PROBE, Server
 from longrope.evaluation.server.config import ServerOptions
 from longrope.evaluation.task_log import TaskKey, TaskLog, TaskResult, samples_of, task_log
-from longrope.models.loading import load_tokenizer
+from longrope.models.loading import load_tokenizer, recorded_scaling
 from longrope.models.texts import sources_or_books
 from longrope.provenance import versions
 
@@ -81,7 +81,8 @@ def evaluate_server(
         server.check_losses([*probe, probe[0]], max(lengths, default=0))
     needed = any(suite.needs_text(config) for suite in suites)
     documents = read_all(sources_or_books(name, sources, "evaluation"), tokenizer=loaded) if needed else []
-    seen = check_unseen(name, documents, [], allow_seen)
+    in_folder = isinstance(tokenizer, str) or (bool(name) and (Path(name) / "config.json").is_file())
+    seen = check_unseen(recorded_scaling(name) if in_folder else None, documents, [], allow_seen)
     context = TextContext(loaded, lengths, documents, seed, config)
     prepared = [suite(context) for suite in suites]
     for suite in prepared:

@@ -6,6 +6,7 @@ length. The notes of an export say which one holds when, and what that costs.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def _checked_architecture(source: GgufFile, config: Any, geometry: RopeGeometry)
 
 
 def _command(path: Path, expressed: RopeScaling) -> str:
-    return f"llama-server -m {path} -c {expressed.target_length}"
+    return f"llama-server -m {shlex.quote(str(path))} -c {expressed.target_length}"
 
 
 def _to_know(expressed: RopeScaling) -> str:
@@ -160,6 +161,6 @@ def _regimes(path: Path, switch: int, target: int) -> list[str]:
         "with -np N and without --kv-unified a slot has -c / N tokens, and that decides; --yarn-orig-ctx does not",
         f"short texts pay for a large -c: at -c {target} a text inside {switch} tokens gets the long factors too "
         "(`longrope eval` measures what that costs at each length)",
-        f"for short texts as before, a second server: llama-server -m {path} -c {inside}",
+        f"for short texts as before, a second server: llama-server -m {shlex.quote(str(path))} -c {inside}",
     ]
     return notes

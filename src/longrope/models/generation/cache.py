@@ -41,8 +41,8 @@ def prefill(
     `chunk_size`, and where layers attend to a sliding window, so many tokens at a time: memory is then the cache, and
     the activations and mask of one chunk. The model should be in eval mode.
 
-    Raises LongRopeError when `ids` is not one text of at least one token, no scaling is applied, or the model's cache
-    is not made of keys and values.
+    Raises LongRopeError when `ids` is not one text of at least one token, no scaling is applied, or another one by now,
+    or the model's cache is not made of keys and values.
     """
     scaled = handle_of(model)
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
@@ -65,6 +65,8 @@ def prefill(
 @dataclass(frozen=True)
 class Prefilled:
     """A text that was read: continuations are scored or generated after it and leave it as it was.
+
+    They raise LongRopeError where the scaling that it was read under was removed from the model since, or replaced.
 
     The last token is not in the cache: it is fed again with every continuation, whose first logits it gives.
     """

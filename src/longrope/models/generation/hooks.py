@@ -27,7 +27,7 @@ from longrope.models.cache_argument import arguments_of, cache_argument, forward
 from longrope.models.devices import device_of
 from longrope.models.generation.cache import PREFILL_CHUNK, check_cache, empty, fill, is_refillable
 from longrope.models.generation.rerotate import Rerotation
-from longrope.models.scaled import MethodHook, ScaledModel, method_hooks
+from longrope.models.scaled import MethodHook, ScaledModel, method_hooks, not_applied
 from longrope.rope.scaling import Window
 
 Switch = Literal["recompute", "rerotate"]
@@ -54,11 +54,7 @@ def cache_hook(scaled: ScaledModel) -> CacheHook:
             return hook
     name = type(scaled.model).__name__
     if isinstance(scaled.model, GenerationMixin):
-        raise LongRopeError(
-            f"this scaling is no longer applied to {name}",
-            code="not-applied",
-            hint="give what the last `apply_scaling` returned",
-        )
+        raise not_applied(scaled.model)
     raise LongRopeError(f"expected a model that generates text, found {name}, which does not", code="cannot-generate")
 
 

@@ -19,6 +19,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.models.gguf.container import GgufFile
 from longrope.models.gguf.rope import rope_of
 from longrope.models.gguf.rope_parameters import as_longrope, rope_parameters
+from longrope.rope.geometry import LARGEST_DIM
 
 _Values = dict[str, Any]
 
@@ -113,6 +114,8 @@ def _sizes(keys: Keys) -> _Values:
     if present != {str(index) for index in range(min(layers, len(present) + 1))}:
         raise _damaged(file, f"its block_count is {layers}, it has tensors of {len(present)} layers")
     head_dim = keys.count("attention.key_length", hidden // heads or None)
+    if head_dim > LARGEST_DIM:
+        raise _damaged(file, f"expected heads of at most {LARGEST_DIM} dimensions, found {head_dim}")
     if keys.count("attention.value_length", head_dim) != head_dim:
         raise _unlike(file, f"keys of {head_dim} and values of {keys.count('attention.value_length')} dimensions")
     special = {f"{name}_token_id": _token_id(file, key) for name, key in _SPECIAL.items()}

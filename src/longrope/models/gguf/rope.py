@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from longrope.checks import LARGEST_FACTOR
 from longrope.errors import LongRopeError
 from longrope.models.gguf.container import F32, GgufFile, read_gguf
+from longrope.rope.geometry import LARGEST_DIM
 from longrope.rope.scaling import RopeScaling
 
 LONG_FACTORS, SHORT_FACTORS, ROPE_FREQS = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
@@ -109,12 +111,18 @@ def rope_of(file: GgufFile) -> GgufRope:
         _number(file, f"{architecture}.rope.{name}")
         for name in ("scaling.attn_factor", "scaling.factor", "freq_base", "scale_linear")
     )
+    for name, given in (("scaling.factor", factor), ("scale_linear", linear)):
+        if given is not None and abs(given) > LARGEST_FACTOR:
+            raise LongRopeError(
+                f"{file.path}: expected {architecture}.rope.{name} of at most {LARGEST_FACTOR:g}, found {given:g}",
+                code="damaged-file",
+            )
     exported = file.value(SCALING_KEY)
     return GgufRope(
         path=file.path,
         architecture=architecture,
         context_length=_tokens(file, f"{architecture}.context_length"),
-        rotary_dim=_rotary_dim(stated),
+        rotary_dim=_rotary_dim(file, architecture),
         freq_base=_DEFAULT_BASE if base is None else base,
         scaling_type=stated("rope.scaling.type"),
         original_context_length=_tokens(file, f"{architecture}.rope.scaling.original_context_length"),
@@ -145,12 +153,24 @@ def _tokens(file: GgufFile, name: str) -> int | None:
     return value
 
 
-def _rotary_dim(stated: Any) -> int | None:
-    for name in ("rope.dimension_count", "attention.key_length"):
-        if isinstance(stated(name), int):
-            return int(stated(name))
-    width, heads = stated("embedding_length"), stated("attention.head_count")
-    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
+def _rotary_dim(file: GgufFile, architecture: str) -> int | None:
+    """`rope.dimension_count`, else the head's dimension; None where neither is stated.
+
+    Raises LongRopeError (`damaged-file`) where it is larger than any model's.
+    """
+    names = ("rope.dimension_count", "attention.key_length", "embedding_length", "attention.head_count")
+    stated = {name: file.value(f"{architecture}.{name}") for name in names}
+    size: int | None = next((stated[name] for name in names[:2] if isinstance(stated[name], int)), None)
+    if size is None:
+        width, heads = (stated[name] for name in names[2:])
+        size = width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
+    if size is not None and size > LARGEST_DIM:
+        raise LongRopeError(
+            f"{file.path}: expected at most {LARGEST_DIM} rotary dimensions by {architecture}.rope.dimension_count or "
+            f"{architecture}.attention.key_length, found {size}",
+            code="damaged-file",
+        )
+    return size
 
 
 def _factors(file: GgufFile, name: str) -> tuple[float, ...] | None:

@@ -39,9 +39,9 @@ def load_gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     if kind == _BYTE_LEVEL and rule is None:
         raise _unknown(file, f"the pre-tokeniser {pre!r}, which is none of {', '.join(NAMED)}")
     defaults = {} if kind == _BYTE_LEVEL else _SENTENCEPIECE_IDS
-    ids = {name: _id(file, key, defaults.get(name)) for name, key in _SPECIAL.items()}
     try:
         tokens = read_array(file, "tokenizer.ggml.tokens")
+        ids = {name: _id(file, key, len(tokens), defaults.get(name)) for name, key in _SPECIAL.items()}
         special = {name: tokens[index] for name, index in ids.items() if index is not None}
         backend = _sentencepiece(file, tokens, special) if rule is None else _byte_level(file, tokens, rule)
         backend.add_special_tokens(_added(file, tokens, _CONTROL))
@@ -57,7 +57,7 @@ def load_gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     for name, added in around.items():
         if added and name not in special:
             raise _unknown(file, f"a {name.upper()} to add to texts and no token for it")
-    bos, eos = ([special[name]] * bool(added) for name, added in around.items())
+    bos, eos = ([special[name]] if added else [] for name, added in around.items())
     backend.post_processor = TemplateProcessing(
         single=[*bos, "$A", *eos], special_tokens=[(token, backend.token_to_id(token)) for token in {*bos, *eos}]
     )
@@ -111,9 +111,10 @@ def _added(file: GgufFile, tokens: list[str], kind: int) -> list[AddedToken]:
     ]
 
 
-def _id(file: GgufFile, name: str, default: int | None) -> int | None:
-    found = file.value(f"tokenizer.ggml.{name}_token_id", default)
-    return found if isinstance(found, int) else None
+def _id(file: GgufFile, name: str, size: int, default: int | None) -> int | None:
+    """A special token of a vocabulary of `size`; as in llama.cpp the default where the file has none or another id."""
+    found = file.value(f"tokenizer.ggml.{name}_token_id")
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < size else default
 
 
 def _unknown(file: GgufFile, found: str) -> LongRopeError:
