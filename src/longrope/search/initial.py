@@ -9,7 +9,10 @@ ratios.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -127,16 +130,32 @@ def baselines(loaded: LoadedModel, length: int, *, formulas: bool = True) -> dic
     that stretched, each with its own attention factor.
 
     At the original window itself all closed forms are the original RoPE, which is then the only one. Without
-    `formulas`: the original RoPE and the checkpoint's scaling.
+    `formulas`: the original RoPE and the checkpoint's scaling. A form whose last factors are too large for a window, as
+    those of NTK by critical dimension for a very long one, is left out.
     """
-    windows = {}
-    for name, form in CLOSED_FORMS.items():
-        if name == NONE or (formulas and length > loaded.geometry.original_length):
-            factors, own = form(loaded.geometry, length)
-            windows[name] = Window(length, tuple(factors.tolist()), 0, own)
+    geometry, checkpoint_scaling = loaded.geometry, loaded.checkpoint_scaling
+    windows = {NONE: _closed_window(NONE, geometry, length)}
+    if formulas and length > geometry.original_length:
+        forms = {name: partial(_closed_window, name, geometry, length) for name in CLOSED_FORMS if name != NONE}
+        windows |= _possible(forms)
     own_window = loaded.checkpoint_window(length)
     if own_window is not None:
         windows[CHECKPOINT] = replace(own_window, max_length=length)
-    if formulas and loaded.checkpoint_scaling is not None and length > loaded.context_length:
-        windows |= {name: second_window(name, loaded.checkpoint_scaling, length) for name in SECOND_FORMS}
+    if formulas and checkpoint_scaling is not None and length > loaded.context_length:
+        windows |= _possible({name: partial(second_window, name, checkpoint_scaling, length) for name in SECOND_FORMS})
+    return windows
+
+
+def _closed_window(name: str, geometry: RopeGeometry, length: int) -> Window:
+    """The closed form `name` for `length` tokens, with its own attention factor."""
+    factors, own = CLOSED_FORMS[name](geometry, length)
+    return Window(length, tuple(factors.tolist()), 0, own)
+
+
+def _possible(forms: Mapping[str, Callable[[], Window]]) -> dict[str, Window]:
+    """The windows of `forms` by name, without those that raise LongRopeError."""
+    windows = {}
+    for name, form in forms.items():
+        with suppress(LongRopeError):
+            windows[name] = form()
     return windows
