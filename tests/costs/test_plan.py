@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import DeepseekV3Config, Gemma3TextConfig, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config
+from transformers import (
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    HunYuanMoEV1Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+)
 
 from longrope.costs.devices import Devices, gpu_table
 from longrope.costs.flops_bytes import Flops, forward_flops
@@ -71,6 +79,15 @@ def test_published_sizes(tmp_path: Path, llama3: str) -> None:
     deepseek = shape_in(tmp_path / "c", DeepseekV3Config())
     assert (deepseek.queries, deepseek.values, deepseek.heads_output) == (128 * 192, 128 * 128, 128 * 128)
     assert 36e9 < deepseek.active_weights + deepseek.head_weights < 37.5e9
+
+
+def test_experts_by_layer_count_as_their_mean(tmp_path: Path) -> None:
+    small = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 4, "head_dim": 16, "num_experts": 8}
+    listed = shape_in(tmp_path / "list", HunYuanMoEV1Config(**small, moe_topk=[2, 4]))
+    assert listed == shape_in(tmp_path / "one", HunYuanMoEV1Config(**small, moe_topk=3))
+    assert listed.experts
+    assert listed.active_weights < shape_in(tmp_path / "all", HunYuanMoEV1Config(**small, moe_topk=8)).active_weights
 
 
 QWEN25_7B = Qwen2Config(
