@@ -17,6 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from longrope.costs.advice import FIRST_TARGETS, beyond_searching
 from longrope.costs.devices import Devices, gpu_table
 from longrope.costs.flops_bytes import Flops, forward_flops
 from longrope.costs.plan import CostPlan, CostRow, plan
@@ -26,6 +27,8 @@ from longrope.models.config import USABLE
 from longrope.models.loading import load_model, open_model
 from longrope.models.model_dims import shape_of
 from longrope.models.weightless import weightless
+from longrope.recipes.schema import SearchStage
+from longrope.recipes.yaml import load_recipe
 from longrope.search.config import METHODS, SearchConfig
 from longrope.search.initial import KNOT_FORMS
 from longrope.search.log import read_log
@@ -335,6 +338,33 @@ def test_what_does_not_fit_says_what_would(llama3: str, tmp_path: Path) -> None:
     assert "spread over" not in searched(2**21).advice
     assert "h200" in gradient.advice
     assert "128k tokens" in gradient.advice
+
+
+def test_advice_counts_from_the_window_that_the_model_has(tmp_path: Path) -> None:
+    """As Llama 3.1: trained with 8k tokens, extended to 128k."""
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, **scaling}
+    LlamaConfig(**{**LLAMA3.to_dict(), "max_position_embeddings": 131072, "rope_parameters": rope}).save_pretrained(
+        tmp_path
+    )
+
+    def said(target: str) -> str:
+        settings = [SearchConfig(samples=1, steps=1, continuation=False)]
+        return plan(str(tmp_path), target, Devices(memory=10**6), searches=settings, trainings=[]).recommendation
+
+    assert said("256k").startswith("Recommended: search --method gradient")
+    assert "times the window" not in said("256k")
+    assert "At 16 times the window" in said("2M")
+    assert said("2M").endswith("the papers train too (extend --recipe longrope).")  # longrope2 begins with 128k
+    assert beyond_searching(8192, 8192, 131072).endswith("(extend --recipe longrope2 or longrope).")
+    assert beyond_searching(8192, 262144, 4194304).endswith("the papers train too.")
+
+
+@pytest.mark.parametrize("name", FIRST_TARGETS)
+def test_the_recipes_begin_where_the_advice_says(name: str) -> None:
+    first = load_recipe(name, 8192).stages[0]
+    assert isinstance(first, SearchStage)
+    assert first.target == FIRST_TARGETS[name] * 8192
 
 
 def test_plans_that_cannot_be(llama3: str, tmp_path: Path) -> None:
