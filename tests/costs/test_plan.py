@@ -196,6 +196,21 @@ def _ramps_tried(run: Path) -> int:
     return sum(row.request.get("samples") == [0] and row.gradient is None for row in rows) - len(KNOT_FORMS)
 
 
+def test_in_a_search_by_needles_the_head_runs_only_for_answers() -> None:
+    loaded = open_model("tiny")
+    shape, device = shape_of("tiny", loaded.model), Devices(gpu="h100")
+    work = search_work(loaded, 2048, SearchConfig(method="longrope", objective="needle", samples=5))
+    flops = work.flops(shape)
+    assert flops.matrices == pytest.approx((1344 + 6) * 5 * forward_flops(shape, 2048, 1).matrices)
+    assert work.time(shape, device).total == pytest.approx(device.seconds(flops))
+    gradient, whole = (
+        search_work(loaded, 2048, SearchConfig(method="gradient", objective=objective, samples=5)).flops(shape)
+        for objective in ("needle", "perplexity")
+    )
+    assert gradient.matrices < whole.matrices
+    assert gradient.attention == whole.attention
+
+
 def test_evaluations_requested_at_once_are_shared_by_the_devices() -> None:
     loaded = open_model("tiny")
     shape = shape_of("tiny", loaded.model)
