@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from longrope.checks import positive_number, shown, whole_number
 from longrope.errors import LongRopeError
+from longrope.units import LONGEST
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -49,9 +50,14 @@ class RopeGeometry:
         base = positive_number("base", self.base)
         if base <= 1:
             raise LongRopeError(f"base must be above 1; found {base:g}", code="invalid-geometry")
+        length = whole_number("original_length", self.original_length, 2)
+        if length > LONGEST:
+            raise LongRopeError(
+                f"original_length must be at most {LONGEST} tokens; found {shown(length)}", code="invalid-geometry"
+            )
         object.__setattr__(self, "rotary_dim", rotary_dim)
         object.__setattr__(self, "base", base)
-        object.__setattr__(self, "original_length", whole_number("original_length", self.original_length, 2))
+        object.__setattr__(self, "original_length", length)
 
     @property
     def pairs(self) -> int:
