@@ -129,12 +129,13 @@ def test_factors_that_the_model_was_trained_with_stay_what_they_are(
     assert found.scaling.provenance["search"]["settings"]["relative_to"] == factors.tolist()
 
 
+@pytest.mark.parametrize("space", ["relative", "absolute"])
 @pytest.mark.parametrize("method", ["gradient", "longrope"])
-def test_a_relative_space_needs_factors_to_start_from(
-    loaded: LoadedModel, source: list[str], tmp_path: Path, method: str
+def test_a_space_is_of_a_second_search(
+    loaded: LoadedModel, source: list[str], tmp_path: Path, method: str, space: Any
 ) -> None:
     with pytest.raises(LongRopeError, match="a checkpoint with a scaling that the search goes beyond") as error:
-        search(loaded, TARGET, source, tmp_path, SearchConfig(method=method, samples=1, space="relative"))
+        search(loaded, TARGET, source, tmp_path, SearchConfig(method=method, samples=1, space=space))
     assert error.value.code == "invalid-setting"
 
 

@@ -45,14 +45,14 @@ NONE = "none"
 def trained_factors(loaded: LoadedModel, length: int, config: SearchConfig) -> FloatArray | None:
     """The factors λ_trained (D,) that a search for `length` tokens multiplies; None in an absolute space.
 
-    Raises LongRopeError (`invalid-setting`) where `config` asks for multiples and there is nothing to multiply.
+    Raises LongRopeError (`invalid-setting`) where `config` names a space and there is nothing to multiply.
     """
     checkpoint_scaling = loaded.checkpoint_scaling
     if checkpoint_scaling is None or length <= loaded.context_length:
-        if config.space == "relative":
+        if config.space is not None:
             raise LongRopeError(
-                f"expected a checkpoint with a scaling that the search goes beyond for a relative `space`, found "
-                f"{loaded.name} with a window of {loaded.context_length} tokens searched for {length}",
+                f"expected a checkpoint with a scaling that the search goes beyond for the `space` {config.space}, "
+                f"found {loaded.name} with a window of {loaded.context_length} tokens searched for {length}",
                 code="invalid-setting",
                 hint="leave `space` out",
             )
@@ -88,7 +88,8 @@ def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | Non
         windows = sorted(checkpoint_scaling.windows, key=lambda window: window != loaded.checkpoint_window(length))
         seeds += [np.asarray(window.factors) for window in windows]
     lengths = [max(length, geometry.original_length), *(ratio * geometry.original_length for ratio in MILD_RATIOS)]
-    return seeds + [form(geometry, mild) for mild in lengths for form in (yarn, ntk_aware)]
+    chosen = config or SearchConfig()
+    return seeds + [form for mild in lengths for form in (yarn_seed(geometry, mild, chosen), ntk_aware(geometry, mild))]
 
 
 def yarn_seed(geometry: RopeGeometry, length: int, config: SearchConfig) -> FloatArray:
