@@ -129,6 +129,23 @@ def test_factors_that_the_model_was_trained_with_stay_what_they_are(
     assert found.scaling.provenance["search"]["settings"]["relative_to"] == factors.tolist()
 
 
+@pytest.mark.parametrize("method", ["gradient", "cma", "longrope"])
+def test_multiples_end_where_windows_do(
+    tuned: LoadedModel, scaled: ScaledModel, source: list[str], method: Any
+) -> None:
+    """The factors of a window are at most 10^9; a multiple of a trained factor is one."""
+    trained = Window(REACH, tuple(np.geomspace(1.0, 1e6 / 3, 16).tolist()))
+    far = replace(tuned, checkpoint_scaling=RopeScaling(tuned.geometry, (trained,)))
+    chosen = SearchConfig(method=method, samples=1, max_factor=1e9)
+    planned: Any = build(far, objectives_over(scaled, prepare_texts(far, source, TARGET, chosen)), TARGET, chosen)
+    given, most = planned.run.keywords, np.full(16, 1e9)
+    if method == "longrope":
+        window = given["to_window"](given["optimizer"].space.snap(most))
+    else:
+        window = (given["stage"] if method == "cma" else given["stages"][-1]).window(most, M, given["bounds"])
+    assert max(window.factors) == pytest.approx(1e9, rel=1e-4)
+
+
 @pytest.mark.parametrize("space", ["relative", "absolute"])
 @pytest.mark.parametrize("method", ["gradient", "longrope"])
 def test_a_space_is_of_a_second_search(
