@@ -40,6 +40,8 @@ SECOND_BETAS = (8, 2)
 """β_fast of further seeds of a second YaRN, beside its own 32: a pair that turned more often in training keeps its
 factor. The best value depends on L'."""
 NONE = "none"
+Seed = tuple[FloatArray, int | None]
+"""The factors (D,) of a seed, or their multiples; and the n̂ of the checkpoint's window that it is made of, if any."""
 
 
 def trained_factors(loaded: LoadedModel, length: int, config: SearchConfig) -> FloatArray | None:
@@ -60,36 +62,38 @@ def trained_factors(loaded: LoadedModel, length: int, config: SearchConfig) -> F
     return None if config.space == "absolute" else np.asarray(checkpoint_scaling.windows[-1].factors)
 
 
-def relative_seeds(loaded: LoadedModel, length: int, config: SearchConfig) -> list[FloatArray]:
+def relative_seeds(loaded: LoadedModel, length: int, config: SearchConfig) -> list[Seed]:
     """The multiples μ (D,) that a relative Algorithm 1 starts from: 1, then PI, NTK and YaRN for s₂ = L'/L_ft."""
     assert loaded.checkpoint_scaling is not None
-    factors = np.asarray(loaded.checkpoint_scaling.windows[-1].factors)
+    last = loaded.checkpoint_scaling.windows[-1]
+    factors = np.asarray(last.factors)
     stretch = (loaded.geometry, factors, loaded.context_length, length)
     second = second_yarn_linear if config.yarn_ramp == "authors" else second_yarn
     forms = [second_pi(*stretch), second_ntk(*stretch), second(*stretch, config.beta_fast, config.beta_slow)]
-    return [np.ones(loaded.geometry.pairs), *(form / factors for form in forms)]
+    seeds = [np.ones(loaded.geometry.pairs), *(form / factors for form in forms)]
+    return [(seed, last.start_tokens) for seed in seeds]
 
 
-def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | None = None) -> list[FloatArray]:
+def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | None = None) -> list[Seed]:
     """The factors (D,) that Algorithm 1 starts from for a window of `length` tokens, the likeliest first.
 
     `config` has the settings of the YaRN among them.
     """
     geometry, checkpoint_scaling = loaded.geometry, loaded.checkpoint_scaling
+    chosen = config or SearchConfig()
+    seeds: list[Seed] = []
     if length > loaded.context_length:
-        forms = [
-            pi(geometry, length),
-            ntk_aware(geometry, length),
-            yarn_seed(geometry, length, config or SearchConfig()),
-        ]
-        return list(reversed(checkpoint_seeds(loaded, length).values())) + forms
-    seeds = [np.ones(geometry.pairs)]
+        if checkpoint_scaling is not None:
+            start_tokens = checkpoint_scaling.windows[-1].start_tokens
+            seeds = [(seed, start_tokens) for seed in reversed(checkpoint_seeds(loaded, length).values())]
+        forms = [pi(geometry, length), ntk_aware(geometry, length), yarn_seed(geometry, length, chosen)]
+        return seeds + [(form, None) for form in forms]
     if checkpoint_scaling is not None:
         windows = sorted(checkpoint_scaling.windows, key=lambda window: window != loaded.checkpoint_window(length))
-        seeds += [np.asarray(window.factors) for window in windows]
+        seeds = [(np.asarray(window.factors), window.start_tokens) for window in windows]
     lengths = [max(length, geometry.original_length), *(ratio * geometry.original_length for ratio in MILD_RATIOS)]
-    chosen = config or SearchConfig()
-    return seeds + [form for mild in lengths for form in (yarn_seed(geometry, mild, chosen), ntk_aware(geometry, mild))]
+    forms = [form for mild in lengths for form in (yarn_seed(geometry, mild, chosen), ntk_aware(geometry, mild))]
+    return [(np.ones(geometry.pairs), None), *seeds, *((form, None) for form in forms)]
 
 
 def yarn_seed(geometry: RopeGeometry, length: int, config: SearchConfig) -> FloatArray:

@@ -134,7 +134,10 @@ def _longrope(task: _Task) -> _Built:
     space = SearchSpace.for_ratio(pairs, task.ratio, choices)
     space = replace(space, upper=min(space.upper if upper is None else upper, _largest(task.trained)))
     seeds_of = evolution_seeds if task.trained is None else relative_seeds
-    seeds = [space.snap(factors) for factors in seeds_of(task.loaded, task.target_length, task.config)]
+    seeds = [
+        space.snap(factors, start_tokens if start_tokens in choices else None)
+        for factors, start_tokens in seeds_of(task.loaded, task.target_length, task.config)
+    ]
     settings = _evolution_settings(task)
     described = {"space": asdict(space), "seeds": [seed.to_row() for seed in seeds]}
     return _evolution(task, Evolution(space, seeds, settings), settings, described)
