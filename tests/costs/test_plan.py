@@ -85,7 +85,7 @@ def test_published_sizes(tmp_path: Path, llama3: str) -> None:
 
 
 def test_experts_by_layer_count_as_their_mean(tmp_path: Path) -> None:
-    small = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    small: dict[str, Any] = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 4, "head_dim": 16, "num_experts": 8}
     listed = shape_in(tmp_path / "list", HunYuanMoEV1Config(**small, moe_topk=[2, 4]))
     assert listed == shape_in(tmp_path / "one", HunYuanMoEV1Config(**small, moe_topk=3))
