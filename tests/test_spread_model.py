@@ -200,7 +200,6 @@ def test_spread_only_where_it_does_not_fit(source: Path, a_gpu: dict[int | str, 
     }
     assert spread_options(config, torch.bfloat16, "m") == {}  # half of it fits
     assert not too_large(config, None, torch.device("cuda", 1))
-    assert not too_large(config, None, torch.device("mps"))  # its memory is the main memory
     assert not too_large(config, None, torch.device("cpu"))
     a_gpu |= {1: size // 8, "cpu": size // 8}
     with pytest.raises(LongRopeError, match=r"the weights of m take .*; there is room for .* on 0, .* on 1, .* on cpu"):

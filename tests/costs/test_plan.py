@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import DeepseekV3Config, Gemma3TextConfig, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config
+from transformers import (
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    HunYuanMoEV1Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+)
 
+from longrope.costs.advice import FIRST_TARGETS, beyond_searching
 from longrope.costs.devices import Devices, gpu_table
 from longrope.costs.flops_bytes import Flops, forward_flops
 from longrope.costs.plan import CostPlan, CostRow, plan
@@ -18,6 +27,8 @@ from longrope.models.config import USABLE
 from longrope.models.loading import load_model, open_model
 from longrope.models.model_dims import shape_of
 from longrope.models.weightless import weightless
+from longrope.recipes.schema import SearchStage
+from longrope.recipes.yaml import load_recipe
 from longrope.search.config import METHODS, SearchConfig
 from longrope.search.initial import KNOT_FORMS
 from longrope.search.log import read_log
@@ -71,6 +82,15 @@ def test_published_sizes(tmp_path: Path, llama3: str) -> None:
     deepseek = shape_in(tmp_path / "c", DeepseekV3Config())
     assert (deepseek.queries, deepseek.values, deepseek.heads_output) == (128 * 192, 128 * 128, 128 * 128)
     assert 36e9 < deepseek.active_weights + deepseek.head_weights < 37.5e9
+
+
+def test_experts_by_layer_count_as_their_mean(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 4, "head_dim": 16, "num_experts": 8}
+    listed = shape_in(tmp_path / "list", HunYuanMoEV1Config(**small, moe_topk=[2, 4]))
+    assert listed == shape_in(tmp_path / "one", HunYuanMoEV1Config(**small, moe_topk=3))
+    assert listed.experts
+    assert listed.active_weights < shape_in(tmp_path / "all", HunYuanMoEV1Config(**small, moe_topk=8)).active_weights
 
 
 QWEN25_7B = Qwen2Config(
@@ -174,6 +194,21 @@ def _ramps_tried(run: Path) -> int:
     """Of a search in one stage: what it asked about the first text alone, less the two closed forms."""
     rows = read_log(run / "search.jsonl")[1]
     return sum(row.request.get("samples") == [0] and row.gradient is None for row in rows) - len(KNOT_FORMS)
+
+
+def test_in_a_search_by_needles_the_head_runs_only_for_answers() -> None:
+    loaded = open_model("tiny")
+    shape, device = shape_of("tiny", loaded.model), Devices(gpu="h100")
+    work = search_work(loaded, 2048, SearchConfig(method="longrope", objective="needle", samples=5))
+    flops = work.flops(shape)
+    assert flops.matrices == pytest.approx((1344 + 6) * 5 * forward_flops(shape, 2048, 1).matrices)
+    assert work.time(shape, device).total == pytest.approx(device.seconds(flops))
+    gradient, whole = (
+        search_work(loaded, 2048, SearchConfig(method="gradient", objective=objective, samples=5)).flops(shape)
+        for objective in ("needle", "perplexity")
+    )
+    assert gradient.matrices < whole.matrices
+    assert gradient.attention == whole.attention
 
 
 def test_evaluations_requested_at_once_are_shared_by_the_devices() -> None:
@@ -318,6 +353,33 @@ def test_what_does_not_fit_says_what_would(llama3: str, tmp_path: Path) -> None:
     assert "spread over" not in searched(2**21).advice
     assert "h200" in gradient.advice
     assert "128k tokens" in gradient.advice
+
+
+def test_advice_counts_from_the_window_that_the_model_has(tmp_path: Path) -> None:
+    """As Llama 3.1: trained with 8k tokens, extended to 128k."""
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, **scaling}
+    LlamaConfig(**{**LLAMA3.to_dict(), "max_position_embeddings": 131072, "rope_parameters": rope}).save_pretrained(
+        tmp_path
+    )
+
+    def said(target: str) -> str:
+        settings = [SearchConfig(samples=1, steps=1, continuation=False)]
+        return plan(str(tmp_path), target, Devices(memory=10**6), searches=settings, trainings=[]).recommendation
+
+    assert said("256k").startswith("Recommended: search --method gradient")
+    assert "times the window" not in said("256k")
+    assert "At 16 times the window" in said("2M")
+    assert said("2M").endswith("the papers train too (extend --recipe longrope).")  # longrope2 begins with 128k
+    assert beyond_searching(8192, 8192, 131072).endswith("(extend --recipe longrope2 or longrope).")
+    assert beyond_searching(8192, 262144, 4194304).endswith("the papers train too.")
+
+
+@pytest.mark.parametrize("name", FIRST_TARGETS)
+def test_the_recipes_begin_where_the_advice_says(name: str) -> None:
+    first = load_recipe(name, 8192).stages[0]
+    assert isinstance(first, SearchStage)
+    assert first.target == FIRST_TARGETS[name] * 8192
 
 
 def test_plans_that_cannot_be(llama3: str, tmp_path: Path) -> None:

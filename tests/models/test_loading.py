@@ -18,6 +18,7 @@ from longrope.models import checkpoint_files
 from longrope.models import loading as load
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.checkpoint_files import embedded_model_path, resolve
+from longrope.models.devices import best_device, usable_device
 from longrope.models.fingerprint import fingerprint
 from longrope.models.loading import load_config, load_model, load_tokenizer
 from longrope.rope.geometry import RopeGeometry
@@ -313,3 +314,14 @@ def test_fingerprint_tells_names_shapes_and_families_apart() -> None:
     prints = [fingerprint(tiny_model(family)) for family in ("llama", "qwen2", "phi3", "olmo2")]
     prints.append(fingerprint(tiny_model("llama", intermediate_size=80)))
     assert len(set(prints)) == len(prints)
+
+
+def test_an_apple_gpu_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no float64."""
+    mps = torch.device("mps")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: mps)
+    assert (best_device(), usable_device("auto")) == ("cpu", torch.device("cpu"))
+    assert "it has no float64" in refusal(usable_device, "mps", code="invalid-setting")
+    monkeypatch.setattr(LlamaForCausalLM, "device", mps)
+    assert "it has no float64" in refusal(load.open_model, tiny_model("llama"), code="invalid-setting")

@@ -70,13 +70,13 @@ def test_what_algorithm_1_starts_from(
     expected += [SECOND_FORMS[name](loaded.geometry, recorded.windows[-1].factors, REACH, TARGET) for name in SECOND]
     expected += [second_yarn(loaded.geometry, recorded.windows[-1].factors, REACH, TARGET, beta) for beta in (8, 2)]
     expected = expected[::-1] + [CLOSED_FORMS[name](loaded.geometry, TARGET)[0] for name in FIRST]
-    assert [seed.tolist() for seed in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
+    assert [seed.tolist() for seed, _ in evolution_seeds(tuned, TARGET)] == [seed.tolist() for seed in expected]
     proposed = [candidate.factors for candidate in evolution.ask()]
     seeds = list(dict.fromkeys(evolution.space.snap(factors).factors for factors in expected))
     assert proposed[: len(seeds)] == seeds
     assert len(seeds) >= 7
     assert planned.attention_factor == M
-    assert [one.tolist() for one in evolution_seeds(loaded, TARGET)] == [one.tolist() for one in expected[-3:]]
+    assert [one.tolist() for one, _ in evolution_seeds(loaded, TARGET)] == [one.tolist() for one in expected[-3:]]
 
 
 def test_what_a_relative_algorithm_1_starts_from(tuned: LoadedModel, second: Callable[..., PreparedSearch]) -> None:
@@ -97,6 +97,27 @@ def test_what_a_relative_algorithm_1_starts_from(tuned: LoadedModel, second: Cal
         assert multiples.min() >= 1.0
         assert multiples.max() <= 1.25 * TARGET / REACH
         assert to_window(candidate).factors == tuple((trained * multiples).tolist())
+
+
+@pytest.mark.parametrize("space", ["relative", "absolute"])
+@pytest.mark.parametrize(("asked", "kept"), [("search", 8), ("8", 8), ("0", 0)])
+def test_seeds_keep_the_start_tokens_that_the_model_was_trained_with(
+    tuned: LoadedModel, scaled: ScaledModel, source: list[str], space: Any, asked: str, kept: int
+) -> None:
+    """Those made of the checkpoint's factors, where the search has a choice of that n̂; so do the baselines."""
+    assert tuned.checkpoint_scaling is not None
+    last = replace(tuned.checkpoint_scaling.windows[-1], start_tokens=8)
+    trained = replace(tuned, checkpoint_scaling=RopeScaling(tuned.geometry, (last,)))
+    options = SearchConfig(method="longrope", samples=1, space=space, start_tokens=asked)
+    texts = prepare_texts(trained, source, TARGET, options)
+    planned = build(trained, objectives_over(scaled, texts), TARGET, options)
+    found = [row["start_tokens"] for row in planned.settings["seeds"]]
+    closed = 0 if space == "relative" else 3
+    first = 8 if asked == "8" else 0
+    assert found == [kept] * (len(found) - closed) + [first] * closed
+    assert len(found) > closed
+    windows = baselines(trained, TARGET)
+    assert {windows[name].start_tokens for name in ("checkpoint", *SECOND)} == {8}
 
 
 def relative_forms(tuned: LoadedModel) -> list[FloatArray]:
@@ -129,12 +150,30 @@ def test_factors_that_the_model_was_trained_with_stay_what_they_are(
     assert found.scaling.provenance["search"]["settings"]["relative_to"] == factors.tolist()
 
 
+@pytest.mark.parametrize("method", ["gradient", "cma", "longrope"])
+def test_multiples_end_where_windows_do(
+    tuned: LoadedModel, scaled: ScaledModel, source: list[str], method: Any
+) -> None:
+    """The factors of a window are at most 10^9; a multiple of a trained factor is one."""
+    trained = Window(REACH, tuple(np.geomspace(1.0, 1e6 / 3, 16).tolist()))
+    far = replace(tuned, checkpoint_scaling=RopeScaling(tuned.geometry, (trained,)))
+    chosen = SearchConfig(method=method, samples=1, max_factor=1e9)
+    planned: Any = build(far, objectives_over(scaled, prepare_texts(far, source, TARGET, chosen)), TARGET, chosen)
+    given, most = planned.run.keywords, np.full(16, 1e9)
+    if method == "longrope":
+        window = given["to_window"](given["optimizer"].space.snap(most))
+    else:
+        window = (given["stage"] if method == "cma" else given["stages"][-1]).window(most, M, given["bounds"])
+    assert max(window.factors) == pytest.approx(1e9, rel=1e-4)
+
+
+@pytest.mark.parametrize("space", ["relative", "absolute"])
 @pytest.mark.parametrize("method", ["gradient", "longrope"])
-def test_a_relative_space_needs_factors_to_start_from(
-    loaded: LoadedModel, source: list[str], tmp_path: Path, method: str
+def test_a_space_is_of_a_second_search(
+    loaded: LoadedModel, source: list[str], tmp_path: Path, method: str, space: Any
 ) -> None:
     with pytest.raises(LongRopeError, match="a checkpoint with a scaling that the search goes beyond") as error:
-        search(loaded, TARGET, source, tmp_path, SearchConfig(method=method, samples=1, space="relative"))
+        search(loaded, TARGET, source, tmp_path, SearchConfig(method=method, samples=1, space=space))
     assert error.value.code == "invalid-setting"
 
 

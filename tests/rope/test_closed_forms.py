@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
+from longrope.rope import closed_form_scalings
 from longrope.rope import closed_forms as closed
 from longrope.rope.closed_forms import CLOSED_FORMS, FloatArray
 from longrope.rope.geometry import RopeGeometry
@@ -163,6 +164,14 @@ def test_registry() -> None:
     assert {name: factor for name, (_, factor) in table.items() if factor != 1.0} == {
         "yarn": pytest.approx(1 + 0.1 * math.log(8))
     }
+
+
+@pytest.mark.parametrize("name", ["pi", "ntk", "ntk_critical", "yarn", "llama3"])
+def test_a_given_original_length_goes_before_that_of_a_geometry(name: str) -> None:
+    form = getattr(closed_form_scalings, name)
+    given = form(LLAMA2_7B, "32k", original_length="8k")
+    assert given.geometry == RopeGeometry(rotary_dim=128, base=1e4, original_length=8192)
+    assert given == form(given.geometry, "32k")
 
 
 @pytest.mark.parametrize(

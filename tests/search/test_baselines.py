@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from longrope.models.loading import LoadedModel
+from longrope.costs.plan import plan
+from longrope.errors import LongRopeError
+from longrope.models.loading import LoadedModel, open_model
 from longrope.rope.scaling import RopeScaling
 from longrope.search.config import SearchConfig
+from longrope.search.initial import baselines
 from longrope.search.run import search
 from tests.search.lengths import NEEDLE_LENGTH
 
@@ -33,3 +36,19 @@ def test_without_the_baselines_the_result_is_the_same(
     assert windows[0] == windows[1]
     lines = (tmp_path / "False/search.jsonl").read_text("utf-8").splitlines()[1:]
     assert [row["baseline"] for row in map(json.loads, lines) if "baseline" in row] == ["none"]
+
+
+def test_a_form_that_no_window_can_hold_is_left_out() -> None:
+    """NTK by critical dimension has factors above 10^9 there; the search goes on without it."""
+    tiny = open_model("tiny")
+    assert set(baselines(tiny, 2**20)) - set(baselines(tiny, 2**21)) == {"ntk-critical"}
+    (row,) = (row for row in plan("tiny", "2M", searches=[SearchConfig()], trainings=[]).rows if row.stage == "search")
+    assert row.name == "gradient"
+    with pytest.raises(LongRopeError, match="max_length"):
+        baselines(tiny, 2**31)
+
+
+def test_a_second_form_that_no_window_can_hold_is_left_out() -> None:
+    trained = open_model("tiny-512x")
+    assert set(baselines(trained, 2**21)) >= {"none", "checkpoint", "second-pi", "second-yarn"}
+    assert "second-ntk-critical" not in baselines(trained, 2**30)

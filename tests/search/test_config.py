@@ -42,6 +42,7 @@ OTHER_METHOD = "setting-of-another-method"
         ({"method": "gradient", "beta_fast": 128}, OTHER_METHOD, "`beta_fast` is a setting of the methods longrope"),
         ({"method": "longrope2", "yarn_ramp": "authors"}, OTHER_METHOD, "`yarn_ramp`"),
         ({"method": "longrope", "beta_fast": 1, "beta_slow": 2}, "invalid-setting", "at least `beta_slow`"),
+        ({"critical_dim": 5, "baselines": False}, "invalid-setting", "expected `baselines` with a `critical_dim`"),
         ({"tempo": 1}, "invalid-setting", "`tempo`"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -139,6 +140,14 @@ def test_a_recipe_says_what_makes_a_replica(loaded: LoadedModel) -> None:
     assert objective.scaled.model.dtype == torch.float64
     assert objective.scaled.scaling.geometry == loaded.geometry
     assert objective.scaled.scaling.geometry.original_length == 100
+
+
+def test_a_replica_needs_no_tokenizer(loaded: LoadedModel, tmp_path: Path) -> None:
+    """The texts come as token ids; the tokenizer of a search may lie elsewhere than its model."""
+    bare = shutil.copytree(loaded.name, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*", "vocab*"))
+    with pytest.raises(LongRopeError, match="expected a tokenizer"):
+        open_model(bare)
+    replica_of(open_model(bare, loaded.tokenizer))()
 
 
 def test_other_weights_are_refused(loaded: LoadedModel) -> None:

@@ -17,7 +17,7 @@ from longrope.callbacks import Callbacks, SearchProgress
 from longrope.errors import LongRopeError
 from longrope.models.apply import apply_scaling, remove_scaling
 from longrope.models.loading import LoadedModel
-from longrope.rope.closed_forms import yarn
+from longrope.rope.closed_forms import yarn, yarn_linear
 from longrope.rope.scaling import RopeScaling, Window
 from longrope.search.config import SearchConfig
 from longrope.search.initial import baselines, evolution_seeds
@@ -99,14 +99,18 @@ def test_each_length_is_an_ordinary_search(recovered: tuple[RecoveryResult, Path
 
 def test_what_it_starts_from(extended: LoadedModel) -> None:
     """The original RoPE, the checkpoint's factors (those for this length first), YaRN and NTK of small ratios."""
-    seeds = [seed.tolist() for seed in evolution_seeds(extended, 2 * WINDOW)]
+    seeds = [seed.tolist() for seed, _ in evolution_seeds(extended, 2 * WINDOW)]
     trained, far = (list(window.factors) for window in carried_by(extended).windows)
     assert seeds[:3] == [[1.0] * 16, trained, far]
     assert seeds[3] == yarn(extended.geometry, 2 * WINDOW).tolist()
     assert [max(seed) for seed in seeds[3:]] == pytest.approx([2, 2, 2, 2, 4, 4])
+    betas: dict[str, Any] = {"beta_fast": 4.0, "beta_slow": 2.0}
+    chosen = SearchConfig(method="longrope", yarn_ramp="authors", **betas)
+    ramps = [seed.tolist() for seed, _ in evolution_seeds(extended, 2 * WINDOW, chosen)[3::2]]
+    assert ramps == [yarn_linear(extended.geometry, ratio * WINDOW, **betas).tolist() for ratio in (2, 2, 4)]
     other = replace(extended, checkpoint_scaling=carried_by(extended).with_window(Window(WINDOW, (1.5,) * 16)))
-    assert [seed[0] for seed in evolution_seeds(other, WINDOW)[:3]] == [1.0, 1.5, trained[0]]
-    assert [seed[0] for seed in evolution_seeds(other, 2 * WINDOW)[:3]] == [1.0, trained[0], 1.5]
+    assert [seed[0] for seed, _ in evolution_seeds(other, WINDOW)[:3]] == [1.0, 1.5, trained[0]]
+    assert [seed[0] for seed, _ in evolution_seeds(other, 2 * WINDOW)[:3]] == [1.0, trained[0], 1.5]
 
 
 def test_what_it_is_held_against(extended: LoadedModel) -> None:

@@ -20,17 +20,27 @@ _IN_A_MACHINE = (2, 4, 8)
 _OF_LAYERS = ("weights", "inputs of the layers", "keys and values")
 """The purposes of bytes that lie on the device of their layer."""
 _SEARCH_ALONE, _SHOWN = 8, 512
-"""Ratios to the original window: up to the first a search may do without training, up to the second LongRoPE went."""
+"""Ratios to the window that the model has: up to the first a search may do without training, up to the second LongRoPE
+went."""
+FIRST_TARGETS = {"longrope2": 16, "longrope": 32}
+"""The recipes of the papers, with the first target of each as a multiple of the original window."""
 
 
-def beyond_searching(ratio: float) -> str:
-    """A remark on ratios for which a search alone is not enough; empty below them."""
+def beyond_searching(original_length: int, context_length: int, target_length: int) -> str:
+    """A remark on targets for which a search alone is not enough; empty below them.
+
+    They are counted from the model's window of `context_length` tokens. A recipe whose first target lies inside it is
+    not named.
+    """
+    ratio = target_length / context_length
     if ratio <= _SEARCH_ALONE:
         return ""
     if ratio <= _SHOWN:
+        names = [name for name, times in FIRST_TARGETS.items() if times * original_length > context_length]
+        how = f" (extend --recipe {' or '.join(names)})" if names else ""
         return (
             f" At {ratio:.3g} times the window a search alone is a beginning: above {_SEARCH_ALONE} times the papers "
-            "train too (extend --recipe longrope2 or longrope)."
+            f"train too{how}."
         )
     return (
         f" At {ratio:.3g} times the window nobody has shown that it works: the papers reach {_SHOWN} times, and train."

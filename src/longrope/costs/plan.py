@@ -100,6 +100,8 @@ class CostPlan:
 
     model: str
     original_length: int
+    context_length: int
+    """Tokens that the checkpoint supports already."""
     target_length: int
     shape: ModelShape
     devices: Devices
@@ -120,10 +122,10 @@ class CostPlan:
         if row is None:
             return "Recommended: nothing as planned, because no search fits on a device; below is what would."
         hours = f"{format_gpu_hours(row.gpu_hours)} {self.devices.noun}-hours"
-        ratio = self.target_length / self.original_length
+        lengths = self.original_length, self.context_length, self.target_length
         return (
             f"Recommended: search --method {row.name}, without training: {format_duration(3600 * row.hours)} "
-            f"({hours}), {format_bytes(row.peak_bytes)} on each device." + beyond_searching(ratio)
+            f"({hours}), {format_bytes(row.peak_bytes)} on each device." + beyond_searching(*lengths)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -131,6 +133,7 @@ class CostPlan:
             "recommended": None if self.recommended is None else self.recommended.name,
             "model": self.model,
             "original_length": self.original_length,
+            "context_length": self.context_length,
             "target_length": self.target_length,
             "shape": asdict(self.shape),
             "devices": self.devices.to_json(),
@@ -209,6 +212,7 @@ def plan(
     return CostPlan(
         model=loaded.name,
         original_length=original_length,
+        context_length=loaded.context_length,
         target_length=target_length,
         shape=shape,
         devices=devices,

@@ -30,11 +30,13 @@ from longrope.search.search_data import VALIDATION_SAMPLES, samples_of, stage_le
 
 
 class Work(NamedTuple):
-    """One evaluation: `rows` texts of `length` tokens, with or without the gradient."""
+    """One evaluation: `rows` texts of `length` tokens, with or without the gradient; the head runs for `scored`
+    positions of each (None: all)."""
 
     rows: int
     length: int
     gradient: bool
+    scored: int | None
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,16 @@ class SearchWork:
         """
 
         @cache
-        def of_a_text(length: int, gradient: bool) -> SharedTime:
-            way: dict[str, Any] = {"gradient": gradient, "layer_inputs": layer_inputs}
+        def of_a_text(length: int, gradient: bool, scored: int | None) -> SharedTime:
+            way: dict[str, Any] = {"gradient": gradient, "scored": scored, "layer_inputs": layer_inputs}
             return shared_seconds(shape, length, devices, processes=processes, **way)
 
         whole, by_total = SharedTime(0.0, 0.0), attrgetter("total")
         for batch in (*self.rounds, *self.extra):
             busy = [SharedTime(0.0, 0.0)] * min(devices.count // processes, max(1, len(batch)))
-            for rows, length, gradient in batch:
+            for rows, length, gradient, scored in batch:
                 busy.sort(key=by_total)  # the replica that is free first takes it
-                busy[0] += of_a_text(length, gradient) * rows
+                busy[0] += of_a_text(length, gradient, scored) * rows
             whole += max(busy, key=by_total)
         return whole
 
@@ -92,10 +94,12 @@ def _flops_of(shape: ModelShape, layer_inputs: LayerInputs) -> Callable[[Work], 
     """The FLOPs of an evaluation, counted once for each kind: a search makes the same a thousand times."""
 
     @cache
-    def of_a_text(length: int, gradient: bool) -> Flops:
-        return gradient_flops(shape, length, layer_inputs=layer_inputs) if gradient else forward_flops(shape, length)
+    def of_a_text(length: int, gradient: bool, scored: int | None) -> Flops:
+        if gradient:
+            return gradient_flops(shape, length, scored, layer_inputs)
+        return forward_flops(shape, length, scored)
 
-    return lambda work: of_a_text(work.length, work.gradient) * work.rows
+    return lambda work: of_a_text(work.length, work.gradient, work.scored) * work.rows
 
 
 def search_work(loaded: LoadedModel, target_length: int, config: SearchConfig) -> SearchWork:
@@ -113,44 +117,61 @@ def search_work(loaded: LoadedModel, target_length: int, config: SearchConfig) -
     def work(request: EvalRequest) -> Work:
         objective = objectives[request.split, request.window.max_length]
         rows = objective.count if request.samples is None else len(request.samples)
-        return Work(rows, objective.length, request.gradient)
+        return Work(rows, objective.length, request.gradient, objective.head)
 
     prepared.run(evaluate)
     requests = [request for batch in batches for request in batch]
-    scored = objectives[SEARCH, target_length].count
     compared = len(baselines(loaded, target_length, formulas=config.baselines))
-    extra: list[list[Work]] = [[Work(scored, target_length, False)] * compared]
+    extra: list[list[Work]] = [[_scoring(objectives[SEARCH, target_length])] * compared]
     if config.method == "longrope2":  # the best of each d_rcd by the other objective
-        space, other = prepared.settings["space"], objectives[OTHER, target_length].count
-        extra.append([Work(other, target_length, False)] * (space["last"] - space["first"] + 1))
+        space, other = prepared.settings["space"], objectives[OTHER, target_length]
+        extra.append([_scoring(other)] * (space["last"] - space["first"] + 1))
     passes = sum(map(evaluator.token_passes, distinct(requests)))
     return SearchWork([list(map(work, batch)) for batch in batches], extra, len(requests), passes)
 
 
 def sized_objectives(
     context_length: int, target_length: int, config: SearchConfig
-) -> Mapping[tuple[str, int], SampledObjective]:
+) -> Mapping[tuple[str, int], SizedObjective]:
     """The counts and lengths of the texts that `search_data.prepare_texts` draws."""
-    searched = samples_of(config, config.chosen_objective, target_length)
+    chosen, other = config.chosen_objective, config.other_objective
+    searched = samples_of(config, chosen, target_length)
     if config.by_gradient:
         lengths = stage_lengths(context_length, target_length, config.continuation)
         splits = {SEARCH: searched, VALIDATION: VALIDATION_SAMPLES}
-        return {(split, length): _Sized(rows, length) for length in lengths for split, rows in splits.items()}
-    counts = {SEARCH: searched}
+        return {
+            (split, length): SizedObjective(rows, length, chosen)
+            for length in lengths
+            for split, rows in splits.items()
+        }
+    sized = {(SEARCH, target_length): SizedObjective(searched, target_length, chosen)}
     if config.method == "longrope2":
-        counts[OTHER] = samples_of(config, config.other_objective, target_length)
-    return {(split, target_length): _Sized(rows, target_length) for split, rows in counts.items()}
+        rows = samples_of(config, other, target_length)
+        sized[OTHER, target_length] = SizedObjective(rows, target_length, other)
+    return sized
 
 
-class _Sized(SampledObjective):
-    """An objective of `count` texts of `length` tokens, without the texts."""
+class SizedObjective(SampledObjective):
+    """An objective of `count` texts of `length` tokens, without the texts. `name`: perplexity or needle."""
 
-    def __init__(self, count: int, length: int) -> None:
+    def __init__(self, count: int, length: int, name: str) -> None:
         self._ids = torch.empty(count, length, dtype=torch.int64, device="meta")
+        self._needle = name == "needle"
 
     @property
     def ids(self) -> Tensor:
         return self._ids
 
+    @property
+    def head(self) -> int | None:
+        """The positions of a text that the head runs for: all (None), or those of an answer, of which one is counted
+        for the few."""
+        return 1 if self._needle else None
+
     def scored(self, row: int) -> int:
-        return self.length - 1
+        return self.head or self.length - 1
+
+
+def _scoring(objective: SizedObjective) -> Work:
+    """All texts of `objective` scored once."""
+    return Work(objective.count, objective.length, False, objective.head)

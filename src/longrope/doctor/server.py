@@ -5,10 +5,9 @@ longrope doctor checkpoint/ --server http://localhost:8000/v1
 The model computes the same texts here under every hypothesis: plain RoPE or the factors of one window of the scaling,
 for all lengths, with the attention factor 1, the stated one, or that of Phi-3's formula. The server computes the
 hypothesis that its numbers are nearest to, if they are much further from all others: its dtype, kernels or quantised
-weights are others, so they are never equal. Rounding is as large in short texts, while the distance to a rotation that
-is none of the hypotheses grows with the position, which tells the two apart. A server that gives the log-probabilities
-of a prompt is compared on the last tokens of every text, another one on the most likely next tokens.
-"""
+weights are others, so they are never equal. Rounding is as large in short texts; the distance to a rotation that is no
+hypothesis grows with the position. A server that gives the log-probabilities of a prompt is compared on the last tokens
+of every text, another one on the most likely next tokens."""
 
 from __future__ import annotations
 
@@ -203,9 +202,9 @@ def diagnose_server(
     shipped books (default: half of L, L, L + 1 and the target, as far as the server's context goes, one token for its
     reply). Weights are loaded here by `load`, and run once for each hypothesis and text.
 
-    Raises LongRopeError, before weights are loaded, for a checkpoint without a scaling, one that is not for it, another
-    tokenizer, and lengths above the scaling's target or the server's context; later for a server that gives no
-    log-probabilities, and numbers that are not finite. An error of the server after some lengths is a note.
+    Raises LongRopeError, before weights are loaded, for no scaling or one of another model, another tokenizer, lengths
+    above the target or the server's context; later for no log-probabilities and for numbers that are not finite. An
+    error of the server after some lengths is a note.
     """
     name, load, callbacks = str(checkpoint), load or LoadOptions(), callbacks or Callbacks()
     _, geometry, own = config_and_scaling(name, load.original_length, trust_remote_code=load.trust_remote_code)

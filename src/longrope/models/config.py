@@ -21,7 +21,7 @@ class LoadOptions(Settings):
     dtype: str = "auto"
     """float32, bfloat16, float16, float64, `checkpoint` (its own), or `auto`: float32 on a CPU, its own elsewhere."""
     device: str = "auto"
-    """The device to compute on: `auto` (CUDA, XPU, MPS or the CPU, and for a model too large for it all GPUs and main
+    """The device to compute on: `auto` (CUDA, XPU or the CPU, and for a model too large for it all GPUs and main
     memory), cpu, cuda, cuda:1, …"""
     attn_implementation: str | None = None
     """The attention of transformers to use: sdpa, flash_attention_2, eager, …; or blocked, our own, the fastest in

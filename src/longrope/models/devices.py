@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError, one_line
 from longrope.quantities import format_bytes
 
 AUTO = "auto"
-"""The name of the best device that is here: CUDA, XPU, MPS or another accelerator of PyTorch, else the CPU."""
+"""The name of the best device that is here: CUDA, XPU or another accelerator of PyTorch with float64, else the CPU."""
 FOR_WEIGHTS = 0.8
 """The share of free memory that weights may take; the rest is for a text's activations, keys and values."""
 
@@ -25,6 +25,7 @@ def usable_device(name: str) -> torch.device:
     """The device `name`. Raises LongRopeError (`invalid-setting`) where nothing can be computed on it here."""
     try:
         device = torch.device(best_device() if name == AUTO else name)
+        require_float64(device)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError, AttributeError, ValueError) as error:  # by kind of device
         accelerator = best_device()
@@ -47,7 +48,19 @@ def _why_not(name: str, error: Exception) -> str:
 def best_device() -> str:
     """The kind of device that AUTO is here."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else accelerator.type
+    return "cpu" if accelerator is None or accelerator.type == "mps" else accelerator.type
+
+
+def require_float64(device: torch.device) -> None:
+    """Raise LongRopeError (`invalid-setting`) for MPS, the GPU of an Apple machine: angles and sums of losses are
+    computed in float64, which it does not have."""
+    if device.type == "mps":
+        raise LongRopeError(
+            f"the device {str(device)!r} cannot be used here: it has no float64, in which angles and sums of losses "
+            "are computed",
+            code="invalid-setting",
+            hint="compute on cpu",
+        )
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
@@ -144,7 +157,7 @@ def too_large(config: PreTrainedConfig, dtype: Any, device: torch.device, *, tru
 
     `dtype` is that of the weights; None: the one in the config.
     """
-    if device.type in ("cpu", "mps"):  # host memory is all there is
+    if device.type == "cpu":  # host memory is all there is
         return False
     if getattr(config, "quantization_config", None) is not None:  # its size is not that of its numbers
         return False
@@ -177,7 +190,7 @@ def memory_by_device() -> dict[int | str, int]:
 def free_bytes(device: torch.device) -> int | None:
     """The bytes that are free on `device`, those among them that PyTorch keeps for its next tensors; None where nobody
     says."""
-    if device.type in ("cpu", "mps"):  # whose memory is the host's
+    if device.type == "cpu":  # whose memory is the host's
         return memory_by_device().get("cpu")
     free = memory_by_device().get(torch.accelerator.current_device_index() if device.index is None else device.index)
     if free is None or device.type != "cuda":

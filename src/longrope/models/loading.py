@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -283,16 +283,21 @@ def open_model(
             hint="merge a PEFT adapter with merge_and_unload() first" if hasattr(model, "merge_and_unload") else "",
         )
     name = str(model)
+    loaded = open_without_tokenizer(name, options)
+    return replace(loaded, tokenizer=_tokenizer(name if tokenizer is None else tokenizer, options))
+
+
+def open_without_tokenizer(name: str, options: LoadOptions) -> LoadedModel:
+    """`open_model` of a name, for a process that reads no texts: `tokenizer` is None."""
     # A model without RoPE, or with a scaling that is not for it, is refused before its weights are read.
     _, _, checkpoint_scaling = config_and_scaling(
         name, options.original_length, trust_remote_code=options.trust_remote_code
     )
     loaded = load_model(name, **options.model_dump(exclude={"original_length"}))
-    chosen = _tokenizer(name if tokenizer is None else tokenizer, options)
     geometry = geometry_of(loaded, options.original_length)
     if options.device == AUTO and not is_spread(loaded):  # so that a worker takes the same
         options = options.replace(device=best_device())
-    return LoadedModel(name, loaded, chosen, geometry, checkpoint_scaling, options)
+    return LoadedModel(name, loaded, cast(Any, None), geometry, checkpoint_scaling, options)
 
 
 def _opened(

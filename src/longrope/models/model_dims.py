@@ -122,7 +122,7 @@ def _layers(base: nn.Module) -> list[nn.Module]:
 def _active(module: nn.Module, text: Any) -> dict[str, int]:
     """The matrix weights of `module` that one token is multiplied with, by parameter path."""
     embeddings = {path for path, part in module.named_modules() if isinstance(part, nn.Embedding)}
-    chosen = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+    chosen = _mean(_first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"))
     all_of_them = _first(text, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     active = {}
     for path, parameter in module.named_parameters():
@@ -134,6 +134,13 @@ def _active(module: nn.Module, text: Any) -> dict[str, int]:
         if "experts" in parts and chosen is not None and all_of_them is not None:
             active[path] = parameter.numel() * chosen // all_of_them
     return active
+
+
+def _mean(count: int | list[int] | None) -> int | None:
+    """A number of experts; of a list with one for each layer (hunyuan_v1_moe), the mean, rounded."""
+    if isinstance(count, list | tuple):
+        return round(sum(count) / len(count)) if count else None
+    return count
 
 
 def _in_attention(path: str) -> bool:

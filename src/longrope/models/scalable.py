@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError
 from longrope.models.apply import require_one_base, rotary_modules
 from longrope.models.cache_argument import cache_fault
 from longrope.models.chunked import base_of
-from longrope.models.devices import weightless_model
+from longrope.models.devices import require_float64, weightless_model
 from longrope.models.rotary import LongRopeRotary, probe_output
 from longrope.models.twin import stated_config
 from longrope.rope.geometry import RopeGeometry, scaled_layer_type, text_config
@@ -42,11 +42,13 @@ def require_scalable_config(config: PreTrainedConfig, *, trust_remote_code: bool
 
 
 def require_scalable(model: PreTrainedModel) -> None:
-    """Raise LongRopeError unless a scaling can be applied to `model`, stated in its config, and its cache continued.
+    """Raise LongRopeError unless a scaling can be applied to `model` on its device, stated in its config, and its cache
+    continued.
 
     `model` may be without weights. The output of rotary modules is looked at where they can be made anew from a config,
     as those of transformers can.
     """
+    require_float64(model.device)
     layer_type = scaled_layer_type(model.config)
     geometry = _geometry(model.config, layer_type)
     modules = [module for _, module in rotary_modules(model)]

@@ -7,6 +7,7 @@ the target, as runtimes apply them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -22,7 +23,7 @@ def pi(model: Any, target_length: int | str, *, original_length: int | str | Non
     """Position interpolation (Chen et al. 2023): every angle is divided by s = L'/L.
 
     `model`: a loaded transformers model, its config, or a `RopeGeometry`. `target_length`: L' in tokens, such as
-    131072 or "128k". `original_length`: L, where the config does not state it. Raises LongRopeError when L' < L, or the
+    131072 or "128k". `original_length`: L in place of the one that is stated. Raises LongRopeError when L' < L, or the
     model has no RoPE.
     """
     geometry, target = _geometry(model, original_length), parse_length(target_length)
@@ -93,15 +94,15 @@ def llama3(
 
 
 def _geometry(model: Any, original_length: int | str | None) -> RopeGeometry:
+    length = None if original_length is None else parse_length(original_length)
     if isinstance(model, RopeGeometry):
-        return model
+        return model if length is None else replace(model, original_length=length)
     if isinstance(model, str | PathLike):
         raise LongRopeError(
             f"expected a loaded model, its config or a RopeGeometry; found the name {str(model)!r}",
             code="not-loaded",
             hint="load the config with transformers' AutoConfig.from_pretrained",
         )
-    length = None if original_length is None else parse_length(original_length)
     return RopeGeometry.from_config(getattr(model, "config", model), original_length=length)
 
 

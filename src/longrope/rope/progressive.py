@@ -150,8 +150,8 @@ def continued_attention_factor(attention_factor: float, trained_length: float, t
 def second_window(name: str, checkpoint_scaling: RopeScaling, target_length: int) -> Window:
     """The last window of `checkpoint_scaling` stretched to `target_length` by the second form `name`.
 
-    It keeps its attention factor, which `second-yarn` continues. Raises LongRopeError for an unknown name, or a
-    `target_length` that is not beyond the last window.
+    It keeps its start tokens, and its attention factor, which `second-yarn` continues. Raises LongRopeError for an
+    unknown name, or a `target_length` that is not beyond the last window.
     """
     if name not in SECOND_FORMS:
         raise LongRopeError(
@@ -167,7 +167,7 @@ def second_window(name: str, checkpoint_scaling: RopeScaling, target_length: int
     factor = last.attention_factor
     if name == "second-yarn":
         factor = continued_attention_factor(factor, trained, target_length)
-    return Window(target_length, tuple(factors.tolist()), attention_factor=factor)
+    return Window(target_length, tuple(factors.tolist()), last.start_tokens, factor)
 
 
 def _checked(

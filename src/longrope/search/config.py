@@ -158,6 +158,12 @@ class SearchConfig(Settings):
                 f"expected a `beta_fast` of at least `beta_slow`, found {self.beta_fast:g} and {self.beta_slow:g}",
                 code="invalid-setting",
             )
+        if self.critical_dim is not None and not self.baselines and self.method != "longrope2":
+            raise LongRopeError(
+                f"expected `baselines` with a `critical_dim` for {self.method}: YaRN and NTK with it are two of them",
+                code="invalid-setting",
+                hint="leave one of them out",
+            )
         if self.needle_depth != "spread" and self.chosen_objective != "needle" and self.method != "longrope2":
             raise LongRopeError(
                 f"`needle_depth` is for the objective needle; found {self.chosen_objective!r}",

@@ -9,7 +9,10 @@ ratios.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -37,19 +40,21 @@ SECOND_BETAS = (8, 2)
 """β_fast of further seeds of a second YaRN, beside its own 32: a pair that turned more often in training keeps its
 factor. The best value depends on L'."""
 NONE = "none"
+Seed = tuple[FloatArray, int | None]
+"""The factors (D,) of a seed, or their multiples; and the n̂ of the checkpoint's window that it is made of, if any."""
 
 
 def trained_factors(loaded: LoadedModel, length: int, config: SearchConfig) -> FloatArray | None:
     """The factors λ_trained (D,) that a search for `length` tokens multiplies; None in an absolute space.
 
-    Raises LongRopeError (`invalid-setting`) where `config` asks for multiples and there is nothing to multiply.
+    Raises LongRopeError (`invalid-setting`) where `config` names a space and there is nothing to multiply.
     """
     checkpoint_scaling = loaded.checkpoint_scaling
     if checkpoint_scaling is None or length <= loaded.context_length:
-        if config.space == "relative":
+        if config.space is not None:
             raise LongRopeError(
-                f"expected a checkpoint with a scaling that the search goes beyond for a relative `space`, found "
-                f"{loaded.name} with a window of {loaded.context_length} tokens searched for {length}",
+                f"expected a checkpoint with a scaling that the search goes beyond for the `space` {config.space}, "
+                f"found {loaded.name} with a window of {loaded.context_length} tokens searched for {length}",
                 code="invalid-setting",
                 hint="leave `space` out",
             )
@@ -57,35 +62,38 @@ def trained_factors(loaded: LoadedModel, length: int, config: SearchConfig) -> F
     return None if config.space == "absolute" else np.asarray(checkpoint_scaling.windows[-1].factors)
 
 
-def relative_seeds(loaded: LoadedModel, length: int, config: SearchConfig) -> list[FloatArray]:
+def relative_seeds(loaded: LoadedModel, length: int, config: SearchConfig) -> list[Seed]:
     """The multiples μ (D,) that a relative Algorithm 1 starts from: 1, then PI, NTK and YaRN for s₂ = L'/L_ft."""
     assert loaded.checkpoint_scaling is not None
-    factors = np.asarray(loaded.checkpoint_scaling.windows[-1].factors)
+    last = loaded.checkpoint_scaling.windows[-1]
+    factors = np.asarray(last.factors)
     stretch = (loaded.geometry, factors, loaded.context_length, length)
     second = second_yarn_linear if config.yarn_ramp == "authors" else second_yarn
     forms = [second_pi(*stretch), second_ntk(*stretch), second(*stretch, config.beta_fast, config.beta_slow)]
-    return [np.ones(loaded.geometry.pairs), *(form / factors for form in forms)]
+    seeds = [np.ones(loaded.geometry.pairs), *(form / factors for form in forms)]
+    return [(seed, last.start_tokens) for seed in seeds]
 
 
-def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | None = None) -> list[FloatArray]:
+def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | None = None) -> list[Seed]:
     """The factors (D,) that Algorithm 1 starts from for a window of `length` tokens, the likeliest first.
 
     `config` has the settings of the YaRN among them.
     """
     geometry, checkpoint_scaling = loaded.geometry, loaded.checkpoint_scaling
+    chosen = config or SearchConfig()
+    seeds: list[Seed] = []
     if length > loaded.context_length:
-        forms = [
-            pi(geometry, length),
-            ntk_aware(geometry, length),
-            yarn_seed(geometry, length, config or SearchConfig()),
-        ]
-        return list(reversed(checkpoint_seeds(loaded, length).values())) + forms
-    seeds = [np.ones(geometry.pairs)]
+        if checkpoint_scaling is not None:
+            start_tokens = checkpoint_scaling.windows[-1].start_tokens
+            seeds = [(seed, start_tokens) for seed in reversed(checkpoint_seeds(loaded, length).values())]
+        forms = [pi(geometry, length), ntk_aware(geometry, length), yarn_seed(geometry, length, chosen)]
+        return seeds + [(form, None) for form in forms]
     if checkpoint_scaling is not None:
         windows = sorted(checkpoint_scaling.windows, key=lambda window: window != loaded.checkpoint_window(length))
-        seeds += [np.asarray(window.factors) for window in windows]
+        seeds = [(np.asarray(window.factors), window.start_tokens) for window in windows]
     lengths = [max(length, geometry.original_length), *(ratio * geometry.original_length for ratio in MILD_RATIOS)]
-    return seeds + [form(geometry, mild) for mild in lengths for form in (yarn, ntk_aware)]
+    forms = [form for mild in lengths for form in (yarn_seed(geometry, mild, chosen), ntk_aware(geometry, mild))]
+    return [(np.ones(geometry.pairs), None), *seeds, *((form, None) for form in forms)]
 
 
 def yarn_seed(geometry: RopeGeometry, length: int, config: SearchConfig) -> FloatArray:
@@ -127,16 +135,32 @@ def baselines(loaded: LoadedModel, length: int, *, formulas: bool = True) -> dic
     that stretched, each with its own attention factor.
 
     At the original window itself all closed forms are the original RoPE, which is then the only one. Without
-    `formulas`: the original RoPE and the checkpoint's scaling.
+    `formulas`: the original RoPE and the checkpoint's scaling. A form whose last factors are too large for a window, as
+    those of NTK by critical dimension for a very long one, is left out.
     """
-    windows = {}
-    for name, form in CLOSED_FORMS.items():
-        if name == NONE or (formulas and length > loaded.geometry.original_length):
-            factors, own = form(loaded.geometry, length)
-            windows[name] = Window(length, tuple(factors.tolist()), 0, own)
+    geometry, checkpoint_scaling = loaded.geometry, loaded.checkpoint_scaling
+    windows = {NONE: _closed_window(NONE, geometry, length)}
+    if formulas and length > geometry.original_length:
+        forms = {name: partial(_closed_window, name, geometry, length) for name in CLOSED_FORMS if name != NONE}
+        windows |= _possible(forms)
     own_window = loaded.checkpoint_window(length)
     if own_window is not None:
         windows[CHECKPOINT] = replace(own_window, max_length=length)
-    if formulas and loaded.checkpoint_scaling is not None and length > loaded.context_length:
-        windows |= {name: second_window(name, loaded.checkpoint_scaling, length) for name in SECOND_FORMS}
+    if formulas and checkpoint_scaling is not None and length > loaded.context_length:
+        windows |= _possible({name: partial(second_window, name, checkpoint_scaling, length) for name in SECOND_FORMS})
+    return windows
+
+
+def _closed_window(name: str, geometry: RopeGeometry, length: int) -> Window:
+    """The closed form `name` for `length` tokens, with its own attention factor."""
+    factors, own = CLOSED_FORMS[name](geometry, length)
+    return Window(length, tuple(factors.tolist()), 0, own)
+
+
+def _possible(forms: Mapping[str, Callable[[], Window]]) -> dict[str, Window]:
+    """The windows of `forms` by name, without those that raise LongRopeError."""
+    windows = {}
+    for name, form in forms.items():
+        with suppress(LongRopeError):
+            windows[name] = form()
     return windows

@@ -16,7 +16,7 @@ from longrope.rope.closed_forms import pair_that_turns, yarn
 from longrope.rope.progressive import continued_attention_factor, second_yarn, trained_pair
 from longrope.rope.scaling import Window
 from longrope.search.cma import CMASettings, cma_search, hybrid_search
-from longrope.search.config import CONTINUED, SearchConfig, attention_factor_of, start_tokens_of
+from longrope.search.config import CONTINUED, LARGEST, SearchConfig, attention_factor_of, start_tokens_of
 from longrope.search.evaluator import SEARCH, Evaluate, OnBest, SearchOutcome
 from longrope.search.evolution import Evolution, EvolutionSettings, evolution_search
 from longrope.search.gradient import GradientSettings, gradient_search
@@ -132,10 +132,12 @@ def _longrope(task: _Task) -> _Built:
     pairs, upper = task.loaded.geometry.pairs, task.config.max_factor
     choices = start_tokens_of(task.config.start_tokens)
     space = SearchSpace.for_ratio(pairs, task.ratio, choices)
-    if upper is not None:
-        space = replace(space, upper=upper)
+    space = replace(space, upper=min(space.upper if upper is None else upper, _largest(task.trained)))
     seeds_of = evolution_seeds if task.trained is None else relative_seeds
-    seeds = [space.snap(factors) for factors in seeds_of(task.loaded, task.target_length, task.config)]
+    seeds = [
+        space.snap(factors, start_tokens if start_tokens in choices else None)
+        for factors, start_tokens in seeds_of(task.loaded, task.target_length, task.config)
+    ]
     settings = _evolution_settings(task)
     described = {"space": asdict(space), "seeds": [seed.to_row() for seed in seeds]}
     return _evolution(task, Evolution(space, seeds, settings), settings, described)
@@ -235,10 +237,16 @@ def _model(task: _Task) -> dict[str, Any]:
 
 
 def _bounds(task: _Task) -> Bounds:
-    """The largest factor and the start tokens of the configuration."""
-    largest = task.config.max_factor
-    choices = start_tokens_of(task.config.start_tokens)
-    return Bounds(start_tokens=choices) if largest is None else Bounds(largest, choices)
+    """The largest factor, or multiple, and the start tokens of the configuration."""
+    largest = min(task.config.max_factor or LARGEST, _largest(task.trained))
+    return Bounds(largest, start_tokens_of(task.config.start_tokens))
+
+
+def _largest(trained: Vector | None) -> float:
+    """The largest factor of a window; of a search for multiples of λ_trained (D,), the largest with no factor above."""
+    if trained is None:
+        return LARGEST
+    return min(LARGEST, max(1.0, float(np.nextafter(LARGEST / trained.max(), 0.0))))  # rounded down
 
 
 def _choices(bounds: Bounds) -> int:
@@ -335,7 +343,7 @@ def _out_of_order(stage: WindowStage) -> bool:
 
 def _described(stages: list[WindowStage], bounds: Bounds, **settings: GradientSettings | CMASettings) -> dict[str, Any]:
     return {
-        **({} if bounds == Bounds() else {"bounds": asdict(bounds)}),
+        **({} if bounds == Bounds(_largest(stages[0].base)) else {"bounds": asdict(bounds)}),
         **{name: value.model_dump() for name, value in settings.items()},
         "stages": [{"length": one.length, "seeds": list(one.seeds), "ramps": one.ramp is not None} for one in stages],
         **_relative(stages[0].base),

@@ -21,7 +21,7 @@ from longrope.models.apply import apply_scaling
 from longrope.models.config import LayerInputs, LoadOptions
 from longrope.models.devices import device_of, is_spread, moved_to_cpu
 from longrope.models.fingerprint import fingerprint
-from longrope.models.loading import LoadedModel, open_model
+from longrope.models.loading import LoadedModel, open_without_tokenizer
 from longrope.models.processes import require_alone, sharing
 from longrope.provenance import versions
 from longrope.rope.scaling import RopeScaling
@@ -69,7 +69,7 @@ class Replica:
                 requests = yield list(evaluate(requests))
 
     def _load(self) -> LoadedModel:
-        loaded = open_model(self.model, options=self.options)
+        loaded = open_without_tokenizer(self.model, self.options)  # texts come as token ids
         if fingerprint(loaded.model) != self.fingerprint:
             raise LongRopeError(
                 f"{self.model} on {platform.node()} has other weights than the model of this search", code="other-model"

@@ -103,7 +103,7 @@ def finetune(
     kind = "cpu"
     if by_name and cpu is None:
         kind = usable_device(options.device).type  # without a GPU, the Trainer would take the CPU and say nothing
-    if cpu is False and not torch.accelerator.is_available():
+    if cpu is False and best_device() == "cpu":
         raise LongRopeError(
             "`cpu=False` trains on a GPU, and none is found here", code="invalid-setting", hint="leave it out"
         )
