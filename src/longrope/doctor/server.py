@@ -1,13 +1,12 @@
 """The RoPE that a running server computes, by its log-probabilities against those of the model here.
 
-longrope doctor checkpoint/ --server http://localhost:8000/v1
-
 The model computes the same texts here under every hypothesis: plain RoPE or the factors of one window of the scaling,
 for all lengths, with the attention factor 1, the stated one, or that of Phi-3's formula. The server computes the
 hypothesis that its numbers are nearest to, if they are much further from all others: its dtype, kernels or quantised
 weights are others, so they are never equal. Rounding is as large in short texts; the distance to a rotation that is no
 hypothesis grows with the position. A server that gives the log-probabilities of a prompt is compared on the last tokens
-of every text, another one on the most likely next tokens."""
+of every text, another one on the most likely next tokens.
+"""
 
 from __future__ import annotations
 
@@ -226,7 +225,8 @@ def diagnose_server(
     texts = _texts(loaded, max(chosen))
     callbacks.on_device(says_where(loaded.model))
     with scaled(loaded.model, RopeScaling.original(scaling.geometry)) as handle:
-        by_prompt, rows, among = True, [], hypotheses(scaling)
+        by_prompt, among = True, hypotheses(scaling)
+        rows: list[ServedLength] = []
         in_short_texts: float | None = None
         for length in chosen:
             ids = texts[:, :length]

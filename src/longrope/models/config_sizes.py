@@ -40,9 +40,9 @@ def check_sizes(values: Mapping[str, Any], where: str) -> None:
             found = part.get(name)
             sizes = found if isinstance(found, list) and found else [found]
             for size in sizes if found is not None else ():
-                whole = isinstance(size, int) and not isinstance(size, bool)
+                number = size if isinstance(size, int) and not isinstance(size, bool) else 0
                 strict = name in _LARGEST and (part is values or part is inner)
-                if (whole and size > largest) or (strict and not (whole and size >= 1)):
+                if number > largest or (strict and number < 1):
                     raise LongRopeError(
                         f"expected {name} of {place} to be a whole number of 1 to {largest}; found {shown(size)}",
                         code="invalid-config",

@@ -96,7 +96,7 @@ def evolution_seeds(loaded: LoadedModel, length: int, config: SearchConfig | Non
     return [(np.ones(geometry.pairs), None), *seeds, *((form, None) for form in forms)]
 
 
-def yarn_seed(geometry: RopeGeometry, length: int, config: SearchConfig) -> FloatArray:
+def yarn_seed(geometry: RopeGeometry, length: float, config: SearchConfig) -> FloatArray:
     """The YaRN (D,) that Algorithm 1 starts from."""
     form = yarn_linear if config.yarn_ramp == "authors" else yarn
     return form(geometry, length, config.beta_fast, config.beta_slow)
