@@ -136,7 +136,7 @@ def test_a_plan_knows_what_the_run_reaches(run: Path) -> None:
     loaded, options = open_model(str(run)), SearchConfig(method="longrope", population=4, iterations=0, samples=2)
     work = search_work(loaded, 2 * TARGET, options)
     # Six closed forms, the checkpoint as it is, and it stretched in four ways, each on two texts.
-    assert work.extra == [[(2, 2 * TARGET, False)] * 11]
+    assert work.extra == [[(2, 2 * TARGET, False, None)] * 11]
 
 
 def test_eval_takes_the_window_of_each_length(run: Path, checkpoint: Path, texts: Path) -> None:

@@ -100,8 +100,6 @@ def test_plain_numbers_are_stored() -> None:
         ("original_length", 1),
         ("original_length", "4k"),
         ("original_length", 4096.5),
-        ("original_length", 2**40 + 1),
-        ("original_length", 10**400),
     ],
 )
 def test_validation_names_the_field(field: str, value: Any) -> None:

@@ -280,7 +280,7 @@ def test_longrope2_with_a_given_dimension(run: Run, tmp_path: Path) -> None:
         ({"method": "gradient", "knots": 40}, "2 to 16 knots"),
         ({"method": "hybrid", **JUMP, "evaluations": 10}, "at least 11 evaluations"),
         ({"critical_dim": 16}, "from 1 to 15, found 16"),
-        ({"critical_dim": 16, "baselines": False}, "from 1 to 15, found 16"),
+        ({"method": "longrope2", "critical_dim": 16, "baselines": False}, "from 1 to 15, found 16"),
         ({"method": "longrope2", "critical_dim": 16}, "from 1 to 15, found 16"),
         ({"critical_dim": 1}, "`critical_dim` 1 is too low for NTK-rcd"),
     ],

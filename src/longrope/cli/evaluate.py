@@ -35,11 +35,10 @@ def command(
     as_json: given.Json = False,
 ) -> None:
     """Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts."""
-    from longrope.evaluation.run import SUITES, evaluate, log_path
+    from longrope.evaluation.run import evaluate, log_path
 
-    chosen, texts = given.chosen_suites(suites, config), {"data": data, "field": field, "allow_seen": allow_seen}
-    if all(name in SUITES and not SUITES[name].needs_text(config) for name in chosen):
-        given.refuse_unread(texts, chosen)
+    chosen = given.chosen_suites(suites, config)
+    given.refuse_unread(chosen, config, data=data, field=field, allow_seen=allow_seen)
     quiet_libraries()
     job: Any = {"seed": seed, "output": output, "resume": resume, "load": load, "server": server}
     job |= {"original": original, "allow_seen": allow_seen, "context_parallel": context_parallel}

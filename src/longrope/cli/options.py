@@ -5,7 +5,7 @@ The options of a configuration are made from its settings (`verb.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -247,8 +247,12 @@ def chosen_suites(suites: str, config: EvalConfig) -> tuple[str, ...]:
     return names
 
 
-def refuse_unread(given: Mapping[str, object], suites: Sequence[str]) -> None:
-    """Raise LongRopeError for an option about texts where no suite reads any."""
+def refuse_unread(suites: Sequence[str], config: EvalConfig, **given: object) -> None:
+    """Raise LongRopeError for an option about texts that is `given` where no suite reads any."""
+    from longrope.evaluation.run import SUITES
+
+    if any(name not in SUITES or SUITES[name].needs_text(config) for name in suites):
+        return
     for name, value in given.items():
         if value:
             raise LongRopeError(
