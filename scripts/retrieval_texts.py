@@ -10,8 +10,6 @@ Books alone do not keep retrieval alive in so small a model, so `recipes/tiny-51
 looking back to where one was stated can answer. Statements and questions are those the model was trained with
 (`train_tiny.NEEDLES`) and those of the passkey suite. A passkey that is asked for again can be read from the answer
 before, so it is asked for four times at most; and facts are often stated first of all, or asked for from afar.
-With `--sums`, half of the documents from books hold sums of money and other numbers that nobody asks for: a model that
-never met such takes them for answers.
 """
 
 from __future__ import annotations
@@ -43,28 +41,17 @@ FIRST = 0.15  # of statements are the first sentence
 PASSKEY = (passkey.PASSKEY.replace("{key}", "{number}"), passkey.QUESTION, " {number}.")
 DIGITS = {4: 0.1, 5: 0.3, 6: 0.2, 7: 0.4}  # of numbers, by how many digits they have; the suites' have 5 and 7
 FEW_DIGITS = 0.3  # of numbers have two to four different digits, which a copy of the last token alone gets wrong
-SUMS = (" £{:,}", " ${:,}", " {:,}", " {}", " £{}", " {}l.", " in {}", " No. {}")
-MOST_SUMS = (40, 400)  # tokens of a document to each, log-uniformly
-WITH_SUMS = 0.5  # of documents from books
 LEAST_TEXT = 32  # tokens of a document that are neither statement nor question
 
 
 class Texts:
     """Draws documents from `books` (token arrays), by seed."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        books: list[np.ndarray],
-        words: list[str],
-        seed: int,
-        sums: bool = False,
-    ):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, books: list[np.ndarray], words: list[str], seed: int):
         self.tokenizer, self.books, self.words = tokenizer, books, words
         self.sizes = np.array([len(book) for book in books], dtype=np.float64)
         self.noise = np.array(tokenizer.encode(passkey.NOISE, add_special_tokens=False))
         self.rng = np.random.default_rng(seed)
-        self.with_sums = sums
 
     def passage(self, length: int) -> np.ndarray:
         book = self.books[self.rng.choice(len(self.books), p=self.sizes / self.sizes.sum())]
@@ -106,13 +93,10 @@ class Texts:
 
     def assembled(self, length: int, facts: list[tuple[str, list[str]]], *, noise: bool, begin: str = "") -> str:
         """Text with every fact's statement, and its questions behind it."""
-        sums = [] if noise else self.sums(length)
-        while (
-            room := length - sum(map(self.tokens, chain([begin, *sums], *([s, *q] for s, q in facts))))
-        ) < LEAST_TEXT:
-            (facts or sums).pop()
+        while (room := length - sum(map(self.tokens, chain([begin], *([s, *q] for s, q in facts))))) < LEAST_TEXT:
+            facts.pop()
         filler = np.resize(self.noise, room) if noise else self.passage(room)
-        inserted = [(int(self.rng.integers(0, room + 1)), 2, text) for text in sums]
+        inserted = []
         for statement, questions in facts:
             far = int(self.distance(room))
             at = int(self.rng.integers(0, room - far + 1))
@@ -129,14 +113,6 @@ class Texts:
             pieces += [self.tokenizer.decode(filler[used:at]), text]
             used = at
         return "".join([*pieces, self.tokenizer.decode(filler[used:])])
-
-    def sums(self, length: int) -> list[str]:
-        """Numbers of one to seven digits that a document of `length` tokens holds beside its facts."""
-        if not self.with_sums or self.rng.random() >= WITH_SUMS:
-            return []
-        spacing = np.exp(self.rng.uniform(*np.log(MOST_SUMS)))
-        numbers = np.exp(self.rng.uniform(0.0, np.log(1e7), int(length / spacing))).astype(int)
-        return [SUMS[self.rng.integers(len(SUMS))].format(number) for number in numbers.tolist()]
 
     def distance(self, room: int) -> float:
         """From a statement to its first question: half uniform, half log-uniform, or `FAR`."""
@@ -162,14 +138,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16384)
     parser.add_argument("--documents", type=int, default=320)
     parser.add_argument("--short", type=int, default=0, help="documents of at most 250 tokens")
-    parser.add_argument("--sums", action="store_true", help="numbers in the text that are not asked for")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     tokenizer = load_tokenizer("tiny")
     books = [document.ids for document in tokenize(read_documents(args.books), tokenizer)]
     words = frequent_words(sorted(args.books.glob("*.txt")))
-    texts = Texts(tokenizer, books, words, args.seed, args.sums)
+    texts = Texts(tokenizer, books, words, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
     def long(_: int) -> str:

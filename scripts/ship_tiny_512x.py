@@ -3,10 +3,7 @@
     python scripts/ship_tiny_512x.py --run runs/tiny-512x --out src/longrope/assets/tiny-512x
 
 The card's numbers are those of the run's own evaluation stages; `training.json` has the settings of every stage, what
-it came to, and the hashes of what it read and wrote, of a fine-tuning also that of its rows. A run that went on from
-the export of an earlier one (the bits are those of one run) has that one's record with `--before`:
-
-    python scripts/ship_tiny_512x.py --run runs/further --before src/longrope/assets/tiny-512x/training.json --out …
+it came to, and the hashes of what it read and wrote, of a fine-tuning also that of its rows.
 """
 
 from __future__ import annotations
@@ -55,32 +52,20 @@ def record_of(run: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def without_measurements(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run without the stages that made nothing of the model."""
-    made = {name: stage for name, stage in record["stages"].items() if stage["stage"] in ("search", "finetune")}
-    return record | {"stages": made}
-
-
-def stages_of(record: dict[str, Any], *kinds: str) -> list[dict[str, Any]]:
-    """The stages of these kinds, those of the run before first."""
-    before = stages_of(record["before"], *kinds) if "before" in record else []
-    return before + [stage for stage in record["stages"].values() if stage["stage"] in kinds]
-
-
-def minutes(stages: list[dict[str, Any]]) -> float:
-    return sum(float(stage["result"]["seconds"]) for stage in stages) / 60
+def minutes(record: dict[str, Any], *kinds: str) -> float:
+    """The minutes that stages of these kinds took."""
+    return sum(float(stage["result"]["seconds"]) for stage in record["stages"].values() if stage["stage"] in kinds) / 60
 
 
 def card(record: dict[str, Any], scaling: RopeScaling, rows: list[EvalRow]) -> str:
     """The card in Markdown."""
-    tuned = stages_of(record, "finetune")
+    tuned = [stage for stage in record["stages"].values() if stage["stage"] == "finetune"]
     steps = "; ".join(
         f"{stage['settings']['steps']} steps of {stage['settings']['batch']} rows of "
-        f"{format_length(stage['settings']['length'])} up to "
-        f"{format_length(stage['settings']['skip_to'] or stage['settings']['length'])}"
+        f"{format_length(stage['settings']['length'])} up to {format_length(stage['settings']['skip_to'])}"
         for stage in tuned
     )
-    making, measuring = minutes(stages_of(record, "search", "finetune")), minutes(stages_of(record, "evaluate"))
+    making, measuring = minutes(record, "search", "finetune"), minutes(record, "evaluate")
     tokens = sum(count for stage in tuned for count in stage["result"]["tokens"].values())
     (window,) = scaling.windows
     table = "\n".join(
@@ -121,7 +106,6 @@ and texts (`scripts/retrieval_texts.py`).
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--before", type=Path, help="training.json of the model that the run began with")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     exported = sorted(args.run.glob("*-export"))[-1] / "checkpoint"
@@ -130,8 +114,6 @@ def main() -> None:
         shutil.copyfile(exported / name, args.out / name)
         (args.out / name).chmod(0o644)  # safetensors writes 0600, which a wheel would carry
     record = record_of(args.run)
-    if args.before is not None:
-        record["before"] = without_measurements(json.loads(args.before.read_text("utf-8")))
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     text = card(record, RopeScaling.load(args.run / "scaling.json"), measured(args.run))
     (args.out / "README.md").write_text(text, "utf-8")

@@ -37,8 +37,7 @@ def command(
     """Measure a model, or the model of a server: perplexity, retrieval, RULER, short texts."""
     from longrope.evaluation.run import evaluate, log_path
 
-    chosen = given.chosen_suites(suites, config)
-    given.refuse_unread(chosen, config, data=data, field=field, allow_seen=allow_seen)
+    chosen = given.chosen_suites(suites, config, data=data, field=field, allow_seen=allow_seen)
     quiet_libraries()
     job: Any = {"seed": seed, "output": output, "resume": resume, "load": load, "server": server}
     job |= {"original": original, "allow_seen": allow_seen, "context_parallel": context_parallel}

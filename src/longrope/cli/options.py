@@ -5,7 +5,7 @@ The options of a configuration are made from its settings (`verb.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -240,14 +240,15 @@ def sources(data: list[str] | None, field: list[str] | None) -> list[TextSource]
     return as_sources(data or [], field)
 
 
-def chosen_suites(suites: str, config: EvalConfig) -> tuple[str, ...]:
-    """The names in `suites`. Raises LongRopeError for a setting that none of them uses."""
+def chosen_suites(suites: str, config: EvalConfig, **about_texts: object) -> tuple[str, ...]:
+    """The names in `suites`. Raises LongRopeError for a setting, and for an option about texts, that none of them uses."""
     names = split_names(suites, "suites")
     config.refuse_unused(names)
+    _refuse_unread(names, config, about_texts)
     return names
 
 
-def refuse_unread(suites: Sequence[str], config: EvalConfig, **given: object) -> None:
+def _refuse_unread(suites: Sequence[str], config: EvalConfig, given: Mapping[str, object]) -> None:
     """Raise LongRopeError for an option about texts that is `given` where no suite reads any."""
     from longrope.evaluation.run import SUITES
 
