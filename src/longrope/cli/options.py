@@ -241,7 +241,7 @@ def sources(data: list[str] | None, field: list[str] | None) -> list[TextSource]
 
 
 def chosen_suites(suites: str, config: EvalConfig, **about_texts: object) -> tuple[str, ...]:
-    """The names in `suites`. Raises LongRopeError for a setting, and for an option about texts, that none of them uses."""
+    """The names in `suites`. Raises LongRopeError for a setting or an option about texts that none of them uses."""
     names = split_names(suites, "suites")
     config.refuse_unused(names)
     _refuse_unread(names, config, about_texts)
