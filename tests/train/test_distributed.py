@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from longrope.errors import LongRopeError
+from longrope.run_files import FINETUNE_IDENTITY
 from longrope.train.config import LoraConfig
 from longrope.train.finetune import refuse_combinations
 from tests.train.runs import torchrun, training, write_texts
@@ -26,6 +27,7 @@ def trained(folder: Path, name: str, processes: int, form: str, checkpoint: Path
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(checkpoint: Path, tmp_path: Path) -> None:
     write_texts(tmp_path / "texts")
+    (tmp_path / FINETUNE_IDENTITY).write_text("{}", "utf-8")  # the Trainer's folder lies in that of a run
     alone = trained(tmp_path, "alone", 1, "ddp", checkpoint)
     shared = trained(tmp_path, "shared", 2, "ddp", checkpoint)
     sharded = trained(tmp_path, "sharded", 2, "fsdp", checkpoint)

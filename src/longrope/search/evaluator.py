@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from longrope.callbacks import Callbacks, SearchProgress
@@ -71,7 +71,7 @@ class SearchOutcome:
     loss: float
     chosen_seeds: tuple[str, ...] = ()
     ranked: tuple[tuple[Any, float], ...] = ()
-    to_window: Callable[[Any], Window] | None = None
+    to_window: Callable[[Any], Window] | None = field(default=None, compare=False)
 
 
 OnBest = Callable[[Window, float], None]
