@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from longrope.models.apply import apply_scaling
+from longrope.models.saving import plain_saves
 from longrope.train import finetune as finetune_module
 from longrope.train.finetune import finetune, packed_rows, training_windows
 from longrope.train.loss import chunked_loss
@@ -49,7 +50,7 @@ def main(checkpoint: str, sources: str, out: str, form: str, resume: str | None 
     recorded = Recorded()
     arguments = training_arguments(settings, Path(out), cpu=True)
     scaled = apply_scaling(loaded.model, scaling)
-    with chunked_loss(loaded.model):
+    with plain_saves(loaded.model), chunked_loss(loaded.model):
         trainer = make_trainer(
             loaded.model,
             arguments,
