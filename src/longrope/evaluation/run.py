@@ -158,10 +158,7 @@ def evaluate(
         if is_server(model):
             given: dict[str, object] = {"scaling": scaling, "baselines": baselines}
             given |= {"original": original, "target_length": target_length}
-            usual = LoadOptions().model_dump()  # what is not given
-            given |= {
-                name: value for name, value in (load or LoadOptions()).model_dump().items() if value != usual[name]
-            }
+            given |= (load or LoadOptions()).model_dump(exclude_defaults=True)
             if wrong := [name for name, value in given.items() if value]:
                 raise LongRopeError(
                     f"a server is measured as it is: `{wrong[0]}` has no effect on it",

@@ -82,8 +82,7 @@ def search_of(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trainings(provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trainings that the weights have had, in order, each once: those that the scaling of the weights before them
-    carried along, those of a recipe's stages, its own."""
+    """The trainings of the weights in order, each once: those before this run, those of a recipe's stages, the last."""
     carried, own = provenance.get("carried"), provenance.get("training")
     earlier = [carried] if isinstance(carried, dict) else []
     found = [training for before in (*earlier, *_stages(provenance)) for training in _trainings(before)]
@@ -92,7 +91,7 @@ def _trainings(provenance: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _stages(provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each stage of a recipe's run recorded, in order; none for any other scaling."""
+    """The provenances of the stages of a recipe's run, in order; none for any other scaling."""
     stages = provenance.get("stages")
     return [found for found in stages.values() if isinstance(found, dict)] if isinstance(stages, dict) else []
 

@@ -130,10 +130,11 @@ def measured_stages(run: Path, scaling: RopeScaling, weights: str = "", end: str
     and before the stage `end`. Raises LongRopeError for a result that cannot be read.
     """
     rows: list[EvalRow] = []
+    wanted = numbers_sha256(scaling)
     for folder in sorted(run.glob("[0-9]*-evaluate")):
         after = not (run / weights).is_dir() or folder.name > weights
         finished = after and (end is None or folder.name < end) and (folder / STAGE).is_file()
-        if finished and numbers_sha256(RopeScaling.load(folder / SCALING)) == numbers_sha256(scaling):
+        if finished and numbers_sha256(RopeScaling.load(folder / SCALING)) == wanted:
             rows += EvalResults.load(folder / EVALUATION).rows
     return rows
 

@@ -36,7 +36,7 @@ _SPARE = 8  # tokens beyond the reference answer that a reply may take below SHO
 _FULL = 0.9  # the least share of a length that a haystack of words of a document fills; or all but one long word:
 _WORD = 64  # tokens
 _PIECES = re.compile(r"\s+|(?<=[。！？])(?![」』”’])")
-"""What stands between two words, or behind a sentence of a script without blanks."""
+"""The places to cut at: blanks between two words, and the ends of sentences in a script without blanks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,10 +105,10 @@ def draw_task(
             sample = fit(make, tokens, length, maker.smallest, maker.largest)
         except LongRopeError as error:
             raise LongRopeError(f"RULER's {task} {error}", code=error.code) from error
-        if maker.document and tokens(sample) < min(_FULL * length, length - _WORD):
+        if maker.document and (filled := tokens(sample)) < min(_FULL * length, length - _WORD):
             raise LongRopeError(
                 f"RULER's {task} cuts texts between words: expected {maker.document} to have enough of them to fill "
-                f"{length} tokens, found {tokens(sample)} tokens in {maker.largest} words",
+                f"{length} tokens, found {filled} tokens in {maker.largest} words",
                 code="too-short-text",
                 hint="give texts with blanks between words, or `ruler_tasks` that need no text, such as niah_single_1",
             )

@@ -47,7 +47,7 @@ class Server:
         self.address = base if base.partition("://")[2].count("/") else f"{base}/v1"
         self.options = options
         self.warnings: list[str] = []
-        """What could not be checked, and why, for the results."""
+        """The checks that could not be made, with the reasons, for the results."""
         self._unknown: set[str] = set()
         more: dict[str, Any] = {"timeout": options.timeout, "max_retries": options.retries}
         try:
